@@ -1,0 +1,24 @@
+"""How the scripts end: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+
+import sys
+from collections.abc import Callable
+
+USER_ERROR = 2
+COMPLETE_WITH_FAILURES = 3
+
+
+class UserError(ValueError):
+    """A mistake of the user's. The message says in one line what was seen, what is expected and the remedy."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit: 0 complete, 3 complete with failures listed, 2 for a user's mistake.
+
+    Only `UserError` is taken for a mistake of the user's; any other exception keeps its traceback.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = USER_ERROR
+    sys.exit(code or 0)
