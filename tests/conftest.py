@@ -1,0 +1,59 @@
+"""Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once a session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Nothing is downloaded, and no test may wait for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def tiny_smolvlm(checkpoints) -> Path:
+    """A folder with an Idefics3 of 1 M random weights, 64-px tiles and SmolVLM's template."""
+    from miniature.checkpoints import build_smolvlm, save
+
+    return save(checkpoints / "smolvlm", *build_smolvlm())
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(checkpoints) -> Path:
+    """A folder with a Qwen2.5-VL of 1 M random weights."""
+    from miniature.checkpoints import build_qwen, save
+
+    return save(checkpoints / "qwen", *build_qwen())
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(checkpoints) -> Path:
+    """A folder with a LLaVA of 1 M random weights."""
+    from miniature.checkpoints import build_llava, save
+
+    return save(checkpoints / "llava", *build_llava())
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory) -> Path:
+    """A `save_to_disk` folder with the splits `train` (24 rows) and `test` (12 rows) of the miniature world."""
+    from miniature.world import write_world
+
+    folder = tmp_path_factory.mktemp("datasets") / "miniature"
+    write_world(folder, seed=7, train=24, test=12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_hub() -> Path:
+    """The real SmolVLM and Qwen2.5-VL tokenizers and configurations, where they lie beside the repository."""
+    if not (SHARED / "hub").is_dir():
+        pytest.skip(f"the real tokenizers and configurations are not at {SHARED / 'hub'}")
+    return SHARED / "hub"
