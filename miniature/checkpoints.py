@@ -65,8 +65,7 @@ def sentences() -> list[str]:
             texts += [part["text"] for m in messages for part in m["content"] if part["type"] == "text"]
     boxes = [prompts.bbox_completion((n, n + 1, 99 - n, 98)) for n in range(10, 40)]
     json_boxes = [
-        f'```json\n[\n\t{{"bbox_2d": [{n}, {n + 9}, {n + 20}, {n + 40}], "label": "sign"}}\n]\n```'
-        for n in range(60)
+        f'```json\n[\n\t{{"bbox_2d": [{n}, {n + 9}, {n + 20}, {n + 40}], "label": "sign"}}\n]\n```' for n in range(60)
     ]
     plain = [
         "User:",
@@ -120,9 +119,7 @@ def build_smolvlm(seed: int = 0) -> tuple[Idefics3ForConditionalGeneration, Idef
     image_processor = Idefics3ImageProcessor(
         size={"longest_edge": TILE}, max_image_size={"longest_edge": TILE}, resample=1
     )
-    processor = Idefics3Processor(
-        image_processor, tokenizer, image_seq_len=16, chat_template=SMOLVLM_TEMPLATE
-    )
+    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=16, chat_template=SMOLVLM_TEMPLATE)
     stop = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Idefics3Config(
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

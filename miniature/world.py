@@ -30,7 +30,38 @@ COLORS = {
     "teal": (15, 160, 165),
 }
 KINDS = ("sign", "plate", "page")
-WORDS = ["bank", "bus", "cafe", "club", "exit", "farm", "gate", "hall", "hotel", "inn", "left", "mall", "menu", "museum", "north", "open", "park", "pizza", "pool", "pub", "sale", "school", "shop", "south", "stop", "taxi", "tea", "tours", "west", "zoo"]
+WORDS = [
+    "bank",
+    "bus",
+    "cafe",
+    "club",
+    "exit",
+    "farm",
+    "gate",
+    "hall",
+    "hotel",
+    "inn",
+    "left",
+    "mall",
+    "menu",
+    "museum",
+    "north",
+    "open",
+    "park",
+    "pizza",
+    "pool",
+    "pub",
+    "sale",
+    "school",
+    "shop",
+    "south",
+    "stop",
+    "taxi",
+    "tea",
+    "tours",
+    "west",
+    "zoo",
+]
 QUESTIONS = (
     "What is written on the {color} {kind}?",
     "What does the {color} {kind} say?",
@@ -84,13 +115,9 @@ def draw_background(rng: random.Random, width: int, height: int) -> Image.Image:
     noise = np.random.default_rng(rng.getrandbits(32))
     base = noise.uniform(70, 190) + noise.uniform(-18, 18, 3)
     slope = np.linspace(-1, 1, 12)
-    field = base + 25 * (
-        rng.uniform(-1, 1) * slope[:, None, None] + rng.uniform(-1, 1) * slope[None, :, None]
-    )
+    field = base + 25 * (rng.uniform(-1, 1) * slope[:, None, None] + rng.uniform(-1, 1) * slope[None, :, None])
     field = field + noise.normal(0, 14, (12, 12, 1)) + noise.normal(0, 4, (12, 12, 3))
-    canvas = Image.fromarray(field.clip(0, 255).astype(np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
+    canvas = Image.fromarray(field.clip(0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.randint(4, 9)):
         grey = rng.randint(50, 210)
@@ -196,9 +223,7 @@ def write_world(output_path: str | Path, seed: int = 0, train: int = 2400, test:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_path", default="datasets/miniature")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=2400, help="rows, half for SFT and half for GRPO")
