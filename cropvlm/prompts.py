@@ -1,0 +1,64 @@
+"""Every word that a model reads or is trained to write, as chat messages for `processor.apply_chat_template`.
+
+`str.capitalize()` lower-cases the rest of a question. The paper's models were trained so; it stays.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cropvlm.boxes import format_bbox
+
+Messages = list[dict[str, Any]]
+
+TEACHER = (
+    "Outline the region in the image that would help answer the following question: {question}\n"
+    "Output the coordinates in JSON format with a 'bbox_2d' field containing [x1, y1, x2, y2]."
+)
+OUTLINE = "Outline the region in the image that would help answer this question."
+BRIEF_ANSWER = "Give a very brief answer."
+
+
+def teacher_messages(question: str) -> Messages:
+    """Return the teacher's prompt: one image, then the request for a JSON box in pixels."""
+    # Not str.format, which would read braces; the question is put in as it stands.
+    return _user_turn(1, TEACHER.replace("{question}", question))
+
+
+def cropper_messages(question: str) -> Messages:
+    """Return the cropper's prompt: one image, then the question and the request for a box."""
+    return _user_turn(1, f"{question.capitalize()}\n{OUTLINE}")
+
+
+def answerer_messages(question: str, num_images: int, instruction: str = BRIEF_ANSWER) -> Messages:
+    """Return the prompt of answerer and reward VLM.
+
+    Args:
+        question: as in the data set.
+        num_images: 1 for the full image alone, 2 for full image and crop, in this order.
+        instruction: what the benchmark asks for; the paper's brief answer by default.
+    """
+    return _user_turn(num_images, f"{question.capitalize()}\n{instruction}")
+
+
+def _user_turn(num_images: int, text: str) -> Messages:
+    content = [{"type": "image"} for _ in range(num_images)]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+
+
+def bbox_completion(bbox_pct: Sequence[int]) -> str:
+    """Return the assistant turn that the cropper learns: `[x1, y1, x2, y2].`"""
+    return format_bbox(bbox_pct)
+
+
+def answer_completion(answer: str) -> str:
+    """Return the assistant turn that the reward VLM scores: `{answer.capitalize()}.`"""
+    return f"{answer.capitalize()}."
+
+
+def clean_answer(text: str) -> str:
+    """Return a generated answer without surrounding white space and one trailing dot; nothing else is changed.
+
+    >>> clean_answer(" Coca cola.\\n")
+    'Coca cola'
+    """
+    return text.strip().removesuffix(".").strip()
