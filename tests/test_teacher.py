@@ -1,0 +1,176 @@
+"""The teacher: the size it sees an image at, its boxes mapped back, batches of like size, unreadable images."""
+
+from io import BytesIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cropvlm.boxes import rescale_bbox
+from cropvlm.crops import UnreadableImage, open_image
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.teacher import TeacherBatches, image_size, outline, read_response, teacher_size
+
+QWEN_BUDGET = {"min_pixels": 3136, "max_pixels": 12845056}  # Qwen2.5-VL's own
+SIDES = st.integers(min_value=1, max_value=9000)
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_qwen):
+    return load_processor(str(tiny_qwen))
+
+
+@pytest.fixture(scope="module")
+def real_budget(tiny_qwen):
+    return load_processor(str(tiny_qwen), **QWEN_BUDGET)
+
+
+def encode(size, color="white", **options) -> dict:
+    file = BytesIO()
+    Image.new("RGB", size, color).save(file, "JPEG", **options)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def rotated(size) -> dict:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter before it is shown
+    return encode(size, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1024, 768), (1036, 756)),  # 1024 / 28 = 36.6 -> 37 x 28; 768 / 28 = 27.4 -> 27 x 28
+        ((280, 560), (280, 560)),  # multiples of 28 stay
+        # 40 MP: beta = sqrt(7300 * 5480 / 12845056) = 1.76477; 7300 / beta / 28 = 147.7 -> 147, 110.9 -> 110
+        ((7300, 5480), (4116, 3080)),
+        ((20, 20), (56, 56)),  # below 3136 px: 20 * sqrt(3136 / 400) = 56
+        ((1, 1), (56, 56)),
+        ((3, 3000), (28, 2996)),  # 1000:1; taken as 15:3000: 15 / 28 -> 1, 3000 / 28 = 107.1 -> 107
+    ],
+)
+def test_teacher_size(real_budget, size, expected):
+    assert teacher_size(size, real_budget) == expected
+
+
+@given(width=SIDES, height=SIDES)
+def test_teacher_size_is_one_that_the_processor_keeps(real_budget, width, height):
+    seen_width, seen_height = teacher_size((width, height), real_budget)
+    assert seen_width % 28 == seen_height % 28 == 0
+    assert 3136 <= seen_width * seen_height <= 12845056
+
+
+@pytest.mark.parametrize("size", [(1023, 681), (7301, 5479), (3, 3000), (29, 27)])
+def test_box_comes_back_from_the_size_that_the_teacher_saw(real_budget, size):
+    width, height = size
+    seen_width, seen_height = seen = teacher_size(size, real_budget)
+    # The right lower quarter, in the teacher's pixels, is the right lower quarter of the original.
+    text = f'{{"bbox_2d": [{seen_width / 2}, {seen_height / 2}, {seen_width}, {seen_height}]}}'
+    bbox_px, kind = read_response(text, seen, size)
+    assert kind == "box"
+    assert bbox_px == pytest.approx((width / 2, height / 2, width, height), rel=1e-12)
+
+
+@given(
+    width=SIDES,
+    height=SIDES,
+    shares=st.tuples(*[st.floats(min_value=0, max_value=1, allow_subnormal=False)] * 4),
+)
+def test_mapping_there_and_back_is_exact(real_budget, width, height, shares):
+    x1, x2 = sorted((shares[0] * width, shares[2] * width))
+    y1, y2 = sorted((shares[1] * height, shares[3] * height))
+    seen = teacher_size((width, height), real_budget)
+    there = rescale_bbox((x1, y1, x2, y2), (width, height), seen)
+    assert rescale_bbox(there, seen, (width, height)) == pytest.approx((x1, y1, x2, y2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "bbox_px", "kind"),
+    [
+        ("[10, 20, 30, 40]", (20, 20, 60, 40), "box"),  # seen 100x100, in truth 200x100: x doubles
+        ('```json\n[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]\n```', (20, 20, 60, 40), "box"),
+        ("[30, 40, 10, 20]", (20, 20, 60, 40), "box"),  # reversed corners
+        ('["10", "20", "30", "40"]', (20, 20, 60, 40), "box"),  # strings for numbers
+        ("[10.5, 20.5, 30, 40]", (21, 20.5, 60, 40), "box"),
+        ("[90, 90, 130, 140]", (180, 90, 200, 100), "box"),  # beyond the edge: clipped
+        ("[10, 20, 10, 20]", (20, 20, 20, 20), "box"),  # no area: it takes part
+        ("[100, 0, 120, 50]", None, "outside the image"),
+        ("", None, "empty"),
+        ("There is no such sign.", None, "no list"),
+        ('{"bbox_2d": [10, 20, 3', None, "truncated"),
+        ("[10, 20, 30]", None, "not four values"),
+        ("[x1, y1, x2, y2]", None, "not numbers"),
+    ],
+)
+def test_read_response(text, bbox_px, kind):
+    assert read_response(text, seen_size=(100, 100), size=(200, 100)) == (bbox_px, kind)
+
+
+def test_image_size_is_that_of_the_upright_image():
+    for source, size in [(encode((30, 20)), (30, 20)), (rotated((30, 20)), (20, 30))]:
+        assert image_size(source) == open_image(source).size == size
+
+
+@pytest.mark.parametrize("source", [None, {"bytes": None, "path": None}, {"bytes": b"no image", "path": None}])
+def test_image_size_of_what_is_no_image(source):
+    with pytest.raises(UnreadableImage):
+        image_size(source)
+
+
+def make_rows(sizes) -> list[dict]:
+    return [
+        {"image": encode(size), "question": f"What is on sign {i}?", "question_id": f"q{i}"}
+        for i, size in enumerate(sizes)
+    ]
+
+
+def plan(rows, processor, batch_size) -> TeacherBatches:
+    return TeacherBatches(rows, {i: image_size(row["image"]) for i, row in enumerate(rows)}, processor, batch_size)
+
+
+def test_batches_hold_images_of_like_size_largest_first(processor):
+    sizes = [(60, 60), (140, 140), (61, 60), (138, 140), (90, 60)]
+    # seen at 56x56, 140x140, 56x56, 140x140 and 84x56
+    assert plan(make_rows(sizes), processor, 2).batches == [[1, 3], [4, 0], [2]]
+
+
+def test_outline_is_the_same_at_every_batch_size(tiny_qwen, processor):
+    model = load_model(str(tiny_qwen), device="cpu")
+    rows = make_rows([(60, 60), (140, 100), (100, 140), (300, 90), (28, 28)])
+
+    def records(batch_size, num_workers=0):
+        batches = plan(rows, processor, batch_size)
+        found = [r for done in outline(model, batches, max_new_tokens=8, num_workers=num_workers) for r in done]
+        return {record["question_id"]: record for record in found}
+
+    one_by_one = records(1)
+    assert set(one_by_one) == {"q0", "q1", "q2", "q3", "q4"}
+    assert one_by_one["q1"]["size"] == [140, 100]
+    assert one_by_one["q1"]["seen_size"] == [140, 112]  # 100 / 28 = 3.57 -> 4 x 28
+    assert records(2) == records(5) == records(3, num_workers=1) == one_by_one
+
+
+def test_an_unreadable_image_leaves_its_batch(tiny_qwen, processor):
+    model = load_model(str(tiny_qwen), device="cpu")
+    rows = make_rows([(100, 100)] * 3)
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-30]  # the header stands, the pixels are cut off
+    (records,) = outline(model, plan(rows, processor, 3), max_new_tokens=4)
+    by_id = {record["question_id"]: record for record in records}
+    assert "unreadable image" in by_id["q1"]["error"]
+    assert "teacher_response" in by_id["q0"]
+    assert "teacher_response" in by_id["q2"]
+
+
+def test_prompt_and_image_reach_the_teacher(processor):
+    ((records, inputs, failures),) = plan(make_rows([(140, 84)]), processor, 1)
+    text = processor.tokenizer.decode(inputs["input_ids"][0])
+    assert failures == []
+    assert inputs["image_grid_thw"].tolist() == [[1, 6, 10]]  # 84 / 14 by 140 / 14 patches
+    assert text.count("<|image_pad|>") == 15  # merged two by two
+    assert (
+        "<|vision_end|>Outline the region in the image that would help answer the following question: "
+        "What is on sign 0?\nOutput the coordinates in JSON format with a 'bbox_2d' field containing "
+        "[x1, y1, x2, y2].<|im_end|>\n<|im_start|>assistant\n"
+    ) in text
+    assert records == [{"question_id": "q0", "size": [140, 84], "seen_size": [140, 84]}]
