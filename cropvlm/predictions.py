@@ -125,9 +125,7 @@ def read_meta(path: str | Path) -> dict:
         return {}
     meta = _read_json(meta_path(path))
     if not isinstance(meta, dict):
-        raise UserError(
-            f"{meta_path(path)} is no meta file: it holds a {type(meta).__name__}, expected an object"
-        )
+        raise UserError(f"{meta_path(path)} is no meta file: it holds a {type(meta).__name__}, expected an object")
     return meta
 
 
@@ -138,9 +136,7 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
     Raises `UserError`, naming a few, if ids are missing, doubled or strange.
     """
     # The column alone: going through the rows of a Dataset would read every image.
-    row_ids = (
-        list(rows["question_id"]) if hasattr(rows, "column_names") else [row["question_id"] for row in rows]
-    )
+    row_ids = list(rows["question_id"]) if hasattr(rows, "column_names") else [row["question_id"] for row in rows]
     record_ids = [record["question_id"] for record in records]
     known, given = set(row_ids), set(record_ids)
     faults = {
@@ -219,9 +215,7 @@ class Journal:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.close()
-                raise UserError(
-                    f"another run is writing here ({self.path} is locked); wait for it to end"
-                ) from None
+                raise UserError(f"another run is writing here ({self.path} is locked); wait for it to end") from None
             if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 return file
             file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
@@ -244,9 +238,7 @@ class Journal:
         except ValueError:
             row = None
         good = isinstance(row, dict) and (
-            isinstance(row.get("settings"), dict)
-            if number == 1
-            else isinstance(row.get("question_id"), (str, int))
+            isinstance(row.get("settings"), dict) if number == 1 else isinstance(row.get("question_id"), (str, int))
         )
         if not good:
             raise UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")

@@ -1,0 +1,381 @@
+"""Data sets: the table of benchmarks, loading from the hub or from disk, and the one row schema. No torch in here.
+
+Inside, every row has `image`, `question` (str), `question_id` (str or int, unique), `answers` (list of str, empty
+where there are no references) and whatever other columns its source has (`bbox` in the SFT part). Images stay
+encoded: `{"bytes": ..., "path": ...}`, which `cropvlm.crops.open_image` opens.
+"""
+
+import base64
+import binascii
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+from huggingface_hub.errors import HTTPError
+
+from cropvlm.cli import UserError
+
+NEEDED = ("image", "question", "question_id")
+LETTERS = ("A", "B", "C", "D")
+ROW_NUMBER = "row number"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a data set lies, how its columns map to the row schema, how it is asked and scored.
+
+    columns: schema name -> published name, where they differ; ROW_NUMBER as question_id if none is published.
+    data_files: split -> files in the repository, for splits that the data set's card does not list.
+    options: columns of the options, appended to the question one per line.
+    metric: vqa, anls or letter. instruction: what follows the question; None for the paper's brief answer.
+    """
+
+    name: str
+    hub_id: str
+    split: str
+    metric: str
+    config: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    data_files: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    instruction: str | None = None
+
+    def sources(self, names: list[str]) -> dict[str, str]:
+        """Schema column -> column to make it from, of those named `names`: the published one, else the schema's."""
+        found = {}
+        for column in ("question", "question_id", "answers"):
+            published = self.columns.get(column, column)
+            if published in names or column in names:
+                found[column] = published if published in names else column
+            elif published == ROW_NUMBER:
+                found[column] = ROW_NUMBER
+        return found
+
+
+DOCVQA_COLUMNS = {"question_id": "questionId"}
+HRBENCH = {
+    "hub_id": "DreamMr/HR-Bench",
+    "config": "hrbench_version_split",
+    "metric": "letter",
+    "columns": {"question_id": "index", "answers": "answer"},
+    "options": LETTERS,
+    "instruction": "Answer the option letter directly.",
+}
+# Hub ids move: this is the only place that knows them, and --dataset_path overrides them.
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("textvqa", "lmms-lab/textvqa", "validation", "vqa"),
+        Benchmark(
+            "docvqa",
+            "lmms-lab/DocVQA",
+            "validation",
+            "anls",
+            config="DocVQA",
+            columns=DOCVQA_COLUMNS,
+            data_files={"train": "DocVQA/train-*.parquet"},
+        ),
+        Benchmark(
+            "infovqa",
+            "lmms-lab/DocVQA",
+            "validation",
+            "anls",
+            config="InfographicVQA",
+            columns=DOCVQA_COLUMNS,
+            data_files={"train": "InfographicVQA/train-*.parquet"},
+        ),
+        Benchmark(
+            "stvqa",
+            "danjacobellis/stvqa_task1",
+            "train",
+            "anls",
+            columns={"question_id": ROW_NUMBER, "answers": "answer"},
+        ),
+        Benchmark(
+            "vstar",
+            "craigwu/vstar_bench",
+            "test",
+            "letter",
+            columns={"question": "text", "answers": "label"},
+            # The folders' own JSON files always put the right option first.
+            data_files={"test": "test_questions.jsonl"},
+            instruction="Answer with the option's letter from the given choices directly.",
+        ),
+        Benchmark("hrbench4k", split="hrbench_4k", **HRBENCH),
+        Benchmark("hrbench8k", split="hrbench_8k", **HRBENCH),
+    )
+}
+
+
+def load_rows(
+    dataset_path: str | Path,
+    split: str | None = None,
+    max_samples: int | None = None,
+    *,
+    dataset: str | None = None,
+    default_split: str | None = None,
+    need: tuple[str, ...] = NEEDED,
+) -> datasets.Dataset:
+    """The rows of a data set in the one row schema, images still encoded.
+
+    Args:
+        dataset_path: name in `BENCHMARKS`, hub id, `id:config`, folder written by `save_to_disk` (with or without
+            splits), or a folder with a copy of a hub repository.
+        split: None takes `default_split`, else the benchmark's own, else the only one.
+        max_samples: the first so many rows; None takes all.
+        dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known hub id or the
+            columns tell.
+        default_split: the split to take where none is asked for and the data set has it.
+        need: columns of the schema that the caller uses.
+
+    Returns: a `Dataset`, memory-mapped; iterating over it holds one row at a time.
+    Raises `UserError` for a missing folder, data set, split or column, no rows, doubled ids.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise UserError(f"max_samples is {max_samples}; expected at least 1")
+    raw, benchmark, source = _load_raw(dataset_path, split, dataset, default_split)
+    rows = _map_columns(raw, benchmark, str(dataset_path), need)
+    if max_samples is not None:
+        rows = rows.select(range(min(max_samples, len(rows))))
+    return _encoded_images(rows, benchmark, source) if "image" in rows.column_names else rows
+
+
+def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
+    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the hub id."""
+    source, config = _location(dataset_path)
+    known = _known(dataset_path, dataset)
+    if known:
+        return known.name
+    name = Path(source).resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
+    return f"{name}_{config}" if config else name
+
+
+def benchmark_for(dataset_path: str | Path, dataset: str | None = None, split: str | None = None) -> Benchmark:
+    """The entry of `BENCHMARKS` for a data set; for one with the schema's own columns that of textvqa.
+
+    A folder or an unknown hub id is told by its columns, for which the split is opened as by `load_rows`.
+    """
+    return _known(dataset_path, dataset) or _load_raw(dataset_path, split)[1]
+
+
+def metric_for(dataset_path: str | Path, dataset: str | None = None, split: str | None = None) -> str:
+    """The data set's own metric: vqa, anls or letter."""
+    return benchmark_for(dataset_path, dataset, split).metric
+
+
+def _known(dataset_path: str | Path, dataset: str | None) -> Benchmark | None:
+    """The benchmark that is named, or whose hub id this is. The owner is not compared: hub ids move."""
+    name = dataset or str(dataset_path)
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if dataset:
+        raise UserError(f"no benchmark is called {dataset!r}; there are {', '.join(BENCHMARKS)}")
+    source, config = _location(dataset_path)
+    if Path(source).is_dir():
+        return None
+    for benchmark in BENCHMARKS.values():
+        same_repository = benchmark.hub_id.rsplit("/", 1)[-1].lower() == source.rsplit("/", 1)[-1].lower()
+        if same_repository and benchmark.config == config:
+            return benchmark
+    return None
+
+
+def _location(dataset_path: str | Path) -> tuple[str, str | None]:
+    """Folder or hub id, and configuration."""
+    path = str(dataset_path)
+    if path in BENCHMARKS:
+        return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
+    if not Path(path).exists() and ":" in path:
+        source, config = path.rsplit(":", 1)
+        return source, config or None
+    return path, None
+
+
+def _load_raw(
+    dataset_path: str | Path, split: str | None, dataset: str | None = None, default_split: str | None = None
+) -> tuple[datasets.Dataset, Benchmark, str]:
+    """The data set as published, its benchmark, and the folder or hub id that image paths are relative to."""
+    known = _known(dataset_path, dataset)
+    source, config = _location(dataset_path)
+    wanted = [default_split, known.split if known else None]
+    if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
+        raw = _from_disk(source, split, wanted)
+    else:
+        raw = _from_repository(source, config, known, split, wanted)
+    if len(raw) == 0:
+        raise UserError(f"{dataset_path} has no rows (split {raw.split})")
+    return raw, known or _by_columns(raw.column_names), source
+
+
+def _from_disk(source: str, split: str | None, wanted: list[str | None]) -> datasets.Dataset:
+    try:
+        saved = datasets.load_from_disk(source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source} is no readable data set ({_one_line(error)}); save it again") from error
+    if isinstance(saved, datasets.DatasetDict):
+        return saved[_choose_split(source, split, wanted, list(saved))]
+    if split and str(saved.split) != split:
+        raise UserError(f"{source} has no splits, {split!r} was asked for; leave the split out")
+    return saved
+
+
+def _from_repository(
+    source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
+) -> datasets.Dataset:
+    """Load from the hub, or from a folder with a copy of a hub repository."""
+    looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
+    if not Path(source).is_dir() and (looks_local or Path(source).exists()):
+        raise UserError(f"no data set at {source}: no such folder")
+    files = known.data_files if known else {}
+    with _hub_errors(source):
+        if known and not config and known.config in datasets.get_dataset_config_names(source):
+            config = known.config
+        split = split or next((name for name in wanted if name in files), None)
+        if split not in files:
+            there = [*datasets.get_dataset_split_names(source, config), *files]
+            split = _choose_split(source, split, wanted, there)
+        if split in files:
+            return datasets.load_dataset(source, data_files={split: files[split]}, split=split)
+        return datasets.load_dataset(source, config, split=split)
+
+
+@contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    """Turn what goes wrong with the hub, or with a copy of a repository, into one line.
+
+    The hub client's own dozen lines about its retries are kept back.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, HTTPError) as error:
+        what = "is no readable data set" if Path(source).is_dir() else "is no folder here nor to be had from the hub"
+        names = ", ".join(BENCHMARKS)
+        raise UserError(f"{source} {what}: {_one_line(error)}; give a folder, a hub id or one of {names}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _choose_split(source: str, split: str | None, wanted: list[str | None], there: list[str]) -> str:
+    for name in [split] if split else wanted:
+        if name in there:
+            return name
+    if not split and len(there) == 1:
+        return there[0]
+    problem = f"has no split {split!r}; there are" if split else "has several splits; choose one"
+    raise UserError(f"{source} {problem}: {', '.join(dict.fromkeys(there))}")
+
+
+def _by_columns(names: list[str]) -> Benchmark:
+    """The benchmark that published columns fit; textvqa, whose columns are the schema's own, where none does."""
+    if not {"question", "question_id"} <= set(names):
+        for name in ("hrbench4k", "vstar", "docvqa", "stvqa"):  # the choosiest first
+            benchmark = BENCHMARKS[name]
+            question = benchmark.columns.get("question", "question")
+            if {question, *benchmark.columns.values(), *benchmark.options} <= {*names, ROW_NUMBER}:
+                return benchmark
+    return BENCHMARKS["textvqa"]
+
+
+def _map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
+    """Replace the published text columns by the schema's. The images are neither read nor copied."""
+    names = raw.column_names
+    sources = benchmark.sources(names)
+    if missing := [name for name in need if name not in sources and name not in names]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(names)}")
+    makers = {"question": _questions, "question_id": _question_ids, "answers": _answers}
+    columns = {name: makers[name](raw, benchmark, source) for name, source in sources.items()}
+    _check_ids_and_questions(columns, path)
+    text_type = datasets.Value("string")
+    types = {"question": text_type, "answers": datasets.List(text_type), "question_id": text_type}
+    if not isinstance(columns.get("question_id", [""])[0], str):
+        types["question_id"] = datasets.Value("int64")
+    text = datasets.Dataset.from_dict(columns, features=datasets.Features({name: types[name] for name in columns}))
+    replaced = {*columns, *sources.values(), *benchmark.options} & set(names)
+    others = raw.remove_columns(list(replaced))
+    return datasets.concatenate_datasets([others, text], axis=1) if others.column_names else text
+
+
+def _questions(raw: datasets.Dataset, benchmark: Benchmark, source: str) -> list[str]:
+    questions = list(raw[source])
+    if benchmark.options and set(benchmark.options) <= set(raw.column_names):
+        options = zip(*(raw[letter] for letter in benchmark.options), strict=True)
+        return [
+            "\n".join([question, *(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=True))])
+            for question, texts in zip(questions, options, strict=True)
+        ]
+    if benchmark.instruction:  # V* has it in the text already; the prompt adds it once
+        return [question.removesuffix(benchmark.instruction).rstrip() for question in questions]
+    return questions
+
+
+def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str) -> list[str | int]:
+    if source == ROW_NUMBER:
+        return list(range(len(raw)))
+    ids = list(raw[source])
+    if benchmark.options and len(set(ids)) < len(ids):  # one index for all cycles of a question
+        return [f"{i}_{cycle}" for i, cycle in zip(ids, raw["cycle_category"], strict=True)]
+    return ids
+
+
+def _answers(raw: datasets.Dataset, benchmark: Benchmark, source: str) -> list[list[str]]:
+    """The references as a list; empty where none are published."""
+    return [[answers] if isinstance(answers, str) else [str(a) for a in answers or []] for answers in raw[source]]
+
+
+def _check_ids_and_questions(columns: dict[str, list], path: str) -> None:
+    ids = columns.get("question_id", [])
+    if doubled := [i for i, count in Counter(ids).items() if count > 1]:
+        raise UserError(f"{path} has {len(doubled)} doubled question_ids, such as {doubled[0]!r}; make them unique")
+    for i, question_id in enumerate(ids):
+        if not isinstance(question_id, str | int):
+            raise UserError(f"{path}: row {i} has the question_id {question_id!r}; expected a string or an integer")
+    for i, question in enumerate(columns.get("question", [])):
+        if not isinstance(question, str):
+            raise UserError(f"{path}: row {i} has the question {question!r}; expected a string")
+
+
+def _encoded_images(rows: datasets.Dataset, benchmark: Benchmark, source: str) -> datasets.Dataset:
+    """Let `image` yield `{"bytes": ..., "path": ...}`, whether it is published encoded, as base64 or as a path."""
+    undecoded = datasets.Image(decode=False)
+    if rows.features["image"] not in (datasets.Value("string"), datasets.Value("large_string")):
+        try:
+            return rows.cast_column("image", undecoded)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise UserError(f"{source}: the column image holds no images but {rows.features['image']}") from error
+    if benchmark.options:  # HR-Bench: megabytes of base64 a row, so decoded only when a row is read
+        return rows.with_transform(_decode_base64)
+    folder = Path(source)
+    if not folder.is_dir():
+        with _hub_errors(source):
+            folder = Path(huggingface_hub.snapshot_download(source, repo_type="dataset"))
+    paths = [None if path is None else {"path": str(folder / path), "bytes": None} for path in rows["image"]]
+    images = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": undecoded}))
+    return datasets.concatenate_datasets([rows.remove_columns("image"), images], axis=1)
+
+
+def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if "image" in batch:
+        batch["image"] = [{"bytes": _base64_bytes(text), "path": None} for text in batch["image"]]
+    return batch
+
+
+def _base64_bytes(text: str | None) -> bytes:
+    try:
+        return base64.b64decode(text or "")
+    except binascii.Error:
+        return b""  # opening it reports this row's image as unreadable
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
