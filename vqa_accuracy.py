@@ -1,0 +1,187 @@
+"""Score a prediction file: VQA accuracy, ANLS or option letters, as the data set asks.
+
+    python3 vqa_accuracy.py --predictions_file predictions/textvqa_cropvlm_answers.json
+
+Details come first; the last line is the score alone, 0 to 100. Predictions are joined to the data set on `question_id`;
+a file with missing, doubled or strange ids is refused. Data set, split and number of rows are those of the file's meta
+file unless given. As in the paper, VQA accuracy compares the lower-cased prediction with the references as they stand;
+`--metric vqa_official` normalises both. HR-Bench is the mean over its cycles.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cropvlm.cli import UserError, run
+from cropvlm.data import BENCHMARKS, load_rows, metric_for
+from cropvlm.metrics import anls, letter_accuracy, official_vqa_accuracy, option_letter, vqa_accuracy
+from cropvlm.predictions import check_writable, join_on_question_id, read_meta, read_predictions, write_json
+
+METRICS = {"vqa": vqa_accuracy, "vqa_official": official_vqa_accuracy, "anls": anls, "letter": letter_accuracy}
+NAMES = {"vqa": "VQA accuracy", "vqa_official": "official VQA accuracy", "anls": "ANLS", "letter": "letter accuracy"}
+RESAMPLES = 10_000
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--predictions_file", required=True, help="answers, as generate_final_answers.py writes them")
+    parser.add_argument(
+        "--dataset_path", help="hub id or folder (default: the meta file's; without one lmms-lab/textvqa)"
+    )
+    parser.add_argument(
+        "--dataset", choices=BENCHMARKS, help="benchmark that the data set is (default: the meta file's)"
+    )
+    parser.add_argument("--split", help="split (default: the meta file's, else the benchmark's)")
+    parser.add_argument("--max_samples", type=int, help="first so many rows (default: the meta file's, else all)")
+    parser.add_argument("--metric", choices=METRICS, help="(default: the data set's own)")
+    parser.add_argument("--compare", metavar="OTHER", help="another prediction file for the same rows")
+    parser.add_argument("--output", metavar="FILE", help="write score and details there as JSON")
+    return parser.parse_args()
+
+
+def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The rows to score, and what they are: data set, split, number of rows, metric."""
+    meta = read_meta(args.predictions_file)
+    asked = {key: getattr(args, key) for key in ("dataset_path", "dataset", "split", "max_samples")}
+    if args.dataset and not args.dataset_path:
+        asked["dataset_path"] = args.dataset
+    source = {key: meta.get(key) if value is None else value for key, value in asked.items()}
+    source["dataset_path"] = source["dataset_path"] or "lmms-lab/textvqa"
+    rows = load_rows(**source, need=("question_id", "answers"))
+    own_metric = metric_for(source["dataset_path"], source["dataset"], source["split"])
+    return rows, {**source, "metric": args.metric or own_metric}
+
+
+def cycle_weights(cycles: Sequence | None, n: int) -> np.ndarray:
+    """Weights (n,) that sum to 1: equal ones, or such that every cycle of HR-Bench counts the same."""
+    if cycles is None:
+        return np.full(n, 1 / n)
+    _, cycle, size = np.unique([str(name) for name in cycles], return_inverse=True, return_counts=True)
+    return 1 / (len(size) * size[cycle])
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Of the mean; None for a single value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def by_group(scores: np.ndarray, weights: np.ndarray, groups: Sequence) -> dict[str, dict[str, float]]:
+    """Score and number of questions per group, in the order of the groups' names."""
+    groups = np.array([str(group) for group in groups])
+    return {
+        str(group): {
+            "score": float(np.average(scores[groups == group], weights=weights[groups == group])),
+            "questions": int((groups == group).sum()),
+        }
+        for group in sorted(set(groups))
+    }
+
+
+def compare(scores: np.ndarray, others: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """The paired difference scores - others with a 95% bootstrap interval over rows (seeded), and how many moved."""
+    differences = scores - others
+    rng = np.random.default_rng(0)
+    n = len(differences)
+    means = []
+    for _ in range(RESAMPLES):
+        sample = rng.integers(n, size=n)
+        means.append(np.average(differences[sample], weights=weights[sample]))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        "other_score": float(others @ weights),
+        "difference": float(differences @ weights),
+        "interval_95": [float(low), float(high)],
+        "standard_error": standard_error(differences),
+        "better": int((differences > 0).sum()),
+        "worse": int((differences < 0).sum()),
+        "equal": int((differences == 0).sum()),
+    }
+
+
+def score_rows(metric: str, predictions: Iterable[str], references: Iterable[list[str]]) -> np.ndarray:
+    """The score of every row, 0 to 100."""
+    score = METRICS[metric]
+    return np.array([100 * score(p, r) for p, r in zip(predictions, references, strict=True)])
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is printed and written."""
+    names = [args.predictions_file] + ([args.compare] if args.compare else [])
+    files = [read_predictions(name) for name in names]
+    rows, source = load_references(args)
+    answers = [join_on_question_id(records, rows, name) for records, name in zip(files, names, strict=True)]
+    all_references = list(rows["answers"])
+    scored = [i for i, references in enumerate(all_references) if references]
+    if not scored:
+        raise UserError(f"no row of {source['dataset_path']} has references; choose a split that has")
+    references = [all_references[i] for i in scored]
+    predictions = [[column[i] for i in scored] for column in answers]
+    columns = {
+        name: np.array(rows[name])[scored].tolist()
+        for name in ("category", "cycle_category")
+        if name in rows.column_names and source["metric"] == "letter"
+    }
+    scores = score_rows(source["metric"], predictions[0], references)
+    weights = cycle_weights(columns.get("cycle_category"), len(scores))
+    ids = list(rows["question_id"])
+    result = {
+        "predictions_file": args.predictions_file,
+        **source,
+        "score": float(scores @ weights),
+        "standard_error": standard_error(scores),
+        "questions": len(scored),
+        "without_references": [ids[i] for i, references in enumerate(all_references) if not references],
+        "empty_answers": sum(not answer for answer in predictions[0]),
+    }
+    if source["metric"] == "letter":
+        result["no_letter"] = sum(option_letter(answer) is None for answer in predictions[0])
+    for name, groups in columns.items():
+        result[f"by_{name}"] = by_group(scores, weights, groups)
+    if args.compare:
+        others = score_rows(source["metric"], predictions[1], references)
+        result["compare"] = {"predictions_file": args.compare, **compare(scores, others, weights)}
+    return result
+
+
+def details(result: dict[str, Any]) -> list[str]:
+    """The lines above the score."""
+    part = ", ".join(f"{key} {result[key]}" for key in ("split", "max_samples") if result[key] is not None)
+    lines = [f"{result['predictions_file']} on {result['dataset_path']}" + (f" ({part})" if part else "")]
+    error = "" if result["standard_error"] is None else f" (standard error {result['standard_error']:.2f})"
+    lines.append(f"{NAMES[result['metric']]}: {result['score']:.2f}{error} over {result['questions']} questions")
+    if skipped := result["without_references"]:
+        named = ", ".join(map(repr, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        lines.append(f"not scored, for want of references: {len(skipped)} rows ({named})")
+    lines.append(f"empty answers: {result['empty_answers']}")
+    if "no_letter" in result:
+        lines.append(f"answers that name no option: {result['no_letter']}")
+    for name in ("category", "cycle_category"):
+        for group, value in result.get(f"by_{name}", {}).items():
+            lines.append(f"{name.replace('_', ' ')} {group}: {value['score']:.2f} ({value['questions']} questions)")
+    if other := result.get("compare"):
+        low, high = other["interval_95"]
+        lines.append(
+            f"against {other['predictions_file']} ({other['other_score']:.2f}): {other['difference']:+.2f}, "
+            f"95% interval [{low:+.2f}, {high:+.2f}]; "
+            f"{other['better']} better, {other['worse']} worse, {other['equal']} equal"
+        )
+    return lines
+
+
+def main() -> None:
+    args = parse_args()
+    if args.output:
+        check_writable(args.output)
+    result = evaluate(args)
+    if args.output:
+        write_json(args.output, result)
+    print("\n".join(details(result)))
+    print(f"{result['score']:.4f}")
+
+
+if __name__ == "__main__":
+    run(main)
