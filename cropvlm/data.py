@@ -132,7 +132,7 @@ def load_rows(
         dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known hub id or the
             columns tell.
         default_split: the split to take where none is asked for and the data set has it.
-        need: columns of the schema that the caller uses.
+        need: columns of the schema that the caller uses; without `image` that column stays as published.
 
     Returns: a `Dataset`, memory-mapped; iterating over it holds one row at a time.
     Raises `UserError` for a missing folder, data set, split or column, no rows, doubled ids.
@@ -143,7 +143,7 @@ def load_rows(
     rows = _map_columns(raw, benchmark, str(dataset_path), need)
     if max_samples is not None:
         rows = rows.select(range(min(max_samples, len(rows))))
-    return _encoded_images(rows, benchmark, source) if "image" in rows.column_names else rows
+    return _encoded_images(rows, benchmark, source) if "image" in need else rows
 
 
 def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:

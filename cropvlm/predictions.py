@@ -70,11 +70,12 @@ def build_meta(
     models: dict[str, str | None],
     settings: dict[str, Any],
     counts: dict[str, Any],
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """The content of a meta file: the arguments as given, and the versions of the installed libraries.
 
-    `dataset_path`, `split` and `max_samples` are what the next stage hands to `cropvlm.data.load_rows`, so
-    that it sees the same rows. `counts` holds at least rows, invalid boxes and seconds where they mean something.
+    `dataset_path`, `split`, `max_samples` and `dataset` are what the next stage hands to `cropvlm.data.load_rows`,
+    so that it sees the same rows. `counts` holds rows, invalid boxes and seconds where they mean something.
     """
     versions = {}
     for library in LIBRARIES:
@@ -82,6 +83,7 @@ def build_meta(
             versions[library] = metadata.version(library)
     return {
         "dataset_path": str(dataset_path),
+        "dataset": dataset,
         "split": split,
         "max_samples": max_samples,
         "models": models,
