@@ -3,14 +3,18 @@
 from io import BytesIO
 
 import pytest
+from datasets import Dataset
+from datasets import Image as DatasetImage
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from cropvlm.boxes import rescale_bbox
+from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, open_image
+from cropvlm.encoding import prepare
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.teacher import TeacherBatches, image_size, outline, read_response, teacher_size
+from cropvlm.teacher import TeacherPrompts, check_teacher, image_size, outline, read_response, teacher_size
 
 QWEN_BUDGET = {"min_pixels": 3136, "max_pixels": 12845056}  # Qwen2.5-VL's own
 SIDES = st.integers(min_value=1, max_value=9000)
@@ -47,7 +51,7 @@ def rotated(size) -> dict:
         ((7300, 5480), (4116, 3080)),
         ((20, 20), (56, 56)),  # below 3136 px: 20 * sqrt(3136 / 400) = 56
         ((1, 1), (56, 56)),
-        ((3, 3000), (28, 2996)),  # 1000:1; taken as 15:3000: 15 / 28 -> 1, 3000 / 28 = 107.1 -> 107
+        ((3, 3000), (28, 2996)),  # 1000:1; taken as 30:3000: 30 / 28 -> 1, 3000 / 28 = 107.1 -> 107
     ],
 )
 def test_teacher_size(real_budget, size, expected):
@@ -118,59 +122,69 @@ def test_image_size_of_what_is_no_image(source):
         image_size(source)
 
 
-def make_rows(sizes) -> list[dict]:
-    return [
+def make_rows(sizes) -> Dataset:
+    rows = [
         {"image": encode(size), "question": f"What is on sign {i}?", "question_id": f"q{i}"}
         for i, size in enumerate(sizes)
     ]
+    return Dataset.from_list(rows).cast_column("image", DatasetImage(decode=False))
 
 
-def plan(rows, processor, batch_size) -> TeacherBatches:
-    return TeacherBatches(rows, {i: image_size(row["image"]) for i, row in enumerate(rows)}, processor, batch_size)
+@pytest.fixture(scope="module")
+def model(tiny_qwen):
+    return load_model(str(tiny_qwen), device="cpu")
 
 
-def test_batches_hold_images_of_like_size_largest_first(processor):
-    sizes = [(60, 60), (140, 140), (61, 60), (138, 140), (90, 60)]
-    # seen at 56x56, 140x140, 56x56, 140x140 and 84x56
-    assert plan(make_rows(sizes), processor, 2).batches == [[1, 3], [4, 0], [2]]
+def records(model, processor, rows, **options) -> dict:
+    return {r["question_id"]: r for r in outline(model, processor, rows, max_new_tokens=8, **options)}
 
 
-def test_outline_is_the_same_at_every_batch_size(tiny_qwen, processor):
-    model = load_model(str(tiny_qwen), device="cpu")
+def test_outline_is_the_same_at_every_batch_size(model, processor):
     rows = make_rows([(60, 60), (140, 100), (100, 140), (300, 90), (28, 28)])
-
-    def records(batch_size, num_workers=0):
-        batches = plan(rows, processor, batch_size)
-        found = [r for done in outline(model, batches, max_new_tokens=8, num_workers=num_workers) for r in done]
-        return {record["question_id"]: record for record in found}
-
-    one_by_one = records(1)
+    one_by_one = records(model, processor, rows, batch_size=1)
     assert set(one_by_one) == {"q0", "q1", "q2", "q3", "q4"}
     assert one_by_one["q1"]["size"] == [140, 100]
     assert one_by_one["q1"]["seen_size"] == [140, 112]  # 100 / 28 = 3.57 -> 4 x 28
-    assert records(2) == records(5) == records(3, num_workers=1) == one_by_one
+    assert records(model, processor, rows, batch_size=2) == one_by_one
+    assert records(model, processor, rows, batch_size=5, num_workers=1) == one_by_one
 
 
-def test_an_unreadable_image_leaves_its_batch(tiny_qwen, processor):
-    model = load_model(str(tiny_qwen), device="cpu")
-    rows = make_rows([(100, 100)] * 3)
+def test_rows_done_are_left_out(model, processor):
+    rows = make_rows([(60, 60), (140, 100), (100, 140)])
+    assert set(records(model, processor, rows, done=["q0", "q2"])) == {"q1"}
+
+
+def test_unreadable_images_leave_the_others_alone(model, processor):
+    rows = make_rows([(100, 100)] * 4).to_list()
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-30]  # the header stands, the pixels are cut off
-    (records,) = outline(model, plan(rows, processor, 3), max_new_tokens=4)
-    by_id = {record["question_id"]: record for record in records}
-    assert "unreadable image" in by_id["q1"]["error"]
-    assert "teacher_response" in by_id["q0"]
-    assert "teacher_response" in by_id["q2"]
+    rows[2]["image"]["bytes"] = b"no image"
+    rows = Dataset.from_list(rows).cast_column("image", DatasetImage(decode=False))
+    found = records(model, processor, rows, batch_size=4)
+    assert "unreadable image" in found["q1"]["error"]
+    assert "unreadable image" in found["q2"]["error"]
+    assert "teacher_response" in found["q0"]
+    assert "teacher_response" in found["q3"]
 
 
-def test_prompt_and_image_reach_the_teacher(processor):
-    ((records, inputs, failures),) = plan(make_rows([(140, 84)]), processor, 1)
-    text = processor.tokenizer.decode(inputs["input_ids"][0])
-    assert failures == []
-    assert inputs["image_grid_thw"].tolist() == [[1, 6, 10]]  # 84 / 14 by 140 / 14 patches
-    assert text.count("<|image_pad|>") == 15  # merged two by two
+@pytest.mark.parametrize("size", [(140, 84), (1023, 681), (3, 2000), (2000, 3), (41, 4100), (1, 1), (7300, 5480)])
+def test_the_teacher_sees_the_size_that_boxes_are_mapped_from(processor, size):
+    prompts = TeacherPrompts(make_rows([size]), [size])
+    prepared = prepare(processor, prompts[0])
+    width, height = teacher_size(size, processor)
+    assert prepared.images["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
+
+
+def test_prompt_reaches_the_teacher(processor):
+    prompts = TeacherPrompts(make_rows([(140, 84)]), [(140, 84)])
+    text = processor.tokenizer.decode(prepare(processor, prompts[0]).input_ids[0])
+    assert text.count("<|image_pad|>") == 15  # 10 x 6 patches, merged two by two
     assert (
         "<|vision_end|>Outline the region in the image that would help answer the following question: "
         "What is on sign 0?\nOutput the coordinates in JSON format with a 'bbox_2d' field containing "
         "[x1, y1, x2, y2].<|im_end|>\n<|im_start|>assistant\n"
     ) in text
-    assert records == [{"question_id": "q0", "size": [140, 84], "seen_size": [140, 84]}]
+
+
+def test_a_model_of_another_kind_is_no_teacher(tiny_smolvlm):
+    with pytest.raises(UserError, match="give a Qwen2.5-VL"):
+        check_teacher(load_processor(str(tiny_smolvlm)), str(tiny_smolvlm))
