@@ -48,6 +48,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     >>> vqa_accuracy("Stop", ["stop", "stop", "halt", "red", "sign", "sign", "red", "go", "go", "go"])
     0.6
     """
+    _require_answers(answers)
     return _leave_one_out_accuracy(prediction.lower(), answers)
 
 
@@ -56,6 +57,7 @@ def official_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
     Raises ValueError without references.
     """
+    _require_answers(answers)
     return _leave_one_out_accuracy(normalize_answer(prediction), [normalize_answer(answer) for answer in answers])
 
 
@@ -66,7 +68,6 @@ def _leave_one_out_accuracy(prediction: str, answers: Sequence[str]) -> float:
     matches, so there all of a set (and at least one) are asked for: a prediction that every reference agrees with
     always scores 1.
     """
-    _require_answers(answers)
     n, matches = len(answers), sum(answer == prediction for answer in answers)
     if n == 1:
         return float(matches)

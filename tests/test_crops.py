@@ -1,0 +1,240 @@
+"""Every kind of image becomes upright RGB, and every box text whatsoever gives a crop inside the image."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cropvlm.boxes import format_bbox
+from cropvlm.crops import UnreadableImage, crop_bbox, crop_or_corner, crop_or_full_image, open_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encode(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def checkered():
+    """3x2 pixels, each of another colour."""
+    image = Image.new("RGB", (3, 2))
+    image.putdata([RED, GREEN, BLUE, WHITE, (10, 20, 30), (200, 100, 50)])
+    return image
+
+
+def pixels(image):
+    return [tuple(pixel) for row in np.asarray(image).tolist() for pixel in row]
+
+
+@pytest.mark.parametrize("kind", ["PIL", "path", "str", "bytes", "dict of bytes", "dict of path"])
+def test_every_source_opens_to_the_same_pixels(tmp_path, kind):
+    path = tmp_path / "image.png"
+    checkered().save(path)
+    source = {
+        "PIL": checkered(),
+        "path": path,
+        "str": str(path),
+        "bytes": path.read_bytes(),
+        "dict of bytes": {"bytes": path.read_bytes(), "path": "name in the data set, not a file"},
+        "dict of path": {"bytes": None, "path": str(path)},
+    }[kind]
+    image = open_image(source)
+    assert image.mode == "RGB"
+    assert pixels(image) == pixels(checkered())
+
+
+def test_pil_source_is_left_as_it_is():
+    source = Image.open(io.BytesIO(encode(checkered(), exif=orientation(6))))
+    opened = open_image(source)
+    opened.paste(WHITE, (0, 0, 2, 3))
+    assert source.size == (3, 2)
+    assert pixels(source) == pixels(checkered())
+    assert source.getexif()[0x0112] == 6
+
+
+def orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+# EXIF's word for each orientation: where the first row and the first column of the stored pixels belong.
+UPRIGHT = {
+    1: lambda array: array,
+    2: lambda array: array[:, ::-1],  # mirrored
+    3: lambda array: array[::-1, ::-1],  # upside down
+    4: lambda array: array[::-1],  # mirrored upside down
+    5: lambda array: array.transpose(1, 0, 2),  # first row is the left side, from the top
+    6: lambda array: array.transpose(1, 0, 2)[:, ::-1],  # first row is the right side, from the top
+    7: lambda array: array.transpose(1, 0, 2)[::-1, ::-1],  # first row is the right side, from the bottom
+    8: lambda array: array.transpose(1, 0, 2)[::-1],  # first row is the left side, from the bottom
+}
+
+
+@pytest.mark.parametrize("value", UPRIGHT)
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_once(value, format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    image = open_image(encode(checkered(), format, exif=orientation(value), **options))
+    np.testing.assert_array_equal(np.asarray(image), UPRIGHT[value](np.asarray(checkered())))
+    again = open_image(image)
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(image))
+
+
+def test_broken_exif_does_not_make_an_image_unreadable():
+    image = open_image(encode(checkered(), exif=b"Exif\x00\x00MM\x00*\xff\xff"))
+    assert pixels(image) == pixels(checkered())
+
+
+@pytest.mark.parametrize(
+    ("image", "pixel"),
+    [
+        pytest.param(Image.new("1", (1, 1), 1), WHITE, id="1 bit"),
+        pytest.param(Image.new("L", (1, 1), 100), (100, 100, 100), id="grey"),
+        pytest.param(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), RED, id="CMYK"),
+        pytest.param(Image.new("RGBA", (1, 1), (255, 0, 0, 255)), RED, id="opaque"),
+        pytest.param(Image.new("RGBA", (1, 1), (0, 0, 0, 0)), WHITE, id="transparent shows white"),
+        # 100 * 51/255 + 255 * 204/255 = 20 + 204
+        pytest.param(Image.new("RGBA", (1, 1), (100, 100, 100, 51)), (224, 224, 224), id="a fifth opaque"),
+        pytest.param(Image.new("LA", (1, 1), (0, 0)), WHITE, id="grey with alpha"),
+        # 16 bit: v / 257
+        pytest.param(Image.new("I;16", (1, 1), 25_700), (100, 100, 100), id="16 bit"),
+        pytest.param(Image.new("I;16", (1, 1), 65_535), WHITE, id="16 bit white"),
+        pytest.param(Image.new("I;16", (1, 1), 255), (1, 1, 1), id="16 bit, nearly black"),
+        pytest.param(Image.new("I;16B", (1, 1), 25_700), (100, 100, 100), id="16 bit, big-endian"),
+        pytest.param(Image.new("I", (1, 1), 200), (200, 200, 200), id="32 bit holding 8"),
+        pytest.param(Image.new("I", (1, 1), 25_700), (100, 100, 100), id="32 bit holding 16"),
+        pytest.param(Image.new("I", (1, 1), 10**6), WHITE, id="32 bit: the highest is white"),
+        pytest.param(Image.new("I", (1, 1), -5), (0, 0, 0), id="negative is black"),
+        pytest.param(Image.new("F", (1, 1), 0.2), (51, 51, 51), id="float up to 1"),
+        pytest.param(Image.new("F", (1, 1), 51.0), (51, 51, 51), id="float up to 255"),
+        pytest.param(Image.new("F", (1, 1), float("nan")), (0, 0, 0), id="not a number is black"),
+    ],
+)
+def test_every_mode_becomes_8_bit_rgb(image, pixel):
+    assert pixels(open_image(image)) == [pixel]
+
+
+def test_16_bit_png_is_scaled_not_clipped():
+    levels = np.array([[0, 257, 25_700, 65_535]], dtype=np.uint16)
+    image = open_image(encode(Image.fromarray(levels)))
+    assert [pixel[0] for pixel in pixels(image)] == [0, 1, 100, 255]
+
+
+def test_palette_images():
+    palette = checkered().quantize(6)
+    assert palette.mode == "P"
+    assert pixels(open_image(encode(palette))) == pixels(palette.convert("RGB"))
+    first = palette.getpixel((0, 0))
+    shown = pixels(open_image(encode(palette, transparency=first)))
+    assert shown[0] == WHITE  # the transparent index
+    assert shown[1:] == pixels(palette.convert("RGB"))[1:]
+
+
+def test_cmyk_jpeg():
+    image = open_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))
+    assert np.abs(np.asarray(image).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    image = open_image(data)
+    assert set(pixels(image)) == {RED}
+    assert pixels(image.crop((0, 0, 1, 1))) == [RED]  # still whole after its file is closed
+
+
+@pytest.mark.filterwarnings("error")  # Pillow's warning of a decompression bomb would fail this
+def test_100_megapixels():
+    data = encode(Image.new("1", (10_000, 10_000), 1))
+    image = open_image(data)
+    assert image.size == (10_000, 10_000)
+    assert crop_bbox(image, (50, 50, 51, 52)).size == (100, 200)
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixels."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+
+
+UNREADABLE = {
+    "nothing": None,
+    "nothing in the dict": {"bytes": None, "path": None},
+    "no such file": "no/such/file.png",
+    "a folder": ".",
+    "empty": b"",
+    "no image": b"this is a text",
+    "cut off": encode(Image.effect_noise((64, 64), 50))[:2000],
+    "cut off in the header": encode(checkered())[:20],
+    "header only": png_header(5, 5),
+    "a bomb": png_header(100_000, 100_000),
+    "broken inside": encode(checkered()).replace(b"IDAT", b"IDAX"),
+    "no pixels": Image.new("RGB", (0, 5)),
+    "a number": 5,
+}
+
+
+@pytest.mark.parametrize("source", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_unreadable_images(source):
+    with pytest.raises(UnreadableImage, match="unreadable image: .*; expected") as caught:
+        open_image(source)
+    assert "0x7" not in str(caught.value)  # no address of an object: the same image is reported in the same words
+
+
+@given(st.binary(max_size=200), st.integers(0, 70))
+def test_any_bytes_open_or_are_unreadable(noise, at):
+    data = bytearray(encode(checkered()))
+    data[at : at + len(noise)] = noise
+    try:
+        image = open_image(bytes(data))
+    except UnreadableImage:
+        return
+    assert image.mode == "RGB"
+
+
+def test_crop_is_cut_at_full_resolution():
+    image = Image.new("RGB", (200, 100))
+    image.paste(RED, (20, 30, 60, 70))
+    crop = crop_bbox(image, (10, 30, 30, 70))  # 20..60 of 200, 30..70 of 100
+    assert crop.size == (40, 40)
+    assert set(pixels(crop)) == {RED}
+
+
+def test_texts_without_a_valid_box():
+    image = checkered()
+    for text in ("", "Not needed.", "[10, 20, 10, 40].", "[0, 0, 200, 100].", "x" * 10_000):
+        assert crop_or_full_image(image, text) == (image, False)
+        assert pixels(crop_or_corner(image, text)) == [RED, GREEN, WHITE, (10, 20, 30)]  # the 2x2 at the top left
+
+
+def test_corner_of_an_image_of_one_pixel_is_not_padded():
+    assert pixels(crop_or_corner(Image.new("RGB", (1, 1), RED), "")) == [RED]
+
+
+def test_text_with_a_valid_box():
+    image = checkered()
+    crop, valid = crop_or_full_image(image, " [34, 0, 66, 50].")  # 1.02..1.98 of 3 pixels, 0..1 of 2
+    assert valid
+    assert pixels(crop) == [GREEN]
+    assert pixels(crop_or_corner(image, "[34, 0, 66, 50].")) == [GREEN]
+
+
+box_texts = st.text() | st.tuples(*[st.integers(-20, 120) | st.floats(-20, 120)] * 4).map(format_bbox)
+
+
+@given(box_texts, st.integers(1, 300), st.integers(1, 300))
+def test_every_text_gives_a_crop_with_a_pixel_inside_the_image(text, width, height):
+    image = Image.new("RGB", (width, height), WHITE)
+    for crop in (crop_or_full_image(image, text)[0], crop_or_corner(image, text)):
+        assert 1 <= crop.width <= width
+        assert 1 <= crop.height <= height
+        assert crop.getextrema() == ((255, 255),) * 3  # beyond the image Pillow would pad with black
