@@ -157,12 +157,18 @@ def main() -> int:
     rows = load_rows(args.dataset_path, args.split, args.max_samples, default_split="train")
     num_sft = int(len(rows) * args.sft_share)
     if num_sft == 0:
-        raise UserError(f"{len(rows)} rows x --sft_share {args.sft_share} leave nothing to box; give more rows")
-    sft_rows, grpo_rows = rows.select(range(num_sft)), rows.select(range(num_sft, len(rows)))
+        raise UserError(f"--sft_share {args.sft_share} of {len(rows)} rows is none; give more rows")
+    sft_rows = rows.select(range(num_sft))
     with Journal(args.output_path, journal_settings(args)) as journal:
-        ask_teacher(args, sft_rows, journal)
+        try:
+            ask_teacher(args, sft_rows, journal)
+        finally:
+            if not journal.rows:
+                journal.remove()  # a teacher that could not be loaded binds nobody to its settings
         sft_rows, unreadable = add_boxes(sft_rows, journal)
-        parts = {sft_folder: sft_rows} | ({grpo_folder: grpo_rows} if len(grpo_rows) else {})
+        parts = {sft_folder: sft_rows}
+        if num_sft < len(rows):
+            parts[grpo_folder] = rows.select(range(num_sft, len(rows)))
         save_whole(parts)
     for folder, part in parts.items():
         print(f"{folder}: {len(part)} rows")

@@ -1,0 +1,230 @@
+"""create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_from_disk
+from datasets import Image as DatasetImage
+
+import create_dataset
+from cropvlm.cli import run
+
+REPO = Path(__file__).resolve().parents[1]
+# Responses of five rows whose images are 1000x1000 and seen so, and their boxes as METHOD grows them. Areas 0.001,
+# 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.
+RESPONSES = [
+    # 50x20 about (125, 210), sides x sqrt(45) = 6.708: 335x134. x -43..293 is pushed to 0..335; y 142..277
+    ('{"bbox_2d": [100, 200, 150, 220]}', [0, 14, 33, 27]),
+    # 100x100 about (450, 450), sides x sqrt(10) = 3.162: 291.9..608.1
+    ('```json\n[{"bbox_2d": [400, 400, 500, 500]}]\n```', [29, 29, 60, 60]),
+    # 200x200 about (900, 100), sides x 2: x 700..1100 is pushed to 600..1000, y -100..300 to 0..400
+    ("[800, 0, 1000, 200]", [60, 0, 100, 40]),
+    # 300x300 about (250, 250), sides x 1.414: 37.9..462.1
+    ("[100, 100, 400, 400]", [3, 3, 46, 46]),
+    ("I see no sign.", [0, 0, 100, 100]),
+]
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, tiny_world, tiny_qwen):
+    """Run the script in this process, on the tiny world with the tiny teacher unless told otherwise; its exit code."""
+
+    def call(*flags: str) -> int:
+        defaults = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--output_path", tmp_path / "made"]
+        argv = ["create_dataset.py", *defaults, "--max_new_tokens", "8", *flags]
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        with pytest.raises(SystemExit) as ended:
+            run(create_dataset.main)
+        return ended.value.code
+
+    return call
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
+    ids = []
+
+    def outline(model, processor, rows, *, done, **_):
+        for i, question_id in enumerate(rows["question_id"]):
+            if question_id not in done:
+                ids.append(question_id)
+                text = RESPONSES[i % len(RESPONSES)][0]
+                yield {
+                    "question_id": question_id,
+                    "teacher_response": text,
+                    "size": [1000, 1000],
+                    "seen_size": [1000, 1000],
+                }
+
+    monkeypatch.setattr(create_dataset, "outline", outline)
+    return ids
+
+
+def content(folder: Path) -> list:
+    """The saved rows, images as encoded bytes."""
+    return load_from_disk(str(folder)).cast_column("image", DatasetImage(decode=False)).to_list()
+
+
+def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
+    assert script() == 0
+    source = content(tiny_world / "train")
+    sft, grpo = content(tmp_path / "made_sft"), content(tmp_path / "made_grpo")
+    assert [row["question_id"] for row in sft + grpo] == [row["question_id"] for row in source]
+    assert len(sft) == 12  # 24 // 2
+    # Encoded images go through untouched, and so do all columns of the source.
+    assert grpo == source[12:]
+    assert [{key: row[key] for key in source[0]} for row in sft] == source[:12]
+    assert set(sft[0]) - set(source[0]) == {"bbox", "teacher_response"}
+    assert all(len(row["bbox"]) == 4 and isinstance(row["teacher_response"], str) for row in sft)
+
+
+def test_boxes_grow_by_area(script, asked, tmp_path):
+    assert script("--max_samples", "10") == 0
+    rows = content(tmp_path / "made_sft")
+    assert [row["bbox"] for row in rows] == [bbox for _, bbox in RESPONSES]
+    assert [row["teacher_response"] for row in rows] == [text for text, _ in RESPONSES]
+
+
+def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
+    assert script("--max_samples", "5", "--sft_share", "1.0") == 0
+    assert len(content(tmp_path / "made_sft")) == 5
+    assert not (tmp_path / "made_grpo").exists()
+
+
+def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
+    assert script("--output_path", str(tmp_path / "undisturbed")) == 0
+    everyone = list(asked)
+    asked.clear()
+    whole = create_dataset.outline
+
+    def breaks(*args, **options):
+        for i, record in enumerate(whole(*args, **options)):
+            if i == 5:
+                raise RuntimeError("power cut")
+            yield record
+
+    monkeypatch.setattr(create_dataset, "outline", breaks)
+    with pytest.raises(RuntimeError):
+        script()
+    assert not (tmp_path / "made_sft").exists()
+    assert not (tmp_path / "made_grpo").exists()
+    monkeypatch.setattr(create_dataset, "outline", whole)
+    asked.clear()
+    assert script() == 0
+    assert asked == everyone[5:]
+    for part in ("sft", "grpo"):
+        assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
+
+
+def test_a_run_again_needs_no_teacher(script, asked, tmp_path):
+    assert script() == 0
+    asked.clear()
+    before = content(tmp_path / "made_sft")
+    assert script() == 0
+    assert asked == []
+    assert content(tmp_path / "made_sft") == before
+
+
+@pytest.mark.slow
+def test_sigkill_and_go_on(tmp_path, tiny_world, tiny_qwen):
+    def command(output) -> list[str]:
+        flags = {"--dataset_path": tiny_world, "--model_path": tiny_qwen, "--output_path": output}
+        flags |= {"--max_new_tokens": 32, "--batch_size": 1}
+        return [sys.executable, str(REPO / "create_dataset.py"), *[str(x) for item in flags.items() for x in item]]
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    journal = tmp_path / "made.journal.jsonl"
+    process = subprocess.Popen(command(tmp_path / "made"), env=environment, stderr=subprocess.DEVNULL)
+    while not journal.exists() or journal.read_text().count("\n") < 4:
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "made_sft").exists()
+    for output in ("made", "undisturbed"):
+        subprocess.run(command(tmp_path / output), env=environment, check=True, capture_output=True)
+    for part in ("sft", "grpo"):
+        assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
+
+
+def save_rows(folder: Path, rows: list[dict]) -> Path:
+    Dataset.from_list(rows).cast_column("image", DatasetImage(decode=False)).save_to_disk(str(folder))
+    return folder
+
+
+def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world, caplog):
+    rows = content(tiny_world / "train")[:8]
+    rows[2]["image"]["bytes"] = b"no image"
+    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 3
+    kept = [row["question_id"] for row in content(tmp_path / "made_sft")]
+    assert kept == [rows[i]["question_id"] for i in (0, 1, 3)]
+    assert str(rows[2]["question_id"]) in caplog.text
+
+
+def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
+    rows = content(tiny_world / "train")[:4]
+    for row in rows:
+        row["image"]["bytes"] = b"no image"
+    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
+    assert "none of the 2 images can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_path", "no/such/folder"], "no/such/folder"),
+        (["--split", "nowhere"], "nowhere"),
+        (["--model_path", "{tmp}"], "no processor there"),
+        (["--sft_share", "0"], "--sft_share 0"),
+        (["--sft_share", "nan"], "--sft_share nan"),
+        (["--max_samples", "1"], "is none"),
+        (["--output_path", "/proc/nowhere/made"], "cannot write"),
+        (["--output_path", "{tmp}/taken"], "is no saved data set"),
+        (["--longest_edge", "3"], "unrecognized arguments"),
+        (["--batch_size", "0"], "--batch_size"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, message):
+    (tmp_path / "taken_sft").mkdir()
+    assert script(*[flag.replace("{tmp}", str(tmp_path)) for flag in flags]) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "error: " in last
+    assert message in last
+    assert not list(tmp_path.glob("*made*"))
+
+
+def test_another_teacher_does_not_mix_with_a_begun_journal(script, asked, tmp_path, capfd):
+    assert script() == 0
+    assert script("--max_pixels", "10000") == 2
+    assert "other settings (max_pixels None there, 10000 here)" in capfd.readouterr().err
+
+
+def test_nothing_is_left_where_saving_fails(script, asked, tmp_path, monkeypatch, capfd):
+    assert script() == 0
+    before = content(tmp_path / "made_sft")
+    save_to_disk = Dataset.save_to_disk
+
+    def full_disk(self, folder, **options):
+        if "grpo" in str(folder):
+            raise OSError(28, "No space left on device")
+        save_to_disk(self, folder, **options)
+
+    monkeypatch.setattr(Dataset, "save_to_disk", full_disk)
+    assert script("--max_samples", "10") == 2
+    assert "No space left on device" in capfd.readouterr().err
+    assert content(tmp_path / "made_sft") == before  # the halves of the run before still stand
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.journal.jsonl", "made_grpo", "made_sft"]
+
+
+def test_the_journal_holds_raw_responses(script, asked, tmp_path):
+    assert script("--max_samples", "4") == 0
+    header, *rows = map(json.loads, (tmp_path / "made.journal.jsonl").read_text().splitlines())
+    assert header["settings"]["max_new_tokens"] == 8
+    assert [row["teacher_response"] for row in rows] == [text for text, _ in RESPONSES[:2]]
