@@ -1,0 +1,134 @@
+"""Prompts and images to model inputs: every distinct image is preprocessed once and encoded once.
+
+The answers with and without the crop share the full image, and so do a group's six crops in training. An image is
+known by object identity here: hand the same PIL object to several prompts and it goes through the image processor
+and the vision encoder once; its features are then placed wherever a prompt shows it. transformers takes such
+features as `mm_encoder_outputs`, in `forward` as in `generate`, for SmolVLM (Idefics3), LLaVA and Qwen2.5-VL alike.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+MAX_ASPECT_RATIO = 100
+
+# Chat messages with {"type": "image"} placeholders, and the images for them in order.
+Prompt = tuple[list[dict[str, Any]], list[Image.Image]]
+
+
+@dataclass
+class Prepared:
+    """Prompts as token ids, beside their distinct images as tensors. Moves between processes; not yet padded."""
+
+    input_ids: list[list[int]]  # per prompt
+    image_index: list[list[int]]  # per prompt: which image stands at each of its placeholders
+    image_tokens: list[int]  # per image: how many tokens it takes in a prompt
+    images: dict[str, Tensor]  # the image processor's output, (tiles, ...) or (patches, ...) along dimension 0
+
+
+def prepare(processor: Any, prompts: list[Prompt], dtype: torch.dtype | None = None) -> Prepared:
+    """Tokenize `prompts` with the processor's chat template and preprocess each distinct image once.
+
+    dtype: that of the model; pixels are cast to it here, as the model itself would do later.
+    """
+    distinct = list({id(image): image for _, images in prompts for image in images}.values())
+    position = {id(image): i for i, image in enumerate(distinct)}
+    placeholders, tensors = zip(*(_process_image(processor, image, dtype) for image in distinct), strict=True)
+    index = [[position[id(image)] for image in images] for _, images in prompts]
+    texts, _ = processor.get_text_with_replacements(
+        [chat_text(processor, messages) for messages, _ in prompts],
+        images_replacements=[placeholders[i] for row in index for i in row],
+    )
+    return Prepared(
+        input_ids=processor.tokenizer(texts)["input_ids"],
+        image_index=index,
+        image_tokens=[text.count(processor.image_token) for text in placeholders],
+        images={key: torch.cat([each[key] for each in tensors]) for key in tensors[0]},
+    )
+
+
+def chat_text(processor: Any, messages: list[dict[str, Any]]) -> str:
+    """The text of `messages` up to where the model writes. A question cannot smuggle in an image placeholder."""
+    token = processor.image_token
+    cleaned = [{**message, "content": [_without(token, part) for part in message["content"]]} for message in messages]
+    return processor.apply_chat_template(cleaned, add_generation_prompt=True)
+
+
+def widen_strip(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) with at most 100:1: Qwen2.5-VL refuses 200:1, CLIP's resize of the shorter side would explode."""
+    shortest = -(-max(size) // MAX_ASPECT_RATIO)
+    return max(size[0], shortest), max(size[1], shortest)
+
+
+def merge(parts: list[Prepared]) -> Prepared:
+    """One `Prepared` with the prompts and images of all `parts`, in order."""
+    offsets = torch.tensor([0] + [len(part.image_tokens) for part in parts]).cumsum(0).tolist()
+    return Prepared(
+        input_ids=[ids for part in parts for ids in part.input_ids],
+        image_index=[
+            [i + offset for i in row] for part, offset in zip(parts, offsets, strict=False) for row in part.image_index
+        ],
+        image_tokens=[count for part in parts for count in part.image_tokens],
+        images={key: torch.cat([part.images[key] for part in parts]) for key in parts[0].images},
+    )
+
+
+def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str, Any]:
+    """Keyword arguments for `model(...)` and `model.generate(...)`, padded on the left, images encoded.
+
+    Each distinct image is encoded once, all in one call. Gradients flow through the features.
+    """
+    longest = max(map(len, prepared.input_ids))
+    padding = [longest - len(ids) for ids in prepared.input_ids]
+    pairs = list(zip(prepared.input_ids, padding, strict=True))
+    input_ids = torch.tensor([[pad_token_id] * n + ids for ids, n in pairs], device=model.device)  # (B, L)
+    mask = torch.tensor([[0] * n + [1] * len(ids) for ids, n in pairs], device=model.device)  # (B, L)
+    order = [i for row in prepared.image_index for i in row]
+    features = encode_images(model, prepared)
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features[i] for i in order])},
+    }
+    if "image_grid_thw" in prepared.images:  # Qwen2.5-VL computes its 3D positions from these two
+        inputs["image_grid_thw"] = prepared.images["image_grid_thw"][order].to(model.device)
+        inputs["mm_token_type_ids"] = (input_ids == model.config.image_token_id).int()
+    return inputs
+
+
+def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
+    """The features of each distinct image, (image_tokens, D) each."""
+    accepted = inspect.signature(model.get_image_features).parameters
+    images = {k: v.to(model.device, non_blocking=True) for k, v in prepared.images.items() if k in accepted}
+    features = model.get_image_features(**images, return_dict=True).pooler_output
+    return list(torch.cat(list(features)).split(prepared.image_tokens))
+
+
+def _process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:
+    """The text that stands for `image` in a prompt, and its tensors."""
+    size = widen_strip(image.size)
+    inputs = processor(
+        text=[processor.image_token],
+        images=[[image if size == image.size else image.resize(size)]],
+        return_text_replacement_offsets=True,
+        images_kwargs={"return_tensors": "pt"},
+    )
+    placeholder = inputs["text_replacement_offsets"][0][0]["replacement"]
+    tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
+    if dtype is not None:
+        tensors["pixel_values"] = tensors["pixel_values"].to(dtype)
+    if tensors["pixel_values"].ndim == 5:
+        # Idefics3: (1, tiles, C, H, W) -> (tiles, 1, C, H, W), so that images of any tile count can be joined.
+        tensors["pixel_values"] = tensors["pixel_values"].transpose(0, 1)
+        # The mask of its full tiles is all ones; the model assumes it.
+        tensors.pop("pixel_attention_mask", None)
+    return placeholder, tensors
+
+
+def _without(token: str, part: dict[str, Any]) -> dict[str, Any]:
+    return {**part, "text": part["text"].replace(token, "")} if part["type"] == "text" else part

@@ -1,0 +1,166 @@
+"""What the two prediction scripts share: their flags, the journal of a run, and rows split over processes."""
+
+import argparse
+import datetime
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cropvlm.cli import UserError
+from cropvlm.generation import PromptSource, generate_rows
+from cropvlm.predictions import Journal
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DATASET = "lmms-lab/textvqa"
+
+
+def batch_size(text: str) -> int | str:
+    """The type of `--batch_size`: a positive number or `auto`."""
+    if text == "auto" or (text.isdecimal() and int(text) > 0):
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number nor auto")
+
+
+def positive(text: str) -> int:
+    """The type of flags that count something."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `generate_bbox.py` and `generate_final_answers.py` share."""
+    add = parser.add_argument
+    add("--dataset_path", help=f"benchmark name, hub id (id:config), or local folder (default {DEFAULT_DATASET})")
+    add("--dataset", nargs="+", help="one or more benchmarks; beside --dataset_path: whose columns that one has")
+    add("--split", help="default: the benchmark's own, or the only one")
+    add("--name", help="{name} of the files; default: the data set's")
+    add("--max_samples", type=positive, help="only the first so many rows")
+    add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
+    add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
+    add("--gpu", type=int, default=0, help="index of the GPU; without a GPU the CPU is used, in fp32")
+    add("--verbose", action="store_true", help="log every text")
+
+
+def start_logging(args: argparse.Namespace) -> None:
+    """Log to stderr, the resolved settings first."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("cropvlm").setLevel(logging.DEBUG if args.verbose else logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logger.info("%s", " ".join(f"{key}={value}" for key, value in vars(args).items()))
+
+
+def rank() -> int:
+    """The number of this process under `accelerate launch`, else 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def num_processes() -> int:
+    """How many processes `accelerate launch` has started, else 1."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device_index(gpu: int) -> int:
+    """The GPU of this process: `--gpu`, or its own one under `accelerate launch`."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if num_processes() > 1 else gpu
+
+
+def worker_count(num_workers: int | None, device_type: str) -> int:
+    """Resolve `--num_workers`: on a CPU the model needs the cores itself."""
+    if num_workers is not None:
+        return num_workers
+    if device_type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16, cores - 1))
+
+
+def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The data sets that the flags name, each as keyword arguments of `cropvlm.data.load_rows`."""
+    common = {"split": args.split, "max_samples": args.max_samples}
+    datasets = args.dataset or []
+    if len(datasets) > 1 and (args.dataset_path or args.name):
+        raise UserError("several --dataset go with neither --dataset_path nor --name; run them one by one")
+    if args.dataset_path or not datasets:  # --dataset_path, perhaps with the columns of a --dataset
+        path = args.dataset_path or DEFAULT_DATASET
+        return [{"dataset_path": path, "dataset": datasets[0] if datasets else None} | common]
+    return [{"dataset_path": name, "dataset": None} | common for name in datasets]
+
+
+def journal_for(output: Path, settings: dict[str, Any]) -> Journal:
+    """The journal of this process for the target `output`; every process has its own."""
+    suffix = f".rank{rank()}" if rank() else ""
+    return Journal(output.with_name(output.name + suffix), settings | {"processes": num_processes()})
+
+
+def shard(rows: Any) -> Any:
+    """This process's share of `rows`, a Dataset or a list (or None): a run of neighbours."""
+    if rows is None or num_processes() == 1:
+        return rows
+    start, stop = (len(rows) * r // num_processes() for r in (rank(), rank() + 1))
+    return rows[start:stop] if isinstance(rows, list) else rows.select(range(start, stop))
+
+
+def fingerprint(path: str | None) -> str | None:
+    """What tells whether a local file or folder has changed under its name; None for a hub id."""
+    if path is None or not Path(path).exists():
+        return None
+    files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def generate_missing(
+    args: argparse.Namespace, journals: list[Journal], ids: list, prompts: PromptSource, load: Callable
+) -> None:
+    """Generate what the journals do not hold yet. `load` returns model and processor; it is called if need be.
+
+    ids: question_id by row index. Each row has one prompt per journal.
+    """
+    done = [i for i, question_id in enumerate(ids) if all(question_id in journal.rows for journal in journals)]
+    if len(done) == len(ids):
+        return
+    model, processor = load()
+    outcomes = generate_rows(
+        model,
+        processor,
+        prompts,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        num_workers=worker_count(args.num_workers, model.device.type),
+        done=done,
+    )
+    fill(journals, ids, tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0))
+
+
+def fill(journals: list[Journal], ids: list, outcomes: Iterable[tuple[int, list[str] | ValueError]]) -> None:
+    """Keep the texts of every row, the first in the first journal and so on, or why there are none.
+
+    outcomes: (row index, one text per journal or the error), as they come.
+    """
+    for i, texts in outcomes:
+        failed = isinstance(texts, ValueError)
+        if failed:
+            logger.warning("question_id %r: %s", ids[i], texts)
+        for journal, text in zip(journals, [""] * len(journals) if failed else texts, strict=True):
+            logger.debug("%r: %r", ids[i], text)
+            journal.append([{"question_id": ids[i], "answer": text} | ({"failed": str(texts)} if failed else {})])
+
+
+def gather(records: list[dict], ids: list) -> list[dict]:
+    """The records of all processes in the order of `ids`; waits for the slowest process."""
+    if num_processes() > 1:
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
+        PartialState(cpu=True, timeout=datetime.timedelta(days=7))
+        records = gather_object(records)
+    by_id = {record["question_id"]: record for record in records}
+    return [by_id[i] for i in ids]

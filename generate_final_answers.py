@@ -1,0 +1,239 @@
+"""Stage 5: any frozen VLM answers from [full image, crop] and from the full image alone.
+
+    python3 generate_final_answers.py --bbox predictions/textvqa_bbox.json
+
+writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answers.json. Data set, split and number of
+rows are read from the box file's meta unless flags say otherwise. A box that is none is answered with the full image
+in the crop's place, and counted. An interrupted run goes on where it stopped when the same command is given again.
+Exit code 3: complete, but some images could not be read. On several GPUs: accelerate launch generate_final_answers.py
+
+Differences from the released experiment: both answers of a question share one preprocessing and one encoding of the
+full image; boxes are joined to rows on question_id.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cropvlm.boxes import parse_bbox, pct_to_px
+from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
+from cropvlm.crops import UnreadableImage, crop_or_full_image, open_image
+from cropvlm.data import benchmark_for, dataset_name, load_rows
+from cropvlm.encoding import Prompt
+from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.predictions import (
+    build_meta,
+    check_writable,
+    join_on_question_id,
+    read_meta,
+    read_predictions,
+    write_predictions,
+)
+from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
+from cropvlm.runs import (
+    add_common_flags,
+    data_sources,
+    device_index,
+    fingerprint,
+    gather,
+    generate_missing,
+    journal_for,
+    positive,
+    rank,
+    shard,
+    start_logging,
+)
+from cropvlm.teacher import image_size
+
+logger = logging.getLogger("cropvlm.generate_final_answers")
+
+MODES = ("base", "cropvlm")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--bbox", nargs="+", help="box file(s) of generate_bbox.py; without one only --modes base")
+    add("--vqa_model_path", default="HuggingFaceTB/SmolVLM-256M-Instruct", help="answerer: hub id or folder")
+    add("--output_path", default="predictions", help="folder of the answer files (default predictions)")
+    add("--modes", nargs="+", choices=MODES, default=MODES, help="base: without the crop; cropvlm: with it")
+    add("--longest_edge", type=positive, help="pixels of the longer side (SmolVLM; default: the processor's own)")
+    add("--max_pixels", type=positive, help="width x height of an image at most (Qwen2.5-VL)")
+    add("--max_new_tokens", type=positive, default=64, help="of an answer (default 64)")
+    add_common_flags(parser)
+    args = parser.parse_args()
+    if args.bbox is None and "cropvlm" in args.modes:
+        raise UserError("--modes cropvlm needs the boxes: give --bbox FILE, or --modes base")
+    if args.bbox and len(args.bbox) > 1 and (args.dataset or args.dataset_path or args.name):
+        raise UserError("several --bbox go with none of --dataset, --dataset_path and --name; run them one by one")
+    return args
+
+
+@dataclass
+class Job:
+    """One data set to answer."""
+
+    source: dict[str, Any]  # as load_rows takes it
+    rows: Any
+    boxes: list[str] | None  # box text by row; None without a box file
+    instruction: str
+    outputs: dict[str, Path]  # by mode
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """Load and check all that is asked for: data sets, boxes, outputs."""
+    if not args.bbox:
+        return [job_of(args, source) for source in data_sources(args)]
+    boxes = {bbox: read_predictions(bbox)[: args.max_samples] for bbox in args.bbox}
+    return [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
+
+
+def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
+    """The data set of a box file: what its meta says, unless flags say otherwise."""
+    known = read_meta(bbox)
+    if args.dataset or args.dataset_path:
+        (source,) = data_sources(args)
+    elif "dataset_path" in known:
+        source = {"dataset_path": known["dataset_path"], "dataset": known.get("dataset")}
+    else:
+        raise UserError(f"no meta file beside {bbox}; name its data set with --dataset_path and --split")
+    split, max_samples = args.split or known.get("split"), args.max_samples or known.get("max_samples")
+    return source | {"split": split, "max_samples": max_samples}
+
+
+def job_of(args: argparse.Namespace, source: dict, bbox: str | None = None, records: list[dict] | None = None) -> Job:
+    """Rows, boxes and output files of one data set, checked."""
+    rows = load_rows(**source)
+    name = args.name or name_of(bbox) or dataset_name(source["dataset_path"], source["dataset"])
+    outputs = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in dict.fromkeys(args.modes)}
+    for output in outputs.values():
+        check_writable(output)
+    benchmark = benchmark_for(source["dataset_path"], source["dataset"], source["split"])
+    return Job(
+        source=source,
+        rows=rows,
+        boxes=None if records is None else join_on_question_id(records, rows, bbox),
+        instruction=benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
+        or BRIEF_ANSWER,
+        outputs=outputs,
+    )
+
+
+def name_of(bbox: str | None) -> str | None:
+    """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
+    stem = Path(bbox).stem if bbox else ""
+    return stem.removesuffix("_bbox") if stem.endswith("_bbox") else None
+
+
+class AnswerPrompts:
+    """The answerer's prompts of every row, one per mode; both show the same full image."""
+
+    def __init__(self, rows: Any, boxes: list[str] | None, modes: list[str], instruction: str):
+        self.rows, self.boxes, self.modes, self.instruction = rows, boxes, modes, instruction
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> list[Prompt]:
+        row = self.rows[i]
+        full = open_image(row["image"])
+        images = {"base": [full]}
+        if "cropvlm" in self.modes:
+            images["cropvlm"] = [full, crop_or_full_image(full, self.boxes[i])[0]]
+        return [
+            (answerer_messages(row["question"], len(images[mode]), self.instruction), images[mode])
+            for mode in self.modes
+        ]
+
+    def image_sizes(self, i: int) -> list[tuple[int, int]]:
+        try:
+            full = image_size(self.rows[i]["image"])
+        except UnreadableImage:
+            return []
+        bbox_pct = parse_bbox(self.boxes[i]) if "cropvlm" in self.modes else None
+        if bbox_pct is None:
+            return [full]
+        left, top, right, bottom = pct_to_px(bbox_pct, *full)
+        return [full, (right - left, bottom - top)]
+
+
+def load_answerer(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and processor."""
+    device, dtype = device_and_dtype(device_index(args.gpu))
+    processor = load_processor(args.vqa_model_path, longest_edge=args.longest_edge, max_pixels=args.max_pixels)
+    return load_model(args.vqa_model_path, device=device, dtype=dtype), processor
+
+
+def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]:
+    """What decides an answer: another one of these and a journal is refused."""
+    settings = {
+        "vqa_model_path": args.vqa_model_path,
+        "model_files": fingerprint(args.vqa_model_path),
+        "dataset_path": job.source["dataset_path"],
+        "dataset": job.source["dataset"],
+        "split": job.source["split"],
+        "mode": mode,
+        "longest_edge": args.longest_edge,
+        "max_pixels": args.max_pixels,
+        "max_new_tokens": args.max_new_tokens,
+        "prompt": answerer_messages("{question}", 1 if mode == "base" else 2, job.instruction),
+    }
+    if mode == "cropvlm":
+        settings["boxes"] = hashlib.sha256(json.dumps(job.boxes).encode()).hexdigest()[:16]
+    return settings
+
+
+def write_answers(args: argparse.Namespace, job: Job, answerer: Callable) -> int:
+    """Answer every row of one data set and write its files; return how many images could not be read."""
+    start = time.monotonic()
+    settings = {mode: settings_of(args, job, mode) for mode in job.outputs}
+    part, boxes = shard(job.rows), shard(job.boxes)
+    ids = part["question_id"]
+    with contextlib.ExitStack() as stack:
+        journals = [stack.enter_context(journal_for(path, settings[mode])) for mode, path in job.outputs.items()]
+        prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
+        generate_missing(args, journals, ids, prompts, answerer)
+        seconds = round(time.monotonic() - start, 1)
+        for mode, journal in zip(job.outputs, journals, strict=True):
+            records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
+            failed = write_mode(args, job, mode, settings[mode], records, seconds)
+        for journal in journals:
+            journal.remove()
+    return failed
+
+
+def write_mode(
+    args: argparse.Namespace, job: Job, mode: str, settings: dict[str, Any], records: list[dict], seconds: float
+) -> int:
+    """Write the answer file of one mode; return how many images could not be read."""
+    counts = {"rows": len(records), "failed": sum("failed" in record for record in records), "seconds": seconds}
+    if mode == "cropvlm":
+        counts["invalid_boxes"] = sum(parse_bbox(text) is None for text in job.boxes)
+    if rank() == 0:
+        models = {"answerer": args.vqa_model_path}
+        answers = [record | {"answer": clean_answer(record["answer"])} for record in records]
+        content = build_meta(**job.source, models=models, settings=settings, counts=counts)
+        write_predictions(job.outputs[mode], answers, content)
+        logger.info("%s: %s", job.outputs[mode], counts)
+    return counts["failed"]
+
+
+def main() -> int:
+    args = parse_args()
+    start_logging(args)
+    jobs = jobs_of(args)  # checked, all of them, before the model loads
+    answerer = functools.cache(lambda: load_answerer(args))
+    failed = sum(write_answers(args, job, answerer) for job in jobs)
+    return COMPLETE_WITH_FAILURES if failed and rank() == 0 else 0
+
+
+if __name__ == "__main__":
+    run(main)

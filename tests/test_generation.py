@@ -1,0 +1,244 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cropvlm import generation
+from cropvlm.cli import UserError
+from cropvlm.crops import UnreadableImage
+from cropvlm.encoding import chat_text, encode_images, merge, model_inputs, prepare
+from cropvlm.generation import generate_rows, generate_texts, greedy, image_cost, plan_batches
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.prompts import answerer_messages
+
+QUESTION = "What is written on the red sign?"
+
+
+def load_lively(path):
+    """A tiny model whose random weights are large enough that its texts differ from row to row."""
+    model, processor = load_model(str(path), device="cpu"), load_processor(str(path))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2, generator=generator)
+    return model, processor
+
+
+@pytest.fixture(scope="module", params=["tiny_smolvlm", "tiny_qwen", "tiny_llava"])
+def vlm(request):
+    return load_lively(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tiny_smolvlm):
+    return load_lively(tiny_smolvlm)
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def pair(full, crop, question=QUESTION):
+    return [(answerer_messages(question, 1), [full]), (answerer_messages(question, 2), [full, crop])]
+
+
+def plain_inputs(processor, prompts):
+    """The processor's own way, which preprocesses a shared image once per prompt."""
+    texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages, _ in prompts]
+    return processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
+
+
+class Pairs:
+    """Rows of two prompts; a row of None is unreadable."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        if self.rows[i] is None:
+            raise UnreadableImage("unreadable image: test")
+        return pair(*self.rows[i])
+
+    def image_sizes(self, i):
+        return [image.size for image in self.rows[i]] if self.rows[i] else []
+
+
+@torch.inference_mode()
+def test_inputs_are_those_of_the_processor(vlm):
+    model, processor = vlm
+    prompts = pair(noise(300, 200), noise(120, 90, seed=1))
+    inputs = model_inputs(model, prepare(processor, prompts), processor.tokenizer.pad_token_id)
+    plain = plain_inputs(processor, prompts)
+    assert torch.equal(inputs["input_ids"], plain["input_ids"])
+    assert torch.equal(inputs["attention_mask"], plain["attention_mask"])
+    torch.testing.assert_close(model(**inputs).logits, model(**plain).logits, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_images_of_several_tile_counts_are_joined(smolvlm, tiny_smolvlm):
+    model, _ = smolvlm
+    processor = load_processor(str(tiny_smolvlm), longest_edge=128)
+    # 64-px tiles: 128x64 -> 2x1 tiles and the whole; 100x100 -> 128x128 -> 2x2 and the whole; 8 tiles in all.
+    prompts = pair(noise(128, 64), noise(100, 100, seed=1))
+    prepared = prepare(processor, prompts)
+    assert prepared.images["pixel_values"].shape == (8, 1, 3, 64, 64)
+    features = encode_images(model, prepared)
+    assert [len(feature) for feature in features] == [3 * 16, 5 * 16]
+    inputs = model_inputs(model, prepared, processor.tokenizer.pad_token_id)
+    plain = plain_inputs(processor, prompts)
+    torch.testing.assert_close(model(**inputs).logits, model(**plain).logits, rtol=0, atol=1e-5)
+
+
+def test_a_shared_image_is_preprocessed_and_encoded_once(smolvlm, monkeypatch):
+    model, processor = smolvlm
+    tiles, images = [], []
+    hook = model.model.vision_model.register_forward_pre_hook(
+        lambda _, args, kwargs: tiles.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    preprocess = type(processor.image_processor).preprocess
+    monkeypatch.setattr(
+        type(processor.image_processor),
+        "preprocess",
+        lambda self, given, **kwargs: images.append(given) or preprocess(self, given, **kwargs),
+    )
+    full = noise(300, 200)
+    rows = [(full, noise(50, 50, seed=1)), (noise(200, 300, seed=2), noise(60, 60, seed=3)), (full, full)]
+    list(generate_rows(model, processor, Pairs(rows), max_new_tokens=2, batch_size=1))
+    hook.remove()
+    # One 64-px tile an image: full and crop are 2 encodings for the two answers, not 3; a box that is none needs 1.
+    assert tiles == [2, 2, 1]
+    assert len(images) == 5
+
+
+def test_texts_do_not_depend_on_the_batch_size(vlm):
+    rows = [(noise(200 + 9 * i, 150, seed=i), noise(40 + i, 30, seed=100 + i)) for i in range(8)]
+    results = {}
+    for batch_size in (1, 3, 8, "auto"):
+        texts = dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6, batch_size=batch_size))
+        results[batch_size] = [texts[i] for i in range(8)]
+    assert results[1] == results[3] == results[8] == results["auto"]
+    assert len({text for texts in results[1] for text in texts}) > 8
+
+
+def test_texts_are_those_of_generate_on_single_prompts(vlm):
+    model, processor = vlm
+    rows = [(noise(200, 150, seed=i), noise(40, 30, seed=100 + i)) for i in range(3)]
+    texts = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=6, batch_size=2))
+    for i, row in enumerate(rows):
+        for prompt, text in zip(pair(*row), texts[i], strict=True):
+            inputs = plain_inputs(processor, [prompt])
+            output = model.generate(**inputs, generation_config=greedy(model, processor, 6))
+            assert processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) == text
+
+
+def test_worker_processes_change_nothing(smolvlm):
+    rows = [(noise(200, 150, seed=i), noise(40, 30, seed=100 + i)) for i in range(6)]
+    alone = dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=4, batch_size=4))
+    assert dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=4, batch_size=4, num_workers=2)) == alone
+
+
+def test_an_unreadable_image_is_that_rows_own_matter(smolvlm):
+    good = (noise(200, 150), noise(40, 30, seed=1))
+    rows = [good, None, good, None, None]
+    outcomes = dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=4, batch_size=3))
+    assert outcomes[0] == outcomes[2]
+    assert [isinstance(outcomes[i], UnreadableImage) for i in range(5)] == [False, True, False, True, True]
+
+
+def test_done_rows_are_left_out_but_batches_stay_the_same(smolvlm, monkeypatch):
+    model, processor = smolvlm
+    sizes = []
+    original = generation._generate_batch
+    monkeypatch.setattr(generation, "_generate_batch", lambda *args: sizes.append(len(args[2])) or original(*args))
+    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(6)]
+    outcomes = generate_rows(model, processor, Pairs(rows), max_new_tokens=2, batch_size=2, done=[0, 1, 2])
+    # Batches (0, 1), (2, 3), (4, 5): the first is done, the second is generated whole, for row 3 alone.
+    assert [i for i, _ in outcomes] == [3, 4, 5]
+    assert sizes == [2, 2]
+
+
+def out_of_memory_beyond(model, rows, monkeypatch):
+    """Let `generate` fail as on a GPU that holds only so many prompts; returns the prompts of each call."""
+    calls = []
+    generate = model.generate
+
+    def limited(**kwargs):
+        calls.append(len(kwargs["input_ids"]))
+        if calls[-1] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(**kwargs)
+
+    monkeypatch.setattr(model, "generate", limited)
+    return calls
+
+
+def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
+    model, processor = smolvlm
+    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(7)]
+    expected = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
+    calls = out_of_memory_beyond(model, 5, monkeypatch)
+    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    assert dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2)) == expected
+    # Two prompts a row: 7 rows fail as one batch of 8 and as 4 + 3, then pass as 2 + 2 + 2 + 1.
+    assert calls == [14, 8, 4, 4, 4, 2]
+
+
+def test_a_fixed_batch_size_is_not_halved(smolvlm, monkeypatch):
+    model, processor = smolvlm
+    out_of_memory_beyond(model, 5, monkeypatch)
+    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(4)]
+    with pytest.raises(UserError, match="out of GPU memory at batch size 4"):
+        list(generate_rows(model, processor, Pairs(rows), max_new_tokens=2, batch_size=4))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 50), (3000, 1), (1, 3000)])
+def test_images_of_any_size_get_a_text(vlm, size):
+    (text,) = generate_texts(*vlm, [answerer_messages(QUESTION, 1)], [[noise(*size)]], max_new_tokens=2)
+    assert isinstance(text, str)
+
+
+def test_a_question_cannot_smuggle_in_a_placeholder(vlm):
+    _, processor = vlm
+    messages = answerer_messages(f"What does {processor.image_token} mean?", 1)
+    assert chat_text(processor, messages).count(processor.image_token) == 1
+
+
+def test_greedy_search_ignores_the_checkpoints_sampling(smolvlm):
+    model, processor = smolvlm
+    model.generation_config.update(do_sample=True, temperature=0.1, repetition_penalty=1.5, top_k=1)
+    try:
+        config, _ = model._prepare_generation_config(greedy(model, processor, 8))
+    finally:
+        model.generation_config.update(do_sample=False, temperature=None, repetition_penalty=None, top_k=None)
+    assert (config.do_sample, config.repetition_penalty, config.temperature, config.top_k) == (False, 1, 1, 50)
+    assert config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
+
+
+def test_batches_hold_rows_of_like_cost_window_by_window(monkeypatch):
+    monkeypatch.setattr(generation, "WINDOW", 2)
+    # Windows of 2 x 2 rows: costs 9 1 9 1 | 5 2 2; equal costs keep their order.
+    assert plan_batches([9, 1, 9, 1, 5, 2, 2], 2) == [[1, 3], [0, 2], [5, 6], [4]]
+
+
+@pytest.mark.parametrize(
+    ("longest_edge", "expected"),
+    [
+        (64, None),  # one 64-px tile whatever the image: nothing to sort by
+        (128, [5, 3, 3]),  # 2x2, 1x2 and 2x1 tiles, and the whole image each time
+    ],
+)
+def test_cost_of_an_image_is_its_tiles(tiny_smolvlm, longest_edge, expected):
+    cost = image_cost(load_processor(str(tiny_smolvlm), longest_edge=longest_edge))
+    assert (cost and [cost(size) for size in [(300, 300), (400, 200), (200, 400)]]) == expected
+
+
+def test_merge_keeps_prompts_and_images_in_order(smolvlm):
+    _, processor = smolvlm
+    one, other = (prepare(processor, pair(noise(64, 64, seed=i), noise(32, 32, seed=10 + i))) for i in range(2))
+    both = merge([one, other])
+    assert both.image_index == [[0], [0, 1], [2], [2, 3]]
+    assert both.input_ids == one.input_ids + other.input_ids
+    assert torch.equal(both.images["pixel_values"][2:], other.images["pixel_values"])
