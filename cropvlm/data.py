@@ -7,6 +7,7 @@ encoded: `{"bytes": ..., "path": ...}`, which `cropvlm.crops.open_image` opens.
 
 import base64
 import binascii
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -214,12 +215,18 @@ def _load_raw(
 
 
 def _from_disk(source: str, split: str | None, wanted: list[str | None]) -> datasets.Dataset:
+    folder = Path(source)
     try:
+        if (folder / "dataset_dict.json").is_file():
+            there = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            return datasets.load_from_disk(str(folder / _choose_split(source, split, wanted, there)))
         saved = datasets.load_from_disk(source)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except IndexError as error:  # what datasets makes of a saved data set of no rows
+        raise UserError(f"{source} has no rows") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} is no readable data set ({_one_line(error)}); save it again") from error
-    if isinstance(saved, datasets.DatasetDict):
-        return saved[_choose_split(source, split, wanted, list(saved))]
     if split and str(saved.split) != split:
         raise UserError(f"{source} has no splits, {split!r} was asked for; leave the split out")
     return saved
@@ -234,7 +241,7 @@ def _from_repository(
         raise UserError(f"no data set at {source}: no such folder")
     files = known.data_files if known else {}
     with _hub_errors(source):
-        if known and not config and known.config in datasets.get_dataset_config_names(source):
+        if known and known.config and not config and known.config in datasets.get_dataset_config_names(source):
             config = known.config
         split = split or next((name for name in wanted if name in files), None)
         if split not in files:

@@ -1,0 +1,428 @@
+"""Every benchmark of the table on a small copy with its published columns and types, and what is refused."""
+
+import base64
+import io
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import Features, List, Value
+from PIL import Image
+
+from cropvlm.cli import UserError
+from cropvlm.crops import open_image
+from cropvlm.data import BENCHMARKS, benchmark_for, dataset_name, load_rows, metric_for
+
+REPO = Path(__file__).resolve().parents[1]
+TEXT = Value("string")
+IMAGE = datasets.Image()
+
+
+def jpeg(color: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), color).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+RED, BLUE = jpeg("red"), jpeg("blue")
+IMAGES = [{"bytes": RED, "path": "a.jpg"}, {"bytes": BLUE, "path": "b.jpg"}]
+
+
+def table(features: dict, **columns: list) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(columns, features=Features(features))
+
+
+def textvqa() -> datasets.Dataset:
+    return table(
+        {
+            "image_id": TEXT,
+            "question_id": Value("int32"),
+            "question": TEXT,
+            "image": IMAGE,
+            "answers": List(TEXT),
+            "ocr_tokens": List(TEXT),
+        },
+        image_id=["i", "j"],
+        question_id=[34602, 34603],
+        question=["what is it?", "who?"],
+        image=IMAGES,
+        answers=[["nokia"] * 10, ["me"] * 10],
+        ocr_tokens=[["NOKIA"], []],
+    )
+
+
+def docvqa(ids: tuple[str, str] = ("49153", "24580"), answers: tuple = (["0.28", "0.280"], ["x"])) -> datasets.Dataset:
+    return table(
+        {
+            "questionId": TEXT,
+            "question": TEXT,
+            "question_types": List(TEXT),
+            "image": IMAGE,
+            "docId": Value("int64"),
+            "answers": List(TEXT),
+        },
+        questionId=list(ids),
+        question=["what is it?", "who?"],
+        question_types=[["figure/diagram"], ["layout"]],
+        image=IMAGES,
+        docId=[14465, 1],
+        answers=list(answers),
+    )
+
+
+def infovqa() -> datasets.Dataset:
+    return table(
+        {"questionId": TEXT, "question": TEXT, "answers": List(TEXT), "image": IMAGE, "ocr": TEXT},
+        questionId=["98313", "98314"],
+        question=["what is it?", "who?"],
+        answers=[["4"], ["5", "five"]],
+        image=IMAGES,
+        ocr=["{}", "{}"],
+    )
+
+
+def stvqa() -> datasets.Dataset:
+    return table(
+        {"path": TEXT, "question": TEXT, "answer": List(TEXT), "image": IMAGE},
+        path=["coco-text/a.jpg", "vizwiz/b.jpg"],
+        question=["what is it?", "who?"],
+        answer=[["a", "b"], ["c"]],
+        image=IMAGES,
+    )
+
+
+def hrbench() -> datasets.Dataset:
+    return table(
+        dict.fromkeys(("question", "A", "B", "C", "D", "answer", "category", "cycle_category", "image"), TEXT)
+        | {"index": Value("int64")},
+        index=[0, 1],
+        question=["What color is the bus?"] * 2,
+        A=["red", "green"],
+        B=["blue", "red"],
+        C=["cannot tell", "blue"],
+        D=["green", "cannot tell"],
+        answer=["A", "B"],
+        category=["single", "cross"],
+        cycle_category=["0", "1"],
+        image=[base64.b64encode(image).decode() for image in (RED, BLUE)],
+    )
+
+
+VSTAR_TEXT = (
+    "What is the color of the cup?\n(A) red\n(B) blue\nAnswer with the option's letter from the given choices directly."
+)
+
+
+def write_vstar(folder: Path) -> None:
+    for name, image, part in (("a.jpg", RED, "direct_attributes"), ("b.jpg", BLUE, "relative_position")):
+        (folder / part).mkdir(parents=True)
+        (folder / part / name).write_bytes(image)
+        (folder / part / name).with_suffix(".json").write_text('{"options": ["the right one", "another"]}')
+    rows = [
+        {"image": "direct_attributes/a.jpg", "label": "B", "category": "direct_attributes", "question_id": "0"},
+        {"image": "relative_position/b.jpg", "label": "A", "category": "relative_position", "question_id": "1"},
+    ]
+    lines = "".join(json.dumps({**row, "text": VSTAR_TEXT}) + "\n" for row in rows)
+    (folder / "test_questions.jsonl").write_text(lines)
+
+
+def write_docvqa(folder: Path) -> None:
+    """A copy of the repository: two configurations on the card, and train files that the card does not name."""
+    (folder / "DocVQA").mkdir(parents=True)
+    (folder / "InfographicVQA").mkdir()
+    docvqa().to_parquet(folder / "DocVQA/validation-00000-of-00001.parquet")
+    docvqa(answers=(None, None)).to_parquet(folder / "DocVQA/test-00000-of-00001.parquet")
+    docvqa(ids=("337", "338")).to_parquet(folder / "DocVQA/train-00000-of-00001.parquet")
+    infovqa().to_parquet(folder / "InfographicVQA/validation-00000-of-00001.parquet")
+    infovqa().to_parquet(folder / "InfographicVQA/train-00000-of-00001.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: DocVQA\n  data_files:\n"
+        "  - split: validation\n    path: DocVQA/validation-*\n  - split: test\n    path: DocVQA/test-*\n"
+        "- config_name: InfographicVQA\n  data_files:\n  - split: validation\n    path: InfographicVQA/validation-*\n"
+        "---\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("copies")
+    textvqa().save_to_disk(folder / "textvqa")
+    datasets.DatasetDict(train=textvqa(), validation=textvqa().select([1, 0])).save_to_disk(folder / "splits")
+    stvqa().save_to_disk(folder / "stvqa")
+    datasets.DatasetDict(hrbench_4k=hrbench(), hrbench_8k=hrbench()).save_to_disk(folder / "hrbench")
+    write_vstar(folder / "vstar")
+    write_docvqa(folder / "docvqa")
+    return folder
+
+
+HR_QUESTION = "What color is the bus?\nA. red\nB. blue\nC. cannot tell\nD. green"
+EXPECTED = [
+    # name, copy, ids, first question, first answers, columns that are kept
+    ("textvqa", "textvqa", [34602, 34603], "what is it?", ["nokia"] * 10, {"image_id", "ocr_tokens"}),
+    ("docvqa", "docvqa", ["49153", "24580"], "what is it?", ["0.28", "0.280"], {"docId", "question_types"}),
+    ("infovqa", "docvqa", ["98313", "98314"], "what is it?", ["4"], {"ocr"}),
+    ("stvqa", "stvqa", [0, 1], "what is it?", ["a", "b"], {"path"}),
+    ("vstar", "vstar", ["0", "1"], "What is the color of the cup?\n(A) red\n(B) blue", ["B"], {"category"}),
+    ("hrbench4k", "hrbench", [0, 1], HR_QUESTION, ["A"], {"category", "cycle_category"}),
+    ("hrbench8k", "hrbench", [0, 1], HR_QUESTION, ["A"], {"category", "cycle_category"}),
+]
+
+
+@pytest.mark.parametrize(("name", "copy", "ids", "question", "answers", "kept"), EXPECTED)
+def test_a_published_copy_comes_in_the_row_schema(copies, name, copy, ids, question, answers, kept):
+    rows = load_rows(copies / copy, dataset=name)
+    assert list(rows["question_id"]) == ids
+    assert set(rows.column_names) == {"image", "question", "question_id", "answers"} | kept
+    assert rows[0]["question"] == question
+    assert rows[0]["answers"] == answers
+    # The encoded bytes themselves, and no PIL image: nothing was decoded on the way.
+    assert [row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes() for row in rows] == [RED, BLUE]
+    assert open_image(rows[1]["image"]).size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id", "config", "split", "metric", "instruction"),
+    [
+        ("textvqa", "lmms-lab/textvqa", None, "validation", "vqa", None),
+        ("docvqa", "lmms-lab/DocVQA", "DocVQA", "validation", "anls", None),
+        ("infovqa", "lmms-lab/DocVQA", "InfographicVQA", "validation", "anls", None),
+        ("stvqa", "danjacobellis/stvqa_task1", None, "train", "anls", None),
+        (
+            "vstar",
+            "craigwu/vstar_bench",
+            None,
+            "test",
+            "letter",
+            "Answer with the option's letter from the given choices directly.",
+        ),
+        (
+            "hrbench4k",
+            "DreamMr/HR-Bench",
+            "hrbench_version_split",
+            "hrbench_4k",
+            "letter",
+            "Answer the option letter directly.",
+        ),
+        (
+            "hrbench8k",
+            "DreamMr/HR-Bench",
+            "hrbench_version_split",
+            "hrbench_8k",
+            "letter",
+            "Answer the option letter directly.",
+        ),
+    ],
+)
+def test_the_table(name, hub_id, config, split, metric, instruction):
+    entry = BENCHMARKS[name]
+    assert (entry.hub_id, entry.config, entry.split) == (hub_id, config, split)
+    assert (entry.metric, entry.instruction) == (metric, instruction)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [
+        ("textvqa", None, (("lmms-lab/textvqa", None), {"split": "validation"})),
+        ("textvqa", "train", (("lmms-lab/textvqa", None), {"split": "train"})),
+        ("docvqa", None, (("lmms-lab/DocVQA", "DocVQA"), {"split": "validation"})),
+        (
+            "docvqa",
+            "train",
+            (("lmms-lab/DocVQA",), {"data_files": {"train": "DocVQA/train-*.parquet"}, "split": "train"}),
+        ),
+        (
+            "infovqa",
+            "train",
+            (("lmms-lab/DocVQA",), {"data_files": {"train": "InfographicVQA/train-*.parquet"}, "split": "train"}),
+        ),
+        ("vstar", None, (("craigwu/vstar_bench",), {"data_files": {"test": "test_questions.jsonl"}, "split": "test"})),
+        ("hrbench8k", None, (("DreamMr/HR-Bench", "hrbench_version_split"), {"split": "hrbench_8k"})),
+    ],
+)
+def test_what_is_asked_of_the_hub(monkeypatch, name, split, expected):
+    calls = []
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation", "test", "hrbench_8k"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: calls.append((args, kwargs)) or textvqa())
+    load_rows(name, split, need=("question_id",))
+    assert calls == [expected]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_docvqa_splits_beside_the_default(copies, split):
+    rows = load_rows(copies / "docvqa", split, dataset="docvqa")
+    assert list(rows["question_id"]) == (["337", "338"] if split == "train" else ["49153", "24580"])
+    assert rows["answers"][:] == ([["0.28", "0.280"], ["x"]] if split == "train" else [[], []])
+
+
+def test_a_copy_is_told_by_its_columns(copies):
+    names = [benchmark_for(copies / name).name for name in ("textvqa", "stvqa")]
+    assert names == ["textvqa", "stvqa"]
+    assert benchmark_for(copies / "hrbench", split="hrbench_4k").name == "hrbench4k"
+    assert metric_for(f"{copies}/docvqa:DocVQA", split="test") == "anls"
+    assert list(load_rows(f"{copies}/docvqa:DocVQA", "test")["question_id"]) == ["49153", "24580"]
+
+
+def test_a_benchmark_may_lie_in_the_schemas_own_columns(copies):
+    rows = load_rows(copies / "textvqa", dataset="docvqa")
+    assert list(rows["question_id"]) == [34602, 34603]
+    assert metric_for(copies / "textvqa", "docvqa") == "anls"
+
+
+def test_stvqa_with_published_ids_keeps_them(tmp_path):
+    # lmms-lab/ST-VQA: a test split without answers
+    table(
+        {"question_id": TEXT, "question": TEXT, "image": IMAGE}, question_id=["t1"], question=["q"], image=IMAGES[:1]
+    ).save_to_disk(tmp_path)
+    rows = load_rows(tmp_path, dataset="stvqa")
+    assert rows["question_id"][:] == ["t1"]
+    assert "answers" not in rows.column_names
+
+
+def test_hrbench_with_one_index_for_all_cycles_gets_unique_ids(tmp_path):
+    rows = hrbench().remove_columns("index").add_column("index", [5, 5])
+    rows.save_to_disk(tmp_path)
+    assert load_rows(tmp_path, max_samples=1)["question_id"][:] == ["5_0"]
+
+
+def test_a_broken_base64_image_is_empty_bytes(tmp_path):
+    hrbench().remove_columns("image").add_column("image", ["abc", None]).save_to_disk(tmp_path)
+    assert [row["image"] for row in load_rows(tmp_path)] == [{"bytes": b"", "path": None}] * 2
+
+
+def test_images_are_left_alone_where_none_are_needed(copies):
+    rows = load_rows(copies / "hrbench", "hrbench_4k", need=("question_id", "answers"))
+    assert rows[0]["image"] == base64.b64encode(RED).decode()
+
+
+def test_paths_as_images_are_relative_to_the_folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(RED)
+    table(
+        {"question_id": TEXT, "question": TEXT, "image": TEXT}, question_id=["1"], question=["q"], image=["a.jpg"]
+    ).save_to_disk(tmp_path)
+    assert open_image(load_rows(tmp_path)[0]["image"]).size == (8, 6)
+
+
+def test_splits(copies):
+    assert list(load_rows(copies / "splits", "validation")["question_id"]) == [34603, 34602]
+    assert list(load_rows(copies / "splits", default_split="train")["question_id"]) == [34602, 34603]
+    assert list(load_rows(copies / "splits", dataset="textvqa")["question_id"]) == [34603, 34602]
+    assert list(load_rows(copies / "textvqa", default_split="train")["question_id"]) == [34602, 34603]
+
+
+@pytest.mark.parametrize(("max_samples", "rows"), [(1, 1), (2, 2), (9, 2), (None, 2)])
+def test_max_samples(copies, max_samples, rows):
+    assert len(load_rows(copies / "textvqa", max_samples=max_samples)) == rows
+
+
+def test_bbox_and_other_columns_of_the_sft_part_are_kept(tmp_path):
+    textvqa().add_column("bbox", [[0, 0, 50, 100], [1, 2, 3, 4]]).save_to_disk(tmp_path)
+    rows = load_rows(tmp_path, need=("image", "question", "bbox"))
+    assert rows["bbox"][:] == [[0, 0, 50, 100], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("path", "dataset", "name"),
+    [
+        ("docvqa", None, "docvqa"),
+        ("lmms-lab/textvqa", None, "textvqa"),
+        ("lmms-lab-encoder/DocVQA:InfographicVQA", None, "infovqa"),
+        ("someone/other", None, "other"),
+        ("someone/other:part", None, "other_part"),
+        ("someone/other", "vstar", "vstar"),
+        ("FOLDER/stvqa/", None, "stvqa"),
+        ("FOLDER/stvqa/.", None, "stvqa"),
+    ],
+)
+def test_dataset_name(copies, path, dataset, name):
+    assert dataset_name(path.replace("FOLDER", str(copies)), dataset) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "problem"),
+    [
+        ("FOLDER/nothing", {}, "no data set at .*nothing: no such folder"),
+        ("datasets/nothing", {}, "no such folder"),
+        ("FOLDER/vstar/test_questions.jsonl", {}, "no such folder"),
+        ("FOLDER/vstar/direct_attributes", {"dataset": "textvqa"}, "has no"),
+        ("FOLDER/textvqa", {"dataset": "imagenet"}, "no benchmark is called 'imagenet'; there are textvqa, "),
+        ("FOLDER/textvqa", {"split": "train"}, "has no splits, 'train' was asked for"),
+        ("FOLDER/splits", {"split": "test"}, "has no split 'test'; there are: train, validation"),
+        ("FOLDER/splits", {}, "has several splits; choose one: train, validation"),
+        ("FOLDER/docvqa", {"dataset": "docvqa", "split": "x"}, "has no split 'x'; there are: validation, test, train"),
+        ("FOLDER/docvqa", {}, "DocVQA"),
+        ("FOLDER/textvqa", {"need": ("image", "bbox")}, "has no column bbox; its columns are: image_id, "),
+        ("FOLDER/textvqa", {"max_samples": 0}, "max_samples is 0; expected at least 1"),
+        ("nobody/nothing", {}, "nobody/nothing is no folder here nor to be had from the hub: .*; give a folder"),
+        ("no such id", {}, "is no folder here nor to be had from the hub"),
+    ],
+)
+def test_what_is_refused(copies, monkeypatch, path, arguments, problem):
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
+    with pytest.raises(UserError, match=problem) as error:
+        load_rows(path.replace("FOLDER", str(copies)), **arguments)
+    assert "\n" not in str(error.value)
+    assert logging.getLogger("huggingface_hub").level == logging.WARNING
+
+
+def one_row(**columns) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"question_id": [1, 2], "question": ["q", "r"], "image": [RED, BLUE]} | columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (one_row().select([]), "has no rows"),
+        (one_row(question_id=[1, 1]), "has 1 doubled question_ids, such as 1"),
+        (one_row(question_id=[1, None]), "row 1 has the question_id None"),
+        (one_row(question_id=[1.5, 2.5]), "row 0 has the question_id 1.5"),
+        (one_row(question=["q", None]), "row 1 has the question None"),
+        (one_row(image=[1, 2]), "the column image holds no images"),
+        (one_row().remove_columns("image"), "has no column image"),
+    ],
+    ids=["no rows", "doubled", "null id", "float id", "null question", "image numbers", "no image"],
+)
+def test_bad_rows_are_refused(tmp_path, rows, problem):
+    rows.save_to_disk(tmp_path)
+    with pytest.raises(UserError, match=problem):
+        load_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", ""),
+        ("state.json", "{}"),
+        ("state.json", '{"_data_files": [{"filename": "gone.arrow"}]}'),
+        ("dataset_info.json", "nonsense"),
+        ("dataset_info.json", "[]"),
+        ("data-00000-of-00001.arrow", "nonsense"),
+        ("dataset_dict.json", "{}"),
+        ("dataset_dict.json", '{"splits": ["gone"]}'),
+    ],
+)
+def test_a_broken_folder_is_refused(tmp_path, name, content):
+    textvqa().save_to_disk(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="no readable data set"):
+        load_rows(tmp_path)
+
+
+def test_an_empty_split_beside_does_not_matter(tmp_path):
+    datasets.DatasetDict(train=textvqa(), test=textvqa().select([])).save_to_disk(tmp_path)
+    assert len(load_rows(tmp_path, "train")) == 2
+    with pytest.raises(UserError, match="has no rows"):
+        load_rows(tmp_path, "test")
+
+
+def test_neither_torch_nor_transformers_is_imported(copies):
+    code = (
+        "import sys; from cropvlm.data import load_rows; rows = load_rows(sys.argv[1], 'hrbench_4k'); "
+        "list(rows), rows['answers'][:]; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, copies / "hrbench"], cwd=REPO, check=False)
+    assert done.returncode == 0
