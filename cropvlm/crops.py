@@ -16,7 +16,15 @@ from cropvlm.boxes import parse_bbox, pct_to_px
 Image.MAX_IMAGE_PIXELS = 250_000_000
 
 # What Pillow's decoders raise on broken files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,  # AVIF
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class UnreadableImage(ValueError):
