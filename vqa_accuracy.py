@@ -117,7 +117,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     all_references = list(rows["answers"])
     scored = [i for i, references in enumerate(all_references) if references]
     if not scored:
-        raise UserError(f"no row of {source['dataset_path']} has references; choose a split that has")
+        first = rows["question_id"][0]
+        raise UserError(
+            f"no row of {source['dataset_path']} has references, {first!r} for one; choose a split that has"
+        )
     references = [all_references[i] for i in scored]
     predictions = [[column[i] for i in scored] for column in answers]
     columns = {

@@ -1,0 +1,296 @@
+"""The scoring script: hand-worked scores, what it picks by itself, what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+import vqa_accuracy
+from cropvlm.cli import run
+from cropvlm.predictions import write_predictions
+
+REPO = Path(__file__).resolve().parents[1]
+
+# Ten references each. VQA accuracy of a prediction that k of 10 agree with: over the 10 leave-one-out sets
+# (k * min(3, k - 1) + (10 - k) * min(3, k)) / 30; so k = 2 gives (2 * 1 + 8 * 2) / 30 = 0.6, k = 0 gives 0, 4 gives 1.
+VQA_ROWS = {
+    "question_id": [1, 2, 3],
+    "question": ["a?", "b?", "c?"],
+    "answers": [["stop"] * 10, ["two cats"] * 2 + ["2 cats"] * 2 + ["cat"] * 6, ["The bus"] * 10],
+}
+VQA_PREDICTIONS = {1: "STOP", 2: "two cats", 3: "the bus"}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Work in an empty folder; returns a function that saves rows and a prediction file with its meta file."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(rows: dict, predictions: dict, name: str = "p.json", **meta) -> None:
+        datasets.Dataset.from_dict(rows).save_to_disk("rows")
+        records = [{"question_id": i, "answer": answer} for i, answer in predictions.items()]
+        write_predictions(name, records, {"dataset_path": "rows", "split": None, **meta})
+
+    return make
+
+
+@pytest.fixture
+def score(monkeypatch, capsys):
+    """Run the script as the command line does; returns exit code, lines on stdout and stderr."""
+
+    def call(*flags: str) -> tuple[int, list[str], str]:
+        monkeypatch.setattr(sys, "argv", ["vqa_accuracy.py", "--predictions_file", "p.json", *flags])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(vqa_accuracy.main)
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out.splitlines(), captured.err
+
+    return call
+
+
+def test_the_score_alone_is_the_last_line(world, score):
+    world(VQA_ROWS, VQA_PREDICTIONS)
+    # The paper's: 1 + 0.6 + 0 ("The bus" has a capital, the lower-cased prediction has not) = 1.6 of 3.
+    code, lines, _ = score()
+    assert code == 0
+    assert lines[-1] == "53.3333"
+    # Scores 100, 60, 0: deviation sqrt((46.67^2 + 6.67^2 + 53.33^2) / 2) = 50.33; / sqrt(3) = 29.06.
+    assert lines[:-1] == [
+        "p.json on rows",
+        "VQA accuracy: 53.33 (standard error 29.06) over 3 questions",
+        "empty answers: 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("vqa", "53.3333"),
+        # "two cats" becomes "2 cats" on both sides: 4 of 10 agree; "the" is dropped: 1 + 1 + 1.
+        ("vqa_official", "100.0000"),
+        # Exact, exact and exact but for case.
+        ("anls", "100.0000"),
+        ("letter", "0.0000"),
+    ],
+)
+def test_metrics(world, score, metric, expected):
+    world(VQA_ROWS, VQA_PREDICTIONS)
+    assert score("--metric", metric)[1][-1] == expected
+
+
+DOC_ROWS = {"questionId": ["7", "8"], "question": ["a?", "b?"], "answers": [["bank", "the bank"], ["1998"]]}
+
+
+def test_a_document_set_is_scored_by_anls(world, score):
+    world(DOC_ROWS, {"8": "2001", "7": "banks"})
+    # banks - bank: 1 edit of 5 characters, 0.8. 2001 - 1998: 4 of 4 differ, 0.
+    code, lines, _ = score()
+    assert (code, lines[-1]) == (0, "40.0000")
+    assert lines[1].startswith("ANLS: 40.00")
+
+
+def test_the_benchmark_of_the_meta_file_decides(world, score):
+    rows = {"question_id": ["7"], "question": ["a?"], "answers": [["bank"]]}
+    world(rows, {"7": "banks"}, dataset="docvqa")
+    assert score()[1][-1] == "80.0000"
+    assert score("--dataset", "textvqa", "--dataset_path", "rows")[1][-1] == "0.0000"
+
+
+HR_ROWS = {
+    "index": [0, 1, 2, 3],
+    "question": ["a?"] * 4,
+    **{letter: ["x"] * 4 for letter in "ABCD"},
+    "answer": ["A", "B", "C", "D"],
+    "category": ["single", "single", "cross", "single"],
+    "cycle_category": ["0", "0", "0", "1"],
+    "image": ["AAAA"] * 4,
+}
+
+
+def test_hrbench_is_the_mean_over_its_cycles(world, score):
+    world(HR_ROWS, {0: "A", 1: "Blue", 2: "(c) the bus", 3: "The answer is D"}, "p.json")
+    # Cycle 0: 2 of 3, cycle 1: 1 of 1; mean (66.67 + 100) / 2 = 83.33. Category single: cycle 0 has 1 of 2 with
+    # weight 1/6 each, cycle 1 has 1 with weight 1/2: (1/6 + 1/2) / (1/6 + 1/6 + 1/2) = 80.
+    code, lines, _ = score("--output", "out.json")
+    assert (code, lines[-1]) == (0, "83.3333")
+    assert lines[3:-1] == [
+        "answers that name no option: 1",
+        "category cross: 100.00 (1 questions)",
+        "category single: 80.00 (3 questions)",
+        "cycle category 0: 66.67 (3 questions)",
+        "cycle category 1: 100.00 (1 questions)",
+    ]
+    written = json.loads(Path("out.json").read_text())
+    assert written["by_cycle_category"]["1"] == {"score": 100.0, "questions": 1}
+
+
+def test_output_holds_everything(world, score):
+    world(VQA_ROWS, VQA_PREDICTIONS, max_samples=None)
+    write_predictions("other.json", [{"question_id": i, "answer": ""} for i in (1, 2, 3)], {})
+    assert score("--output", "new/out.json", "--compare", "other.json")[0] == 0
+    written = json.loads(Path("new/out.json").read_text())
+    assert written.pop("score") == pytest.approx(160 / 3)
+    assert written.pop("standard_error") == pytest.approx(29.0593)
+    assert written.pop("compare").keys() == {
+        "predictions_file",
+        "other_score",
+        "difference",
+        "interval_95",
+        "standard_error",
+        "better",
+        "worse",
+        "equal",
+    }
+    assert written == {
+        "predictions_file": "p.json",
+        "dataset_path": "rows",
+        "dataset": None,
+        "split": None,
+        "max_samples": None,
+        "metric": "vqa",
+        "questions": 3,
+        "without_references": [],
+        "empty_answers": 0,
+    }
+
+
+def test_compare_counts_and_bounds_the_paired_difference(world, score):
+    n = 40
+    rows = {"question_id": list(range(n)), "question": ["q?"] * n, "answers": [["yes"] * 10] * n}
+    world(rows, {i: "yes" if i < 30 else "no" for i in range(n)})
+    # The other is right on 10..31: 10 better, 2 worse, 28 equal; (30 - 22) / 40 = +20 points.
+    others = [{"question_id": i, "answer": "yes" if 10 <= i < 32 else "no"} for i in reversed(range(n))]
+    write_predictions("other.json", others, {})
+    code, lines, _ = score("--compare", "other.json", "--output", "out.json")
+    result = json.loads(Path("out.json").read_text())["compare"]
+    assert (code, lines[-1]) == (0, "75.0000")
+    assert (result["better"], result["worse"], result["equal"]) == (10, 2, 28)
+    assert result["difference"] == pytest.approx(20)
+    assert result["other_score"] == pytest.approx(55)
+    # The bootstrap agrees with the normal interval: variance (10 + 2 - 40 * 0.2^2) / 39 = 0.2667, error 8.165 points.
+    assert result["standard_error"] == pytest.approx(8.165, abs=1e-3)
+    assert result["interval_95"] == pytest.approx([20 - 1.96 * 8.165, 20 + 1.96 * 8.165], abs=1.5)
+    assert "against other.json (55.00): +20.00, 95% interval [" in lines[-2]
+    assert lines[-2].endswith("; 10 better, 2 worse, 28 equal")
+    assert score("--compare", "other.json")[1] == lines  # seeded
+
+
+def test_the_interval_covers_at_its_rate(monkeypatch):
+    """Of 100 samples with a true difference of 0 some 95 intervals hold it; 88 is 3 standard errors below."""
+    monkeypatch.setattr(vqa_accuracy, "RESAMPLES", 400)
+    rng = np.random.default_rng(1)
+    weights = vqa_accuracy.cycle_weights(None, 60)
+    intervals = [vqa_accuracy.compare(*rng.choice([0, 100], size=(2, 60)), weights)["interval_95"] for _ in range(100)]
+    assert 88 <= sum(low <= 0 <= high for low, high in intervals) <= 100
+
+
+def test_rows_without_references_are_said_and_not_scored(world, score):
+    rows = {"question_id": ["a", "b"], "question": ["q?"] * 2, "answers": [None, ["yes"] * 10]}
+    world(rows, {"a": "what", "b": "yes"})
+    code, lines, _ = score()
+    assert (code, lines[-1]) == (0, "100.0000")
+    assert "not scored, for want of references: 1 rows ('a')" in lines
+    world({**rows, "answers": [[], None]}, {"a": "what", "b": "yes"})
+    code, lines, error = score()
+    assert (code, lines) == (2, [])
+    assert "no row of rows has references, 'a' for one" in error
+
+
+def test_the_number_of_rows_is_that_of_the_meta_file(world, score):
+    world(VQA_ROWS, {1: "stop", 2: "cat"}, max_samples=2)
+    assert score()[1][-1] == "100.0000"
+    code, _, error = score("--max_samples", "3")
+    assert code == 2
+    assert "1 missing: 3" in error
+
+
+def test_split_and_data_set_come_from_the_meta_file_unless_given(world, score):
+    world(VQA_ROWS, VQA_PREDICTIONS, dataset_path="splits", split="validation")
+    saved = datasets.load_from_disk("rows")
+    wrong = saved.map(lambda row: {"answers": ["nothing"] * 10})
+    datasets.DatasetDict(test=wrong, validation=saved).save_to_disk("splits")
+    assert score()[1][0] == "p.json on splits (split validation)"
+    assert score()[1][-1] == "53.3333"
+    assert score("--split", "test")[1][-1] == "0.0000"
+    assert score("--dataset_path", "rows")[0] == 2  # that has no splits, and the meta file names one
+
+
+@pytest.mark.parametrize(
+    ("predictions", "problem"),
+    [
+        ({1: "a", 2: "b"}, "1 missing: 3"),
+        ({1: "a", 2: "b", 3: "c", 4: "d"}, "1 strange: 4"),
+        ({1: "a", 2: "b", "3": "c"}, "1 missing: 3; 1 strange: '3'"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(world, score, predictions, problem):
+    world(VQA_ROWS, predictions)
+    code, lines, error = score("--output", "out.json")
+    assert (code, lines) == (2, [])
+    assert error.count("\n") == 1
+    assert "p.json" in error
+    assert problem in error
+    assert not Path("out.json").exists()
+
+
+def test_doubled_ids_and_a_comparison_that_does_not_fit_are_refused(world, score):
+    world(VQA_ROWS, VQA_PREDICTIONS)
+    records = json.loads(Path("p.json").read_text())
+    Path("other.json").write_text(json.dumps([*records, records[0]]))
+    code, _, error = score("--compare", "other.json")
+    assert code == 2
+    assert "other.json" in error
+    assert "1 doubled: 1" in error
+    Path("p.json").write_text(json.dumps([*records, records[0]]))
+    assert score()[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--predictions_file", "gone.json"], "cannot read gone.json"),
+        (["--dataset_path", "./gone"], "no data set at ./gone"),
+        (["--dataset_path", "unanswered"], "has no column answers"),
+        (["--split", "test"], "has no splits"),
+        (["--max_samples", "0"], "expected at least 1"),
+        (["--compare", "gone.json"], "cannot read gone.json"),
+        (["--output", "rows"], "cannot write rows"),
+    ],
+)
+def test_bad_input_ends_with_one_line(world, score, flags, problem):
+    world(VQA_ROWS, VQA_PREDICTIONS)
+    datasets.load_from_disk("rows").remove_columns("answers").save_to_disk("unanswered")
+    code, lines, error = score(*flags)
+    assert (code, lines) == (2, [])
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert problem in error
+
+
+def test_without_a_meta_file_it_is_textvqa(world, score, monkeypatch):
+    world(VQA_ROWS, VQA_PREDICTIONS)
+    Path("p.meta.json").unlink()
+    saved = datasets.load_from_disk("rows")
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: saved)
+    assert score()[1][0] == "p.json on lmms-lab/textvqa"
+    assert score()[1][-1] == "53.3333"
+
+
+def test_as_a_command_without_torch_or_transformers(world, tmp_path):
+    world(VQA_ROWS, VQA_PREDICTIONS)
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print(sorted({'torch', 'transformers'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    script = str(REPO / "vqa_accuracy.py")
+    command = [sys.executable, "-c", f"import sys; sys.argv[0] = {script!r}\n{code}", "--predictions_file", "p.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(REPO)})
+    assert float(done.stdout.splitlines()[-1]) == pytest.approx(160 / 3, abs=1e-4)
+    assert done.stderr.splitlines()[-1] == "[]"
