@@ -25,9 +25,7 @@ RESAMPLES = 10_000
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predictions_file", required=True, help="answers, as generate_final_answers.py writes them")
     parser.add_argument(
         "--dataset_path", help="hub id or folder (default: the meta file's; without one lmms-lab/textvqa)"
@@ -37,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--split", help="split (default: the meta file's, else the benchmark's)")
     parser.add_argument("--max_samples", type=int, help="first so many rows (default: the meta file's, else all)")
-    parser.add_argument("--metric", choices=METRICS, help="(default: the data set's own)")
+    parser.add_argument("--metric", choices=METRICS, help="default: the data set's own")
     parser.add_argument("--compare", metavar="OTHER", help="another prediction file for the same rows")
     parser.add_argument("--output", metavar="FILE", help="write score and details there as JSON")
     return parser.parse_args()
