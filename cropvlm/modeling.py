@@ -4,22 +4,28 @@ import contextlib
 import functools
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.utils import is_torchvision_greater_or_equal
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cropvlm.cli import UserError
+from cropvlm.encoding import chat_text, model_inputs, prepare
+from cropvlm.prompts import answer_completion, answerer_messages
 
 logger = logging.getLogger(__name__)
 
 END_OF_UTTERANCE = "<end_of_utterance>"
+# Every linear of language model, vision encoder and connector but SigLIP's `out_proj` (paper, training details).
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2", "proj"]
 # What from_pretrained raises where no whole model lies: files missing, truncated or of another kind.
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
@@ -241,3 +247,82 @@ def stop_token_ids(model, processor) -> list[int]:
 def first_line(error: object) -> str:
     """The first line of an error's message, cut to a length that fits into ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def load_policy(path: str, lora: LoraConfig | None, dtype: torch.dtype, base_model_path: str | None = None):
+    """Return the model to train, on the CPU: its trainable weights are float32, its frozen ones `dtype`.
+
+    Args:
+        path: an adapter folder or checkpoint, which is trained on as it is, or a whole model.
+        lora: the fresh adapter that a whole model gets; None trains all weights of a whole model.
+        dtype: of the frozen weights; the computation follows it through autocast.
+
+    Raises:
+        UserError: as the loaders, or an adapter with `lora` None.
+    """
+    if is_adapter(path):
+        if lora is None:
+            raise UserError(
+                f"{path} is an adapter, so --use_lora False has nothing to train whole; name a merged model"
+            )
+        return load_adapter(path, base_model_path, dtype, is_trainable=True)
+    if lora is None:
+        return load_full_model(path, torch.float32)
+    return get_peft_model(load_full_model(path, dtype), lora)
+
+
+@torch.no_grad()
+def answer_log_likelihood(
+    model,
+    processor: ProcessorMixin,
+    images: Sequence[Sequence[Image.Image]],
+    questions: Sequence[str],
+    answers: Sequence[str],
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """Return log p of each answer's whole turn given images and question, (B,) float32, on the CPU.
+
+    The turn is ` {answer.capitalize()}.` and the token that ends it; log p is the sum over its tokens, from one
+    forward pass. Prompt and turn are tokenized apart, so that no character of an answer can be taken for the prompt's
+    end. Logits are upcast to float32 before the log-softmax.
+
+    Args:
+        images: PIL images of each row, (B) lists; the same object in several rows is encoded once a batch.
+        questions, answers: as in the data set, (B); an answer may be empty.
+        batch_size: rows in one forward pass; None takes all.
+    """
+    rows = list(zip(images, questions, answers, strict=True))
+    size = batch_size or max(1, len(rows))
+    parts = [_log_likelihood(model, processor, rows[i : i + size]) for i in range(0, len(rows), size)]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
+    prompts = [(answerer_messages(question, len(images)), list(images)) for images, question, _ in rows]
+    prepared = prepare(processor, prompts, model.dtype)
+    turns = [_turn_ids(model, processor, prompt[0], answer) for prompt, (*_, answer) in zip(prompts, rows, strict=True)]
+    prepared.input_ids = [ids + turn for ids, turn in zip(prepared.input_ids, turns, strict=True)]
+    inputs = model_inputs(model, prepared, processor.tokenizer.pad_token_id)
+
+    # Padding is on the left, so every turn ends where the batch ends.
+    longest = max(map(len, turns))
+    logits = model(**inputs, use_cache=False, logits_to_keep=longest + 1).logits
+    logits = logits[:, :-1].float()  # (B, T, V); the last logit has no target
+    targets = inputs["input_ids"][:, -longest:]  # (B, T)
+    token_log_probs = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (B, T)
+    lengths = torch.tensor([len(turn) for turn in turns], device=targets.device)
+    in_turn = torch.arange(longest, device=targets.device) >= longest - lengths.unsqueeze(1)  # (B, T)
+    return token_log_probs.masked_fill(~in_turn, 0).sum(1).cpu()
+
+
+def _turn_ids(model, processor, messages, answer: str) -> list[int]:
+    """Token ids of the answer's turn; a template that leaves a space or line break open gets no second one."""
+    space = "" if chat_text(processor, messages)[-1].isspace() else " "
+    turn = processor.tokenizer(space + answer_completion(answer), add_special_tokens=False)["input_ids"]
+    return [*turn, end_of_turn_id(model, processor)]
+
+
+def end_of_turn_id(model, processor) -> int:
+    """The one token that the model is trained to end its turn with."""
+    stop = stop_token_ids(model, processor)
+    return processor.tokenizer.eos_token_id if processor.tokenizer.eos_token_id in stop else stop[0]

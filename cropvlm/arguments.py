@@ -1,0 +1,150 @@
+"""Arguments that the two trainers share, beside TRL's own, and how they are read."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainingArguments
+from trl import TrlParser
+
+from cropvlm.cli import UserError
+from cropvlm.data import load_rows
+from cropvlm.modeling import LORA_TARGETS
+from cropvlm.predictions import check_writable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PolicyArguments:
+    """The model to train and its data. Defaults are the paper's (METHOD: SFT, GRPO)."""
+
+    base_model: str = field(
+        default="HuggingFaceTB/SmolVLM-256M-Instruct",
+        metadata={"help": "model to train: hub id, save_pretrained folder, or a PEFT adapter folder to train on"},
+    )
+    processor: str | None = field(
+        default=None, metadata={"help": "hub id or folder of the processor; default: base_model's own"}
+    )
+    dataset_path: str = field(
+        default="datasets/cropvlm_dataset_sft", metadata={"help": "hub id, or folder written by save_to_disk"}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "split of dataset_path; default: train, or the only one"}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "train on the first so many rows only"})
+    data_type: Literal["roi"] = field(
+        default="roi", metadata={"help": "rows are regions of interest; there is no other type"}
+    )
+    longest_edge: int = field(
+        default=512, metadata={"help": "pixels of the longer image side that the policy sees (paper: 512, 1024, 2048)"}
+    )
+    use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
+    lora_r: int = 128
+    lora_alpha: int = 256
+    lora_dropout: float = 0.05
+    gpu: int | None = field(
+        default=None, metadata={"help": "index of the one GPU to use; without a GPU the CPU is used"}
+    )
+
+    def __post_init__(self):
+        # The trainers' own arguments are made after these ones and count the GPUs then.
+        if self.gpu is not None and "LOCAL_RANK" not in os.environ:
+            show_one_gpu(self.gpu)
+
+    def lora_config(self) -> LoraConfig | None:
+        """The fresh adapter to train, or None to train every weight."""
+        if not self.use_lora:
+            logger.warning("--use_lora False: every weight of the model is trained, in float32")
+            return None
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=LORA_TARGETS,
+            task_type="CAUSAL_LM",
+        )
+
+
+def show_one_gpu(index: int) -> None:
+    """Let this process see no other GPU than number `index` of those it may see now.
+
+    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index)] if visible is None else visible.split(",")[index : index + 1]
+    if names or not visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+    else:
+        raise UserError(f"--gpu {index}: CUDA_VISIBLE_DEVICES={visible} shows fewer GPUs; count from 0")
+
+
+def parse(argument_types: tuple[type, ...]) -> tuple[Any, ...]:
+    """Read the command line, and `--config FILE.yaml` where given, into the argument classes.
+
+    Raises:
+        UserError: values that do not go together, or a configuration file that cannot be read.
+    """
+    try:
+        return TrlParser(argument_types).parse_args_and_config()
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"arguments: {error}") from error
+
+
+def set_compute_dtype(args: TrainingArguments) -> None:
+    """Compute in bfloat16 on a GPU and in float32 on the CPU, unless the command line says otherwise.
+
+    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere.
+    """
+    if args.bf16 is None:
+        args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
+
+
+def frozen_dtype(args: TrainingArguments) -> torch.dtype:
+    """The dtype of weights that are not trained."""
+    return torch.bfloat16 if args.bf16 else torch.float32
+
+
+def start(args: TrainingArguments, *argument_groups: Any) -> None:
+    """Check that the output folder can be written, start logging, and log the resolved settings.
+
+    Raises:
+        UserError: the output folder cannot be written.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    check_writable(Path(args.output_dir) / "adapter_config.json")
+    for group in argument_groups:
+        logger.info("%s: %s", type(group).__name__, vars(group))
+    logger.info("%s: %s", type(args).__name__, args.to_dict())
+
+
+def load_training_rows(args: PolicyArguments, column: str) -> Dataset:
+    """Return the rows to train on, images encoded; those without a value in `column` are left out and named.
+
+    Raises:
+        UserError: no such data set, split or column, or no row with a value in it.
+    """
+    rows = load_rows(
+        args.dataset_path,
+        args.split,
+        args.max_samples,
+        default_split="train",
+        need=("image", "question", "question_id", column),
+    )
+    values, ids = rows[column][:], rows["question_id"][:]
+    lacking = [question_id for value, question_id in zip(values, ids, strict=True) if not value]
+    if len(lacking) == len(rows):
+        raise UserError(
+            f"{args.dataset_path}: no row has a value in the column {column!r}; there is nothing to train on"
+        )
+    if lacking:
+        logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, lacking[:20])
+        rows = rows.select([i for i, value in enumerate(values) if value])
+    return rows

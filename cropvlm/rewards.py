@@ -1,0 +1,132 @@
+"""The rewards, as TRL's `GRPOTrainer` calls them: one value per completion, data set columns as keyword arguments.
+
+The paper's reward is validity plus what the frozen reward VLM makes of `[full image, crop]`: the log-likelihood of
+the reference answer, or the accuracy of the answer that it generates.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from cropvlm import boxes
+from cropvlm.crops import crop_or_corner
+from cropvlm.generation import generate_texts
+from cropvlm.metrics import anls, most_common_answer, vqa_accuracy
+from cropvlm.modeling import answer_log_likelihood
+from cropvlm.prompts import answerer_messages, clean_answer
+
+# A completion as TRL hands it over: plain text, or one assistant message.
+Completion = str | list[dict[str, Any]]
+
+MAX_ANSWER_TOKENS = 32
+
+
+def validity_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
+    """Return 1 for each completion that is a valid box, 0.25 for `Not needed.`, 0 for any other text."""
+    return [boxes.validity(completion_text(completion)) for completion in completions]
+
+
+class AnswerLikelihoodReward:
+    """Log-likelihood of the most frequent reference answer given full image and crop (the paper's better reward).
+
+    Args:
+        model, processor: the frozen reward VLM, as `cropvlm.modeling` loads it.
+        batch_size: completions in one forward pass; None takes all of a step.
+    """
+
+    __name__ = "answer_likelihood_reward"  # what TRL logs it as
+
+    def __init__(self, model: Any, processor: Any, batch_size: int | None = None):
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+
+    def __call__(
+        self,
+        completions: Sequence[Completion],
+        image: Sequence[Image.Image],
+        question: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        **columns: Any,
+    ) -> list[float]:
+        """Return one log-likelihood (at most 0) per completion; a broken box gets the corner's.
+
+        image: the full-resolution image of each completion, decoded; a group shares one object.
+        """
+        crops, order = distinct_crops(image, completions)
+        scores = answer_log_likelihood(
+            self.model,
+            self.processor,
+            [(image[i], crop) for i, crop in crops],
+            [question[i] for i, _ in crops],
+            [most_common_answer(answers[i]) for i, _ in crops],
+            batch_size=self.batch_size,
+        ).tolist()
+        return [scores[n] for n in order]
+
+
+class AnswerAccuracyReward:
+    """Accuracy of the reward VLM's greedy answer to full image and crop.
+
+    Rows with 10 references are scored by VQA accuracy, others by ANLS (threshold 0.5), each row by its own. Both are
+    told from the row alone, so that a batch may mix data sets.
+    """
+
+    __name__ = "answer_accuracy_reward"
+
+    def __init__(self, model: Any, processor: Any, batch_size: int | None = None):
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+
+    def __call__(
+        self,
+        completions: Sequence[Completion],
+        image: Sequence[Image.Image],
+        question: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        **columns: Any,
+    ) -> list[float]:
+        """Return one accuracy (0..1) per completion; a broken box gets the corner's."""
+        crops, order = distinct_crops(image, completions)
+        texts = generate_texts(
+            self.model,
+            self.processor,
+            [answerer_messages(question[i], 2) for i, _ in crops],
+            [(image[i], crop) for i, crop in crops],
+            max_new_tokens=MAX_ANSWER_TOKENS,
+            batch_size=self.batch_size or len(crops),
+        )
+        scores = [answer_accuracy(clean_answer(text), answers[i]) for (i, _), text in zip(crops, texts, strict=True)]
+        return [scores[n] for n in order]
+
+
+def answer_accuracy(prediction: str, references: Sequence[str]) -> float:
+    """VQA accuracy against 10 references, ANLS against any other number."""
+    return vqa_accuracy(prediction, references) if len(references) == 10 else anls(prediction, references)
+
+
+def distinct_crops(
+    images: Sequence[Image.Image], completions: Sequence[Completion]
+) -> tuple[list[tuple[int, Image.Image]], list[int]]:
+    """Cut every distinct crop once: equal boxes of one image, and all its broken ones, are scored as one.
+
+    Returns: (row, crop) of each distinct crop, `row` being the first completion that asks for it; and for every
+    completion the position of its crop in that list.
+    """
+    positions: dict[tuple, int] = {}
+    crops: list[tuple[int, Image.Image]] = []
+    order = []
+    for i, (image, completion) in enumerate(zip(images, completions, strict=True)):
+        text = completion_text(completion)
+        key = (id(image), boxes.parse_bbox(text))
+        if key not in positions:
+            positions[key] = len(crops)
+            crops.append((i, crop_or_corner(image, text)))
+        order.append(positions[key])
+    return crops, order
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[0]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

@@ -1,0 +1,140 @@
+"""Stage 2, GRPO: the cropper learns which box helps the answerer.
+
+    python3 train_grpo.py --base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo
+
+TRL's own `GRPOTrainer` in its Dr. GRPO form. The policy goes on from the SFT adapter, a frozen copy of it is the
+reference. The reward is validity plus what a frozen reward VLM makes of `[full image, crop]`. Every flag of TRL's
+`GRPOConfig` works beside those below. Dropout is off, so that policy, reference and rollouts are one model (the
+released experiment left it on).
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from cropvlm.arguments import PolicyArguments, frozen_dtype, load_training_rows, parse, set_compute_dtype, start
+from cropvlm.cli import UserError, run
+from cropvlm.crops import open_image
+from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
+from cropvlm.prompts import cropper_messages
+from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GRPOPolicyArguments(PolicyArguments):
+    """The policy, its data and its reward."""
+
+    base_model: str = field(
+        default="models/sft_512",
+        metadata={"help": "policy to start from: SFT adapter folder or checkpoint, or a merged model (new adapter)"},
+    )
+    dataset_path: str = "datasets/cropvlm_dataset_grpo"
+    reward: Literal["likelihood", "accuracy"] = field(
+        default="likelihood", metadata={"help": "log-likelihood of the answer, or accuracy of the generated one"}
+    )
+    vqa_model: str = field(
+        default="HuggingFaceTB/SmolVLM-256M-Instruct", metadata={"help": "frozen reward VLM: hub id or folder"}
+    )
+    vqa_longest_edge: int | None = field(
+        default=512, metadata={"help": "pixels of the longer image side that the reward VLM sees"}
+    )
+    reward_batch_size: int | None = field(
+        default=None, metadata={"help": "completions scored in one forward pass; default: all of a step"}
+    )
+
+
+@dataclass
+class GRPOArguments(GRPOConfig):
+    """TRL's `GRPOConfig` with the paper's values (METHOD: GRPO)."""
+
+    output_dir: str = "models/grpo_512"
+    # 16 prompts x 6 completions per optimiser step; raise the one and lower the other where memory allows.
+    num_generations: int = field(default=6, metadata={"help": "completions per prompt, G"})
+    per_device_train_batch_size: int = field(default=6, metadata={"help": "completions per micro-step"})
+    gradient_accumulation_steps: int = 16
+    temperature: float = 0.8
+    top_k: int = field(default=50, metadata={"help": "what transformers sampled with by default at the time"})
+    max_completion_length: int = 32
+    loss_type: str = "dr_grpo"
+    scale_rewards: str = "none"
+    beta: float = field(default=0.01, metadata={"help": "weight of the KL divergence (k3) from the SFT model"})
+    learning_rate: float = 5e-6
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = field(default=0.03, metadata={"help": "steps, or below 1 the share of all steps"})
+    max_grad_norm: float = 0.1
+    num_train_epochs: float = 1.0
+    save_steps: float = 150
+    logging_steps: float = 1
+    seed: int = 42
+    report_to: str = "tensorboard"
+    disable_dropout: bool = True
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
+
+    def __post_init__(self):
+        set_compute_dtype(self)
+        super().__post_init__()
+
+
+def prompt_rows(rows: Dataset) -> Dataset:
+    """Let each row read as `prompt` (messages), `image` (PIL), `question`, `answers` and `question_id`.
+
+    A group's rows come in one batch and share one image object, decoded once.
+    """
+
+    def to_prompts(batch: dict[str, list]) -> dict[str, list]:
+        opened: dict[Any, Any] = {}
+        for question_id, image in zip(batch["question_id"], batch["image"], strict=True):
+            if question_id not in opened:
+                opened[question_id] = open_image(image)
+        return {
+            "prompt": [cropper_messages(question) for question in batch["question"]],
+            "image": [opened[question_id] for question_id in batch["question_id"]],
+            "question": batch["question"],
+            "answers": batch["answers"],
+            "question_id": batch["question_id"],
+        }
+
+    return rows.with_transform(to_prompts)
+
+
+def make_rewards(policy: GRPOPolicyArguments, args: GRPOArguments) -> list:
+    """The two rewards, the reward VLM loaded."""
+    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
+    model = load_full_model(policy.vqa_model, frozen_dtype(args)).to(args.device).eval().requires_grad_(False)
+    reward = {"likelihood": AnswerLikelihoodReward, "accuracy": AnswerAccuracyReward}[policy.reward]
+    return [validity_reward, reward(model, processor, policy.reward_batch_size)]
+
+
+def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GRPOTrainer:
+    """Load data, processor, policy and rewards, in this order, and join them."""
+    rows = load_training_rows(policy, "answers")
+    needed = args.generation_batch_size // args.num_generations
+    if len(rows) < needed:
+        raise UserError(f"{policy.dataset_path}: {len(rows)} rows, but one step takes {needed} prompts; give more rows")
+    processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
+    model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
+    model.generation_config.eos_token_id = stop_token_ids(model, processor)
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=make_rewards(policy, args),
+        args=args,
+        train_dataset=prompt_rows(rows),
+        processing_class=processor,
+    )
+
+
+def main() -> None:
+    policy, args = parse((GRPOPolicyArguments, GRPOArguments))
+    start(args, policy)
+    trainer = make_trainer(args, policy)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    run(main)

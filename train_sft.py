@@ -1,0 +1,94 @@
+"""Stage 1, supervised fine-tuning: the cropper learns to write the teacher's box.
+
+    python3 train_sft.py --dataset_path datasets/cropvlm_dataset_sft --output_dir models/sft_512
+
+TRL's `SFTTrainer` with a LoRA adapter, on prompt-completion rows with images; the loss is on the completion
+` [x1, y1, x2, y2].<end_of_utterance>` alone. Every flag of TRL's `SFTConfig` works beside those below. The adapter's
+weights are float32 (the released experiment: bfloat16); the computation is bfloat16 on a GPU.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from cropvlm.arguments import PolicyArguments, frozen_dtype, load_training_rows, parse, set_compute_dtype, start
+from cropvlm.boxes import parse_bbox
+from cropvlm.cli import UserError, run
+from cropvlm.crops import open_image
+from cropvlm.encoding import chat_text
+from cropvlm.modeling import END_OF_UTTERANCE, load_policy, load_processor, stop_token_ids
+from cropvlm.prompts import bbox_completion, cropper_messages
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SFTArguments(SFTConfig):
+    """TRL's `SFTConfig` with the paper's values (METHOD: SFT)."""
+
+    output_dir: str = "models/sft_512"
+    per_device_train_batch_size: int = 2
+    gradient_accumulation_steps: int = 8
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = field(default=0.03, metadata={"help": "steps, or below 1 the share of all steps"})
+    num_train_epochs: float = 1.0
+    save_steps: float = 100
+    logging_steps: float = 1
+    seed: int = 42
+    report_to: str = "tensorboard"
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
+    max_length: int | None = field(default=None, metadata={"help": "None: cutting a row would cut its image tokens"})
+    remove_unused_columns: bool = False  # the rows are made from the other columns when they are read
+
+    def __post_init__(self):
+        set_compute_dtype(self)
+        super().__post_init__()
+
+
+def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
+    """Let each row read as `prompt`, `completion` (texts) and `image` (PIL), made when it is needed.
+
+    Boxes without an area (the growth's truncation to whole percents makes some) are left out: no crop can be cut from
+    them and the validity reward gives them nothing.
+    """
+    usable = [i for i, bbox in enumerate(rows["bbox"][:]) if parse_bbox(bbox_completion(bbox)) is not None]
+    if len(usable) < len(rows):
+        logger.warning("%d of %d rows have a box without area and are left out", len(rows) - len(usable), len(rows))
+    if not usable:
+        raise UserError("no row has a usable bbox; expected four whole percents with x2 > x1 and y2 > y1")
+
+    def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
+        return {
+            "prompt": [chat_text(processor, cropper_messages(question)) for question in batch["question"]],
+            # The template would add a line break after the end of the turn, which inference never reaches.
+            "completion": [f" {bbox_completion(bbox)}{END_OF_UTTERANCE}" for bbox in batch["bbox"]],
+            "image": [open_image(image) for image in batch["image"]],
+        }
+
+    return rows.select(usable).with_transform(to_prompt_completion)
+
+
+def make_trainer(args: SFTArguments, policy: PolicyArguments) -> SFTTrainer:
+    """Load data, processor and model, in this order, and join them."""
+    rows = load_training_rows(policy, "bbox")
+    processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
+    dataset = prompt_completion_rows(rows, processor)
+    model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
+    model.generation_config.eos_token_id = stop_token_ids(model, processor)
+    return SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=processor)
+
+
+def main() -> None:
+    policy, args = parse((PolicyArguments, SFTArguments))
+    start(args, policy)
+    trainer = make_trainer(args, policy)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    run(main)
