@@ -1,0 +1,42 @@
+"""How scripts end: exit code, and one line on stderr for a user's mistake."""
+
+import pytest
+
+from cropvlm.cli import COMPLETE_WITH_FAILURES, USER_ERROR, UserError, run
+
+
+def exit_code(main) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    return caught.value.code
+
+
+def raising(error: Exception):
+    def main():
+        raise error
+
+    return main
+
+
+def test_the_exit_codes_are_those_of_the_design():
+    assert (USER_ERROR, COMPLETE_WITH_FAILURES) == (2, 3)
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (COMPLETE_WITH_FAILURES, 3)])
+def test_the_result_of_main_is_the_exit_code(result, code, capsys):
+    assert exit_code(lambda: result) == code
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_of_the_users_is_one_line_and_code_2(capsys):
+    assert exit_code(raising(UserError("split 'tset' is not there;\n  there are:\n\ttest, train"))) == 2
+    out, err = capsys.readouterr()
+    assert err == "error: split 'tset' is not there; there are: test, train\n"
+    assert out == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
+def test_anything_else_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as caught:
+        run(raising(error))
+    assert caught.value is error
