@@ -35,6 +35,7 @@ from cropvlm.runs import (
     journal_for,
     positive,
     rank,
+    remove,
     shard,
     start_logging,
 )
@@ -122,7 +123,7 @@ def write_boxes(args: argparse.Namespace, source: dict, rows: Any, output: Path,
             models = {"cropper": args.model_path, "cropper_base": args.base_model_path}
             write_predictions(output, records, build_meta(**source, models=models, settings=settings, counts=counts))
             logger.info("%s: %s", output, counts)
-        journal.remove()
+        remove([journal])
     return counts["failed"]
 
 

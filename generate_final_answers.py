@@ -48,6 +48,7 @@ from cropvlm.runs import (
     journal_for,
     positive,
     rank,
+    remove,
     shard,
     start_logging,
 )
@@ -121,8 +122,7 @@ def job_of(args: argparse.Namespace, source: dict, bbox: str | None = None, reco
         source=source,
         rows=rows,
         boxes=None if records is None else join_on_question_id(records, rows, bbox),
-        instruction=benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
-        or BRIEF_ANSWER,
+        instruction=benchmark.instruction or BRIEF_ANSWER,
         outputs=outputs,
     )
 
@@ -205,8 +205,7 @@ def write_answers(args: argparse.Namespace, job: Job, answerer: Callable) -> int
         for mode, journal in zip(job.outputs, journals, strict=True):
             records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
             failed = write_mode(args, job, mode, settings[mode], records, seconds)
-        for journal in journals:
-            journal.remove()
+        remove(journals)
     return failed
 
 

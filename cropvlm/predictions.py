@@ -195,6 +195,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.rows:
+            self.remove()  # nothing to keep, as where the model could not be loaded; the lock is still held
         with contextlib.suppress(OSError):  # a full disk was already reported by append
             self._file.close()
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from cropvlm.cli import UserError
@@ -156,11 +158,16 @@ def fill(journals: list[Journal], ids: list, outcomes: Iterable[tuple[int, list[
 def gather(records: list[dict], ids: list) -> list[dict]:
     """The records of all processes in the order of `ids`; waits for the slowest process."""
     if num_processes() > 1:
-        from accelerate import PartialState
-        from accelerate.utils import gather_object
-
         # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
         PartialState(cpu=True, timeout=datetime.timedelta(days=7))
         records = gather_object(records)
     by_id = {record["question_id"]: record for record in records}
     return [by_id[i] for i in ids]
+
+
+def remove(journals: list[Journal]) -> None:
+    """Delete the journals when the final files stand: no process before the one that writes them."""
+    if num_processes() > 1:
+        PartialState().wait_for_everyone()
+    for journal in journals:
+        journal.remove()

@@ -1,0 +1,225 @@
+"""generate_bbox.py: the box file and its meta, going on after an interruption, what the user gets wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Image, load_from_disk
+
+import generate_bbox
+from cropvlm import runs
+from cropvlm.cli import UserError, run
+from cropvlm.modeling import load_model, load_processor
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def cropper(tiny_smolvlm, tmp_path_factory) -> Path:
+    """A checkpoint whose random weights are large enough that its texts differ from row to row."""
+    model, processor = load_model(str(tiny_smolvlm), device="cpu"), load_processor(str(tiny_smolvlm))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2, generator=generator)
+    folder = tmp_path_factory.mktemp("checkpoints") / "lively"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, tiny_world, cropper):
+    """Run the script in this process, on 12 rows with a tiny cropper unless told otherwise; its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags) -> int:
+        defaults = ["--model_path", cropper, "--dataset_path", tiny_world, "--split", "test"]
+        size = ["--longest_edge", 64, "--max_new_tokens", 8, "--gpu", -1]
+        monkeypatch.setattr(sys, "argv", [str(flag) for flag in ["generate_bbox.py", *defaults, *size, *flags]])
+        with pytest.raises(SystemExit) as ended:
+            run(generate_bbox.main)
+        return ended.value.code
+
+    return call
+
+
+def question_ids(tiny_world):
+    return load_from_disk(str(tiny_world))["test"]["question_id"]
+
+
+def save_with_broken_images(folder: Path, tiny_world, broken: list[int]) -> Path:
+    rows = list(load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False)))
+    for i in broken:
+        rows[i]["image"] = {"bytes": b"no image", "path": None}
+    DatasetDict(test=Dataset.from_list(rows).cast_column("image", Image())).save_to_disk(str(folder))
+    return folder
+
+
+def test_writes_the_raw_texts_in_data_set_order_with_a_meta(script, tiny_world, cropper):
+    assert script() == 0
+    records = json.loads(Path("predictions/miniature_bbox.json").read_text())
+    assert [record["question_id"] for record in records] == list(question_ids(tiny_world))
+    assert all(record.keys() == {"question_id", "answer"} for record in records)
+    assert len({record["answer"] for record in records}) > 6  # texts of their own, not one for all
+    meta = json.loads(Path("predictions/miniature_bbox.meta.json").read_text())
+    assert (meta["dataset_path"], meta["split"]) == (str(tiny_world), "test")
+    assert meta["models"] == {"cropper": str(cropper), "cropper_base": None}
+    assert meta["settings"]["longest_edge"] == 64
+    assert meta["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {key: meta["counts"][key] for key in ("rows", "invalid_boxes", "failed")} == {
+        "rows": 12,
+        "invalid_boxes": 12,  # random weights write no box
+        "failed": 0,
+    }
+    assert sorted(path.name for path in Path("predictions").iterdir()) == [
+        "miniature_bbox.json",
+        "miniature_bbox.meta.json",
+    ]
+
+
+def test_counts_boxes_and_their_area():
+    answers = [" [0, 0, 50, 50].", "[0, 0, 10, 10]", "[50, 0, 0, 50].", ""]
+    records = [{"question_id": i, "answer": answer} for i, answer in enumerate(answers)]
+    records[3]["failed"] = "unreadable image"
+    # Areas 25% and 1%; the third is inverted, the fourth empty.
+    assert generate_bbox.count(records) == {"rows": 4, "invalid_boxes": 2, "mean_area_pct": 13.0, "failed": 1}
+
+
+def test_the_file_does_not_depend_on_the_batch_size(script):
+    for batch_size in ("1", "5", "auto"):
+        assert script("--batch_size", batch_size, "--output", f"{batch_size}.json") == 0
+    assert Path("1.json").read_bytes() == Path("5.json").read_bytes() == Path("auto.json").read_bytes()
+
+
+def test_name_max_samples_and_output(script, tiny_world):
+    assert script("--max_samples", 5, "--name", "few") == 0
+    few = json.loads(Path("predictions/few_bbox.json").read_text())
+    assert [record["question_id"] for record in few] == list(question_ids(tiny_world)[:5])
+    assert json.loads(Path("predictions/few_bbox.meta.json").read_text())["max_samples"] == 5
+    assert script("--output", "deep/down/boxes.json") == 0
+    assert len(json.loads(Path("deep/down/boxes.json").read_text())) == 12
+
+
+def test_an_unreadable_image_is_reported_and_the_rest_goes_on(script, tmp_path, tiny_world, caplog):
+    world = save_with_broken_images(tmp_path / "broken", tiny_world, [2, 7])
+    assert script("--output", "good.json") == 0
+    assert script("--dataset_path", world, "--output", "broken.json", "--batch_size", 3) == 3
+    good, broken = (json.loads(Path(name).read_text()) for name in ("good.json", "broken.json"))
+    ids = question_ids(tiny_world)
+    assert broken == [record | ({"answer": ""} if i in (2, 7) else {}) for i, record in enumerate(good)]
+    assert json.loads(Path("broken.meta.json").read_text())["counts"]["failed"] == 2
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.split(":")[0] for text in warnings] == [f"question_id {ids[2]}", f"question_id {ids[7]}"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
+    assert script("--output", "whole.json") == 0
+    rows = []
+
+    def interrupted(*args, **kwargs):
+        for outcome in generate_rows(*args, **kwargs):
+            if len(rows) == 5:
+                raise KeyboardInterrupt
+            rows.append(outcome[0])
+            yield outcome
+
+    generate_rows = runs.generate_rows
+    monkeypatch.setattr(runs, "generate_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script("--output", "resumed.json", "--batch_size", 3)
+    assert not Path("resumed.json").exists()
+    monkeypatch.setattr(runs, "generate_rows", generate_rows)
+    journal = Path("resumed.json.journal.jsonl").read_text().splitlines()
+    assert len(journal) == 1 + 5  # the settings and the rows done
+    assert script("--output", "resumed.json", "--batch_size", 4) == 0
+    assert Path("resumed.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not Path("resumed.json.journal.jsonl").exists()
+
+
+def test_a_journal_of_other_settings_is_refused(script, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["[0, 0, 1, 1]"])]))
+    with pytest.raises(KeyError):  # ends before all rows are there: the journal stays
+        script("--output", "a.json")
+    assert script("--output", "a.json", "--longest_edge", 128) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "longest_edge 64 there, 128 here" in error
+    assert "delete the file to start anew" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_path", "nowhere/at/all"], "no such folder"),
+        (["--split", "validation"], "no split 'validation'"),
+        (["--model_path", "/dev/null"], "/dev/null: no such folder"),
+        (["--output", "/proc/boxes.json"], "cannot write"),
+        (["--batch_size", "0"], "neither a positive number nor auto"),
+        (["--max_samples", "-1"], "no positive whole number"),
+        (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "leave --output out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capsys, flags, message):
+    assert script(*flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def sources(**flags):
+    defaults = {"dataset": None, "dataset_path": None, "split": None, "max_samples": None, "name": None}
+    return runs.data_sources(Namespace(**defaults | flags))
+
+
+def test_data_sources():
+    common = {"split": None, "max_samples": None}
+    assert sources() == [{"dataset_path": "lmms-lab/textvqa", "dataset": None} | common]
+    assert sources(dataset=["docvqa", "vstar"]) == [
+        {"dataset_path": "docvqa", "dataset": None} | common,
+        {"dataset_path": "vstar", "dataset": None} | common,
+    ]
+    assert sources(dataset=["docvqa"], dataset_path="copy") == [{"dataset_path": "copy", "dataset": "docvqa"} | common]
+    with pytest.raises(UserError, match="run them one by one"):
+        sources(dataset=["docvqa", "vstar"], name="both")
+
+
+def command(cropper, tiny_world, *flags) -> list[str]:
+    settings = ["--model_path", cropper, "--dataset_path", tiny_world, "--split", "test", "--longest_edge", 64]
+    return [str(part) for part in [REPO / "generate_bbox.py", *settings, *flags]]
+
+
+@pytest.mark.slow
+def test_sigkill_and_go_on(tmp_path, tiny_world, cropper):
+    argv = [sys.executable, *command(cropper, tiny_world, "--batch_size", 1, "--max_new_tokens", 60)]
+    journal = tmp_path / "killed.json.journal.jsonl"
+    process = subprocess.Popen([*argv, "--output", str(tmp_path / "killed.json")], stderr=subprocess.DEVNULL)
+    while not journal.exists() or journal.read_text().count("\n") < 4:
+        assert process.poll() is None, "it was done before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.json").exists()
+    for name in ("killed", "undisturbed"):
+        subprocess.run([*argv, "--output", str(tmp_path / f"{name}.json")], check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "undisturbed.json").read_bytes()
+    assert not journal.exists()
+
+
+@pytest.mark.slow
+def test_accelerate_launch_splits_the_rows(script, tmp_path, tiny_world, cropper):
+    assert script("--output", "one.json") == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    argv = command(cropper, tiny_world, "--max_new_tokens", 8, "--output", tmp_path / "two.json")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *argv], capture_output=True, text=True, env=environment, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    assert "6/6" in done.stderr  # the first process's half of the 12 rows
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert not list(tmp_path.glob("*.jsonl"))
