@@ -1,36 +1,44 @@
-"""Make the training sets: a teacher outlines a region per question, small boxes grow, the rows are halved.
+"""Make the training sets: a teacher outlines a region per question, small boxes grow, each source is halved.
 
     python3 create_dataset.py
+    python3 create_dataset.py --dataset_path textvqa docvqa=0.5 infovqa stvqa=10000
 
-reads the train split of TextVQA, asks Qwen2.5-VL-7B-Instruct for the boxes of its first half, and writes
-`datasets/cropvlm_dataset_sft` (with `bbox`, in percent, and `teacher_response`) and
-`datasets/cropvlm_dataset_grpo`. Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`:
-the same command goes on after an interruption, and rebuilds both folders without the teacher when all
-responses are there.
+The first reads the train split of TextVQA, asks Qwen2.5-VL-7B-Instruct for the boxes of its first half, and writes
+`datasets/cropvlm_dataset_sft` (with `bbox`, in percent, and `teacher_response`) and `datasets/cropvlm_dataset_grpo`.
+The second makes a mixture, with shares and caps. Beside the rows of the SFT part lie `teacher_report.json`,
+`teacher_report.png` and the card. On several GPUs: accelerate launch create_dataset.py ...
 
-Differences from the released experiment: the teacher answers in batches; its boxes are mapped back from the
-image as it saw it to the original before they grow; an unreadable image is skipped with its id (exit code 3).
+Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the same command goes on after an
+interruption. `--from_journal` grows and saves again without the teacher, with other `--growth` for instance.
+Exit code 3: complete, but some images could not be read; their rows are left out.
+
+Differences from the released experiment: the teacher answers in batches; its boxes are mapped back from the image
+as it saw it to the original before they grow; rows without references are left out of the GRPO part.
 """
 
 import argparse
 import contextlib
+import io
+import json
 import logging
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, Image
 from tqdm import tqdm
 from transformers import set_seed
 
-from cropvlm.boxes import GROWTH, area_cut_points, area_multiplier, expand_bbox
+from cropvlm.boxes import GROWTH
 from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
-from cropvlm.data import load_rows
-from cropvlm.modeling import device_and_dtype, load_model, load_processor
-from cropvlm.predictions import Journal
-from cropvlm.prompts import teacher_messages
-from cropvlm.runs import batch_size, positive, start_logging, worker_count
-from cropvlm.teacher import DEFAULT_TEACHER, check_teacher, outline, read_response
+from cropvlm.crops import UnreadableImage, open_image
+from cropvlm.hub import licence, prepare_repository, push
+from cropvlm.mixture import halve, load_sources, parse_source
+from cropvlm.responses import assist, collect, open_journal, teacher_settings
+from cropvlm.runs import batch_size, positive, rank, start_logging
+from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow
+from cropvlm.teacher_report import draw_report, summarise, write_card
 
 logger = logging.getLogger("cropvlm.create_dataset")
 
@@ -38,102 +46,130 @@ SEED = 42
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--dataset_path",
+        nargs="+",
+        default=["lmms-lab/textvqa"],
+        help="benchmarks, hub ids (id:config) or folders,"
+        " each with a share or a cap if you like: docvqa=0.5 stvqa=10000 (default lmms-lab/textvqa)",
     )
-    parser.add_argument("--dataset_path", default="lmms-lab/textvqa", help="benchmark, hub id or folder")
-    parser.add_argument("--split", help="default: train, or the only one")
-    parser.add_argument("--max_samples", type=positive, help="only the first rows, both parts together")
-    parser.add_argument("--model_path", default=DEFAULT_TEACHER, help="teacher: hub id or folder")
-    parser.add_argument("--output_path", default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
-    parser.add_argument("--sft_share", type=float, default=0.5, help="share of the rows to box; 1: all")
-    parser.add_argument("--batch_size", type=batch_size, default="auto", help="rows, or auto")
-    parser.add_argument("--num_workers", type=int, help="processes that preprocess; default: 0 on a CPU")
-    parser.add_argument("--min_pixels", type=positive, help="of the image as the teacher sees it")
-    parser.add_argument("--max_pixels", type=positive, help="of the image as the teacher sees it")
-    parser.add_argument("--max_new_tokens", type=positive, default=128)
-    parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--verbose", action="store_true", help="log every response")
+    add("--split", help="default: train, or the only one")
+    add("--max_samples", type=positive, help="only the first rows of each source, both parts together")
+    add("--sft_share", type=float, default=0.5, help="of each source's rows to box (default 0.5; 1: no GRPO part)")
+    add("--model_path", default=DEFAULT_TEACHER, help=f"teacher: hub id or folder (default {DEFAULT_TEACHER})")
+    add("--output_path", default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
+    add("--growth", type=float, nargs=5, default=GROWTH, help="area multipliers, smallest fifth first (45 10 4 2 1)")
+    add("--from_journal", action="store_true", help="grow and save again, without the teacher")
+    add("--push_to_hub", metavar="REPO", help="send both parts and the card there as well")
+    add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
+    add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
+    add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
+    add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
+    add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
+    add("--gpu", type=int, default=0, help="index of the GPU; without a GPU the CPU is used, in fp32")
+    add("--verbose", action="store_true", help="log every response")
     args = parser.parse_args()
     if not 0 < args.sft_share <= 1:
         raise UserError(f"--sft_share {args.sft_share}: expected a number above 0 and up to 1, such as 0.5")
+    if not all(0 < factor < float("inf") for factor in args.growth):
+        raise UserError(f"--growth {args.growth}: expected five numbers above 0, such as 45 10 4 2 1")
     return args
 
 
-def output_folder(args: argparse.Namespace, part: str) -> Path:
-    """`{output_path}_sft` or `{output_path}_grpo`, free or a saved data set that may be replaced."""
-    folder = Path(f"{args.output_path}_{part}")
-    if folder.exists() and not (folder / "dataset_info.json").is_file():
-        raise UserError(f"{folder} exists and is no saved data set; name another --output_path")
-    return folder
+def output_folders(args: argparse.Namespace) -> dict[str, Path]:
+    """`{output_path}_sft` and `{output_path}_grpo`, free or saved data sets that may be replaced."""
+    folders = {part: Path(f"{args.output_path}_{part}") for part in ("sft", "grpo")}
+    for folder in folders.values():
+        if folder.exists() and not (folder / "dataset_info.json").is_file():
+            raise UserError(f"{folder} exists and is no saved data set; name another --output_path")
+    return folders
 
 
-def journal_settings(args: argparse.Namespace) -> dict:
-    """What decides the teacher's response to a question_id; how many rows are asked for does not."""
-    keys = ("dataset_path", "split", "model_path", "min_pixels", "max_pixels", "max_new_tokens")
-    return {key: getattr(args, key) for key in keys} | {"prompt": teacher_messages("{question}")}
-
-
-def ask_teacher(args: argparse.Namespace, rows: Dataset, journal: Journal) -> None:
-    """Bring into the journal the teacher's response to every row that is not there yet."""
-    ids = rows["question_id"]
-    done = [question_id for question_id in ids if question_id in journal.rows]
-    if len(done) == len(ids):
-        logger.info("all %d responses are in %s", len(ids), journal.path)
-        return
-    device, dtype = device_and_dtype(args.gpu)
-    processor = load_processor(args.model_path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    check_teacher(processor, args.model_path)
-    model = load_model(args.model_path, device=device, dtype=dtype)
-    options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
-    workers = worker_count(args.num_workers, device.type)
-    with tqdm(total=len(ids), initial=len(done), unit="row", desc="teacher", smoothing=0.05) as progress:
-        for record in outline(model, processor, rows, done=done, num_workers=workers, **options):
-            journal.append([record])
-            logger.debug("%s", record)
-            progress.update()
-
-
-def add_boxes(rows: Dataset, journal: Journal) -> tuple[Dataset, list]:
-    """The rows with `bbox` (4 ints, percent) and `teacher_response`, and the ids of the rows left out.
-
-    METHOD, steps 2 to 4: a response that names no box counts as the whole image; cut points of relative area
-    over all boxes; small boxes grow.
-    """
-    records = [journal.rows[question_id] for question_id in rows["question_id"]]
-    kept = [i for i, record in enumerate(records) if "error" not in record]
-    unreadable = [record["question_id"] for record in records if "error" in record]
+def with_references(rows: Dataset | None) -> Dataset | None:
+    """The GRPO part's rows that have references: without, there is no reward."""
+    if rows is None:
+        return None
+    kept = [i for i, answers in enumerate(rows["answers"]) if answers]
     if not kept:
-        raise UserError(f"none of the {len(records)} images can be read ({records[0]['error']}); check the data set")
-    boxes, kinds = [], Counter()
-    for record in (records[i] for i in kept):
-        width, height = record["size"]
-        bbox_px, kind = read_response(record["teacher_response"], record["seen_size"], record["size"])
-        kinds[kind] += 1
-        boxes.append((bbox_px or (0, 0, width, height), width, height))
-    areas = [(x2 - x1) * (y2 - y1) / (width * height) for (x1, y1, x2, y2), width, height in boxes]
-    cut_points = area_cut_points(areas)
-    multipliers = [area_multiplier(area, cut_points, GROWTH) for area in areas]
-    boxes_pct = [list(expand_bbox(*box, multiplier)) for box, multiplier in zip(boxes, multipliers, strict=True)]
-    logger.info("responses: %s", dict(kinds.most_common()))
-    fallbacks = len(kept) - kinds["box"]
-    logger.info("%d of %d name no box: whole image", fallbacks, len(kept))
-    logger.info("cut points of relative area: %s", ", ".join(f"{point:.5f}" for point in cut_points))
-    logger.info("grown by: %s", {factor: multipliers.count(factor) for factor in GROWTH})
-    rows = rows.remove_columns([name for name in ("bbox", "teacher_response") if name in rows.column_names])
-    rows = rows if len(kept) == len(records) else rows.select(kept).flatten_indices()
-    rows = rows.add_column("bbox", boxes_pct)
-    responses = [records[i]["teacher_response"] for i in kept]
-    return rows.add_column("teacher_response", responses), unreadable
+        raise UserError(f"none of the {len(rows)} rows for GRPO has references; box them all with --sft_share 1.0")
+    return keep(rows, kept, "no references, left out of the GRPO part")
 
 
-def save_whole(parts: dict[Path, Dataset]) -> None:
-    """Save every part in its folder, all or none: complete beside the targets, then moved there."""
+def with_readable_images(rows: Dataset) -> Dataset:
+    """The GRPO part's rows whose image can be decoded: training would stop at another, hours from now."""
+
+    def is_readable(i: int) -> bool:
+        try:
+            open_image(rows[i]["image"])
+        except UnreadableImage:
+            return False
+        return True
+
+    with ThreadPoolExecutor() as threads:
+        checks = tqdm(threads.map(is_readable, range(len(rows))), total=len(rows), unit="row", desc="GRPO images")
+        kept = [i for i, good in enumerate(checks) if good]
+    return keep(rows, kept, "unreadable images, left out of the GRPO part")
+
+
+def keep(rows: Dataset, kept: list[int], reason: str) -> Dataset:
+    """The rows `kept`; the others are counted by source and named in the log."""
+    if len(kept) == len(rows):
+        return rows
+    dropped = rows.select_columns(["source", "question_id"]).select(sorted(set(range(len(rows))) - set(kept)))
+    ids = ", ".join(map(str, dropped["question_id"][:20])) + (", ..." if len(dropped) > 20 else "")
+    logger.warning("%s: %s (%s)", reason, dict(Counter(dropped["source"])), ids)
+    return rows.select(kept)
+
+
+def add_boxes(rows: Dataset, records: list[dict], growth: list[float]) -> tuple[Dataset, list[GrownBox], dict]:
+    """The rows with `bbox` (4 ints, percent) and `teacher_response`, their boxes, and the report."""
+    kept = [i for i, record in enumerate(records) if "teacher_response" in record]
+    if not kept:
+        raise UserError(f"none of the {len(rows)} images can be read ({records[0]['error']}); check the data set")
+    boxes, cut_points = grow([records[i] for i in kept], growth)
+    sources = list(rows["source"])
+    report = summarise(boxes, [sources[i] for i in kept], cut_points, growth)
+    report["unreadable_images"] = [record["question_id"] for record in records if "error" in record]
+    columns = {"bbox": [None] * len(rows), "teacher_response": [None] * len(rows)}
+    for i, box in zip(kept, boxes, strict=True):
+        columns["bbox"][i], columns["teacher_response"][i] = list(box.bbox_pct), records[i]["teacher_response"]
+    # Columns go in before rows go out: adding one to a selection of rows, datasets would first copy all the images.
+    rows = rows.remove_columns([name for name in columns if name in rows.column_names])
+    for name, values in columns.items():
+        rows = rows.add_column(name, values)
+    return keep(rows, kept, "unreadable images, left out of the SFT part"), boxes, report
+
+
+def log_report(report: dict) -> None:
+    """The gist of the report."""
+    logger.info("responses: %s", report["responses"])
+    logger.info("%d of %d name no box: whole image", report["whole_image_fallbacks"], report["rows"])
+    logger.info("cut points of relative area: %s", " ".join(f"{point:.5f}" for point in report["cut_points"]))
+    logger.info("rows grown by %s: %s", report["growth"], report["rows_by_fifth"])
+
+
+def describe(args: argparse.Namespace, settings: dict, report: dict, parts: dict[str, Dataset]) -> str:
+    """The card of the data set."""
+    counts = {part: Counter(rows["source"]) for part, rows in parts.items()}
+    sources = [
+        {"name": source.name, "path": source.path, "licence": licence(source.path)}
+        | {part: count[source.name] for part, count in counts.items()}
+        for source in map(parse_source, args.dataset_path)
+    ]
+    return write_card(report, settings, sources)
+
+
+def save_whole(parts: dict[Path, Dataset], files: dict[Path, bytes]) -> None:
+    """Save each part in its folder, with files, all or none: complete beside the targets, then moved there."""
     temporary = {folder: folder.with_name(f".{folder.name}.tmp") for folder in parts}
     try:
         for folder, rows in parts.items():
             shutil.rmtree(temporary[folder], ignore_errors=True)
-            rows.save_to_disk(temporary[folder])
+            rows.cast_column("image", Image()).save_to_disk(temporary[folder])
+        for path, content in files.items():
+            (temporary[path.parent] / path.name).write_bytes(content)
         for folder in parts:
             old = folder.with_name(f".{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
@@ -142,40 +178,52 @@ def save_whole(parts: dict[Path, Dataset]) -> None:
             temporary[folder].rename(folder)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot save the data sets: {error}; free space or name another --output_path") from error
+        raise UserError(f"cannot save: {error}; free space or name another --output_path") from error
     finally:
         for folder in temporary.values():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def report_files(folder: Path, report: dict, boxes: list[GrownBox], rows: Dataset) -> dict[Path, bytes]:
+    """The files that lie beside the rows of the SFT part."""
+    picture = io.BytesIO()
+    draw_report(boxes, rows).save(picture, "PNG")
+    return {
+        folder / "teacher_report.json": json.dumps(report, indent=2).encode(),
+        folder / "teacher_report.png": picture.getvalue(),
+    }
 
 
 def main() -> int:
     args = parse_args()
     start_logging(args)
     set_seed(SEED)
-    sft_folder, grpo_folder = output_folder(args, "sft"), output_folder(args, "grpo")
-
-    rows = load_rows(args.dataset_path, args.split, args.max_samples, default_split="train")
-    num_sft = int(len(rows) * args.sft_share)
-    if num_sft == 0:
-        raise UserError(f"--sft_share {args.sft_share} of {len(rows)} rows is none; give more rows")
-    sft_rows = rows.select(range(num_sft))
-    with Journal(args.output_path, journal_settings(args)) as journal:
-        try:
-            ask_teacher(args, sft_rows, journal)
-        finally:
-            if not journal.rows:
-                journal.remove()  # a teacher that could not be loaded binds nobody to its settings
-        sft_rows, unreadable = add_boxes(sft_rows, journal)
-        parts = {sft_folder: sft_rows}
-        if num_sft < len(rows):
-            parts[grpo_folder] = rows.select(range(num_sft, len(rows)))
-        save_whole(parts)
-    for folder, part in parts.items():
-        print(f"{folder}: {len(part)} rows")
-    if unreadable:
-        logger.warning("unreadable images, skipped: %s", ", ".join(map(str, unreadable)))
-        return COMPLETE_WITH_FAILURES
-    return 0
+    folders = output_folders(args)
+    if args.push_to_hub and rank() == 0:
+        prepare_repository(args.push_to_hub)
+    sft_rows, grpo_rows = halve(load_sources(args.dataset_path, args.split, args.max_samples), args.sft_share)
+    grpo_rows = with_references(grpo_rows)
+    if rank() > 0:
+        assist(args, sft_rows)
+        return 0
+    settings = teacher_settings(args)
+    with open_journal(args, settings) as journal:
+        records = collect(args, journal, sft_rows)
+        boxed_rows, boxes, report = add_boxes(sft_rows, records, args.growth)
+        parts = {"sft": boxed_rows}
+        if grpo_rows is not None:
+            parts["grpo"] = with_readable_images(grpo_rows)
+        files = report_files(folders["sft"], report, boxes, boxed_rows)
+        card = describe(args, settings, report, parts)
+        files |= {folders[part] / "README.md": card.encode() for part in parts}
+        save_whole({folders[part]: rows for part, rows in parts.items()}, files)
+    log_report(report)
+    if args.push_to_hub:
+        push(args.push_to_hub, {part: folders[part] for part in parts})
+    for part, rows in parts.items():
+        print(f"{folders[part]}: {len(rows)} rows")
+    complete = len(boxed_rows) == len(sft_rows) and len(parts.get("grpo", [])) == len(grpo_rows or [])
+    return 0 if complete else COMPLETE_WITH_FAILURES
 
 
 if __name__ == "__main__":

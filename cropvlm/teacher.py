@@ -7,7 +7,9 @@ worked out here and kept beside each response; `read_response` maps the box back
 import contextlib
 import math
 import struct
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -15,7 +17,16 @@ from PIL import Image
 from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from cropvlm.boxes import Bbox, parse_teacher_bbox, rescale_bbox, unreadable_kind
+from cropvlm.boxes import (
+    GROWTH,
+    Bbox,
+    area_cut_points,
+    area_multiplier,
+    expand_bbox,
+    parse_teacher_bbox,
+    rescale_bbox,
+    unreadable_kind,
+)
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, open_image
 from cropvlm.encoding import MAX_ASPECT_RATIO, Prompt
@@ -96,71 +107,111 @@ def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, 
     return rescale_bbox(bbox_px, seen_size, size), "box"
 
 
-class TeacherPrompts:
-    """The teacher's prompt of every row. sizes: (width, height) of the rows' images, from their headers."""
+def measure(rows: Any) -> list[dict]:
+    """What is known of each row before the teacher sees it: `question_id`, `key`, and `size`, or `error`.
 
-    def __init__(self, rows: Any, sizes: list[Size]):
-        self.rows, self.sizes = rows, sizes
+    The key is a checksum of image and question: a response kept under it is one to this very row. The size (width,
+    height) is read from the image's header; the error says why there is none.
+    """
+    measured = []
+    for row in rows.select_columns(["image", "question", "question_id"]):
+        image = row["image"] or {}
+        encoded = image.get("bytes") or str(image.get("path")).encode()
+        known = {"question_id": row["question_id"], "key": zlib.crc32(row["question"].encode(), zlib.crc32(encoded))}
+        try:
+            known["size"] = list(image_size(row["image"]))
+        except UnreadableImage as error:
+            known["error"] = str(error)
+        measured.append(known)
+    return measured
+
+
+class TeacherPrompts:
+    """The teacher's prompt of every row. measured: as `measure` returns it."""
+
+    def __init__(self, rows: Any, measured: list[dict]):
+        self.rows, self.measured = rows, measured
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.measured)
 
     def __getitem__(self, i: int) -> list[Prompt]:
-        row = self.rows[i]
+        if "error" in self.measured[i]:
+            raise UnreadableImage(self.measured[i]["error"])
+        row, size = self.rows[i], self.measured[i]["size"]
         image = open_image(row["image"])
-        if image.size != self.sizes[i]:
-            raise UnreadableImage(f"unreadable image: its header says {self.sizes[i]}, its pixels {image.size}")
+        if list(image.size) != size:
+            raise UnreadableImage(f"unreadable image: its header says {size}, its pixels {list(image.size)}")
         return [(teacher_messages(row["question"]), [image])]
 
     def image_sizes(self, i: int) -> list[Size]:
-        return [self.sizes[i]]
-
-
-def measure(rows: Any) -> tuple[dict[int, Size], dict[int, str]]:
-    """(width, height) by row index, read from the headers of the images, and the errors of those without one."""
-    sizes, errors = {}, {}
-    for i, image in enumerate(rows["image"]):
-        try:
-            sizes[i] = image_size(image)
-        except UnreadableImage as error:
-            errors[i] = str(error)
-    return sizes, errors
+        return [tuple(self.measured[i]["size"])] if "size" in self.measured[i] else []
 
 
 def outline(
     model: Any,
     processor: ProcessorMixin,
     rows: Any,
+    measured: list[dict],
     *,
     max_new_tokens: int,
     batch_size: int | str = "auto",
     num_workers: int = 0,
-    done: Collection[str | int] = (),
+    done: Collection[int] = (),
 ) -> Iterator[dict]:
     """Yield the teacher's record of each row, as batches complete.
 
     Args:
         model, processor: a Qwen2.5-VL as `cropvlm.modeling` loads it.
-        rows: data set with `image` (undecoded), `question` and `question_id`.
+        rows: data set with `image` (undecoded), `question` and `question_id`; measured: what `measure` says of them.
         max_new_tokens: of a response (METHOD: 128, greedy).
         batch_size, num_workers: see `generation.generate_rows`.
-        done: question_ids to leave out.
+        done: indices of rows to leave out.
 
-    A record has `question_id`, and `teacher_response`, `size` and `seen_size` (width, height of the image as it is
-    and as the teacher saw it), or `error` where the image cannot be read.
+    A record is what was measured, with `teacher_response` and `seen_size` (width and height of the image as the
+    teacher saw it), or with `error` where the image cannot be read.
     """
-    ids = list(rows["question_id"])
-    sizes, errors = measure(rows)
-    yield from ({"question_id": ids[i], "error": error} for i, error in errors.items() if ids[i] not in done)
-    kept = list(sizes)
-    prompts = TeacherPrompts(rows.select(kept) if errors else rows, list(sizes.values()))
-    finished = [position for position, i in enumerate(kept) if ids[i] in done]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "num_workers": num_workers}
-    for position, texts in generate_rows(model, processor, prompts, done=finished, **options):
-        record = {"question_id": ids[kept[position]]}
+    for i, texts in generate_rows(model, processor, TeacherPrompts(rows, measured), done=done, **options):
         if isinstance(texts, UnreadableImage):
-            yield record | {"error": str(texts)}
+            yield measured[i] | {"error": str(texts)}
         else:
-            size = prompts.sizes[position]
-            sizes_seen = {"size": list(size), "seen_size": list(teacher_size(size, processor))}
-            yield record | {"teacher_response": texts[0]} | sizes_seen
+            seen_size = list(teacher_size(measured[i]["size"], processor))
+            yield measured[i] | {"seen_size": seen_size, "teacher_response": texts[0]}
+
+
+@dataclass(frozen=True)
+class GrownBox:
+    """A teacher's box on its way to a training box.
+
+    kind: of the response, see `read_response`; bbox_px: in pixels of the original, the whole image where the response
+    names none; size: (width, height) of the image; area: of `bbox_px`, relative to the image (0..1); fifth: 0 (the
+    smallest boxes) to 4, by area; bbox_pct: grown, in percent.
+    """
+
+    kind: str
+    bbox_px: Bbox
+    size: Size
+    area: float
+    fifth: int
+    bbox_pct: tuple[int, int, int, int]
+
+
+def grow(records: list[dict], growth: Sequence[float] = GROWTH) -> tuple[list[GrownBox], tuple[float, ...]]:
+    """Read and grow the boxes of all records, and return them with the cut points of relative area.
+
+    METHOD, steps 2 to 4: a response that names no box counts as the whole image; all boxes take part in the cut points;
+    a box of the i-th fifth grows to `growth[i]` times its area.
+    """
+    boxes = []
+    for record in records:
+        size = tuple(record["size"])
+        bbox_px, kind = read_response(record["teacher_response"], record["seen_size"], size)
+        boxes.append((kind, bbox_px or (0, 0, *size), size))
+    areas = [(x2 - x1) * (y2 - y1) / (width * height) for _, (x1, y1, x2, y2), (width, height) in boxes]
+    cut_points = area_cut_points(areas)
+    grown = []
+    for (kind, bbox_px, size), area in zip(boxes, areas, strict=True):
+        fifth = area_multiplier(area, cut_points, growth=range(5))
+        grown.append(GrownBox(kind, bbox_px, size, area, fifth, expand_bbox(bbox_px, *size, growth[fifth])))
+    return grown, cut_points

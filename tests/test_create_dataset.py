@@ -13,6 +13,7 @@ from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
 
 import create_dataset
+from cropvlm import responses
 from cropvlm.cli import run
 
 REPO = Path(__file__).resolve().parents[1]
@@ -51,19 +52,14 @@ def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
     ids = []
 
-    def outline(model, processor, rows, *, done, **_):
-        for i, question_id in enumerate(rows["question_id"]):
-            if question_id not in done:
-                ids.append(question_id)
+    def outline(model, processor, rows, measured, *, done, **_):
+        for i, row in enumerate(measured):
+            if i not in done:
+                ids.append(row["question_id"])
                 text = RESPONSES[i % len(RESPONSES)][0]
-                yield {
-                    "question_id": question_id,
-                    "teacher_response": text,
-                    "size": [1000, 1000],
-                    "seen_size": [1000, 1000],
-                }
+                yield row | {"teacher_response": text, "size": [1000, 1000], "seen_size": [1000, 1000]}
 
-    monkeypatch.setattr(create_dataset, "outline", outline)
+    monkeypatch.setattr(responses, "outline", outline)
     return ids
 
 
@@ -79,9 +75,10 @@ def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
     assert [row["question_id"] for row in sft + grpo] == [row["question_id"] for row in source]
     assert len(sft) == 12  # 24 // 2
     # Encoded images go through untouched, and so do all columns of the source.
-    assert grpo == source[12:]
-    assert [{key: row[key] for key in source[0]} for row in sft] == source[:12]
-    assert set(sft[0]) - set(source[0]) == {"bbox", "teacher_response"}
+    assert [{key: row[key] for key in source[0]} for row in sft + grpo] == source
+    assert set(sft[0]) - set(source[0]) == {"bbox", "teacher_response", "source"}
+    assert set(grpo[0]) - set(source[0]) == {"source"}
+    assert {row["source"] for row in sft + grpo} == {"miniature"}
     assert all(len(row["bbox"]) == 4 and isinstance(row["teacher_response"], str) for row in sft)
 
 
@@ -102,7 +99,7 @@ def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
     assert script("--output_path", str(tmp_path / "undisturbed")) == 0
     everyone = list(asked)
     asked.clear()
-    whole = create_dataset.outline
+    whole = responses.outline
 
     def breaks(*args, **options):
         for i, record in enumerate(whole(*args, **options)):
@@ -110,12 +107,12 @@ def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
                 raise RuntimeError("power cut")
             yield record
 
-    monkeypatch.setattr(create_dataset, "outline", breaks)
+    monkeypatch.setattr(responses, "outline", breaks)
     with pytest.raises(RuntimeError):
         script()
     assert not (tmp_path / "made_sft").exists()
     assert not (tmp_path / "made_grpo").exists()
-    monkeypatch.setattr(create_dataset, "outline", whole)
+    monkeypatch.setattr(responses, "outline", whole)
     asked.clear()
     assert script() == 0
     assert asked == everyone[5:]

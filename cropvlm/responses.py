@@ -1,0 +1,138 @@
+"""The teacher's responses to all rows: kept in a journal as they come, asked for by one process or several.
+
+Under `accelerate launch` every process asks for its share and keeps its own journal; the first takes them over into
+its own, at the end or, after an interruption, when the next run begins.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import logging
+from pathlib import Path
+
+from datasets import Dataset
+from tqdm import tqdm
+
+from cropvlm.cli import UserError
+from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.predictions import Journal
+from cropvlm.prompts import teacher_messages
+from cropvlm.runs import device_index, fingerprint, num_processes, rank, worker_count
+from cropvlm.teacher import check_teacher, measure, outline
+
+logger = logging.getLogger(__name__)
+
+ASKED = ("model_path", "min_pixels", "max_pixels", "max_new_tokens")
+
+
+def teacher_settings(args: argparse.Namespace) -> dict:
+    """What decides the response to an image and a question. With `--from_journal`: what decided those kept there."""
+    if not args.from_journal:
+        settings = {key: getattr(args, key) for key in ASKED}
+        return settings | {"model_files": fingerprint(args.model_path), "prompt": teacher_messages("{question}")}
+    path = Journal(args.output_path, {}).path
+    try:
+        with path.open() as file:
+            return json.loads(file.readline())["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--from_journal: {path} is no journal ({error}); leave the flag out to make one") from error
+
+
+@contextlib.contextmanager
+def open_journal(args: argparse.Namespace, settings: dict):
+    """The journal beside `--output_path`; an empty one is not left behind, so that it binds nobody to its settings."""
+    with Journal(args.output_path, settings) as journal:
+        try:
+            yield journal
+        finally:
+            if not journal.rows:
+                journal.remove()
+
+
+def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[dict]:
+    """The record (see `teacher.outline`) of every row, in order. The first process calls it, the others `assist`.
+
+    Only rows that the journal lacks, or holds for another image or question of that id, are asked for.
+    Raises `UserError` with `--from_journal` if there are any.
+    """
+    _take_over(args, journal)
+    known = _exchange(list(journal.rows.values()))
+    measured = _exchange(measure(_share(rows)))
+    missing = _missing(measured, known)
+    if args.from_journal and missing:
+        raise UserError(
+            f"{journal.path} has no response to {len(missing)} of {len(rows)} rows, {missing[0]['question_id']!r} "
+            "first; leave --from_journal out to ask the teacher"
+        )
+    logger.info("%d of %d responses are in %s", len(rows) - len(missing), len(rows), journal.path)
+    if missing:
+        _ask(args, journal, rows, measured, known)
+        _exchange([])  # waits until the others have let go of their journals
+        _take_over(args, journal)
+    return [journal.rows[question_id] for question_id in rows["question_id"]]
+
+
+def assist(args: argparse.Namespace, rows: Dataset) -> None:
+    """What every process but the first does: ask for its share, and leave its journal to the first."""
+    known = _exchange([])
+    measured = _exchange(measure(_share(rows)))
+    if _missing(measured, known) and not args.from_journal:
+        with Journal(f"{args.output_path}.rank{rank()}", teacher_settings(args)) as journal:
+            _ask(args, journal, rows, measured, known)
+        _exchange([])
+
+
+def _ask(args: argparse.Namespace, journal: Journal, rows: Dataset, measured: list[dict], known: list[dict]) -> None:
+    """Bring this process's share of the missing responses into `journal`."""
+    rows = _share(rows)
+    by_id = {record["question_id"]: record for record in measured}
+    measured = [by_id[question_id] for question_id in rows["question_id"]]
+    missing = {record["question_id"] for record in _missing(measured, known)}
+    done = [i for i, record in enumerate(measured) if record["question_id"] not in missing]
+    if not missing:
+        return
+    device, dtype = device_and_dtype(device_index(args.gpu))
+    processor = load_processor(args.model_path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    check_teacher(processor, args.model_path)
+    model = load_model(args.model_path, device=device, dtype=dtype)
+    options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
+    workers = worker_count(args.num_workers, device.type)
+    records = outline(model, processor, rows, measured, done=done, num_workers=workers, **options)
+    for record in tqdm(
+        records, total=len(rows), initial=len(done), unit="row", desc="teacher", smoothing=0.05, disable=rank() > 0
+    ):
+        journal.append([record])
+        logger.debug("%s", record)
+
+
+def _missing(measured: list[dict], known: list[dict]) -> list[dict]:
+    """The measured rows to which no response is known; one to another image or question does not count."""
+    keys = {record["question_id"]: record["key"] for record in known}
+    return [record for record in measured if keys.get(record["question_id"]) != record["key"]]
+
+
+def _take_over(args: argparse.Namespace, journal: Journal) -> None:
+    """Move what other processes have journaled into `journal`."""
+    target = Path(args.output_path)
+    for path in sorted(target.parent.glob(f"{target.name}.rank*.journal.jsonl")):
+        with Journal(path.with_name(path.name.removesuffix(".journal.jsonl")), journal.settings) as other:
+            journal.append(other.rows.values())
+            other.remove()
+
+
+def _share(rows: Dataset) -> Dataset:
+    """This process's rows: every n-th, so that each process gets some of every source."""
+    return rows.select(range(rank(), len(rows), num_processes())) if num_processes() > 1 else rows
+
+
+def _exchange(items: list) -> list:
+    """The items of all processes, on each of them; waits for the slowest."""
+    if num_processes() == 1:
+        return items
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
+    PartialState(cpu=True, timeout=datetime.timedelta(days=7))
+    return gather_object(items)
