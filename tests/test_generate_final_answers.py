@@ -1,0 +1,265 @@
+"""generate_final_answers.py: both answers of every question, its files, going on, what the user gets wrong."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Image, load_from_disk
+from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
+
+import generate_final_answers
+from cropvlm import runs
+from cropvlm.cli import run
+from cropvlm.crops import open_image
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.predictions import build_meta, write_predictions
+from generate_final_answers import AnswerPrompts
+
+# Whatever a cropper may write that is no box: the full image stands in for the crop.
+INVALID = ["", "no box", "[50, 50, 10, 10].", "[5, 5, 5, 9].", "[NaN, 0, 1, 1].", "[0, 0, 101, 1].", "9" * 10_000]
+VALID = [" [0, 0, 50, 50].", "[25, 25, 75, 75].", "[0, 0, 100, 100].", "[10, 10, 11, 11].", "[60, 0, 100, 30]."]
+
+
+@pytest.fixture(scope="module")
+def answerers(tiny_smolvlm, tiny_qwen, tiny_llava, tmp_path_factory) -> dict[str, Path]:
+    """Checkpoints whose random weights are large enough that their texts differ from row to row."""
+    folder, made = tmp_path_factory.mktemp("answerers"), {}
+    for path in (tiny_smolvlm, tiny_qwen, tiny_llava):
+        model, generator = load_model(str(path), device="cpu"), torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(0, 0.2, generator=generator)
+        model.save_pretrained(folder / path.name)
+        load_processor(str(path)).save_pretrained(folder / path.name)
+        made[path.name] = folder / path.name
+    return made
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, answerers):
+    """Run the script in this process with a tiny SmolVLM as answerer unless told otherwise; its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags) -> int:
+        defaults = ["--vqa_model_path", answerers["smolvlm"], "--max_new_tokens", 6, "--gpu", -1]
+        argv = ["generate_final_answers.py", *defaults, *flags]
+        monkeypatch.setattr(sys, "argv", [str(flag) for flag in argv])
+        with pytest.raises(SystemExit) as ended:
+            run(generate_final_answers.main)
+        return ended.value.code
+
+    return call
+
+
+@pytest.fixture
+def boxes(tmp_path, tiny_world) -> Path:
+    """A box file of the 12 test rows, 7 of them invalid, with its meta."""
+    return write_boxes(tmp_path / "predictions" / "world_bbox.json", tiny_world, INVALID + VALID)
+
+
+def write_boxes(path: Path, world: Path, texts: list[str]) -> Path:
+    ids = load_from_disk(str(world))["test"]["question_id"]
+    records = [{"question_id": i, "answer": text} for i, text in zip(ids, texts, strict=False)]
+    source = {"dataset_path": str(world), "split": "test", "max_samples": None}
+    write_predictions(path, records, build_meta(**source, models={}, settings={}, counts={}))
+    return path
+
+
+def read(path) -> list[dict]:
+    return json.loads(Path(path).read_text())
+
+
+def answers_of(path) -> list[str]:
+    return [record["answer"] for record in read(path)]
+
+
+def test_writes_both_answer_files_from_the_box_file_alone(script, boxes, tiny_world, answerers):
+    assert script("--bbox", boxes) == 0
+    ids = list(load_from_disk(str(tiny_world))["test"]["question_id"])
+    for mode in ("base", "cropvlm"):
+        records = read(f"predictions/world_{mode}_answers.json")
+        assert [record["question_id"] for record in records] == ids
+        assert all(record.keys() == {"question_id", "answer"} for record in records)
+        meta = read(f"predictions/world_{mode}_answers.meta.json")
+        assert (meta["dataset_path"], meta["split"]) == (str(tiny_world), "test")
+        assert meta["models"] == {"answerer": str(answerers["smolvlm"])}
+        assert (meta["counts"]["rows"], meta["counts"]["failed"]) == (12, 0)
+        assert meta["counts"].get("invalid_boxes") == {"base": None, "cropvlm": 7}[mode]
+    assert answers_of("predictions/world_base_answers.json") != answers_of("predictions/world_cropvlm_answers.json")
+    assert not list(Path().rglob("*.jsonl"))
+
+
+def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
+    rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
+    full = open_image(rows[0]["image"])
+    prompts = AnswerPrompts(rows, ["[0, 0, 50, 25]."] + ["no box"] * 11, ["base", "cropvlm"], "Answer.")
+    (base, base_images), (cropvlm, crop_images) = prompts[0]
+    text = f"{rows[0]['question'].capitalize()}\nAnswer."
+    assert base == [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    assert cropvlm[0]["content"] == [{"type": "image"}, {"type": "image"}, {"type": "text", "text": text}]
+    assert base_images == [full]
+    assert crop_images[0] is base_images[0]  # one object: preprocessed and encoded once
+    left, top, right, bottom = 0, 0, -(-full.width // 2), -(-full.height // 4)  # every pixel that the box touches
+    assert crop_images[1] == full.crop((left, top, right, bottom))
+    assert prompts.image_sizes(0) == [full.size, (right, bottom)]
+    # No box: the full image again, the same object.
+    (_, (base_image,)), (_, crop_images) = prompts[1]
+    assert crop_images[0] is crop_images[1] is base_image
+    assert prompts.image_sizes(1) == [base_image.size]
+
+
+def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, tiny_world, monkeypatch):
+    tiles = []
+    forward = Idefics3VisionTransformer.forward
+
+    def counted(self, pixel_values, **kwargs):
+        tiles.append(len(pixel_values))
+        return forward(self, pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
+    path = write_boxes(tmp_path / "a_bbox.json", tiny_world, ["[0, 0, 50, 50]."] * 12)
+    assert script("--bbox", path, "--batch_size", 5) == 0
+    # One 64-px tile an image; batches of 5, 5 and 2 questions: full image and crop of each.
+    assert tiles == [10, 10, 4]
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen", "llava"])
+def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, answerers, family):
+    runs_of = {
+        "one": ["--batch_size", 1],
+        "five": ["--batch_size", 5],
+        "auto": ["--num_workers", 2],
+        "base": ["--modes", "base"],
+        "cropvlm": ["--modes", "cropvlm"],
+    }
+    for name, flags in runs_of.items():
+        assert script("--bbox", boxes, "--vqa_model_path", answerers[family], "--name", name, *flags) == 0
+    for mode in ("base", "cropvlm"):
+        contents = {Path(f"predictions/{name}_{mode}_answers.json").read_bytes() for name in ("one", "five", "auto")}
+        assert contents == {Path(f"predictions/{mode}_{mode}_answers.json").read_bytes()}
+    assert not Path("predictions/base_cropvlm_answers.json").exists()
+    assert len(set(answers_of("predictions/one_base_answers.json"))) > 6
+
+
+def test_without_boxes_there_is_the_baseline(script, tiny_world):
+    flags = ["--dataset_path", tiny_world, "--split", "test", "--max_samples", 3]
+    assert script(*flags, "--modes", "base") == 0
+    assert len(read("predictions/miniature_base_answers.json")) == 3
+
+
+def test_several_box_files_with_one_loading_of_the_model(script, tmp_path, tiny_world, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        generate_final_answers, "load_model", lambda *args, **kwargs: loaded.append(1) or load_model(*args, **kwargs)
+    )
+    paths = [write_boxes(tmp_path / f"{name}_bbox.json", tiny_world, VALID * 3) for name in ("sft", "grpo")]
+    assert script("--bbox", *paths, "--modes", "cropvlm") == 0
+    assert answers_of("predictions/sft_cropvlm_answers.json") == answers_of("predictions/grpo_cropvlm_answers.json")
+    assert loaded == [1]
+
+
+def test_fewer_samples_than_boxes(script, boxes):
+    assert script("--bbox", boxes, "--max_samples", 4) == 0
+    assert len(read("predictions/world_cropvlm_answers.json")) == 4
+    assert read("predictions/world_cropvlm_answers.meta.json")["counts"]["invalid_boxes"] == 4
+
+
+def test_answers_are_cleaned_of_one_dot_and_white_space(script, boxes, monkeypatch):
+    texts = [[f" base {i}.. \n", f"Crop {i}. "] for i in range(12)]
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: enumerate(texts))
+    assert script("--bbox", boxes) == 0
+    assert answers_of("predictions/world_base_answers.json")[:2] == ["base 0.", "base 1."]
+    assert answers_of("predictions/world_cropvlm_answers.json")[:2] == ["Crop 0", "Crop 1"]
+
+
+def test_an_unreadable_image_has_an_empty_answer_and_exit_code_3(script, tmp_path, tiny_world, caplog):
+    rows = list(load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False)))
+    rows[4]["image"] = {"bytes": b"no image", "path": None}
+    DatasetDict(test=Dataset.from_list(rows).cast_column("image", Image())).save_to_disk(str(tmp_path / "broken"))
+    path = write_boxes(tmp_path / "broken_bbox.json", tmp_path / "broken", VALID * 3)
+    assert script("--bbox", path) == 3
+    for mode in ("base", "cropvlm"):
+        answers = answers_of(f"predictions/broken_{mode}_answers.json")
+        assert [i for i, answer in enumerate(answers) if not answer] == [4]
+        assert read(f"predictions/broken_{mode}_answers.meta.json")["counts"]["failed"] == 1
+    assert f"question_id {rows[4]['question_id']}: unreadable image" in caplog.text
+
+
+def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch):
+    assert script("--bbox", boxes, "--name", "whole") == 0
+    generate_rows, given = runs.generate_rows, []
+
+    def interrupted(*args, **kwargs):
+        for outcome in generate_rows(*args, **kwargs):
+            if len(given) == 7:
+                raise KeyboardInterrupt
+            given.append(outcome)
+            yield outcome
+
+    monkeypatch.setattr(runs, "generate_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script("--bbox", boxes, "--name", "resumed", "--batch_size", 2)
+    assert not list(Path("predictions").glob("resumed_*_answers.json"))
+    monkeypatch.setattr(
+        runs, "generate_rows", lambda *args, **kw: given.append(kw["done"]) or generate_rows(*args, **kw)
+    )
+    assert script("--bbox", boxes, "--name", "resumed") == 0
+    assert given[7:] == [list(range(7))]
+    for mode in ("base", "cropvlm"):
+        whole, resumed = (Path(f"predictions/{name}_{mode}_answers.json") for name in ("whole", "resumed"))
+        assert whole.read_bytes() == resumed.read_bytes()
+    assert not list(Path().rglob("*.jsonl"))
+
+
+def test_a_journal_for_other_boxes_is_refused(script, boxes, tiny_world, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
+    with pytest.raises(KeyError):  # ends before all rows are there: the journals stay
+        script("--bbox", boxes)
+    write_boxes(boxes, tiny_world, VALID * 3)
+    assert script("--bbox", boxes) == 2
+    assert "world_cropvlm_answers.json.journal.jsonl holds 1 rows of a run with other settings (boxes " in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, monkeypatch):
+    images = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))["image"][:2]
+    columns = {"image": list(images), "text": ["Which?\n(A) red\n(B) blue"] * 2, "label": ["A", "B"]}
+    rows = Dataset.from_dict(columns | {"category": ["x", "y"], "question_id": ["1", "2"]})
+    rows.cast_column("image", Image()).save_to_disk(str(tmp_path / "copy"))
+    asked = []
+    monkeypatch.setattr(
+        runs, "generate_rows", lambda model, processor, prompts, **_: asked.append(prompts[0]) or enumerate("AB")
+    )
+    assert script("--dataset", "vstar", "--dataset_path", tmp_path / "copy", "--modes", "base") == 0
+    (((messages, _),),) = asked
+    assert messages[0]["content"][-1]["text"] == (
+        "Which?\n(a) red\n(b) blue\nAnswer with the option's letter from the given choices directly."
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "needs the boxes: give --bbox FILE, or --modes base"),
+        (["--bbox", "nowhere.json"], "cannot read nowhere.json"),
+        (["--bbox", "bare_bbox.json"], "no meta file beside bare_bbox.json"),
+        (["--bbox", "few_bbox.json"], "7 missing"),
+        (["--bbox", "world_bbox.json", "--split", "train"], "are not those of the data set"),
+        (["--bbox", "world_bbox.json", "--vqa_model_path", "nowhere/at/all"], "nowhere/at/all"),
+        (["--bbox", "world_bbox.json", "--output_path", "/proc"], "cannot write"),
+        (["--bbox", "world_bbox.json", "--max_pixels", "1000"], "leave the flags out"),
+        (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
+        (["--modes", "other"], "invalid choice: 'other'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, capsys, flags, message):
+    write_boxes(tmp_path / "world_bbox.json", tiny_world, VALID * 3)
+    write_boxes(tmp_path / "few_bbox.json", tiny_world, VALID)
+    (tmp_path / "bare_bbox.json").write_text('[{"question_id": 1, "answer": "x"}]')
+    before = set(tmp_path.rglob("*.json*"))
+    assert script(*flags) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert set(tmp_path.rglob("*.json*")) == before
