@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from cropvlm.arguments import PolicyArguments, frozen_dtype, load_training_rows, parse, set_compute_dtype, start
 from cropvlm.cli import UserError, run
@@ -21,6 +21,7 @@ from cropvlm.crops import open_image
 from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
+from cropvlm.sharing import GroupedGRPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def make_rewards(policy: GRPOPolicyArguments, args: GRPOArguments) -> list:
     return [validity_reward, reward(model, processor, policy.reward_batch_size)]
 
 
-def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GRPOTrainer:
+def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GroupedGRPOTrainer:
     """Load data, processor, policy and rewards, in this order, and join them."""
     rows = load_training_rows(policy, "answers")
     needed = args.generation_batch_size // args.num_generations
@@ -119,7 +120,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GRPOTraine
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
-    return GRPOTrainer(
+    return GroupedGRPOTrainer(
         model=model,
         reward_funcs=make_rewards(policy, args),
         args=args,

@@ -38,7 +38,7 @@ def prepare(processor: Any, prompts: list[Prompt], dtype: torch.dtype | None = N
     """
     distinct = list({id(image): image for _, images in prompts for image in images}.values())
     position = {id(image): i for i, image in enumerate(distinct)}
-    placeholders, tensors = zip(*(_process_image(processor, image, dtype) for image in distinct), strict=True)
+    placeholders, tensors = zip(*(process_image(processor, image, dtype) for image in distinct), strict=True)
     index = [[position[id(image)] for image in images] for _, images in prompts]
     texts, _ = processor.get_text_with_replacements(
         [chat_text(processor, messages) for messages, _ in prompts],
@@ -109,7 +109,7 @@ def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
     return list(torch.cat(list(features)).split(prepared.image_tokens))
 
 
-def _process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:
+def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:
     """The text that stands for `image` in a prompt, and its tensors."""
     size = widen_strip(image.size)
     inputs = processor(

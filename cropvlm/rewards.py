@@ -52,7 +52,7 @@ class AnswerLikelihoodReward:
 
         image: the full-resolution image of each completion, decoded; a group shares one object.
         """
-        crops, order = distinct_crops(image, completions)
+        crops, order = distinct_crops(completions, image, question, answers)
         scores = answer_log_likelihood(
             self.model,
             self.processor,
@@ -85,7 +85,7 @@ class AnswerAccuracyReward:
         **columns: Any,
     ) -> list[float]:
         """Return one accuracy (0..1) per completion; a broken box gets the corner's."""
-        crops, order = distinct_crops(image, completions)
+        crops, order = distinct_crops(completions, image, question, answers)
         texts = generate_texts(
             self.model,
             self.processor,
@@ -104,9 +104,12 @@ def answer_accuracy(prediction: str, references: Sequence[str]) -> float:
 
 
 def distinct_crops(
-    images: Sequence[Image.Image], completions: Sequence[Completion]
+    completions: Sequence[Completion],
+    images: Sequence[Image.Image],
+    questions: Sequence[str],
+    answers: Sequence[Sequence[str]],
 ) -> tuple[list[tuple[int, Image.Image]], list[int]]:
-    """Cut every distinct crop once: equal boxes of one image, and all its broken ones, are scored as one.
+    """Cut every distinct crop once: a prompt's equal boxes, and all its broken ones, are scored as one.
 
     Returns: (row, crop) of each distinct crop, `row` being the first completion that asks for it; and for every
     completion the position of its crop in that list.
@@ -114,9 +117,10 @@ def distinct_crops(
     positions: dict[tuple, int] = {}
     crops: list[tuple[int, Image.Image]] = []
     order = []
-    for i, (image, completion) in enumerate(zip(images, completions, strict=True)):
+    rows = zip(completions, images, questions, answers, strict=True)
+    for i, (completion, image, question, references) in enumerate(rows):
         text = completion_text(completion)
-        key = (id(image), boxes.parse_bbox(text))
+        key = (id(image), question, tuple(references), boxes.parse_bbox(text))
         if key not in positions:
             positions[key] = len(crops)
             crops.append((i, crop_or_corner(image, text)))

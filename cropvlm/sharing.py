@@ -1,0 +1,104 @@
+"""No image is encoded twice in GRPO: a group's completions share one preprocessing and, in each place, one encoding.
+
+TRL hands every completion its own copy of the image: to the rollouts, to the reference, to the policy. Here the
+processor that TRL calls gives out a number in place of an image's pixels, and the model looks the numbers up where it
+would encode pixels. All that TRL does between the two (pad, shuffle, split, move) happens to small integers. Gradients
+flow through the one encoding as they would through the copies.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from trl import GRPOTrainer
+
+from cropvlm.encoding import process_image
+
+
+class SharedImages:
+    """Stands between one Idefics3 (or SmolVLM) model and the processor that TRL is given.
+
+    Args:
+        model: the policy, with or without PEFT around it. Its `get_image_features` still takes pixels as well.
+        processor: the model's processor; it stays as it is.
+
+    Attributes:
+        processor: a copy of `processor` whose `pixel_values` are numbers, (prompts, images of a prompt) int64.
+    """
+
+    def __init__(self, model: Any, processor: Any):
+        self._image_processor = processor
+        self._model = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        self._encode = self._model.get_image_features
+        self._model.get_image_features = self.get_image_features
+        self.processor = copy.copy(processor)
+        # A plain function: saving the processor copies its attributes deeply, a bound method with all it is bound to.
+        self.processor._process_images = lambda images, **kwargs: self.number_images(images)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all images; numbers given out before are no longer known."""
+        self._images: list[Image.Image] = []  # kept, so that an id() stays that of one image
+        self._numbers: dict[int, int] = {}  # id of an image -> its number
+        self._placeholders: list[str] = []  # by number: the text that stands for the image in a prompt
+        self._tiles: list[Tensor] = []  # by number: (tiles, 1, C, H, W)
+
+    def number_images(self, images: list[list[Image.Image]]) -> tuple[dict[str, Tensor], list[str]]:
+        """Preprocess the images not seen before; return the numbers of all, and the texts that stand for them."""
+        numbers = [[self._number(image) for image in row] for row in images]
+        return {"pixel_values": torch.tensor(numbers)}, [self._placeholders[n] for row in numbers for n in row]
+
+    def _number(self, image: Image.Image) -> int:
+        if id(image) not in self._numbers:
+            placeholder, tensors = process_image(self._image_processor, image, self._model.dtype)
+            self._numbers[id(image)] = len(self._images)
+            self._images.append(image)
+            self._placeholders.append(placeholder)
+            self._tiles.append(tensors["pixel_values"].to(self._model.device))
+        return self._numbers[id(image)]
+
+    def get_image_features(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any):
+        """Encode as the model does; of numbered images each distinct one once, its features placed at every copy."""
+        if pixel_values.is_floating_point():
+            return self._encode(pixel_values, pixel_attention_mask, **kwargs)
+        numbers = pixel_values.flatten().tolist()
+        distinct = list(dict.fromkeys(numbers))
+        tiles = [self._tiles[n] for n in distinct]
+        outputs = self._encode(torch.cat(tiles), **kwargs)
+        features = torch.stack(list(outputs.pooler_output))  # (tiles, tokens of a tile, D)
+        by_number = dict(zip(distinct, features.split([len(each) for each in tiles]), strict=True))
+        outputs.pooler_output = [by_number[n].flatten(0, 1) for n in numbers]
+        return outputs
+
+
+class GroupedGRPOTrainer(GRPOTrainer):
+    """TRL's `GRPOTrainer` whose micro-batches hold whole groups and whose groups share their image.
+
+    TRL shuffles the completions of a step before it splits them into micro-batches; here it shuffles groups. The sum
+    over the step is the same. Where a micro-batch cannot hold whole groups, TRL's order stays.
+    """
+
+    def __init__(self, model: Any, processing_class: Any, **kwargs: Any):
+        self.shared_images = SharedImages(model, processing_class)
+        super().__init__(model=model, processing_class=self.shared_images.processor, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        self.shared_images.forget()
+        batch = super()._generate_and_score_completions(inputs)
+        if self.args.per_device_train_batch_size % self.num_generations != 0:
+            return batch
+        # One row per group (prompts, G, ...), for TRL to shuffle and split. Every prompt has one image.
+        del batch["num_images"]
+        return {
+            key: value.unflatten(0, (-1, self.num_generations)) if value.ndim else value for key, value in batch.items()
+        }
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if inputs["prompt_ids"].ndim == 3:
+            inputs = {key: value.flatten(0, 1) if value.ndim else value for key, value in inputs.items()}
+            inputs["num_images"] = [1] * len(inputs["prompt_ids"])
+        return super()._compute_loss(model, inputs)
