@@ -242,3 +242,17 @@ def test_merge_keeps_prompts_and_images_in_order(smolvlm):
     assert both.image_index == [[0], [0, 1], [2], [2, 3]]
     assert both.input_ids == one.input_ids + other.input_ids
     assert torch.equal(both.images["pixel_values"][2:], other.images["pixel_values"])
+
+
+@pytest.mark.parametrize("longest_edge", [512, 1024, 2048])
+def test_the_real_processor_sees_the_same_tokens_and_tiles(shared_hub, longest_edge):
+    processor = load_processor(str(shared_hub / "SmolVLM-256M-Instruct"), longest_edge=longest_edge)
+    # 4:3 and 1:3 images: 1 and 1, 2x2+1 and 2x1+1, or 4x3+1 and 4x2+1 tiles of 512 px, of 64 tokens each.
+    tiles = {512: (1, 1), 1024: (5, 3), 2048: (13, 9)}[longest_edge]
+    prompts = pair(noise(400, 300), noise(100, 300, seed=1))
+    prepared = prepare(processor, prompts)
+    plain = plain_inputs(processor, prompts)
+    lengths = plain["attention_mask"].sum(1).tolist()
+    assert prepared.input_ids == [row[-n:] for row, n in zip(plain["input_ids"].tolist(), lengths, strict=True)]
+    assert prepared.image_tokens == [64 * n for n in tiles]
+    assert torch.equal(prepared.images["pixel_values"].transpose(0, 1), plain["pixel_values"][1:, : sum(tiles)])
