@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
+from PIL import Image as PILImage
 
 import create_dataset
 from cropvlm import responses
@@ -225,3 +226,129 @@ def test_the_journal_holds_raw_responses(script, asked, tmp_path):
     header, *rows = map(json.loads, (tmp_path / "made.journal.jsonl").read_text().splitlines())
     assert header["settings"]["max_new_tokens"] == 8
     assert [row["teacher_response"] for row in rows] == [text for text, _ in RESPONSES[:2]]
+
+
+def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
+    assert script("--max_samples", "10") == 0
+    asked.clear()
+    # Neither the teacher nor its settings are needed. 100x100 about (450, 450) at x1 and 200x200 about (900, 100).
+    flags = ["--max_samples", "10", "--from_journal", "--model_path", "gone", "--growth", "1", "1", "1", "1", "1"]
+    assert script(*flags) == 0
+    assert asked == []
+    boxes = [row["bbox"] for row in content(tmp_path / "made_sft")]
+    assert boxes == [[10, 20, 15, 22], [40, 40, 50, 50], [80, 0, 100, 20], [10, 10, 40, 40], [0, 0, 100, 100]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_samples", "12"], "has no response to 1 of 6 rows"),
+        (["--output_path", "{tmp}/other"], "other.journal.jsonl is no journal"),
+        (["--growth", "1", "2", "3", "4", "0"], "--growth"),
+    ],
+)
+def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):
+    assert script("--max_samples", "10") == 0
+    assert script("--from_journal", *[flag.replace("{tmp}", str(tmp_path)) for flag in flags]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_a_response_to_another_image_of_that_id_is_none(script, asked, tmp_path, tiny_world):
+    rows = content(tiny_world / "train")[:10]
+    assert script("--dataset_path", str(save_rows(tmp_path / "before", rows))) == 0
+    asked.clear()
+    rows[3]["image"], rows[1]["question"] = rows[9]["image"], "What else?"
+    assert script("--dataset_path", str(save_rows(tmp_path / "after", rows))) == 0
+    assert asked == [rows[1]["question_id"], rows[3]["question_id"]]
+
+
+def test_a_mixture(script, asked, tmp_path, tiny_world):
+    rows = content(tiny_world / "train")
+    for row in rows[:12]:
+        row["answers"] = [] if row is rows[10] else row["answers"]
+    signs, plates = save_rows(tmp_path / "signs", rows[:12]), save_rows(tmp_path / "plates", rows[12:])
+    assert script("--dataset_path", str(signs), f"{plates}=8") == 0
+    sft, grpo = content(tmp_path / "made_sft"), content(tmp_path / "made_grpo")
+    assert [row["source"] for row in sft] == ["signs"] * 6 + ["plates"] * 4
+    # Of the second half of signs one row has no references: there is nothing to reward its boxes by.
+    assert [row["source"] for row in grpo] == ["signs"] * 5 + ["plates"] * 4
+    assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
+    assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
+
+
+def test_saved_sets_are_no_larger_than_their_sources(script, asked, tmp_path, tiny_world):
+    def arrow_bytes(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.glob("*.arrow"))
+
+    assert script() == 0
+    made = arrow_bytes(tmp_path / "made_sft") + arrow_bytes(tmp_path / "made_grpo")
+    assert made < 1.02 * arrow_bytes(tiny_world / "train")
+
+
+def test_saved_images_open_as_pictures(script, asked, tmp_path):
+    assert script() == 0
+    assert load_from_disk(str(tmp_path / "made_sft"))[0]["image"].size[0] > 100
+
+
+def test_rows_without_references_alone(script, asked, tmp_path, tiny_world, capfd):
+    rows = content(tiny_world / "train")[:4]
+    for row in rows:
+        row["answers"] = []
+    folder = str(save_rows(tmp_path / "bare", rows))
+    assert script("--dataset_path", folder) == 2
+    assert "box them all with --sft_share 1.0" in capfd.readouterr().err
+    assert script("--dataset_path", folder, "--sft_share", "1.0") == 0
+    assert len(content(tmp_path / "made_sft")) == 4
+
+
+def test_an_unreadable_image_for_grpo_is_left_out(script, asked, tmp_path, tiny_world, caplog):
+    rows = content(tiny_world / "train")[:8]
+    rows[6]["image"]["bytes"] = rows[6]["image"]["bytes"][:-500]
+    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 3
+    assert [row["question_id"] for row in content(tmp_path / "made_grpo")] == [
+        rows[i]["question_id"] for i in (4, 5, 7)
+    ]
+    assert str(rows[6]["question_id"]) in caplog.text
+
+
+def test_report_and_card_lie_beside_the_rows(script, asked, tmp_path):
+    assert script("--max_samples", "10") == 0
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["responses"] == {"box": 4, "no list": 1}
+    # The areas of RESPONSES sorted, at indices 1 to 4
+    assert report["cut_points"] == pytest.approx([0.01, 0.04, 0.09, 1])
+    assert report["rows_by_fifth"] == [1, 1, 1, 1, 1]
+    with PILImage.open(tmp_path / "made_sft/teacher_report.png") as picture:
+        assert picture.size == (1440, 480)  # histogram and one line of five tiles of 240
+    card = (tmp_path / "made_sft/README.md").read_text()
+    assert "| miniature | miniature (a local folder) | not declared; see the source | 5 | 5 |" in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "made_grpo/README.md").read_text() == card
+
+
+@pytest.mark.slow
+def test_accelerate_launch_splits_the_rows(script, tmp_path, tiny_world, tiny_qwen):
+    assert script() == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--max_new_tokens", "8"]
+    argv = [*launch, REPO / "create_dataset.py", *flags, "--output_path", tmp_path / "two"]
+    done = subprocess.run(
+        list(map(str, argv)), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPO
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6/6" in done.stderr  # the first process's half of the 12 rows
+    for part in ("sft", "grpo"):
+        assert content(tmp_path / f"two_{part}") == content(tmp_path / f"made_{part}")
+    assert [path.name for path in tmp_path.glob("two*.jsonl")] == ["two.journal.jsonl"]
+
+
+def test_the_next_run_takes_over_what_other_processes_did(script, asked, tmp_path):
+    assert script() == 0
+    everyone, journal = list(asked), tmp_path / "made.journal.jsonl"
+    header, *rows = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([header, *rows[:4]]))
+    (tmp_path / "made.rank3.journal.jsonl").write_text("".join([header, *rows[4:10]]))
+    asked.clear()
+    assert script() == 0
+    assert asked == everyone[10:]
+    assert not list(tmp_path.glob("*rank*"))

@@ -1,0 +1,181 @@
+"""Mixtures: the paper's four sources with their published columns, brought to one schema; shares, caps and halves."""
+
+import dataclasses
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+from cropvlm import data
+from cropvlm.cli import UserError
+from cropvlm.mixture import Source, halve, load_sources, parse_source
+
+TEXT, TEXTS = Value("string"), List(Value("string"))
+
+
+def jpeg(number: int) -> dict:
+    file = BytesIO()
+    PILImage.new("RGB", (60 + number, 40), (10 * number, 0, 0)).save(file, "JPEG")
+    return {"bytes": file.getvalue(), "path": f"{number}.jpg"}
+
+
+def published(name: str, rows: int) -> Dataset:
+    """A few rows with the columns and types of the published data set."""
+    images = [jpeg(i) for i in range(rows)]
+    questions = [f"What is number {i}?" for i in range(rows)]
+    answers = [[f"answer {i}"] * 10 for i in range(rows)]
+    columns = {
+        "textvqa": {
+            "image_id": (TEXT, [f"i{i}" for i in range(rows)]),
+            "question_id": (Value("int32"), list(range(rows))),
+            "question": (TEXT, questions),
+            "image": (Image(), images),
+            "answers": (TEXTS, answers),
+            "ocr_tokens": (TEXTS, [["OCR"]] * rows),
+        },
+        "docvqa": {
+            "questionId": (TEXT, [str(49153 + i) for i in range(rows)]),
+            "question": (TEXT, questions),
+            "question_types": (TEXTS, [["layout"]] * rows),
+            "image": (Image(), images),
+            "docId": (Value("int64"), list(range(rows))),
+            "answers": (TEXTS, answers),
+        },
+        "infovqa": {
+            "questionId": (TEXT, [str(i) for i in range(rows)]),
+            "question": (TEXT, questions),
+            "answers": (TEXTS, [None, *answers[1:]]),  # published so: the first has no references
+            "image": (Image(), images),
+            "ocr": (TEXT, ["{}"] * rows),
+        },
+        "stvqa": {
+            "path": (TEXT, [f"coco-text/{i}.jpg" for i in range(rows)]),
+            "question": (TEXT, questions),
+            "answer": (TEXTS, answers),
+            "image": (Image(), images),
+        },
+    }[name]
+    features = Features({key: feature for key, (feature, _) in columns.items()})
+    return Dataset.from_dict({key: values for key, (_, values) in columns.items()}, features=features)
+
+
+@pytest.fixture
+def four_sources(tmp_path, monkeypatch) -> Path:
+    """Copies of the hub's repositories, in the table under their names: 8, 6, 5 and 4 rows."""
+    files = {
+        "textvqa": "textvqa/data/train-00000-of-00001.parquet",
+        "docvqa": "DocVQA/DocVQA/train-00000-of-00001.parquet",
+        "infovqa": "DocVQA/InfographicVQA/train-00000-of-00001.parquet",
+        "stvqa": "stvqa/data/train-00000-of-00001.parquet",
+    }
+    for rows, (name, file) in zip((8, 6, 5, 4), files.items(), strict=True):
+        (tmp_path / file).parent.mkdir(parents=True)
+        published(name, rows).to_parquet(tmp_path / file)
+        copy = dataclasses.replace(data.BENCHMARKS[name], hub_id=str(tmp_path / file.split("/")[0]))
+        monkeypatch.setitem(data.BENCHMARKS, name, copy)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("docvqa", Source("docvqa", "docvqa", None)),
+        ("docvqa=10000", Source("docvqa", "docvqa", 10000)),  # whole number: a cap
+        ("docvqa=0.5", Source("docvqa", "docvqa", 0.5)),  # with a point: a share
+        ("docvqa=1.0", Source("docvqa", "docvqa", 1.0)),
+        ("lmms-lab/DocVQA:InfographicVQA=7", Source("lmms-lab/DocVQA:InfographicVQA", "infovqa", 7)),
+        ("someone/set", Source("someone/set", "set", None)),
+    ],
+)
+def test_parse_source(text, expected):
+    assert parse_source(text) == expected
+
+
+@pytest.mark.parametrize("text", ["docvqa=", "docvqa=many", "docvqa=0", "docvqa=-3", "docvqa=1.5", "docvqa=nan", "=5"])
+def test_parse_source_refuses(text):
+    with pytest.raises(UserError, match="expected a number of rows or a share"):
+        parse_source(text)
+
+
+def test_a_folder_whose_name_has_an_equals_sign(tmp_path):
+    folder = tmp_path / "run=3"
+    folder.mkdir()
+    assert parse_source(str(folder)) == Source(str(folder), "run=3", None)
+
+
+def test_the_four_published_schemas_become_one(four_sources):
+    sources = load_sources(["textvqa", "docvqa", "infovqa", "stvqa"])
+    assert [len(rows) for rows in sources] == [8, 6, 5, 4]
+    for rows in sources:
+        assert rows.column_names == ["image", "question", "question_id", "answers", "source"]
+        assert rows.features == sources[0].features
+    assert [rows["question_id"][0] for rows in sources] == ["textvqa/0", "docvqa/49153", "infovqa/0", "stvqa/0"]
+    assert [rows["source"][0] for rows in sources] == ["textvqa", "docvqa", "infovqa", "stvqa"]
+    assert sources[2]["answers"][:2] == [[], ["answer 1"] * 10]  # null references: an empty list
+    assert sources[3][2]["image"]["bytes"] == jpeg(2)["bytes"]
+
+
+def test_shares_and_caps(four_sources):
+    sources = load_sources(["textvqa=0.5", "docvqa=2", "stvqa=99"], max_samples=7)
+    assert [len(rows) for rows in sources] == [3, 2, 4]  # int(7 * 0.5), 2, all there are
+    assert sources[1]["question_id"][:] == ["docvqa/49153", "docvqa/49154"]  # the first ones
+
+
+def test_one_source_keeps_its_ids_and_columns(four_sources):
+    (rows,) = load_sources(["textvqa"])
+    assert rows["question_id"][:] == list(range(8))
+    assert {"image_id", "ocr_tokens", "source"} <= set(rows.column_names)
+
+
+def test_a_source_without_references_can_be_boxed(tmp_path):
+    published("textvqa", 3).remove_columns("answers").save_to_disk(str(tmp_path / "bare"))
+    (rows,) = load_sources([str(tmp_path / "bare")])
+    assert rows["answers"][:] == [[], [], []]
+
+
+def test_the_same_source_twice(four_sources):
+    with pytest.raises(UserError, match="docvqa is given twice"):
+        load_sources(["docvqa", "stvqa", "docvqa=2"])
+
+
+def test_images_that_are_text(tmp_path):
+    rows = published("textvqa", 2).remove_columns("image").add_column("image", ["QUJD", "QUJD"])
+    rows.save_to_disk(str(tmp_path / "text"))
+    with pytest.raises(UserError):
+        load_sources([str(tmp_path / "text"), str(tmp_path / "text")])
+
+
+def test_every_source_is_halved(four_sources):
+    sft, grpo = halve(load_sources(["textvqa", "docvqa", "infovqa"]))
+    # 8 // 2 = 4, 6 // 2 = 3 and 5 // 2 = 2 rows first
+    assert sft["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 2
+    assert grpo["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 3
+    assert grpo["question_id"][4] == "docvqa/49156"
+
+
+def test_a_share_of_one_leaves_no_grpo_part(four_sources):
+    sft, grpo = halve(load_sources(["textvqa"]), 1.0)
+    assert (len(sft), grpo) == (8, None)
+
+
+def test_a_source_too_small_for_a_half(four_sources):
+    with pytest.raises(UserError, match="of the 1 rows of docvqa is none"):
+        halve(load_sources(["textvqa", "docvqa=1"]))
+
+
+@given(sizes=st.lists(st.integers(min_value=2, max_value=40), min_size=1, max_size=4))
+def test_halves_are_every_row_once_in_order(sizes):
+    sources = [
+        Dataset.from_dict({"question_id": [f"{k}/{i}" for i in range(n)], "source": [str(k)] * n})
+        for k, n in enumerate(sizes)
+    ]
+    sft, grpo = halve(sources)
+    assert len(sft) == sum(n // 2 for n in sizes)
+    assert sorted([*sft["question_id"], *grpo["question_id"]]) == sorted(
+        f"{k}/{i}" for k, n in enumerate(sizes) for i in range(n)
+    )
+    assert set(sft["source"]) == set(grpo["source"])
