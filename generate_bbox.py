@@ -19,7 +19,7 @@ from typing import Any
 
 from cropvlm.boxes import bbox_area_pct, parse_bbox
 from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
-from cropvlm.crops import UnreadableImage, open_image
+from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import dataset_name, load_rows
 from cropvlm.encoding import Prompt
 from cropvlm.modeling import device_and_dtype, load_model, load_processor
@@ -39,7 +39,6 @@ from cropvlm.runs import (
     shard,
     start_logging,
 )
-from cropvlm.teacher import image_size
 
 logger = logging.getLogger("cropvlm.generate_bbox")
 

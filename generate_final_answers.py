@@ -25,7 +25,7 @@ from typing import Any
 
 from cropvlm.boxes import parse_bbox, pct_to_px
 from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
-from cropvlm.crops import UnreadableImage, crop_or_full_image, open_image
+from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.encoding import Prompt
 from cropvlm.modeling import device_and_dtype, load_model, load_processor
@@ -52,7 +52,6 @@ from cropvlm.runs import (
     shard,
     start_logging,
 )
-from cropvlm.teacher import image_size
 
 logger = logging.getLogger("cropvlm.generate_final_answers")
 

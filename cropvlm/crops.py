@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cropvlm.boxes import parse_bbox, pct_to_px
 
@@ -25,6 +25,8 @@ _DECODE_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
+# What it raises on broken EXIF data; the pixels are good all the same.
+_EXIF_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, struct.error)
 
 
 class UnreadableImage(ValueError):
@@ -52,13 +54,39 @@ def open_image(source: Any) -> Image.Image:
                 opened.load()
                 image = _to_rgb(_upright(opened))
     except _DECODE_ERRORS as error:
-        # Pillow's words for an unknown format hold a memory address, which no report should.
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UnreadableImage(f"unreadable image: {reason}; expected a file that Pillow opens") from error
+        raise _unreadable(error) from error
     if min(image.size) < 1:
         raise UnreadableImage(f"unreadable image: {image.width}x{image.height} px; expected at least 1x1")
     image.info = {}  # orientation and colour profile of the source no longer hold
     return image
+
+
+def image_size(source: Any) -> tuple[int, int]:
+    """Return (width, height) of the upright image that `open_image` would return, from the file's header alone.
+
+    Raises:
+        UnreadableImage: nothing there, or nothing whose header Pillow can read.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _upright_size(source)
+        with Image.open(_file(source)) as opened:
+            return _upright_size(opened)
+    except _DECODE_ERRORS as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> UnreadableImage:
+    # Pillow's words for an unknown format hold a memory address, which no report should.
+    reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+    return UnreadableImage(f"unreadable image: {reason}; expected a file that Pillow opens")
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    with contextlib.suppress(*_EXIF_ERRORS):
+        if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # lying on a side
+            return image.height, image.width
+    return image.size
 
 
 def _file(source: Any) -> Path | io.BytesIO:
@@ -67,13 +95,13 @@ def _file(source: Any) -> Path | io.BytesIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not isinstance(source, str | Path):
-        raise UnreadableImage(f"unreadable image: got {type(source).__name__}; expected bytes, a path or a PIL image")
+        raise ValueError(f"got {type(source).__name__}")
     return Path(source)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     # Broken EXIF data do not make the pixels bad; they are turned already if only writing the data back fails.
-    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):
+    with contextlib.suppress(*_EXIF_ERRORS):
         ImageOps.exif_transpose(image, in_place=True)
     return image
 

@@ -4,16 +4,12 @@ It answers in pixels of the image as it saw it, resized to multiples of 28 withi
 worked out here and kept beside each response; `read_response` maps the box back to the original image.
 """
 
-import contextlib
 import math
-import struct
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-from PIL import Image
 from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -28,36 +24,14 @@ from cropvlm.boxes import (
     unreadable_kind,
 )
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, open_image
+from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import MAX_ASPECT_RATIO, Prompt
 from cropvlm.generation import generate_rows
 from cropvlm.prompts import teacher_messages
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
-EXIF_ORIENTATION, EXIF_SIDEWAYS = 0x0112, (5, 6, 7, 8)
-BROKEN_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)  # the pixels are good all the same
 
 Size = tuple[int, int]  # width, height
-
-
-def image_size(source: dict | Image.Image) -> Size:
-    """Width and height of the upright image that `crops.open_image` returns, from its file's header alone.
-
-    source: what a column of `datasets.Image(decode=False)` holds, or a PIL image.
-    Raises `UnreadableImage` where there is no image or no readable header.
-    """
-    if isinstance(source, Image.Image):
-        return source.size
-    if not source or not (source.get("bytes") or source.get("path")):
-        raise UnreadableImage("unreadable image: there is none")
-    try:
-        with Image.open(BytesIO(source["bytes"]) if source.get("bytes") else source["path"]) as image:
-            sideways = False
-            with contextlib.suppress(*BROKEN_EXIF):
-                sideways = image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
-            return image.size[::-1] if sideways else image.size
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"unreadable image: {error}") from error
 
 
 def teacher_size(size: Size, processor: ProcessorMixin) -> Size:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from cropvlm.boxes import rescale_bbox
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, open_image
+from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import prepare
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.teacher import TeacherPrompts, check_teacher, image_size, measure, outline, read_response, teacher_size
+from cropvlm.teacher import TeacherPrompts, check_teacher, measure, outline, read_response, teacher_size
 
 QWEN_BUDGET = {"min_pixels": 3136, "max_pixels": 12845056}  # Qwen2.5-VL's own
 SIDES = st.integers(min_value=1, max_value=9000)
