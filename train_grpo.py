@@ -15,7 +15,15 @@ from typing import Any, Literal
 from datasets import Dataset
 from trl import GRPOConfig
 
-from cropvlm.arguments import PolicyArguments, frozen_dtype, load_training_rows, parse, set_compute_dtype, start
+from cropvlm.arguments import (
+    PolicyArguments,
+    checkpoint_to_resume,
+    frozen_dtype,
+    load_training_rows,
+    parse,
+    set_compute_dtype,
+    start,
+)
 from cropvlm.cli import UserError, run
 from cropvlm.crops import open_image
 from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
@@ -132,8 +140,11 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GroupedGRP
 def main() -> None:
     policy, args = parse((GRPOPolicyArguments, GRPOArguments))
     start(args, policy)
+    checkpoint = checkpoint_to_resume(args)
     trainer = make_trainer(args, policy)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if "ref" in getattr(trainer.model, "peft_config", {}):
+        trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it
     trainer.save_model()
 
 

@@ -14,7 +14,15 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cropvlm.arguments import PolicyArguments, frozen_dtype, load_training_rows, parse, set_compute_dtype, start
+from cropvlm.arguments import (
+    PolicyArguments,
+    checkpoint_to_resume,
+    frozen_dtype,
+    load_training_rows,
+    parse,
+    set_compute_dtype,
+    start,
+)
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import UserError, run
 from cropvlm.crops import open_image
@@ -85,8 +93,9 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> SFTTrainer:
 def main() -> None:
     policy, args = parse((PolicyArguments, SFTArguments))
     start(args, policy)
+    checkpoint = checkpoint_to_resume(args)
     trainer = make_trainer(args, policy)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
 

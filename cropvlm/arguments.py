@@ -1,5 +1,6 @@
 """Arguments that the two trainers share, beside TRL's own, and how they are read."""
 
+import json
 import logging
 import os
 import sys
@@ -35,9 +36,7 @@ class PolicyArguments:
     dataset_path: str = field(
         default="datasets/cropvlm_dataset_sft", metadata={"help": "hub id, or folder written by save_to_disk"}
     )
-    split: str | None = field(
-        default=None, metadata={"help": "split of dataset_path; default: train, or the only one"}
-    )
+    split: str | None = field(default=None, metadata={"help": "split of dataset_path; default: train, or the only one"})
     max_samples: int | None = field(default=None, metadata={"help": "train on the first so many rows only"})
     data_type: Literal["roi"] = field(
         default="roi", metadata={"help": "rows are regions of interest; there is no other type"}
@@ -123,6 +122,38 @@ def start(args: TrainingArguments, *argument_groups: Any) -> None:
     for group in argument_groups:
         logger.info("%s: %s", type(group).__name__, vars(group))
     logger.info("%s: %s", type(args).__name__, args.to_dict())
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` means: the newest whole one for True, else the one it names.
+
+    None where training starts anew. A run that was killed while it saved leaves a checkpoint without its last file.
+
+    Raises:
+        UserError: the checkpoint that is named is none.
+    """
+    wanted = str(args.resume_from_checkpoint)
+    if wanted in ("None", "False", "false"):
+        return None
+    if wanted not in ("True", "true"):
+        if not _is_whole(Path(wanted)):
+            raise UserError(f"--resume_from_checkpoint {wanted}: no whole checkpoint; name one, or True for the newest")
+        return wanted
+    numbered = [(int(path.name.rsplit("-")[-1]), path) for path in Path(args.output_dir).glob("checkpoint-[0-9]*")]
+    for _, path in sorted(numbered, reverse=True):
+        if _is_whole(path):
+            logger.warning("going on from %s", path)
+            return str(path)
+    logger.warning("no whole checkpoint in %s: starting anew", args.output_dir)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())  # the last file that is written
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def load_training_rows(args: PolicyArguments, column: str) -> Dataset:

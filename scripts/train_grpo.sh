@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Stage 2, GRPO:  bash scripts/train_grpo.sh GPU [flags of train_grpo.py]
+# Starts from the newest SFT model under models/sft_* (a finished one or a checkpoint) unless --base_model names one.
+# Without a GPU the CPU is used and the number does not matter.
+set -euo pipefail
+if [[ ! ${1-} =~ ^[0-9]+$ ]]; then
+    echo "error: expected the index of a GPU, then flags of train_grpo.py: bash scripts/train_grpo.sh 0" >&2
+    exit 2
+fi
+GPU=$1
+shift
+source "$(dirname "$0")/setup.sh"
+
+base=()
+if [[ " $* " != *" --base_model"[\ =]* && " $* " != *" --config"[\ =]* ]]; then
+    weights=$(ls -t models/sft_*/{,checkpoint-*/}{adapter_model,model}.safetensors 2>/dev/null | head -n 1 || true)
+    if [[ -z $weights ]]; then
+        echo "error: no SFT model under models/sft_*; run scripts/train_sft.sh first, or name one with --base_model" >&2
+        exit 2
+    fi
+    base=(--base_model "$(dirname "$weights")")
+    echo "starting from the newest SFT model: ${base[1]}" >&2
+fi
+exec python3 train_grpo.py --gpu "$GPU" "${base[@]}" "$@"

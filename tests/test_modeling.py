@@ -1,0 +1,205 @@
+"""Loading, adapters, precision, stop tokens and the answer log-likelihood, on tiny random models."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from cropvlm import modeling
+from cropvlm.cli import UserError
+from cropvlm.encoding import model_inputs, prepare
+from cropvlm.prompts import answerer_messages
+
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules=modeling.LORA_TARGETS, init_lora_weights=False)
+
+
+def picture(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tiny_smolvlm):
+    return modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_smolvlm, tmp_path_factory):
+    """An adapter with random weights, so that it changes what the model computes."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(modeling.load_full_model(str(tiny_smolvlm), torch.float32), LORA).save_pretrained(folder)
+    return folder
+
+
+def logits_of(model, processor):
+    prompts = [(answerer_messages("What is this?", 1), [picture(90, 60)])]
+    with torch.no_grad():
+        return model(**model_inputs(model, prepare(processor, prompts), 0)).logits
+
+
+def test_without_a_gpu_everything_is_on_the_cpu_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert modeling.device_and_dtype(0) == (torch.device("cpu"), torch.float32)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert modeling.device_and_dtype(1) == (torch.device("cuda", 1), torch.bfloat16)
+    assert modeling.device_and_dtype(-1) == (torch.device("cpu"), torch.float32)
+    with pytest.raises(UserError, match="--gpu 2"):
+        modeling.device_and_dtype(2)
+
+
+def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_llava):
+    assert modeling.load_processor(tiny_smolvlm, 128).image_processor.size["longest_edge"] == 128
+    qwen = modeling.load_processor(tiny_qwen, max_pixels=112 * 112).image_processor
+    assert (qwen.size["shortest_edge"], qwen.size["longest_edge"]) == (56 * 56, 112 * 112)
+    assert modeling.load_processor(tiny_llava).tokenizer.padding_side == "left"
+    for path, flags in [(tiny_qwen, {"longest_edge": 64}), (tiny_llava, {"longest_edge": 64})]:
+        with pytest.raises(UserError, match="--longest_edge"):
+            modeling.load_processor(path, **flags)
+    with pytest.raises(UserError, match="--min_pixels/--max_pixels"):
+        modeling.load_processor(tiny_smolvlm, min_pixels=100)
+
+
+def test_images_are_resampled_with_lanczos(tiny_smolvlm):
+    """The same pixels as PIL's own LANCZOS, up to two of 255 levels."""
+    image = picture(128, 128).resize((300, 300))
+    pixels = modeling.load_processor(tiny_smolvlm).image_processor([[image]], return_tensors="pt")["pixel_values"]
+    expected = torch.tensor(np.asarray(image.resize((64, 64), Image.LANCZOS))).permute(2, 0, 1) / 127.5 - 1
+    assert (pixels[0, 0] - expected).abs().max() <= 2.01 / 127.5
+
+
+def test_the_end_of_a_turn(smolvlm, tiny_qwen):
+    model, processor = smolvlm
+    assert modeling.stop_token_ids(model, processor) == [
+        processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    ]
+    qwen, processor = modeling.load_model(tiny_qwen, device="cpu"), modeling.load_processor(tiny_qwen)
+    assert processor.tokenizer.eos_token_id in modeling.stop_token_ids(qwen, processor)
+
+
+def test_an_adapter_is_merged_into_its_base(adapter, smolvlm, tiny_smolvlm):
+    model, processor = smolvlm
+    with_adapter = modeling.load_adapter(str(adapter)).eval()
+    merged = modeling.load_model(str(adapter), device="cpu")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert (logits_of(merged, processor) - logits_of(with_adapter, processor)).abs().max() < 1e-4
+    assert (logits_of(merged, processor) - logits_of(model, processor)).abs().max() > 0.01
+
+
+def test_a_merged_model_keeps_its_rotary_frequencies_in_float32(adapter):
+    merged = modeling.load_model(str(adapter), device="cpu", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
+    assert merged.model.text_model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_the_base_of_an_adapter_may_have_moved(adapter, tiny_smolvlm, tmp_path):
+    moved = tmp_path / "adapter"
+    shutil.copytree(adapter, moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match="gone"):
+        modeling.load_model(str(moved))
+    assert modeling.load_model(str(moved), base_model_path=str(tiny_smolvlm), device="cpu") is not None
+
+
+def test_an_adapter_of_another_base_is_refused(adapter, tiny_llava):
+    with pytest.raises(UserError, match="adapter of another base"):
+        modeling.load_model(str(adapter), base_model_path=str(tiny_llava))
+
+
+def test_paths_that_hold_no_model(tmp_path, tiny_smolvlm):
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UserError, match=str(path)):
+            modeling.load_model(str(path))
+        with pytest.raises(UserError, match=str(path)):
+            modeling.load_processor(str(path))
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_smolvlm, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="broken"):
+        modeling.load_model(str(broken))
+
+
+def test_policies(tiny_smolvlm, adapter):
+    """What is trained is float32 whatever the rest is; an adapter is trained on as it is."""
+    fresh = modeling.load_policy(str(tiny_smolvlm), LORA, torch.bfloat16)
+    trained = {name: p.dtype for name, p in fresh.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name and dtype == torch.float32 for name, dtype in trained.items())
+    assert {p.dtype for p in fresh.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+    continued = modeling.load_policy(str(adapter), LORA, torch.bfloat16)
+    saved = modeling.load_adapter(str(adapter)).state_dict()
+    weights = {name: p for name, p in continued.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in weights.values()} == {torch.float32}
+    assert all(torch.equal(p, saved[name]) for name, p in weights.items())
+
+    whole = modeling.load_policy(str(tiny_smolvlm), None, torch.bfloat16)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in whole.parameters())
+    with pytest.raises(UserError, match="--use_lora False"):
+        modeling.load_policy(str(adapter), None, torch.bfloat16)
+
+
+ANSWERS = ["10:30", "new york city", "", "naïve café 東京", "a", "STOP!", "£ 5.00"]
+
+
+@pytest.mark.parametrize("family", ["tiny_smolvlm", "tiny_qwen", "tiny_llava"])
+def test_answer_log_likelihood_equals_one_by_one_in_float64(family, request):
+    """Rows of mixed tile counts in one batch, against the plain forward of each row alone in float64."""
+    folder = request.getfixturevalue(family)
+    model = modeling.load_model(folder, device="cpu")
+    processor = modeling.load_processor(folder, 128 if family == "tiny_smolvlm" else None)
+    shapes = [(90, 60), (200, 40), (50, 180), (130, 130), (64, 64), (300, 200), (31, 17)]
+    images = [[picture(*shape, seed=i), picture(20, 20 + 9 * i, seed=9)] for i, shape in enumerate(shapes)]
+    questions = [f"What is written on sign {i}? Colour: red" for i in range(len(ANSWERS))]
+    scores = modeling.answer_log_likelihood(model, processor, images, questions, ANSWERS)
+    assert scores.dtype == torch.float32
+    assert scores.shape == (len(ANSWERS),)
+
+    halves = modeling.answer_log_likelihood(model, processor, images, questions, ANSWERS, batch_size=3)
+    assert torch.allclose(scores, halves, atol=1e-4)
+
+    model = model.double()
+    for score, row, question, answer in zip(scores, images, questions, ANSWERS, strict=True):
+        assert score.item() == pytest.approx(plain_log_likelihood(model, processor, row, question, answer), abs=1e-4)
+
+
+def plain_log_likelihood(model, processor, images, question, answer):
+    """Prompt and turn through the processor's usual call; the turn's tokens are what it adds to the prompt's."""
+    prompt = processor.apply_chat_template(answerer_messages(question, len(images)), add_generation_prompt=True)
+    space = "" if prompt.endswith("\n") else " "
+    inputs = processor(text=[prompt], images=[images], return_tensors="pt")
+    turn = processor.tokenizer(f"{space}{answer.capitalize()}.", return_tensors="pt", add_special_tokens=False)
+    turn = torch.cat([turn["input_ids"], torch.tensor([[processor.tokenizer.eos_token_id]])], dim=1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], turn], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(turn)], dim=1)
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, -turn.shape[1] - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, turn[0].unsqueeze(-1)).sum().item()
+
+
+def test_a_shared_image_is_encoded_once(smolvlm, monkeypatch):
+    """Six crops of one image: 1 + 6 tiles in one pass, not 12."""
+    model, processor = smolvlm
+    tiles = []
+    encode = model.model.vision_model.forward
+    monkeypatch.setattr(
+        model.model.vision_model,
+        "forward",
+        lambda **kwargs: tiles.append(len(kwargs["pixel_values"])) or encode(**kwargs),
+    )
+    full = picture(90, 60)
+    images = [[full, picture(30, 30, seed=i)] for i in range(6)]
+    modeling.answer_log_likelihood(model, processor, images, ["Which?"] * 6, ["this"] * 6)
+    assert tiles == [7]
