@@ -35,24 +35,18 @@ stage() {
     [[ $code == 0 || $code == 3 ]] || exit "$code"
 }
 
-# The flags that let a stopped training go on from its newest checkpoint.
-resume() {
-    local newest
-    newest=$(find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort -V | tail -n 1)
-    [[ -z $newest ]] || echo "--resume_from_checkpoint $newest"
-}
-
 # 1. Data set construction: the teacher outlines a region for the first half of the rows; small boxes grow.
 stage "${DATA}_sft" "${DATA}_grpo" -- \
     python3 create_dataset.py --dataset_path "${SOURCES[@]}" --output_path $DATA --gpu "$GPU"
 
 # 2. SFT: the cropper learns to write the teacher's boxes. About 3 h.
 stage $SFT/adapter_model.safetensors -- \
-    bash scripts/train_sft.sh "$GPU" --dataset_path ${DATA}_sft --output_dir $SFT $(resume $SFT)
+    bash scripts/train_sft.sh "$GPU" --dataset_path ${DATA}_sft --output_dir $SFT --resume_from_checkpoint True
 
 # 3. GRPO with the log-likelihood reward: it learns which box helps the answerer. About 24 h.
 stage $GRPO/adapter_model.safetensors -- \
-    bash scripts/train_grpo.sh "$GPU" --base_model $SFT --dataset_path ${DATA}_grpo --output_dir $GRPO $(resume $GRPO)
+    bash scripts/train_grpo.sh "$GPU" --base_model $SFT --dataset_path ${DATA}_grpo --output_dir $GRPO \
+    --resume_from_checkpoint True
 
 # 4. Boxes for the 5,000 validation questions of TextVQA.
 BOXES=$PREDICTIONS/textvqa_bbox.json

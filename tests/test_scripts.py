@@ -1,0 +1,139 @@
+"""The bash scripts: they parse, name no path of a machine, and reproduce.sh runs the stages in order and only once."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"])
+MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:home|root|work|mnt|data|scratch|Users|tmp|opt)/")
+# Stands in for python3: notes its arguments, makes the output that the stage would make, ends as it is told.
+STUB = """#!/usr/bin/env bash
+echo "$*" >> calls.txt
+value() { sed -n "s/.* --$1 \\([^ ]*\\).*/\\1/p" <<< "$arguments"; }
+arguments=$*
+output_path=$(value output_path) output_dir=$(value output_dir) output=$(value output)
+case $1 in
+    create_dataset.py) mkdir -p "${output_path}_sft" "${output_path}_grpo" ;;
+    train_*.py) mkdir -p "$output_dir"; touch "$output_dir/adapter_model.safetensors" ;;
+    generate_bbox.py) mkdir -p "$(dirname "$output")"; touch "$output" ;;
+    generate_final_answers.py) touch "$output_path"/textvqa_{base,cropvlm}_answers.json ;;
+esac
+[ "$1" != "${FAILING-}" ] || exit "$CODE"
+"""
+STAGES = [
+    "create_dataset.py",
+    "train_sft.py",
+    "train_grpo.py",
+    "generate_bbox.py",
+    "generate_final_answers.py",
+    "vqa_accuracy.py",
+    "vqa_accuracy.py",
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_bash_can_read_it(script):
+    result = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_it_says_what_it_does_and_stops_at_an_error(script):
+    text = script.read_text(encoding="utf-8")
+    if script.name == "setup.sh":  # sourced: the sourcing script sets the options
+        assert text.startswith("# ")
+    else:
+        assert text.startswith("#!/usr/bin/env bash\n# ")
+        assert "\nset -euo pipefail\n" in text
+
+
+def test_no_file_names_a_path_of_a_machine():
+    patterns = ["*.*", "scripts/*.sh", ".ci/*", "cropvlm/*.py", "miniature/*.py", "tests/*.py"]
+    files = [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
+    named = [path.name for path in files if MACHINE_PATH.search(path.read_text(encoding="utf-8"))]
+    assert len(files) > 30
+    assert named == []
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """The bash scripts in a folder of their own, without an environment, with the stub for python3."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\nPATH="$PWD/bin:$PATH"\n')
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "python"):
+        (tmp_path / "bin" / name).write_text(STUB)
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "predictions").mkdir()
+    return tmp_path
+
+
+def reproduce(checkout: Path, *args: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
+    """Run reproduce.sh; also return the python calls that it has made, each split into words."""
+    (checkout / "calls.txt").write_text("")
+    command = ["bash", checkout / "scripts" / "reproduce.sh", *args]
+    result = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True)
+    return result, [line.split() for line in (checkout / "calls.txt").read_text().splitlines()]
+
+
+def test_reproduce_runs_the_stages_in_order_and_reuses_what_is_done(checkout):
+    result, calls = reproduce(checkout, "0")
+    assert result.returncode == 0, result.stderr
+    assert [call[0] for call in calls] == STAGES
+    result, calls = reproduce(checkout, "0")
+    assert result.returncode == 0, result.stderr
+    assert [call[0] for call in calls] == ["vqa_accuracy.py", "vqa_accuracy.py"]
+
+
+def test_reproduce_hands_each_output_to_the_next_stage(checkout):
+    _, calls = reproduce(checkout, "3")
+    create, sft, grpo, bbox, answers, base, cropvlm = [" ".join(call) for call in calls]
+    assert "--dataset_path textvqa --output_path datasets/cropvlm_dataset --gpu 3" in create
+    assert "--dataset_path datasets/cropvlm_dataset_sft --output_dir models/sft_512" in sft
+    assert (
+        "--base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo --output_dir models/grpo_512" in grpo
+    )
+    assert "--model_path models/grpo_512 --dataset textvqa --output predictions/textvqa_bbox.json" in bbox
+    assert "--bbox predictions/textvqa_bbox.json --output_path predictions" in answers
+    assert base == "vqa_accuracy.py --predictions_file predictions/textvqa_base_answers.json"
+    assert cropvlm.startswith("vqa_accuracy.py --predictions_file predictions/textvqa_cropvlm_answers.json --compare")
+
+
+def test_reproduce_keeps_the_mixture_apart(checkout):
+    assert reproduce(checkout, "0")[0].returncode == 0
+    result, calls = reproduce(checkout, "0", "mixture")
+    assert result.returncode == 0, result.stderr
+    assert [call[0] for call in calls] == STAGES
+    assert calls[0][1:6] == ["--dataset_path", "textvqa=0.5", "docvqa=0.5", "infovqa=0.5", "stvqa=0.5"]
+    assert all("mixture" in " ".join(call) for call in calls)
+
+
+def test_reproduce_lets_a_stopped_training_go_on(checkout):
+    _, calls = reproduce(checkout, "0")
+    assert [call[-2:] for call in calls[1:3]] == [["--resume_from_checkpoint", "True"]] * 2
+
+
+def test_reproduce_goes_on_after_failures_that_were_listed(checkout):
+    result, calls = reproduce(checkout, "0", FAILING="generate_bbox.py", CODE="3")
+    assert result.returncode == 0, result.stderr
+    assert [call[0] for call in calls] == STAGES
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_reproduce_stops_where_a_stage_fails(checkout, code):
+    result, calls = reproduce(checkout, "0", FAILING="train_sft.py", CODE=str(code))
+    assert result.returncode == code
+    assert [call[0] for call in calls] == STAGES[:2]
+
+
+@pytest.mark.parametrize("args", [(), ("gpu0",), ("0", "--max_samples"), ("0", "mixture", "1")])
+def test_reproduce_wants_one_gpu(checkout, args):
+    result, calls = reproduce(checkout, *args)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "reproduce.sh 0" in result.stderr
+    assert calls == []
