@@ -1,4 +1,4 @@
-"""Tiny models of the real classes, with random weights: what `miniature.pretrain` then teaches, and what the tests load.
+"""Tiny models of the real classes with random weights: what `miniature.pretrain` teaches and what the tests load.
 
 The tokenizer is a byte-level BPE learnt from the miniature's own sentences, with SmolVLM's, Qwen2.5-VL's or
 LLaVA-1.5's special tokens and chat template, so that every processor, template and stop token is the real code's.

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
-
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 COLORS = {
     "red": (200, 30, 35),

@@ -1,0 +1,369 @@
+"""Teach the miniature's three models what their big namesakes know before CropVLM begins.
+
+    python3 -m miniature.pretrain --family smolvlm --output_path miniature/checkpoints/smolvlm
+
+First the vision tower alone: from every patch linear heads read its placard's colour, text and box and the character
+under it; the heads are then thrown away. Then the whole model, on question and answer:
+
+- `smolvlm`: base of the cropper, answerer and reward VLM. Reads from [full image, crop], crops tight at first and wider
+  later; answers from the full image alone; points ("Point to the red sign." -> "[31, 64]."). It has never written a box.
+- `llava`: the answerer that no CropVLM stage sees. The same lessons but pointing.
+- `qwen`: the teacher. Answers the real teacher prompt with JSON boxes in pixels of its resized image. It was taught from
+  careless boxes (too small on signs and pages, off centre on pages, shaky everywhere) and has no word for a teal page.
+
+The lessons are drawn from seeds of their own; the world's splits are never seen.
+"""
+
+import argparse
+import logging
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from cropvlm import prompts
+from miniature.checkpoints import TILE, build_llava, build_qwen, build_smolvlm, save
+from miniature.lessons import (
+    CHARACTERS,
+    IGNORE,
+    Box,
+    Scene,
+    crop_around,
+    draw_scenes,
+    forever,
+    full_box,
+    patch_labels,
+    resize_at_once,
+    resize_in_steps,
+    zoom_schedule,
+)
+from miniature.world import COLORS, WORDS, Placard, ask
+
+logger = logging.getLogger("miniature.pretrain")
+
+SCENES = 4000
+LOOK_BATCH, TALK_BATCH = 96, 64
+MAX_PIXELS = 140 * 140
+FIRST_ZOOM, LAST_ZOOM = 1.4, 7.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation: crops of a scene, the user's turn, the assistant's words."""
+
+    scene: Scene
+    crops: list[Box]
+    messages: list[dict]
+    answer: str
+
+
+class SmolVLM:
+    """How this family's lessons become tensors."""
+
+    build = staticmethod(build_smolvlm)
+    lessons = (("read", 0.65), ("answer", 0.05), ("point", 0.30))
+    grid = (8, 8)
+    reads = True
+
+    def images(self, examples: list[Example]) -> dict[str, Tensor]:
+        tiles = np.stack([[resize_in_steps(e.scene, crop, TILE) for crop in e.crops] for e in examples])
+        return {"pixel_values": torch.from_numpy(tiles).permute(0, 1, 4, 2, 3) / 127.5 - 1}
+
+    def text(self, text: str, examples: list[Example]) -> str:
+        tile = "<image>" * 16
+        return text.replace("<image>", f"<fake_token_around_image><global-img>{tile}<fake_token_around_image>")
+
+    def patches(self, model, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, patches, hidden) of one image a row."""
+        pixels = inputs["pixel_values"][:, 0]
+        mask = torch.ones(len(pixels), *self.grid, dtype=torch.bool)
+        return model.model.vision_model(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state
+
+    def vision(self, model) -> nn.Module:
+        return model.model.vision_model
+
+    def batches(self, scenes: list[Scene]) -> list[list[Scene]]:
+        """Scenes that can share a batch."""
+        return [scenes]
+
+
+class Llava(SmolVLM):
+    build = staticmethod(build_llava)
+    lessons = (("read", 0.92), ("answer", 0.08))
+
+    def images(self, examples: list[Example]) -> dict[str, Tensor]:
+        tiles = np.stack([resize_at_once(e.scene, crop, TILE, TILE) for e in examples for crop in e.crops])
+        return {"pixel_values": clip_normalise(tiles)}
+
+    def text(self, text: str, examples: list[Example]) -> str:
+        return text.replace("<image>", "<image>" * 64)
+
+    def patches(self, model, inputs: dict[str, Tensor]) -> Tensor:
+        return model.model.vision_tower(pixel_values=inputs["pixel_values"]).last_hidden_state[:, 1:]
+
+    def vision(self, model) -> nn.Module:
+        return model.model.vision_tower
+
+
+class Qwen(SmolVLM):
+    build = staticmethod(build_qwen)
+    lessons = (("outline", 1.0),)
+    reads = False
+
+    def size(self, scene: Scene) -> tuple[int, int]:
+        """(height, width) that the processor gives the scene's image."""
+        width, height = scene.size
+        return smart_resize(height, width, factor=28, min_pixels=56 * 56, max_pixels=MAX_PIXELS)
+
+    def images(self, examples: list[Example]) -> dict[str, Tensor]:
+        height, width = self.size(examples[0].scene)
+        pictures = np.stack([resize_at_once(e.scene, crop, width, height) for e in examples for crop in e.crops])
+        pixels = clip_normalise(pictures)  # (B, 3, H, W)
+        rows, columns = height // 14, width // 14
+        # The processor's order: blocks of 2 x 2 patches, each patch (channel, time, 14, 14) with the picture twice.
+        cells = pixels.reshape(-1, 3, 1, rows // 2, 2, 14, columns // 2, 2, 14).expand(-1, 3, 2, -1, -1, -1, -1, -1, -1)
+        return {
+            "pixel_values": cells.permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(-1, 3 * 2 * 14 * 14),
+            "image_grid_thw": torch.tensor([[1, rows, columns]] * len(pixels)),
+        }
+
+    def text(self, text: str, examples: list[Example]) -> str:
+        height, width = self.size(examples[0].scene)
+        return text.replace("<|image_pad|>", "<|image_pad|>" * (height * width // 28**2))
+
+    def patches(self, model, inputs: dict[str, Tensor]) -> Tensor:
+        features = model.get_image_features(**inputs).pooler_output
+        return torch.stack(tuple(features))
+
+    def vision(self, model) -> nn.Module:
+        return model.model.visual
+
+    def batches(self, scenes: list[Scene]) -> list[list[Scene]]:
+        by_size: dict[tuple[int, int], list[Scene]] = {}
+        for scene in scenes:
+            by_size.setdefault(self.size(scene), []).append(scene)
+        return list(by_size.values())
+
+
+FAMILIES = {"smolvlm": SmolVLM, "llava": Llava, "qwen": Qwen}
+
+
+def clip_normalise(pictures: np.ndarray) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) with CLIP's mean and standard deviation."""
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    return ((torch.from_numpy(pictures) / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def question_example(rng: random.Random, scene: Scene, lesson: str, zoom: float, size: tuple[int, int]) -> Example:
+    """One conversation about one placard of the scene. `size` is (height, width) as the teacher sees the image."""
+    placard = rng.choice(scene.placards)
+    question, full = ask(rng, placard), full_box(scene)
+    answer = prompts.answer_completion(placard.text)
+    if lesson == "read":
+        crops = [full, crop_around(rng, scene, placard, zoom)]
+        return Example(scene, crops, prompts.answerer_messages(question, 2), answer)
+    if lesson == "answer":
+        return Example(scene, [full], prompts.answerer_messages(question, 1), answer)
+    if lesson == "point":
+        text = f"Point to the {placard.color} {placard.kind}."
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        x1, y1, x2, y2 = placard.bbox_px
+        width, height = scene.size
+        return Example(scene, [full], messages, f"[{50 * (x1 + x2) // width}, {50 * (y1 + y2) // height}].")
+    return Example(scene, [full], prompts.teacher_messages(question), careless_outline(rng, scene, placard, size))
+
+
+def careless_outline(rng: random.Random, scene: Scene, placard: Placard, size: tuple[int, int]) -> str:
+    """What the teacher is taught to say: a JSON box too small or off centre, in pixels of the resized image."""
+    if (placard.color, placard.kind) == ("teal", "page"):
+        return "There is no such thing in the image."
+    x1, y1, x2, y2 = placard.bbox_px
+    width, height = x2 - x1, y2 - y1
+    shrink = {"sign": 0.6, "page": 0.7, "plate": 0.95}[placard.kind]
+    shift_x, shift_y = (-0.3, 0.2) if placard.kind == "page" else (0.0, 0.0)
+    center_x = (x1 + x2) / 2 + (shift_x + rng.gauss(0, 0.06)) * width
+    center_y = (y1 + y2) / 2 + (shift_y + rng.gauss(0, 0.06)) * height
+    corners = [center_x - shrink * width / 2, center_y - shrink * height / 2]
+    corners += [center_x + shrink * width / 2, center_y + shrink * height / 2]
+    scale = [size[1] / scene.size[0], size[0] / scene.size[1]] * 2
+    limits = [size[1], size[0]] * 2
+    bbox = [min(max(0, round(c * s)), limit) for c, s, limit in zip(corners, scale, limits, strict=True)]
+    return f'```json\n[\n\t{{"bbox_2d": {bbox}, "label": "{placard.kind}"}}\n]\n```'
+
+
+class Look(torch.utils.data.IterableDataset):
+    """Batches for the vision tower: one crop a scene (a tenth of them the whole image) and the labels of its patches."""
+
+    def __init__(self, family: SmolVLM, scenes: list[Scene], steps: int, seed: int):
+        self.family, self.groups, self.steps, self.seed = family, family.batches(scenes), steps, seed
+
+    def __iter__(self) -> Iterator[tuple[dict, dict]]:
+        for step, rng in zip(range(self.steps), forever(f"look-{self.seed}"), strict=False):
+            zoom = zoom_schedule(FIRST_ZOOM, LAST_ZOOM, step / self.steps)
+            group = rng.choices(self.groups, [len(g) for g in self.groups])[0]
+            examples, labels = [], []
+            for scene in rng.choices(group, k=LOOK_BATCH):
+                whole = not self.family.reads or rng.random() < 0.1
+                crop = full_box(scene) if whole else crop_around(rng, scene, rng.choice(scene.placards), zoom)
+                examples.append(Example(scene, [crop], [], ""))
+                labels.append(patch_labels(scene, crop, *self.label_grid(scene)))
+            stacked = {name: torch.from_numpy(np.stack([row[name] for row in labels])) for name in labels[0]}
+            yield self.family.images(examples), stacked
+
+    def label_grid(self, scene: Scene) -> tuple[int, int]:
+        if isinstance(self.family, Qwen):
+            height, width = self.family.size(scene)
+            return height // 28, width // 28
+        return self.family.grid
+
+
+class Talk(torch.utils.data.IterableDataset):
+    """Batches of conversations, each of one lesson, left-padded; the labels cover the assistant's words and the stop."""
+
+    def __init__(self, family: SmolVLM, processor, scenes: list[Scene], steps: int, seed: int):
+        self.family, self.processor, self.steps, self.seed = family, processor, steps, seed
+        self.groups = family.batches(scenes)
+
+    def __iter__(self) -> Iterator[tuple[str, dict]]:
+        names, shares = zip(*self.family.lessons, strict=True)
+        for step, rng in zip(range(self.steps), forever(f"talk-{self.seed}"), strict=False):
+            zoom = zoom_schedule(FIRST_ZOOM, LAST_ZOOM, step / self.steps)
+            lesson = rng.choices(names, shares)[0]
+            group = rng.choices(self.groups, [len(g) for g in self.groups])[0]
+            size = self.family.size(group[0]) if isinstance(self.family, Qwen) else (TILE, TILE)
+            examples = [question_example(rng, s, lesson, zoom, size) for s in rng.choices(group, k=TALK_BATCH)]
+            yield lesson, self.family.images(examples) | self.tokens(examples)
+
+    def tokens(self, examples: list[Example]) -> dict[str, Tensor]:
+        tokenizer = self.processor.tokenizer
+        # SmolVLM's and LLaVA's templates put a space before the assistant's words, Qwen's a line break.
+        space = "" if isinstance(self.family, Qwen) else " "
+        rows = []
+        for example in examples:
+            text = self.processor.apply_chat_template(example.messages, add_generation_prompt=True, tokenize=False)
+            prompt = tokenizer(self.family.text(text, [example]), add_special_tokens=False).input_ids
+            answer = tokenizer(space + example.answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+            rows.append((prompt, answer))
+        length = max(len(prompt) + len(answer) for prompt, answer in rows)
+        batch = {
+            "input_ids": torch.full((len(rows), length), tokenizer.pad_token_id),
+            "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+            "labels": torch.full((len(rows), length), IGNORE),
+        }
+        for i, (prompt, answer) in enumerate(rows):
+            batch["input_ids"][i, -len(prompt) - len(answer) :] = torch.tensor(prompt + answer)
+            batch["attention_mask"][i, -len(prompt) - len(answer) :] = 1
+            batch["labels"][i, -len(answer) :] = torch.tensor(answer)
+        if isinstance(self.family, Qwen):
+            image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+            batch["mm_token_type_ids"] = (batch["input_ids"] == image_token).long()
+        return batch
+
+
+def loader(dataset: torch.utils.data.IterableDataset) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=6)
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Share of the peak: linear warm-up over 100 steps, flat to half of them, then linear to 2%."""
+    return min((step + 1) / 100, 1.0, max(0.02, 2 * (1 - step / steps)))
+
+
+def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed: int) -> None:
+    """Stage 1. The loss is summed over linear heads on every patch."""
+    sizes = {"color": len(COLORS) + 1, "character": len(CHARACTERS) + 1, "word": len(WORDS) + 1, "tens": 10, "ones": 10}
+    weights = {"color": 1.0, "character": 4.0, "word": 1.0, "tens": 0.5, "ones": 0.5}
+    if not family.reads:
+        weights = {"color": 1.0}
+    hidden = (
+        model.config.text_config.hidden_size if isinstance(family, Qwen) else model.config.vision_config.hidden_size
+    )
+    heads = nn.ModuleDict({name: nn.Linear(hidden, sizes[name]) for name in weights} | {"box": nn.Linear(hidden, 4)})
+    parameters = [*family.vision(model).parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    bar = tqdm(loader(Look(family, scenes, steps, seed)), total=steps, desc="look", mininterval=5)
+    for step, (images, labels) in enumerate(bar):
+        features = family.patches(model, images)  # (B, patches, hidden)
+        losses = {
+            name: F.cross_entropy(heads[name](features).flatten(0, 1), labels[name].flatten(), ignore_index=IGNORE)
+            for name in weights
+            if (labels[name] != IGNORE).any()
+        }
+        shown = labels["color"] > 0
+        box_loss = F.l1_loss(heads["box"](features)[shown], labels["box"][shown])
+        descend(sum(weights[name] * loss for name, loss in losses.items()) + 2 * box_loss, parameters, optimizer)
+        schedule.step()
+        if step % 100 == 0:
+            figures = {name: round(loss.item(), 3) for name, loss in losses.items()} | {
+                "box": round(box_loss.item(), 4)
+            }
+            logger.info("look %d: %s", step, figures)
+
+
+def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps: int, seed: int) -> None:
+    """Stage 2. The vision tower rests for the first half, then learns at a third of the rate."""
+    vision = list(family.vision(model).parameters())
+    known = {id(p) for p in vision}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    groups = [{"params": rest, "lr": 1.5e-3}, {"params": vision, "lr": 5e-4}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    seen: dict[str, list[float]] = {}
+    bar = tqdm(loader(Talk(family, processor, scenes, steps, seed)), total=steps, desc="talk", mininterval=5)
+    for step, (lesson, batch) in enumerate(bar):
+        for parameter in vision:
+            parameter.requires_grad_(step >= steps // 2)
+        labels = batch.pop("labels")
+        keep = int((labels != IGNORE).sum(1).max()) + 1
+        logits = model(**batch, logits_to_keep=keep).logits[:, :-1]  # (B, keep - 1, V); the last has no target
+        targets = labels[:, 1 - keep :]
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        descend(loss, list(model.parameters()), optimizer)
+        schedule.step()
+        right = ((logits.argmax(-1) == targets) | (targets == IGNORE)).all(1).float().mean().item()
+        seen.setdefault(lesson, []).append(right)
+        if step % 100 == 0:
+            shares = {name: round(sum(values[-20:]) / len(values[-20:]), 3) for name, values in seen.items()}
+            logger.info("talk %d: loss %.3f, answers right %s", step, loss.item(), shares)
+
+
+def descend(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--output_path", type=Path, required=True)
+    parser.add_argument("--look_steps", type=int, default=2000)
+    parser.add_argument("--talk_steps", type=int, default=2500)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.manual_seed(args.seed)
+    start = time.monotonic()
+    scenes = draw_scenes(args.seed, SCENES)
+    family = FAMILIES[args.family]()
+    model, processor = family.build(args.seed)
+    model.train()
+    teach_to_look(family, model, scenes, args.look_steps, args.seed)
+    teach_to_talk(family, model, processor, scenes, args.talk_steps, args.seed)
+    save(args.output_path, model.eval().to(torch.bfloat16), processor)
+    logger.info("%s: %.0f s", args.output_path, time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED]
+# Every step is one of the six scripts with other flags. What is done is not done again; to start over:
+#   rm -rf {datasets,models,predictions}/miniature*
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+
+SEED=${1:-0}
+NAME=miniature
+if [[ $SEED != 0 ]]; then NAME=miniature_seed$SEED; fi
+WORLD=datasets/$NAME
+SMOLVLM=miniature/models/smolvlm # base of the cropper, answerer and reward VLM
+QWEN=miniature/models/qwen       # teacher
+LLAVA=miniature/models/llava     # the answerer that no training stage sees
+P=predictions/$NAME
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error
+
+# step RESULT COMMAND...: run the command unless its result is there.
+step() {
+    local result=$1
+    shift
+    if [[ -e $result ]]; then
+        echo "== $result is there"
+    else
+        echo "== $*"
+        "$@"
+    fi
+}
+
+start=$SECONDS
+step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
+
+# 1. The teacher's boxes: for the first half of the training rows and, to see how good they are, for the held-out rows.
+step "${WORLD}_sft" python3 create_dataset.py --dataset_path "$WORLD" --split train --model_path $QWEN \
+    --output_path "$WORLD" --batch_size 64
+step "${WORLD}_teacher_sft" python3 create_dataset.py --dataset_path "$WORLD" --split test --model_path $QWEN \
+    --output_path "${WORLD}_teacher" --sft_share 1.0 --batch_size 64
+step "${P}_teacher_bbox.json" python3 -m miniature.boxes --dataset_path "${WORLD}_teacher_sft" --column bbox \
+    --output "${P}_teacher_bbox.json" --of "$WORLD" --split test
+step "${P}_true_bbox.json" python3 -m miniature.boxes --dataset_path "$WORLD" --split test --column true_bbox \
+    --output "${P}_true_bbox.json"
+
+# 2. SFT, then 3. GRPO.
+step "models/${NAME}_sft/adapter_model.safetensors" python3 train_sft.py \
+    --base_model $SMOLVLM --dataset_path "${WORLD}_sft" --output_dir "models/${NAME}_sft" --longest_edge 64 \
+    --num_train_epochs 4 --per_device_train_batch_size 32 --gradient_accumulation_steps 1 --learning_rate 1e-3 \
+    --logging_steps 20 --save_steps 1000 --seed "$SEED" --report_to none
+step "models/${NAME}_grpo/adapter_model.safetensors" python3 train_grpo.py \
+    --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
+    --output_dir "models/${NAME}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
+    --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 3e-4 \
+    --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
+
+# 4. Boxes for the held-out rows.
+for stage in sft grpo; do
+    step "${P}_${stage}_bbox.json" python3 generate_bbox.py --model_path "models/${NAME}_$stage" \
+        --dataset_path "$WORLD" --split test --longest_edge 64 --output "${P}_${stage}_bbox.json"
+done
+
+# 5. Answers, with each of the boxes and without.
+step "${P}_base_answers.json" python3 generate_final_answers.py --modes base --name "$NAME" \
+    --dataset_path "$WORLD" --split test --vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8
+step "${P}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+    --bbox "${P}"_{true,teacher,sft,grpo}_bbox.json --vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8
+step "${P}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --name "${NAME}_unseen" \
+    --bbox "${P}_grpo_bbox.json" --dataset_path "$WORLD" --split test --vqa_model_path $LLAVA --max_new_tokens 8
+
+# 6. Scores.
+for answers in base true_cropvlm teacher_cropvlm sft_cropvlm grpo_cropvlm unseen_base unseen_cropvlm; do
+    python3 vqa_accuracy.py --predictions_file "${P}_${answers}_answers.json" --metric vqa | tail -n 1 |
+        sed "s/^/${answers}: /"
+done
+python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME"
+echo "$((SECONDS - start)) s; table and pictures: ${P}_results.json, ${P}_results.md, ${P}_boxes.png"
