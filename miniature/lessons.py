@@ -84,7 +84,7 @@ def coverage(box: tuple[float, float, float, float], rows: int, columns: int) ->
 
 
 def patch_labels(scene: Scene, crop: Box, rows: int, columns: int) -> dict[str, np.ndarray]:
-    """What every patch of the crop shows, each (rows * columns,): colour, character, word, tens, ones; and `box` (.., 4).
+    """What every patch of the crop shows: color, character, word, tens, ones (rows * columns,) and box (.., 4).
 
     A placard of which less than 85% is in the crop has no readable text, a character under half a patch wide none.
     """
@@ -130,7 +130,7 @@ def label_characters(characters: np.ndarray, placard: Placard, box: np.ndarray, 
 
 
 def resize_in_steps(scene: Scene, crop: Box, side: int) -> np.ndarray:
-    """The crop as Idefics3's processor sees it: longest edge to `side`, then squeezed to the square tile. (side, side, 3)."""
+    """The crop as Idefics3's processor sees it, longest edge first, then the square tile: (side, side, 3)."""
     picture = Image.fromarray(scene.pixels[crop[1] : crop[3], crop[0] : crop[2]])
     scale = side / max(picture.size)
     first = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -5,11 +5,12 @@
 First the vision tower alone: from every patch linear heads read its placard's colour, text and box and the character
 under it; the heads are then thrown away. Then the whole model, on question and answer:
 
-- `smolvlm`: base of the cropper, answerer and reward VLM. Reads from [full image, crop], crops tight at first and wider
-  later; answers from the full image alone; points ("Point to the red sign." -> "[31, 64]."). It has never written a box.
+- `smolvlm`: base of the cropper, answerer and reward VLM. Reads from [full image, crop], crops tight at first and
+  wider later; answers from the full image alone; points ("Point to the red sign." -> "[31, 64]."), but has never
+  written a box.
 - `llava`: the answerer that no CropVLM stage sees. The same lessons but pointing.
-- `qwen`: the teacher. Answers the real teacher prompt with JSON boxes in pixels of its resized image. It was taught from
-  careless boxes (too small on signs and pages, off centre on pages, shaky everywhere) and has no word for a teal page.
+- `qwen`: the teacher. Answers the real teacher prompt with JSON boxes in pixels of its resized image. It was taught
+  from careless boxes (too small on signs and pages, off centre on pages, shaky everywhere) and knows no teal page.
 
 The lessons are drawn from seeds of their own; the world's splits are never seen.
 """
@@ -201,7 +202,7 @@ def careless_outline(rng: random.Random, scene: Scene, placard: Placard, size: t
 
 
 class Look(torch.utils.data.IterableDataset):
-    """Batches for the vision tower: one crop a scene (a tenth of them the whole image) and the labels of its patches."""
+    """Batches for the vision tower: a crop a scene (a tenth of them the whole image) and the labels of its patches."""
 
     def __init__(self, family: SmolVLM, scenes: list[Scene], steps: int, seed: int):
         self.family, self.groups, self.steps, self.seed = family, family.batches(scenes), steps, seed
@@ -227,7 +228,7 @@ class Look(torch.utils.data.IterableDataset):
 
 
 class Talk(torch.utils.data.IterableDataset):
-    """Batches of conversations, each of one lesson, left-padded; the labels cover the assistant's words and the stop."""
+    """Batches of conversations of one lesson, left-padded; the labels cover the assistant's words and the stop."""
 
     def __init__(self, family: SmolVLM, processor, scenes: list[Scene], steps: int, seed: int):
         self.family, self.processor, self.steps, self.seed = family, processor, steps, seed
