@@ -121,6 +121,8 @@ def make_rewards(policy: GRPOPolicyArguments, args: GRPOArguments) -> list:
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GroupedGRPOTrainer:
     """Load data, processor, policy and rewards, in this order, and join them."""
+    if args.reward_weights is not None and len(args.reward_weights) != 2:
+        raise UserError(f"--reward_weights {args.reward_weights}: expected two, for validity and for the reward VLM")
     rows = load_training_rows(policy, "answers")
     needed = args.generation_batch_size // args.num_generations
     if len(rows) < needed:

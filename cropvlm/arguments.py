@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainingArguments
 from trl import TrlParser
+from yaml import YAMLError
 
 from cropvlm.cli import UserError
 from cropvlm.data import load_rows
@@ -90,10 +91,18 @@ def parse(argument_types: tuple[type, ...]) -> tuple[Any, ...]:
     Raises:
         UserError: values that do not go together, or a configuration file that cannot be read.
     """
+    parser = TrlParser(argument_types)
+    parser.error = _refuse  # argparse would print the two hundred flags first
     try:
-        return TrlParser(argument_types).parse_args_and_config()
-    except (ValueError, TypeError, OSError) as error:
+        return parser.parse_args_and_config()
+    except UserError:
+        raise
+    except (ValueError, TypeError, OSError, YAMLError) as error:
         raise UserError(f"arguments: {error}") from error
+
+
+def _refuse(message: str) -> None:
+    raise UserError(message)
 
 
 def set_compute_dtype(args: TrainingArguments) -> None:

@@ -176,11 +176,11 @@ def check_model_path(path: str) -> None:
         return
     # `models/sft_512` could be a hub id, but where there is a folder `models` the user means a folder.
     parent = Path(path).parent
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or (parent.name and parent.is_dir()):
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) or (parent.name and parent.is_dir()):
         raise UserError(f"{path}: no such folder; name a hub id or the folder of a model or adapter")
-    if any(isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "adapter_config.json")):
-        return
     try:
+        if any(isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "adapter_config.json")):
+            return
         hf_hub_download(path, "config.json")
     except RemoteEntryNotFoundError:  # the repository is there: an adapter has no config.json
         return

@@ -1,0 +1,141 @@
+"""The rewards as TRL calls them, on hand-worked completions and a tiny random reward VLM."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cropvlm import rewards
+from cropvlm.crops import crop_bbox
+from cropvlm.modeling import answer_log_likelihood, load_model, load_processor
+
+TEN = ["stop"] * 7 + ["halt"] * 2 + ["sign"]
+
+
+def message(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def picture(seed):
+    pixels = np.random.default_rng(seed).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def reward_vlm(tiny_smolvlm):
+    return load_model(tiny_smolvlm, device="cpu"), load_processor(tiny_smolvlm)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" [10, 20, 30, 40].", 1.0),
+        ("[0, 0, 100, 100]", 1.0),
+        ("Not needed.", 0.25),
+        ("[30, 20, 10, 40].", 0.0),  # x2 < x1
+        ("[10, 20, 10, 40].", 0.0),  # no width
+        ("[10, 20, 130, 40].", 0.0),  # out of range
+        ("[10, 20, 30].", 0.0),
+        ("The box is [10, 20, 30, 40].", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_validity(text, expected):
+    assert rewards.validity_reward([text], question=["Which?"]) == [expected]
+    assert rewards.validity_reward(completions=[message(text)]) == [expected]
+
+
+def test_a_completion_may_be_text_or_a_message():
+    assert rewards.completion_text("[1, 2, 3, 4].") == "[1, 2, 3, 4]."
+    assert rewards.completion_text(message("[1, 2, 3, 4].")) == "[1, 2, 3, 4]."
+    assert rewards.completion_text([{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]) == "a"
+
+
+def test_likelihood_is_that_of_full_image_and_crop(reward_vlm):
+    """A group of four on one image, then another image; each value worked out alone."""
+    first, second = picture(1), picture(2)
+    texts = [" [10, 20, 60, 70].", "nonsense", " [10, 20, 60, 70].", "Not needed.", " [0, 0, 50, 50]."]
+    values = rewards.AnswerLikelihoodReward(*reward_vlm)(
+        prompts=[None] * 5,
+        completions=[message(text) for text in texts],
+        image=[first] * 4 + [second],
+        question=["What is written there?"] * 5,
+        answers=[TEN] * 4 + [["10:30", "10:30", "noon"]],
+        trainer_state=None,
+    )
+    corner = first.crop((0, 0, 2, 2))
+    pairs = [(first, crop_bbox(first, (10, 20, 60, 70))), (first, corner), (second, crop_bbox(second, (0, 0, 50, 50)))]
+    answers = ["stop", "stop", "10:30"]
+    box, broken, other = (
+        answer_log_likelihood(*reward_vlm, [pair], ["What is written there?"], [answer]).item()
+        for pair, answer in zip(pairs, answers, strict=True)
+    )
+    assert values == pytest.approx([box, broken, box, broken, other], abs=1e-4)
+    assert values[0] == values[2]  # exactly: equal boxes must not differ by rounding, or they get an advantage
+    assert values[1] == values[3]
+    assert all(value < 0 for value in values)
+
+
+def test_likelihood_in_small_batches(reward_vlm):
+    columns = {
+        "completions": [message(f" [{i}, 0, 90, 90].") for i in range(5)],
+        "image": [picture(1)] * 5,
+        "question": ["Which?"] * 5,
+        "answers": [TEN] * 5,
+    }
+    whole = rewards.AnswerLikelihoodReward(*reward_vlm)(**columns)
+    assert rewards.AnswerLikelihoodReward(*reward_vlm, batch_size=2)(**columns) == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "expected"),
+    [
+        ("Halt", TEN, 0.6),  # 2 of 10: (2 sets with 1 match + 8 with 2) / 30 = 18 / 30
+        ("stop", TEN, 1.0),
+        ("stops", TEN, 0.0),  # VQA accuracy knows no near miss
+        ("stops", ["stop"], 0.8),  # ANLS: one edit in five letters
+        ("stops", ["stop"] * 9, 0.8),
+        ("nothing", ["stop"], 0.0),
+    ],
+)
+def test_accuracy_is_scored_by_the_row(prediction, references, expected):
+    assert rewards.answer_accuracy(prediction, references) == pytest.approx(expected)
+
+
+def test_accuracy_of_generated_answers(reward_vlm, monkeypatch):
+    """The reward VLM's text is cleaned as at inference and scored row by row; equal boxes are generated once."""
+    seen = []
+
+    def generate_texts(model, processor, messages, images, **options):
+        seen.extend(images)
+        return [" Stop.", " Stops.", " Halt."]
+
+    monkeypatch.setattr(rewards, "generate_texts", generate_texts)
+    first, second = picture(1), picture(2)
+    values = rewards.AnswerAccuracyReward(*reward_vlm)(
+        completions=[
+            message("[0, 0, 50, 50]."),
+            message("[0, 0, 50, 50]."),
+            message("no box"),
+            message("[1, 1, 9, 9]."),
+        ],
+        image=[first, first, second, second],
+        question=["Which?"] * 4,
+        answers=[TEN, TEN, ["stop"], TEN],
+    )
+    assert values == pytest.approx([1.0, 1.0, 0.8, 0.6])
+    assert [pair[1].size for pair in seen] == [
+        (80, 60),
+        (2, 2),
+        (14, 10),
+    ]  # of 160 x 120, 1..9% touches 1..15 and 1..11
+
+
+def test_accuracy_reward_generates(reward_vlm):
+    values = rewards.AnswerAccuracyReward(*reward_vlm)(
+        completions=[message("[0, 0, 50, 50]."), message("broken")],
+        image=[picture(1)] * 2,
+        question=["Which?"] * 2,
+        answers=[TEN, ["stop"]],
+    )
+    assert len(values) == 2
+    assert all(0 <= value <= 1 for value in values)

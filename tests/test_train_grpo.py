@@ -1,0 +1,277 @@
+"""Stage 2 on a tiny model: rows, policy and reference, shared images, a whole run, and what is refused early."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+from PIL import Image
+from trl import GRPOTrainer
+
+import train_grpo
+from cropvlm import modeling
+from cropvlm.cli import UserError
+from cropvlm.data import load_rows
+from cropvlm.encoding import prepare
+from cropvlm.prompts import bbox_completion, cropper_messages
+from cropvlm.sharing import SharedImages
+
+
+@pytest.fixture(scope="module")
+def sft_adapter(tiny_smolvlm, tmp_path_factory):
+    """An adapter with random weights and its processor, as train_sft.py leaves them."""
+    folder = tmp_path_factory.mktemp("models") / "sft"
+    torch.manual_seed(0)
+    lora = train_grpo.GRPOPolicyArguments(lora_r=4, lora_alpha=8, lora_dropout=0.05).lora_config()
+    lora.init_lora_weights = False
+    modeling.load_policy(str(tiny_smolvlm), lora, torch.float32).save_pretrained(folder)
+    modeling.load_processor(str(tiny_smolvlm)).save_pretrained(folder)
+    return folder
+
+
+def make_trainer(tmp_path, model, data, vqa_model, policy=None, **options):
+    options = {"num_generations": 3, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2} | options
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    paths = {"base_model": str(model), "dataset_path": str(data), "vqa_model": str(vqa_model)}
+    sizes = {"longest_edge": 64, "vqa_longest_edge": 64, "lora_r": 4}
+    return train_grpo.make_trainer(args, train_grpo.GRPOPolicyArguments(**(paths | sizes | (policy or {}))))
+
+
+def flags_for(model, vqa_model, data, output):
+    return [
+        *("--base_model", model, "--vqa_model", vqa_model, "--dataset_path", data, "--output_dir", output),
+        *("--longest_edge", 64, "--vqa_longest_edge", 64, "--report_to", "none", "--disable_tqdm", True),
+        *("--num_generations", 3, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 1),
+    ]
+
+
+def run_main(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["train_grpo.py", *map(str, flags)])
+    train_grpo.main()
+
+
+def test_defaults_are_the_papers(tmp_path):
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert args.generation_batch_size == 16 * 6
+    assert args.num_generations == 6
+    assert (args.temperature, args.top_k, args.top_p, args.max_completion_length) == (0.8, 50, 1.0, 32)
+    assert (args.loss_type, args.scale_rewards, args.beta, args.num_iterations) == ("dr_grpo", "none", 0.01, 1)
+    assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps, args.max_grad_norm) == (
+        5e-6,
+        "cosine",
+        0.03,
+        0.1,
+    )
+    assert (args.num_train_epochs, args.save_steps, args.seed) == (1, 150, 42)
+    policy = train_grpo.GRPOPolicyArguments()
+    assert (policy.reward, policy.vqa_longest_edge) == ("likelihood", 512)
+
+
+def test_a_group_shares_one_decoded_image(tiny_world):
+    rows = train_grpo.prompt_rows(load_rows(tiny_world, "train"))
+    first, same, other = rows.__getitems__([0, 0, 1])
+    assert first["image"] is same["image"]
+    assert first["image"] is not other["image"]
+    assert first["prompt"] == cropper_messages(first["question"])
+    assert len(first["answers"]) == 10
+
+
+def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
+    row = trainer.train_dataset[0]
+    prompt = [{"role": "user", "content": [{"type": "image", "image": row["image"]}, row["prompt"][0]["content"][1]]}]
+    prompt_ids, _, _ = trainer._tokenize_prompts([prompt])
+    prepared = prepare(modeling.load_processor(str(tiny_smolvlm)), [(row["prompt"], [row["image"]])])
+    assert prompt_ids == prepared.input_ids
+
+
+def test_the_policy_goes_on_from_the_adapter_with_a_frozen_copy(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
+    weights = dict(trainer.model.named_parameters())
+    saved = modeling.load_adapter(str(sft_adapter)).state_dict()
+    for name, weight in weights.items():
+        assert weight.requires_grad == (".default." in name and "lora_" in name), name
+        if ".ref." in name:
+            assert torch.equal(weight, saved[name.replace(".ref.", ".default.")])
+            assert torch.equal(weight, weights[name.replace(".ref.", ".default.")])
+    assert any(".ref." in name for name in weights)
+
+
+def test_one_step_moves_the_policy_and_nothing_else(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """At the paper's learning rate of 5e-6, which bfloat16 weights would round away."""
+    trainer = make_trainer(
+        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, warmup_steps=0, save_strategy="no"
+    )
+    trainer.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all("lora_" in name and ".default." in name for name in moved)
+    assert len(moved) > 0.9 * sum("lora_" in name and ".default." in name for name in before)
+
+
+@pytest.mark.parametrize("reward", ["likelihood", "accuracy"])
+def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    flags = flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path)
+    run_main(monkeypatch, *flags, "--reward", reward, "--max_steps", 2, "--save_steps", 1, "--reward_weights", 1, 0.5)
+    log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert len(log) == 2
+    for entry in log:
+        parts = [entry[f"rewards/{name}_reward/mean"] for name in ("validity", f"answer_{reward}")]
+        assert entry["reward"] == pytest.approx(parts[0] + 0.5 * parts[1], abs=1e-4)
+        assert {"kl", "completions/mean_length", "step_time"} <= entry.keys()
+    assert not (tmp_path / "ref").exists()
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        modeling.load_model(str(folder), device="cpu")
+        modeling.load_processor(str(folder), 64)
+
+
+def test_a_checkpoint_and_a_merged_model_are_taken_too(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    merged = tmp_path / "merged"
+    modeling.load_model(str(sft_adapter), device="cpu").save_pretrained(merged)
+    modeling.load_processor(str(sft_adapter)).save_pretrained(merged)
+    trainer = make_trainer(tmp_path / "out", merged, tiny_world, tiny_smolvlm)
+    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert all(not weight.any() for name, weight in trained.items() if "lora_B" in name)  # a fresh one
+
+
+SIZES = [(90, 60), (200, 40), (130, 130)]
+
+
+def group_inputs(trainer):
+    """Two prompts of a group of three each, with their box completions, as TRL's loss takes them."""
+    processor = trainer.processing_class
+    pad_id = processor.tokenizer.pad_token_id
+    images = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size, 3), np.uint8)) for i, size in enumerate(SIZES)
+    ]
+    rows = [images[0]] * 3 + [images[1]] * 3
+    text = processor.apply_chat_template(cropper_messages("What is it?"), add_generation_prompt=True)
+    inputs = processor(text=[text] * 6, images=[[image] for image in rows], padding=True, return_tensors="pt")
+    turns = [processor.tokenizer(f" {bbox_completion((i, 3, 40 + 9 * i, 77))}")["input_ids"] for i in range(6)]
+    longest = max(map(len, turns))
+    return {
+        "prompt_ids": inputs["input_ids"],
+        "prompt_mask": inputs["attention_mask"],
+        "completion_ids": torch.tensor([turn + [pad_id] * (longest - len(turn)) for turn in turns]),
+        "completion_mask": torch.tensor([[1] * len(turn) + [0] * (longest - len(turn)) for turn in turns]),
+        "advantages": torch.tensor([0.5, -0.25, -0.25, 1.0, -1.5, 0.5]),
+        "ref_per_token_logps": torch.full((6, longest), -2.0),
+        "num_images": [1] * 6,
+        **{key: inputs[key] for key in ("pixel_values", "pixel_attention_mask") if key in inputs},
+    }
+
+
+def test_gradients_through_shared_images_are_the_plain_ways(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """Mixed tile counts (longest edge 128: up to 5 tiles), dropout off, against TRL as it stands."""
+    trainer = make_trainer(
+        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy={"longest_edge": 128}, per_device_train_batch_size=6
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    shared = group_inputs(trainer)
+    assert shared["pixel_values"].tolist() == [[0], [0], [0], [1], [1], [1]]
+    trainer.processing_class = modeling.load_processor(str(sft_adapter), 128)
+    plain = group_inputs(trainer)
+    assert plain["pixel_values"].ndim == 5
+
+    gradients = []
+    for inputs in (shared, plain):
+        trainer.model.zero_grad()
+        loss = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+        loss.backward()
+        weights = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        gradients.append((loss.item(), weights))
+    (shared_loss, shared_grads), (plain_loss, plain_grads) = gradients
+    assert shared_loss == pytest.approx(plain_loss, abs=1e-5)
+    assert any("vision_model" in name and grad.abs().max() > 1e-6 for name, grad in plain_grads.items())
+    for name, grad in plain_grads.items():
+        assert torch.allclose(shared_grads[name], grad, atol=1e-5), name
+
+
+def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    """Two prompts x 3 completions in micro-batches of one prompt: rollout, reference, policy 1 each, reward 1 + 3."""
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no")
+    tiles = {"policy": [], "reward": []}
+
+    def count(model, name):
+        encode = model.model.vision_model.forward
+        forward = lambda **kwargs: tiles[name].append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
+        monkeypatch.setattr(model.model.vision_model, "forward", forward)
+
+    count(trainer.model.get_base_model(), "policy")
+    count(trainer.reward_funcs[1].model, "reward")
+    boxes = iter(range(100))
+    monkeypatch.setattr(
+        trainer.processing_class,
+        "batch_decode",
+        lambda ids, **options: [f"[{next(boxes)}, 0, 100, 100]." for _ in ids],
+        raising=False,
+    )
+    trainer.train()
+    assert tiles["policy"] == [2, 1, 1, 1, 1]  # rollouts of both prompts at once; reference and policy by prompt
+    assert tiles["reward"] == [2 * (1 + 3)]
+
+
+def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    trainer = make_trainer(
+        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no", gradient_accumulation_steps=4
+    )
+    seen = []
+    plain = GRPOTrainer._compute_loss
+    monkeypatch.setattr(
+        GRPOTrainer, "_compute_loss", lambda self, model, inputs: seen.append(inputs) or plain(self, model, inputs)
+    )
+    trainer.train()
+    assert len(seen) == 4
+    for inputs in seen:
+        assert inputs["prompt_ids"].shape[0] == 3
+        assert (inputs["prompt_ids"] == inputs["prompt_ids"][0]).all()
+        assert inputs["advantages"].sum().abs() < 1e-4  # a whole group's
+
+
+def test_pixels_are_still_encoded(tiny_smolvlm):
+    """Inference with the same model, for pictures and scores during training, hands over pixels."""
+    model, processor = modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm)
+    image = Image.new("RGB", (64, 64), "red")
+    pixels = processor.image_processor([[image]], return_tensors="pt")["pixel_values"]
+    expected = model.model.get_image_features(pixels).pooler_output[0]
+    shared = SharedImages(model, processor)
+    numbers = shared.number_images([[image], [image]])[0]["pixel_values"]
+    assert torch.allclose(model.model.get_image_features(pixels).pooler_output[0], expected)
+    first, second = model.model.get_image_features(numbers).pooler_output
+    assert torch.allclose(first, expected, atol=1e-6)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_path", "missing/folder/of/data"], "no data set"),
+        (["--base_model", "./missing"], "no such folder"),
+        (["--num_generations", 4], "divisible"),
+        (["--reward", "beauty"], "--reward"),
+        (["--max_samples", 1], "1 rows"),
+        (["--reward_weights", 1, 2, 3], "--reward_weights"),
+    ],
+)
+def test_mistakes_are_refused_before_a_model_is_loaded(
+    flags, message, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match=message):
+        run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path), *flags)
+
+
+def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, caplog):
+    rows = load_from_disk(str(tiny_world))["train"]
+    answers = [None if i == 2 else row for i, row in enumerate(rows["answers"])]
+    rows = rows.remove_columns("answers").add_column("answers", answers)
+    rows.save_to_disk(str(tmp_path / "data"))
+    trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm)
+    assert len(trainer.train_dataset) == len(rows) - 1
+    assert f"question_id [{rows[2]['question_id']}]" in caplog.text

@@ -1,0 +1,157 @@
+"""Stage 1 on a tiny model: rows, labels, LoRA, a whole run, and what is refused before a model is loaded."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import train_sft
+from cropvlm import modeling
+from cropvlm.arguments import PolicyArguments
+from cropvlm.cli import UserError
+from cropvlm.data import load_rows
+from cropvlm.encoding import prepare
+from cropvlm.prompts import cropper_messages
+
+BOX = [10, 20, 30, 40]
+
+
+@pytest.fixture(scope="module")
+def sft_data(tiny_world, tmp_path_factory):
+    """The miniature's training split with boxes, as create_dataset.py leaves it."""
+    import datasets
+
+    rows = datasets.load_from_disk(str(tiny_world))["train"]
+    folder = tmp_path_factory.mktemp("datasets") / "sft"
+    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(folder))
+    return folder
+
+
+def run_main(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["train_sft.py", *map(str, flags)])
+    train_sft.main()
+
+
+def flags_for(model, data, output):
+    return [
+        *("--base_model", model, "--dataset_path", data, "--output_dir", output, "--longest_edge", 64),
+        *("--report_to", "none", "--disable_tqdm", True, "--lora_r", 4, "--lora_alpha", 8),
+    ]
+
+
+def make_trainer(tmp_path, policy, **options):
+    args = train_sft.SFTArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    return train_sft.make_trainer(args, policy)
+
+
+def test_defaults_are_the_papers(tmp_path):
+    args = train_sft.SFTArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 8)
+    assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (5e-5, "cosine", 0.03)
+    assert (args.num_train_epochs, args.seed, args.save_steps, args.logging_steps) == (1, 42, 100, 1)
+    assert args.optim.startswith("adamw")
+    assert train_sft.SFTArguments.output_dir == "models/sft_512"
+    policy = PolicyArguments()
+    assert (policy.lora_r, policy.lora_alpha, policy.lora_dropout, policy.longest_edge) == (128, 256, 0.05, 512)
+    assert not args.bf16  # on the CPU everything is float32
+
+
+def test_the_loss_is_on_box_and_end_of_turn_alone(tiny_smolvlm, sft_data, tmp_path):
+    trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(sft_data)))
+    dataset = trainer.train_dataset
+    batch = trainer.data_collator([dataset[i] for i in (0, 11)])
+    tokenizer = trainer.processing_class.tokenizer
+    decoded = [tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]]
+    assert decoded == [" [0, 5, 30, 100].<end_of_utterance>", " [11, 16, 41, 100].<end_of_utterance>"]
+
+
+def test_training_and_inference_see_the_same_prompt(tiny_smolvlm, sft_data, tmp_path):
+    trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(sft_data)))
+    example = trainer.train_dataset[3]
+    batch = trainer.data_collator([dict(example)])
+    prompt_ids = batch["input_ids"][0][batch["labels"][0] == -100].tolist()
+    question = load_rows(sft_data)[3]["question"]
+    prepared = prepare(trainer.processing_class, [(cropper_messages(question), [example["image"]])])
+    assert prompt_ids == prepared.input_ids[0]
+    assert torch.equal(batch["pixel_values"][0], prepared.images["pixel_values"][:, 0])
+
+
+def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):
+    policy = modeling.load_policy(str(tiny_smolvlm), PolicyArguments().lora_config(), torch.float32)
+    adapted = {name.split(".lora_A")[0] for name, _ in policy.named_parameters() if ".lora_A." in name}
+    linears = {
+        name
+        for name, module in policy.get_base_model().named_modules()
+        if name.rsplit(".", 1)[-1] in modeling.LORA_TARGETS and not name.endswith("lora_A")
+    }
+    assert {name.removeprefix("base_model.model.") for name in adapted} == linears
+    parts = {part: sum(part in name for name in linears) for part in ("text_model", "vision_model", "connector")}
+    assert parts == {"text_model": 3 * 7, "vision_model": 4 * 5, "connector": 1}  # layers x linears
+    assert not any("out_proj" in name or "lm_head" in name or "embed" in name for name in linears)
+
+
+def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    """It learns the boxes by heart; the output folder loads where a model is asked for."""
+    flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
+    run_main(monkeypatch, *flags, "--max_steps", 6, "--learning_rate", 0.01, "--save_steps", 3)
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[-1] < losses[0]
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        assert modeling.load_model(str(folder), device="cpu").dtype == torch.float32
+        assert modeling.load_processor(str(folder)).image_processor.size["longest_edge"] == 64
+
+
+def test_weights_without_lora(tiny_smolvlm, sft_data, tmp_path, monkeypatch, caplog):
+    run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), "--max_steps", 1, "--use_lora", False)
+    assert "every weight" in caplog.text
+    assert not modeling.is_adapter(str(tmp_path))
+    before, after = (
+        dict(modeling.load_model(str(path), device="cpu").named_parameters()) for path in (tiny_smolvlm, tmp_path)
+    )
+    assert before.keys() == after.keys()
+
+
+def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_path, caplog):
+    import datasets
+
+    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(4))
+    boxes = [BOX, None, [10, 20, 10, 40], BOX]
+    rows = rows.add_column("bbox", boxes)
+    rows.save_to_disk(str(tmp_path / "data"))
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
+    trainer = make_trainer(tmp_path / "out", policy)
+    assert len(trainer.train_dataset) == 2
+    assert "1 rows have no bbox" in caplog.text
+    assert str(rows[1]["question_id"]) in caplog.text
+    assert "1 of 3 rows have a box without area" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_path", "missing/folder/of/data"], "no data set"),
+        (["--base_model", "./missing"], "no such folder"),
+        (["--processor", "./missing"], "no such folder"),
+        (["--resume_from_checkpoint", "./missing"], "no whole checkpoint"),
+        (["--eval_strategy", "sometimes"], "--eval_strategy"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_mistakes_are_refused_before_a_model_is_loaded(flags, message, tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match=message):
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
+
+
+def test_a_data_set_without_boxes_is_refused(tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="bbox"):
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, tiny_world, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_refused(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path / "file" / "out"))
