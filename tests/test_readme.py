@@ -49,6 +49,7 @@ def parse(call: list[str], monkeypatch) -> None:
     module = importlib.import_module(call[0].removesuffix(".py").replace("/", "."))
     monkeypatch.setattr(sys, "argv", call)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which --gpu of the trainers sets; restored afterwards
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
     if hasattr(module, "parse_args"):
         module.parse_args()
         return
