@@ -1,11 +1,17 @@
 """Stage 5: any frozen VLM answers from [full image, crop] and from the full image alone.
 
     python3 generate_final_answers.py --bbox predictions/textvqa_bbox.json
+    OPENAI_API_KEY=... python3 generate_final_answers.py --bbox predictions/textvqa_bbox.json \\
+        --api_model gpt-4.1-nano --longest_edge 512
 
 writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answers.json. Data set, split and number of
 rows are read from the box file's meta unless flags say otherwise. A box that is none is answered with the full image
 in the crop's place, and counted. An interrupted run goes on where it stopped when the same command is given again.
 Exit code 3: complete, but some images could not be read. On several GPUs: accelerate launch generate_final_answers.py
+
+With --api_model a model behind an OpenAI-compatible server answers (--api_base: vLLM, SGLang, transformers serve; by
+default OpenAI's own, as GPT-4.1 nano in the paper). It sees the pictures at --longest_edge. What it refuses to answer
+is an empty answer.
 
 Differences from the released experiment: both answers of a question share one preprocessing and one encoding of the
 full image; boxes are joined to rows on question_id.
@@ -38,10 +44,12 @@ from cropvlm.predictions import (
     write_predictions,
 )
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
+from cropvlm.remote import add_api_flags, answer_rows, api_settings, fit_longest_edge, server_of
 from cropvlm.runs import (
     add_common_flags,
     data_sources,
     device_index,
+    fill_missing,
     fingerprint,
     gather,
     generate_missing,
@@ -65,11 +73,14 @@ def parse_args() -> argparse.Namespace:
     add("--vqa_model_path", default="HuggingFaceTB/SmolVLM-256M-Instruct", help="answerer: hub id or folder")
     add("--output_path", default="predictions", help="folder of the answer files (default predictions)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="base: without the crop; cropvlm: with it")
-    add("--longest_edge", type=positive, help="pixels of the longer side (SmolVLM; default: the processor's own)")
+    add("--longest_edge", type=positive, help="pixels of the longer side (SmolVLM, servers; default: the model's own)")
     add("--max_pixels", type=positive, help="width x height of an image at most (Qwen2.5-VL)")
     add("--max_new_tokens", type=positive, default=64, help="of an answer (default 64)")
+    add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
+    if server_of(args) and args.max_pixels:
+        raise UserError("--max_pixels goes with a local model; say with --longest_edge how large pictures are sent")
     if args.bbox is None and "cropvlm" in args.modes:
         raise UserError("--modes cropvlm needs the boxes: give --bbox FILE, or --modes base")
     if args.bbox and len(args.bbox) > 1 and (args.dataset or args.dataset_path or args.name):
@@ -171,11 +182,16 @@ def load_answerer(args: argparse.Namespace) -> tuple[Any, Any]:
     return load_model(args.vqa_model_path, device=device, dtype=dtype), processor
 
 
+def resize_for(args: argparse.Namespace) -> Callable:
+    """What is done to a picture before a server gets it; a local model's own processor does the same."""
+    return functools.partial(fit_longest_edge, longest_edge=args.longest_edge)
+
+
 def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]:
     """What decides an answer: another one of these and a journal is refused."""
-    settings = {
-        "vqa_model_path": args.vqa_model_path,
-        "model_files": fingerprint(args.vqa_model_path),
+    server = server_of(args)
+    local = {"vqa_model_path": args.vqa_model_path, "model_files": fingerprint(args.vqa_model_path)}
+    settings = (api_settings(server) if server else local) | {
         "dataset_path": job.source["dataset_path"],
         "dataset": job.source["dataset"],
         "split": job.source["split"],
@@ -199,7 +215,10 @@ def write_answers(args: argparse.Namespace, job: Job, answerer: Callable) -> int
     with contextlib.ExitStack() as stack:
         journals = [stack.enter_context(journal_for(path, settings[mode])) for mode, path in job.outputs.items()]
         prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
-        generate_missing(args, journals, ids, prompts, answerer)
+        if server := server_of(args):
+            fill_missing(journals, ids, lambda done: answer_rows(server, prompts, resize_for(args), done))
+        else:
+            generate_missing(args, journals, ids, prompts, answerer)
         seconds = round(time.monotonic() - start, 1)
         for mode, journal in zip(job.outputs, journals, strict=True):
             records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
@@ -212,16 +231,18 @@ def write_mode(
     args: argparse.Namespace, job: Job, mode: str, settings: dict[str, Any], records: list[dict], seconds: float
 ) -> int:
     """Write the answer file of one mode; return how many images could not be read."""
-    counts = {"rows": len(records), "failed": sum("failed" in record for record in records), "seconds": seconds}
+    answers = [record | {"answer": clean_answer(record["answer"])} for record in records]
+    failed = sum("failed" in record for record in records)
+    empty = sum(not record["answer"] for record in answers) - failed  # what a server refuses to answer is one
+    counts = {"rows": len(records), "failed": failed, "empty_answers": empty, "seconds": seconds}
     if mode == "cropvlm":
         counts["invalid_boxes"] = sum(parse_bbox(text) is None for text in job.boxes)
     if rank() == 0:
-        models = {"answerer": args.vqa_model_path}
-        answers = [record | {"answer": clean_answer(record["answer"])} for record in records]
+        models = {"answerer": args.api_model or args.vqa_model_path}
         content = build_meta(**job.source, models=models, settings=settings, counts=counts)
         write_predictions(job.outputs[mode], answers, content)
         logger.info("%s: %s", job.outputs[mode], counts)
-    return counts["failed"]
+    return failed
 
 
 def main() -> int:

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
+# (row index, one text per journal or why there are none), as they come
+Outcomes = Iterable[tuple[int, list[str] | ValueError]]
+
 
 def batch_size(text: str) -> int | str:
     """The type of `--batch_size`: a positive number or `auto`."""
@@ -54,7 +57,8 @@ def start_logging(args: argparse.Namespace) -> None:
     """Log to stderr, the resolved settings first."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("cropvlm").setLevel(logging.DEBUG if args.verbose else logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):  # a line per request
+        logging.getLogger(name).setLevel(logging.WARNING)
     logger.info("%s", " ".join(f"{key}={value}" for key, value in vars(args).items()))
 
 
@@ -125,27 +129,32 @@ def generate_missing(
 
     ids: question_id by row index. Each row has one prompt per journal.
     """
+
+    def generate(done: list[int]) -> Outcomes:
+        model, processor = load()
+        return generate_rows(
+            model,
+            processor,
+            prompts,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            num_workers=worker_count(args.num_workers, model.device.type),
+            done=done,
+        )
+
+    fill_missing(journals, ids, generate)
+
+
+def fill_missing(journals: list[Journal], ids: list, generate: Callable[[list[int]], Outcomes]) -> None:
+    """Fill the journals with what they lack. generate: takes the indices of rows that are done, yields the rest."""
     done = [i for i, question_id in enumerate(ids) if all(question_id in journal.rows for journal in journals)]
-    if len(done) == len(ids):
-        return
-    model, processor = load()
-    outcomes = generate_rows(
-        model,
-        processor,
-        prompts,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        num_workers=worker_count(args.num_workers, model.device.type),
-        done=done,
-    )
-    fill(journals, ids, tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0))
+    if len(done) < len(ids):
+        outcomes = generate(done)
+        fill(journals, ids, tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0))
 
 
-def fill(journals: list[Journal], ids: list, outcomes: Iterable[tuple[int, list[str] | ValueError]]) -> None:
-    """Keep the texts of every row, the first in the first journal and so on, or why there are none.
-
-    outcomes: (row index, one text per journal or the error), as they come.
-    """
+def fill(journals: list[Journal], ids: list, outcomes: Outcomes) -> None:
+    """Keep the texts of every row, the first in the first journal and so on, or why there are none."""
     for i, texts in outcomes:
         failed = isinstance(texts, ValueError)
         if failed:
