@@ -18,6 +18,8 @@ from miniature.world import COLORS, WORDS, Placard, draw_scene, fit_font
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IGNORE = -100
+PLACES = ("x1", "y1", "x2", "y2", "center_x", "center_y")
+PLACE_BINS = 20  # of 5% of the crop's side
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
 WORD_IDS = {word: i for i, word in enumerate(WORDS)}  # len(WORDS): a number
 Box = tuple[int, int, int, int]
@@ -84,13 +86,12 @@ def coverage(box: tuple[float, float, float, float], rows: int, columns: int) ->
 
 
 def patch_labels(scene: Scene, crop: Box, rows: int, columns: int) -> dict[str, np.ndarray]:
-    """What every patch of the crop shows: color, character, word, tens, ones (rows * columns,) and box (.., 4).
+    """What every patch of the crop shows, each (rows * columns,): color, character, word, tens, ones and PLACES.
 
     A placard of which less than 85% is in the crop has no readable text, a character under half a patch wide none.
     """
-    labels = {name: np.full((rows, columns), IGNORE) for name in ("word", "tens", "ones")}
+    labels = {name: np.full((rows, columns), IGNORE) for name in ("word", "tens", "ones", *PLACES)}
     labels |= {name: np.zeros((rows, columns), np.int64) for name in ("color", "character")}
-    boxes = np.zeros((rows, columns, 4), np.float32)
     scale = np.array([columns / (crop[2] - crop[0]), rows / (crop[3] - crop[1])] * 2)
     origin = np.array([crop[0], crop[1]] * 2)
     best = np.zeros((rows, columns))
@@ -101,14 +102,22 @@ def patch_labels(scene: Scene, crop: Box, rows: int, columns: int) -> dict[str, 
         mine = (covered > best) & (covered > min(0.25, 0.25 * area))
         best = np.where(mine, covered, best)
         labels["color"][mine] = COLOR_IDS[placard.color]
-        boxes[mine] = np.clip(box / [columns, rows, columns, rows], -0.2, 1.2)
+        for name, value in place_labels(box / [columns, rows, columns, rows]).items():
+            labels[name][mine] = value
         for name in ("word", "tens", "ones"):
             labels[name][mine] = IGNORE
         if covered.sum() > 0.85 * area:
             for name, value in text_labels(placard.text).items():
                 labels[name][mine] = value
         label_characters(labels["character"], placard, box, scale)
-    return {name: values.ravel() for name, values in labels.items()} | {"box": boxes.reshape(-1, 4)}
+    return {name: values.ravel() for name, values in labels.items()}
+
+
+def place_labels(box: np.ndarray) -> dict[str, int]:
+    """Bins of the corners and the centre of a box in shares of the crop's sides."""
+    x1, y1, x2, y2 = np.clip(box, 0, 0.999)
+    places = (x1, y1, x2, y2, (x1 + x2) / 2, (y1 + y2) / 2)
+    return {name: int(PLACE_BINS * value) for name, value in zip(PLACES, places, strict=True)}
 
 
 def text_labels(text: str) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
     python3 -m miniature.pretrain --family smolvlm --output_path miniature/checkpoints/smolvlm
 
-First the vision tower alone: from every patch linear heads read its placard's colour, text and box and the character
+First the vision tower alone: from every patch linear heads read its placard's colour, text and place and the character
 under it; the heads are then thrown away. Then the whole model, on question and answer:
 
 - `smolvlm`: base of the cropper, answerer and reward VLM. Reads from [full image, crop], crops tight at first and
@@ -35,6 +35,8 @@ from miniature.checkpoints import TILE, build_llava, build_qwen, build_smolvlm, 
 from miniature.lessons import (
     CHARACTERS,
     IGNORE,
+    PLACE_BINS,
+    PLACES,
     Box,
     Scene,
     crop_around,
@@ -53,6 +55,7 @@ logger = logging.getLogger("miniature.pretrain")
 SCENES = 4000
 LOOK_BATCH, TALK_BATCH = 96, 64
 MAX_PIXELS = 140 * 140
+FULL_SHARE = 0.3  # of the images are not cropped
 FIRST_ZOOM, LAST_ZOOM = 1.4, 7.0
 
 
@@ -177,17 +180,26 @@ def question_example(rng: random.Random, scene: Scene, lesson: str, zoom: float,
     if lesson == "point":
         text = f"Point to the {placard.color} {placard.kind}."
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        x1, y1, x2, y2 = placard.bbox_px
-        width, height = scene.size
-        return Example(scene, [full], messages, f"[{50 * (x1 + x2) // width}, {50 * (y1 + y2) // height}].")
-    return Example(scene, [full], prompts.teacher_messages(question), careless_outline(rng, scene, placard, size))
+        crop = full if rng.random() < FULL_SHARE else crop_around(rng, scene, placard, zoom)
+        x1, y1, x2, y2 = in_crop(placard, crop)
+        return Example(scene, [crop], messages, f"[{int(50 * (x1 + x2))}, {int(50 * (y1 + y2))}].")
+    crop = full if rng.random() < FULL_SHARE else crop_around(rng, scene, placard, zoom)
+    return Example(scene, [crop], prompts.teacher_messages(question), careless_outline(rng, placard, crop, size))
 
 
-def careless_outline(rng: random.Random, scene: Scene, placard: Placard, size: tuple[int, int]) -> str:
+def in_crop(placard: Placard, crop: Box) -> tuple[float, float, float, float]:
+    """The placard's box in shares of the crop's sides, clipped to the crop."""
+    width, height = crop[2] - crop[0], crop[3] - crop[1]
+    origin, sides = (crop[0], crop[1]) * 2, (width, height) * 2
+    corners = zip(placard.bbox_px, origin, sides, strict=True)
+    return tuple(min(0.999, max(0.0, (c - o) / side)) for c, o, side in corners)
+
+
+def careless_outline(rng: random.Random, placard: Placard, crop: Box, size: tuple[int, int]) -> str:
     """What the teacher is taught to say: a JSON box too small or off centre, in pixels of the resized image."""
     if (placard.color, placard.kind) == ("teal", "page"):
         return "There is no such thing in the image."
-    x1, y1, x2, y2 = placard.bbox_px
+    x1, y1, x2, y2 = in_crop(placard, crop)
     width, height = x2 - x1, y2 - y1
     shrink = {"sign": 0.6, "page": 0.7, "plate": 0.95}[placard.kind]
     shift_x, shift_y = (-0.3, 0.2) if placard.kind == "page" else (0.0, 0.0)
@@ -195,9 +207,8 @@ def careless_outline(rng: random.Random, scene: Scene, placard: Placard, size: t
     center_y = (y1 + y2) / 2 + (shift_y + rng.gauss(0, 0.06)) * height
     corners = [center_x - shrink * width / 2, center_y - shrink * height / 2]
     corners += [center_x + shrink * width / 2, center_y + shrink * height / 2]
-    scale = [size[1] / scene.size[0], size[0] / scene.size[1]] * 2
-    limits = [size[1], size[0]] * 2
-    bbox = [min(max(0, round(c * s)), limit) for c, s, limit in zip(corners, scale, limits, strict=True)]
+    limits = (size[1], size[0]) * 2
+    bbox = [min(max(0, round(c * limit)), limit) for c, limit in zip(corners, limits, strict=True)]
     return f'```json\n[\n\t{{"bbox_2d": {bbox}, "label": "{placard.kind}"}}\n]\n```'
 
 
@@ -213,7 +224,7 @@ class Look(torch.utils.data.IterableDataset):
             group = rng.choices(self.groups, [len(g) for g in self.groups])[0]
             examples, labels = [], []
             for scene in rng.choices(group, k=LOOK_BATCH):
-                whole = not self.family.reads or rng.random() < 0.1
+                whole = rng.random() < FULL_SHARE
                 crop = full_box(scene) if whole else crop_around(rng, scene, rng.choice(scene.placards), zoom)
                 examples.append(Example(scene, [crop], [], ""))
                 labels.append(patch_labels(scene, crop, *self.label_grid(scene)))
@@ -282,13 +293,13 @@ def learning_rate(step: int, steps: int) -> float:
 def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed: int) -> None:
     """Stage 1. The loss is summed over linear heads on every patch."""
     sizes = {"color": len(COLORS) + 1, "character": len(CHARACTERS) + 1, "word": len(WORDS) + 1, "tens": 10, "ones": 10}
-    weights = {"color": 1.0, "character": 4.0, "word": 1.0, "tens": 0.5, "ones": 0.5}
-    if not family.reads:
-        weights = {"color": 1.0}
-    hidden = (
-        model.config.text_config.hidden_size if isinstance(family, Qwen) else model.config.vision_config.hidden_size
+    weights = (
+        {"color": 1.0, "character": 4.0, "word": 1.0, "tens": 0.5, "ones": 0.5} if family.reads else {"color": 1.0}
     )
-    heads = nn.ModuleDict({name: nn.Linear(hidden, sizes[name]) for name in weights} | {"box": nn.Linear(hidden, 4)})
+    sizes |= dict.fromkeys(PLACES, PLACE_BINS)
+    weights |= dict.fromkeys(PLACES, 0.5)
+    config = model.config.text_config if isinstance(family, Qwen) else model.config.vision_config
+    heads = nn.ModuleDict({name: nn.Linear(config.hidden_size, sizes[name]) for name in weights})
     parameters = [*family.vision(model).parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
@@ -300,14 +311,10 @@ def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed:
             for name in weights
             if (labels[name] != IGNORE).any()
         }
-        shown = labels["color"] > 0
-        box_loss = F.l1_loss(heads["box"](features)[shown], labels["box"][shown])
-        descend(sum(weights[name] * loss for name, loss in losses.items()) + 2 * box_loss, parameters, optimizer)
+        descend(sum(weights[name] * loss for name, loss in losses.items()), parameters, optimizer)
         schedule.step()
         if step % 100 == 0:
-            figures = {name: round(loss.item(), 3) for name, loss in losses.items()} | {
-                "box": round(box_loss.item(), 4)
-            }
+            figures = {name: round(loss.item(), 3) for name, loss in losses.items()}
             logger.info("look %d: %s", step, figures)
 
 
