@@ -19,7 +19,7 @@ from cropvlm.modeling import device_and_dtype, load_model, load_processor
 from cropvlm.predictions import Journal
 from cropvlm.prompts import teacher_messages
 from cropvlm.runs import device_index, fingerprint, num_processes, rank, worker_count
-from cropvlm.teacher import check_teacher, measure, outline
+from cropvlm.teacher import measure, outline, pixel_budget
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _ask(args: argparse.Namespace, journal: Journal, rows: Dataset, measured: li
         return
     device, dtype = device_and_dtype(device_index(args.gpu))
     processor = load_processor(args.model_path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    check_teacher(processor, args.model_path)
+    pixel_budget(processor, args.model_path)  # refuses what is no teacher before it is loaded
     model = load_model(args.model_path, device=device, dtype=dtype)
     options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
     workers = worker_count(args.num_workers, device.type)

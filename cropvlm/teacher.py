@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
@@ -34,32 +34,37 @@ DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
 Size = tuple[int, int]  # width, height
 
 
-def teacher_size(size: Size, processor: ProcessorMixin) -> Size:
+class PixelBudget(NamedTuple):
+    """Least and most pixels of an image as the teacher sees it, and what both of its sides are multiples of."""
+
+    min_pixels: int = 56 * 56  # Qwen2.5-VL's own
+    max_pixels: int = 28 * 28 * 16384
+    factor: int = 28
+
+
+def pixel_budget(processor: ProcessorMixin, path: str) -> PixelBudget:
+    """The budget of a processor. Raises `UserError` unless it resizes as Qwen2.5-VL: boxes could not be mapped."""
+    settings = processor.image_processor
+    if not hasattr(settings, "merge_size"):
+        kind = type(processor).__name__
+        raise UserError(f"{path}: {kind} is no teacher that writes boxes in pixels; give a Qwen2.5-VL")
+    factor = settings.patch_size * settings.merge_size
+    return PixelBudget(settings.size["shortest_edge"], settings.size["longest_edge"], factor)
+
+
+def teacher_size(size: Size, budget: PixelBudget = PixelBudget()) -> Size:  # noqa: B008 (a tuple)
     """Width and height at which the teacher sees an image of `size`: multiples of 28 within its pixel budget.
 
     A strip of more than 100:1 is first widened to that, as `cropvlm.encoding` does it. Each side is mapped back on
     its own, so boxes stay exact.
 
-    >>> teacher_size((1023, 681), processor)
+    >>> teacher_size((1023, 681))
     (1036, 672)
     """
-    settings = processor.image_processor
     shortest = math.ceil(max(size) / MAX_ASPECT_RATIO)
-    resized_height, resized_width = smart_resize(
-        max(size[1], shortest),
-        max(size[0], shortest),
-        factor=settings.patch_size * settings.merge_size,
-        min_pixels=settings.size["shortest_edge"],
-        max_pixels=settings.size["longest_edge"],
-    )
-    return resized_width, resized_height
-
-
-def check_teacher(processor: ProcessorMixin, path: str) -> None:
-    """Raise `UserError` unless images are resized as Qwen2.5-VL's are: boxes of others cannot be mapped back."""
-    if not hasattr(processor.image_processor, "merge_size"):
-        kind = type(processor).__name__
-        raise UserError(f"{path}: {kind} is no teacher that writes boxes in pixels; give a Qwen2.5-VL")
+    height, width = max(size[1], shortest), max(size[0], shortest)
+    height, width = smart_resize(height, width, budget.factor, budget.min_pixels, budget.max_pixels)
+    return width, height
 
 
 def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, str]:
@@ -145,12 +150,13 @@ def outline(
     A record is what was measured, with `teacher_response` and `seen_size` (width and height of the image as the
     teacher saw it), or with `error` where the image cannot be read.
     """
+    budget = pixel_budget(processor, model.name_or_path)
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "num_workers": num_workers}
     for i, texts in generate_rows(model, processor, TeacherPrompts(rows, measured), done=done, **options):
         if isinstance(texts, UnreadableImage):
             yield measured[i] | {"error": str(texts)}
         else:
-            seen_size = list(teacher_size(measured[i]["size"], processor))
+            seen_size = list(teacher_size(measured[i]["size"], budget))
             yield measured[i] | {"seen_size": seen_size, "teacher_response": texts[0]}
 
 
