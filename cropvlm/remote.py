@@ -16,7 +16,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -190,12 +190,16 @@ def _in_parallel(
             for task in finished:
                 yield running.pop(task), task
     finally:
-        for task in running:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
-        loop.run_until_complete(client.close())
+        loop.run_until_complete(_stop(client, running))
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+async def _stop(client: openai.AsyncOpenAI, tasks: Iterable[asyncio.Task]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.close()
 
 
 async def _answer(
