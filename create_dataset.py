@@ -9,8 +9,10 @@ The second makes a mixture, with shares and caps. Beside the rows of the SFT par
 `teacher_report.png` and the card. On several GPUs: accelerate launch create_dataset.py ...
 
 Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the same command goes on after an
-interruption. `--from_journal` grows and saves again without the teacher, with other `--growth` for instance.
-Exit code 3: complete, but some images could not be read; their rows are left out.
+interruption. `--from_journal` grows and saves again without the teacher, with other `--growth` for instance. With
+--api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher (--api_base: vLLM, SGLang);
+--min_pixels and --max_pixels must then lie within the server's own bounds.
+Exit code 3: complete, but for rows whose image could not be read or was rejected by the server; they are named.
 
 Differences from the released experiment: the teacher answers in batches; its boxes are mapped back from the image
 as it saw it to the original before they grow; rows without references are left out of the GRPO part.
@@ -35,6 +37,7 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, open_image
 from cropvlm.hub import licence, prepare_repository, push
 from cropvlm.mixture import halve, load_sources, parse_source
+from cropvlm.remote import add_api_flags, server_of
 from cropvlm.responses import assist, collect, open_journal, teacher_settings
 from cropvlm.runs import batch_size, positive, rank, start_logging
 from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow
@@ -59,6 +62,7 @@ def parse_args() -> argparse.Namespace:
     add("--max_samples", type=positive, help="only the first rows of each source, both parts together")
     add("--sft_share", type=float, default=0.5, help="of each source's rows to box (default 0.5; 1: no GRPO part)")
     add("--model_path", default=DEFAULT_TEACHER, help=f"teacher: hub id or folder (default {DEFAULT_TEACHER})")
+    add_api_flags(parser)
     add("--output_path", default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
     add("--growth", type=float, nargs=5, default=GROWTH, help="area multipliers, smallest fifth first (45 10 4 2 1)")
     add("--from_journal", action="store_true", help="grow and save again, without the teacher")
@@ -71,6 +75,7 @@ def parse_args() -> argparse.Namespace:
     add("--gpu", type=int, default=0, help="index of the GPU; without a GPU the CPU is used, in fp32")
     add("--verbose", action="store_true", help="log every response")
     args = parser.parse_args()
+    server_of(args)  # refuses flags of a server that do not fit
     if not 0 < args.sft_share <= 1:
         raise UserError(f"--sft_share {args.sft_share}: expected a number above 0 and up to 1, such as 0.5")
     if not all(0 < factor < float("inf") for factor in args.growth):
@@ -127,11 +132,12 @@ def add_boxes(rows: Dataset, records: list[dict], growth: list[float]) -> tuple[
     """The rows with `bbox` (4 ints, percent) and `teacher_response`, their boxes, and the report."""
     kept = [i for i, record in enumerate(records) if "teacher_response" in record]
     if not kept:
-        raise UserError(f"none of the {len(rows)} images can be read ({records[0]['error']}); check the data set")
+        raise UserError(f"none of the {len(rows)} images could be boxed: {records[0]['error']}; check the data set")
     boxes, cut_points = grow([records[i] for i in kept], growth)
     sources = list(rows["source"])
     report = summarise(boxes, [sources[i] for i in kept], cut_points, growth)
-    report["unreadable_images"] = [record["question_id"] for record in records if "error" in record]
+    errors = [record for record in records if "error" in record]
+    report["left_out"] = [{"question_id": record["question_id"], "error": record["error"]} for record in errors]
     columns = {"bbox": [None] * len(rows), "teacher_response": [None] * len(rows)}
     for i, box in zip(kept, boxes, strict=True):
         columns["bbox"][i], columns["teacher_response"][i] = list(box.bbox_pct), records[i]["teacher_response"]
@@ -139,7 +145,7 @@ def add_boxes(rows: Dataset, records: list[dict], growth: list[float]) -> tuple[
     rows = rows.remove_columns([name for name in columns if name in rows.column_names])
     for name, values in columns.items():
         rows = rows.add_column(name, values)
-    return keep(rows, kept, "unreadable images, left out of the SFT part"), boxes, report
+    return keep(rows, kept, "unreadable or rejected images, left out of the SFT part"), boxes, report
 
 
 def log_report(report: dict) -> None:

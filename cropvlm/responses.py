@@ -9,28 +9,37 @@ import contextlib
 import datetime
 import json
 import logging
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
 from tqdm import tqdm
 
 from cropvlm.cli import UserError
+from cropvlm.generation import generate_rows
 from cropvlm.modeling import device_and_dtype, load_model, load_processor
 from cropvlm.predictions import Journal
 from cropvlm.prompts import teacher_messages
+from cropvlm.remote import answer_rows, server_of
 from cropvlm.runs import device_index, fingerprint, num_processes, rank, worker_count
-from cropvlm.teacher import measure, outline, pixel_budget
+from cropvlm.teacher import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
 
 logger = logging.getLogger(__name__)
 
-ASKED = ("model_path", "min_pixels", "max_pixels", "max_new_tokens")
+Outcomes = Iterable[tuple[int, list[str] | ValueError]]
 
 
 def teacher_settings(args: argparse.Namespace) -> dict:
     """What decides the response to an image and a question. With `--from_journal`: what decided those kept there."""
     if not args.from_journal:
-        settings = {key: getattr(args, key) for key in ASKED}
-        return settings | {"model_files": fingerprint(args.model_path), "prompt": teacher_messages("{question}")}
+        teacher = {"model_path": args.api_model or args.model_path, "server": bool(args.api_model)}
+        if args.api_model:
+            teacher |= {"image_format": args.image_format}
+        else:
+            teacher |= {"model_files": fingerprint(args.model_path)}
+        sizes = {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
+        return teacher | sizes | {"prompt": teacher_messages("{question}")}
     path = Journal(args.output_path, {}).path
     try:
         with path.open() as file:
@@ -89,21 +98,35 @@ def _ask(args: argparse.Namespace, journal: Journal, rows: Dataset, measured: li
     by_id = {record["question_id"]: record for record in measured}
     measured = [by_id[question_id] for question_id in rows["question_id"]]
     missing = {record["question_id"] for record in _missing(measured, known)}
-    done = [i for i, record in enumerate(measured) if record["question_id"] not in missing]
     if not missing:
         return
-    device, dtype = device_and_dtype(device_index(args.gpu))
-    processor = load_processor(args.model_path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    pixel_budget(processor, args.model_path)  # refuses what is no teacher before it is loaded
-    model = load_model(args.model_path, device=device, dtype=dtype)
-    options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
-    workers = worker_count(args.num_workers, device.type)
-    records = outline(model, processor, rows, measured, done=done, num_workers=workers, **options)
-    for record in tqdm(
-        records, total=len(rows), initial=len(done), unit="row", desc="teacher", smoothing=0.05, disable=rank() > 0
-    ):
+    done = [i for i, record in enumerate(measured) if record["question_id"] not in missing]
+    prompts = TeacherPrompts(rows, measured)
+    outcomes, budget = _ask_server(args, prompts, done) if args.api_model else _ask_model(args, prompts, done)
+    records = outline(outcomes, measured, budget)
+    progress = {"total": len(rows), "initial": len(done), "unit": "row", "desc": "teacher", "smoothing": 0.05}
+    for record in tqdm(records, **progress, disable=rank() > 0):
         journal.append([record])
         logger.debug("%s", record)
+
+
+def _ask_model(args: argparse.Namespace, prompts: TeacherPrompts, done: list[int]) -> tuple[Outcomes, PixelBudget]:
+    """What a model here says, in batches, and the pixel budget of its processor."""
+    device, dtype = device_and_dtype(device_index(args.gpu))
+    processor = load_processor(args.model_path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    budget = pixel_budget(processor, args.model_path)
+    model = load_model(args.model_path, device=device, dtype=dtype)
+    workers = worker_count(args.num_workers, device.type)
+    options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": workers}
+    return generate_rows(model, processor, prompts, done=done, **options), budget
+
+
+def _ask_server(args: argparse.Namespace, prompts: TeacherPrompts, done: list[int]) -> tuple[Outcomes, PixelBudget]:
+    """What a server's Qwen2.5-VL says. It gets images at a size that it keeps, so that its boxes can be mapped back."""
+    own = PixelBudget()
+    budget = PixelBudget(args.min_pixels or own.min_pixels, args.max_pixels or own.max_pixels)
+    resize = partial(resize_for_teacher, budget=budget)
+    return answer_rows(server_of(args), prompts, resize, done), budget
 
 
 def _missing(measured: list[dict], known: list[dict]) -> list[dict]:

@@ -4,12 +4,12 @@ It answers in pixels of the image as it saw it, resized to multiples of 28 withi
 worked out here and kept beside each response; `read_response` maps the box back to the original image.
 """
 
-import math
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from PIL import Image
 from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -25,8 +25,7 @@ from cropvlm.boxes import (
 )
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, image_size, open_image
-from cropvlm.encoding import MAX_ASPECT_RATIO, Prompt
-from cropvlm.generation import generate_rows
+from cropvlm.encoding import Prompt, widen_strip
 from cropvlm.prompts import teacher_messages
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -61,10 +60,14 @@ def teacher_size(size: Size, budget: PixelBudget = PixelBudget()) -> Size:  # no
     >>> teacher_size((1023, 681))
     (1036, 672)
     """
-    shortest = math.ceil(max(size) / MAX_ASPECT_RATIO)
-    height, width = max(size[1], shortest), max(size[0], shortest)
+    width, height = widen_strip(size)
     height, width = smart_resize(height, width, budget.factor, budget.min_pixels, budget.max_pixels)
     return width, height
+
+
+def resize_for_teacher(image: Image.Image, budget: PixelBudget) -> Image.Image:
+    """The image at the size at which a teacher sees it, which keeps it so: for servers."""
+    return image.resize(teacher_size(image.size, budget), Image.Resampling.BICUBIC)
 
 
 def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, str]:
@@ -128,32 +131,16 @@ class TeacherPrompts:
 
 
 def outline(
-    model: Any,
-    processor: ProcessorMixin,
-    rows: Any,
-    measured: list[dict],
-    *,
-    max_new_tokens: int,
-    batch_size: int | str = "auto",
-    num_workers: int = 0,
-    done: Collection[int] = (),
+    outcomes: Iterable[tuple[int, list[str] | ValueError]], measured: list[dict], budget: PixelBudget
 ) -> Iterator[dict]:
-    """Yield the teacher's record of each row, as batches complete.
+    """Yield the teacher's record of each row.
 
-    Args:
-        model, processor: a Qwen2.5-VL as `cropvlm.modeling` loads it.
-        rows: data set with `image` (undecoded), `question` and `question_id`; measured: what `measure` says of them.
-        max_new_tokens: of a response (METHOD: 128, greedy).
-        batch_size, num_workers: see `generation.generate_rows`.
-        done: indices of rows to leave out.
-
-    A record is what was measured, with `teacher_response` and `seen_size` (width and height of the image as the
-    teacher saw it), or with `error` where the image cannot be read.
+    outcomes: (row index, its text or why there is none), as `generate_rows` or `remote.answer_rows` yield them for
+    `TeacherPrompts`. budget: of the teacher that was asked. A record is what was measured, with `teacher_response` and
+    `seen_size` (width and height of the image as the teacher saw it), or with `error`.
     """
-    budget = pixel_budget(processor, model.name_or_path)
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "num_workers": num_workers}
-    for i, texts in generate_rows(model, processor, TeacherPrompts(rows, measured), done=done, **options):
-        if isinstance(texts, UnreadableImage):
+    for i, texts in outcomes:
+        if isinstance(texts, ValueError):
             yield measured[i] | {"error": str(texts)}
         else:
             seen_size = list(teacher_size(measured[i]["size"], budget))

@@ -1,10 +1,14 @@
 """create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
 
+import base64
+import http.server
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from PIL import Image as PILImage
 import create_dataset
 from cropvlm import responses
 from cropvlm.cli import run
+from cropvlm.teacher import PixelBudget
 
 REPO = Path(__file__).resolve().parents[1]
 # Responses of five rows whose images are 1000x1000 and seen so, and their boxes as METHOD grows them. Areas 0.001,
@@ -53,13 +58,19 @@ def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
     ids = []
 
-    def outline(model, processor, rows, measured, *, done, **_):
-        for i, row in enumerate(measured):
-            if i not in done:
-                ids.append(row["question_id"])
-                text = RESPONSES[i % len(RESPONSES)][0]
-                yield row | {"teacher_response": text, "size": [1000, 1000], "seen_size": [1000, 1000]}
+    def ask_model(args, prompts, done):
+        def outcomes():
+            for i in sorted(set(range(len(prompts))) - set(done)):
+                ids.append(prompts.measured[i]["question_id"])
+                yield i, [RESPONSES[i % len(RESPONSES)][0]]
 
+        return outcomes(), PixelBudget()
+
+    def outline(outcomes, measured, budget):
+        for i, texts in outcomes:
+            yield measured[i] | {"teacher_response": texts[0], "size": [1000, 1000], "seen_size": [1000, 1000]}
+
+    monkeypatch.setattr(responses, "_ask_model", ask_model)
     monkeypatch.setattr(responses, "outline", outline)
     return ids
 
@@ -171,7 +182,7 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
     for row in rows:
         row["image"]["bytes"] = b"no image"
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
-    assert "none of the 2 images can be read" in capsys.readouterr().err
+    assert "none of the 2 images could be boxed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -352,3 +363,41 @@ def test_the_next_run_takes_over_what_other_processes_did(script, asked, tmp_pat
     assert script() == 0
     assert asked == everyone[10:]
     assert not list(tmp_path.glob("*rank*"))
+
+
+class QuarterTeacher(http.server.BaseHTTPRequestHandler):
+    """A server whose model sees the right lower quarter of every image it gets."""
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        url = request["messages"][0]["content"][0]["image_url"]["url"]
+        with PILImage.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as image:
+            width, height = image.size
+        self.server.sizes.append((width, height))
+        text = json.dumps({"bbox_2d": [width // 2, height // 2, width, height]})
+        reply = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_is_the_teacher(script, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuarterTeacher)
+    server.sizes = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        flags = ["--api_base", f"http://127.0.0.1:{server.server_port}/v1", "--api_model", "qwen"]
+        flags += ["--max_pixels", "100000", "--max_samples", "6", "--growth", "1", "1", "1", "1", "1"]
+        assert script(*flags) == 0
+    finally:
+        server.shutdown()
+    assert len(server.sizes) == 3
+    # The server gets images that Qwen2.5-VL's resizing keeps, and its boxes are read in their pixels.
+    assert all(width % 28 == height % 28 == 0 and width * height <= 100000 for width, height in server.sizes)
+    assert [row["bbox"] for row in content(tmp_path / "made_sft")] == [[50, 50, 100, 100]] * 3
+    assert "Teacher: qwen, greedy" in (tmp_path / "made_sft/README.md").read_text()

@@ -13,6 +13,7 @@ from cropvlm.boxes import rescale_bbox
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import prepare
+from cropvlm.generation import generate_rows
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.teacher import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, read_response, teacher_size
 
@@ -132,7 +133,9 @@ def model(tiny_qwen):
 
 
 def records(model, processor, rows, **options) -> dict:
-    return {r["question_id"]: r for r in outline(model, processor, rows, measure(rows), max_new_tokens=8, **options)}
+    measured = measure(rows)
+    outcomes = generate_rows(model, processor, TeacherPrompts(rows, measured), max_new_tokens=8, **options)
+    return {r["question_id"]: r for r in outline(outcomes, measured, pixel_budget(processor, "teacher"))}
 
 
 def test_outline_is_the_same_at_every_batch_size(model, processor):
