@@ -10,7 +10,7 @@ released experiment left it on).
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset
 from trl import GRPOConfig
@@ -25,7 +25,6 @@ from cropvlm.arguments import (
     start,
 )
 from cropvlm.cli import UserError, run
-from cropvlm.crops import open_image
 from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
@@ -90,23 +89,14 @@ class GRPOArguments(GRPOConfig):
 
 
 def prompt_rows(rows: Dataset) -> Dataset:
-    """Let each row read as `prompt` (messages), `image` (PIL), `question`, `answers` and `question_id`.
+    """Let each row read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
 
-    A group's rows come in one batch and share one image object, decoded once.
+    TRL reads a step's rows again for each of its micro-batches; the trainer opens their images once.
     """
 
     def to_prompts(batch: dict[str, list]) -> dict[str, list]:
-        opened: dict[Any, Any] = {}
-        for question_id, image in zip(batch["question_id"], batch["image"], strict=True):
-            if question_id not in opened:
-                opened[question_id] = open_image(image)
-        return {
-            "prompt": [cropper_messages(question) for question in batch["question"]],
-            "image": [opened[question_id] for question_id in batch["question_id"]],
-            "question": batch["question"],
-            "answers": batch["answers"],
-            "question_id": batch["question_id"],
-        }
+        columns = {name: batch[name] for name in ("image", "question", "answers", "question_id")}
+        return {"prompt": [cropper_messages(question) for question in batch["question"]], **columns}
 
     return rows.with_transform(to_prompts)
 

@@ -19,13 +19,13 @@ from cropvlm.arguments import (
     checkpoint_to_resume,
     frozen_dtype,
     load_training_rows,
+    open_training_image,
     parse,
     set_compute_dtype,
     start,
 )
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import UserError, run
-from cropvlm.crops import open_image
 from cropvlm.encoding import chat_text
 from cropvlm.modeling import END_OF_UTTERANCE, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import bbox_completion, cropper_messages
@@ -74,7 +74,7 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
             "prompt": [chat_text(processor, cropper_messages(question)) for question in batch["question"]],
             # The template would add a line break after the end of the turn, which inference never reaches.
             "completion": [f" {bbox_completion(bbox)}{END_OF_UTTERANCE}" for bbox in batch["bbox"]],
-            "image": [open_image(image) for image in batch["image"]],
+            "image": list(map(open_training_image, batch["image"], batch["question_id"])),
         }
 
     return rows.select(usable).with_transform(to_prompt_completion)

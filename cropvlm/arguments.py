@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from PIL import Image
 from transformers import TrainingArguments
 from trl import TrlParser
 from yaml import YAMLError
 
 from cropvlm.cli import UserError
+from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import load_rows
 from cropvlm.modeling import LORA_TARGETS
 from cropvlm.predictions import check_writable
@@ -169,7 +171,7 @@ def load_training_rows(args: PolicyArguments, column: str) -> Dataset:
     """Return the rows to train on, images encoded; those without a value in `column` are left out and named.
 
     Raises:
-        UserError: no such data set, split or column, or no row with a value in it.
+        UserError: no such data set, split or column, no row with a value in it, or an image that cannot be opened.
     """
     rows = load_rows(
         args.dataset_path,
@@ -187,4 +189,32 @@ def load_training_rows(args: PolicyArguments, column: str) -> Dataset:
     if lacking:
         logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, lacking[:20])
         rows = rows.select([i for i, value in enumerate(values) if value])
+    _check_images(rows, args.dataset_path)
     return rows
+
+
+def _check_images(rows: Dataset, dataset_path: str) -> None:
+    """Read every image's header: a file that is missing or no image must not end a run after hours."""
+    reasons = {}
+    for row in rows.select_columns(["question_id", "image"]):
+        try:
+            image_size(row["image"])
+        except UnreadableImage as error:
+            reasons[row["question_id"]] = error
+    if reasons:
+        raise UserError(
+            f"{dataset_path}: {len(reasons)} rows cannot be trained on, question_id {list(reasons)[:20]}; "
+            f"the first has an {next(iter(reasons.values()))}; leave these rows out"
+        )
+
+
+def open_training_image(source: Any, question_id: str | int) -> Image.Image:
+    """Return the image of a row, decoded.
+
+    Raises:
+        UserError: its header was good, but the rest is not.
+    """
+    try:
+        return open_image(source)
+    except UnreadableImage as error:
+        raise UserError(f"question_id {question_id!r} has an {error}; leave the row out of the data set") from error

@@ -7,6 +7,7 @@ flow through the one encoding as they would through the copies.
 """
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from trl import GRPOTrainer
 
+from cropvlm.arguments import open_training_image
 from cropvlm.encoding import process_image
 
 
@@ -73,6 +75,14 @@ class SharedImages:
         return outputs
 
 
+def open_images(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Decode the images of a step's rows, several at a time, each once: a prompt's rows get the same object."""
+    sources = {row["question_id"]: row["image"] for row in inputs}
+    with ThreadPoolExecutor() as pool:
+        images = dict(zip(sources, pool.map(open_training_image, sources.values(), sources), strict=True))
+    return [{**row, "image": images[row["question_id"]]} for row in inputs]
+
+
 class GroupedGRPOTrainer(GRPOTrainer):
     """TRL's `GRPOTrainer` whose micro-batches hold whole groups and whose groups share their image.
 
@@ -85,6 +95,7 @@ class GroupedGRPOTrainer(GRPOTrainer):
         super().__init__(model=model, processing_class=self.shared_images.processor, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        inputs = open_images(inputs)
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         self.shared_images.forget()

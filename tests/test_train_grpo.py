@@ -11,12 +11,13 @@ from PIL import Image
 from trl import GRPOTrainer
 
 import train_grpo
-from cropvlm import modeling
+from cropvlm import arguments, modeling
 from cropvlm.cli import UserError
+from cropvlm.crops import open_image
 from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import bbox_completion, cropper_messages
-from cropvlm.sharing import SharedImages
+from cropvlm.sharing import SharedImages, open_images
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +73,17 @@ def test_defaults_are_the_papers(tmp_path):
 def test_a_group_shares_one_decoded_image(tiny_world):
     rows = train_grpo.prompt_rows(load_rows(tiny_world, "train"))
     first, same, other = rows.__getitems__([0, 0, 1])
-    assert first["image"] is same["image"]
-    assert first["image"] is not other["image"]
     assert first["prompt"] == cropper_messages(first["question"])
     assert len(first["answers"]) == 10
+    opened, same, other = open_images([first, same, other])
+    assert opened["image"].size == open_image(first["image"]).size
+    assert opened["image"] is same["image"]
+    assert opened["image"] is not other["image"]
 
 
 def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
-    row = trainer.train_dataset[0]
+    row = open_images([trainer.train_dataset[0]])[0]
     prompt = [{"role": "user", "content": [{"type": "image", "image": row["image"]}, row["prompt"][0]["content"][1]]}]
     prompt_ids, _, _ = trainer._tokenize_prompts([prompt])
     prepared = prepare(modeling.load_processor(str(tiny_smolvlm)), [(row["prompt"], [row["image"]])])
@@ -191,6 +194,14 @@ def test_gradients_through_shared_images_are_the_plain_ways(sft_adapter, tiny_sm
     assert any("vision_model" in name and grad.abs().max() > 1e-6 for name, grad in plain_grads.items())
     for name, grad in plain_grads.items():
         assert torch.allclose(shared_grads[name], grad, atol=1e-5), name
+
+
+def test_every_image_is_decoded_once_a_step(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(arguments, "open_image", lambda source: opened.append(source) or open_image(source))
+    options = {"gradient_accumulation_steps": 4, "max_steps": 1, "save_strategy": "no"}
+    make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options).train()
+    assert len(opened) == 4  # TRL reads the four prompts' rows four times
 
 
 def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):

@@ -145,6 +145,35 @@ def test_mistakes_are_refused_before_a_model_is_loaded(flags, message, tiny_smol
         run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
 
 
+def broken_data(sft_data, folder, damage):
+    """The training rows, the third image damaged."""
+    import datasets
+
+    rows = datasets.load_from_disk(str(sft_data)).cast_column("image", datasets.Image(decode=False))
+    images = [damage(row["bytes"]) if i == 2 else row["bytes"] for i, row in enumerate(rows["image"])]
+    images = [{"bytes": image, "path": None} for image in images]
+    rows = rows.remove_columns("image").add_column("image", images).cast_column("image", datasets.Image())
+    rows.save_to_disk(str(folder))
+    return rows["question_id"][2]
+
+
+def test_an_image_without_a_header_is_refused_before_a_model_is_loaded(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    broken_id = broken_data(sft_data, tmp_path / "data", lambda image: b"no image")
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match=rf"1 rows cannot be trained on, question_id \[{broken_id!r}\]"):
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
+
+
+def test_an_image_cut_short_is_named(tiny_smolvlm, sft_data, tmp_path):
+    """Its header is good; the row is named when it is read."""
+    broken_id = broken_data(sft_data, tmp_path / "data", lambda image: image[: len(image) // 2])
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
+    dataset = make_trainer(tmp_path / "out", policy).train_dataset
+    assert dataset[1]["image"].mode == "RGB"
+    with pytest.raises(UserError, match=f"question_id {broken_id!r} has an unreadable image"):
+        dataset[2]
+
+
 def test_a_data_set_without_boxes_is_refused(tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="bbox"):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, tiny_world, tmp_path))
