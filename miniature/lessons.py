@@ -1,12 +1,11 @@
 """What the miniature's models are taught from: tiles of scenes with labels for every patch, and questions with answers.
 
 The scenes are drawn from seeds of their own, so none of them is an image of the world that the scripts see. Everything
-follows from the seed and the number of the step.
+follows from the seed.
 """
 
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import Pool
@@ -37,15 +36,17 @@ class Scene:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
-def draw_pretraining_scene(name: str) -> Scene:
-    canvas, placards = draw_scene(random.Random(name))
+def draw_pretraining_scene(seed: int, index: int) -> Scene:
+    """Every fourth scene has but one or two placards: the easy beginning."""
+    most = 5 if index % 4 else 1 + index // 4 % 2
+    canvas, placards = draw_scene(random.Random(f"pretraining-{seed}-{index}"), most)
     return Scene(np.asarray(canvas), placards)
 
 
 def draw_scenes(seed: int, count: int) -> list[Scene]:
     """`count` scenes, none of which is in a world that `miniature.world` writes."""
     with Pool() as pool:
-        return pool.map(draw_pretraining_scene, [f"pretraining-{seed}-{i}" for i in range(count)], chunksize=50)
+        return pool.starmap(draw_pretraining_scene, [(seed, i) for i in range(count)], chunksize=50)
 
 
 def crop_around(rng: random.Random, scene: Scene, placard: Placard, max_zoom_out: float) -> Box:
@@ -151,17 +152,3 @@ def resize_at_once(scene: Scene, crop: Box, width: int, height: int) -> np.ndarr
     """The crop as CLIP's and Qwen2.5-VL's processors see it. (height, width, 3)."""
     picture = Image.fromarray(scene.pixels[crop[1] : crop[3], crop[0] : crop[2]])
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3))
-
-
-def zoom_schedule(first: float, last: float, progress: float) -> float:
-    """Crops begin tight and widen: `first` for the first 35% of the steps, then geometrically to `last` at 85%."""
-    share = min(1.0, max(0.0, (progress - 0.35) / 0.5))
-    return first * (last / first) ** share
-
-
-def forever(seed: str) -> Iterator[random.Random]:
-    """An endless row of random generators, one a step."""
-    step = 0
-    while True:
-        yield random.Random(f"{seed}-{step}")
-        step += 1

@@ -41,12 +41,10 @@ from miniature.lessons import (
     Scene,
     crop_around,
     draw_scenes,
-    forever,
     full_box,
     patch_labels,
     resize_at_once,
     resize_in_steps,
-    zoom_schedule,
 )
 from miniature.world import COLORS, WORDS, Placard, ask
 
@@ -55,8 +53,9 @@ logger = logging.getLogger("miniature.pretrain")
 SCENES = 4000
 LOOK_BATCH, TALK_BATCH = 96, 64
 MAX_PIXELS = 140 * 140
-FULL_SHARE = 0.3  # of the images are not cropped
-FIRST_ZOOM, LAST_ZOOM = 1.4, 7.0
+FULL_SHARE = 0.15  # of the images are not cropped
+TERM = 25  # steps between two looks at how far the pupil is
+LAST_ZOOM = 10.0  # a crop of this many times the placard's sides is the whole image
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class SmolVLM:
     """How this family's lessons become tensors."""
 
     build = staticmethod(build_smolvlm)
-    lessons = (("read", 0.65), ("answer", 0.05), ("point", 0.30))
+    lessons = (("read", 0.35), ("answer", 0.03), ("point", 0.62))
     grid = (8, 8)
     reads = True
 
@@ -167,6 +166,11 @@ def clip_normalise(pictures: np.ndarray) -> Tensor:
     return ((torch.from_numpy(pictures) / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
+def choose_crop(rng: random.Random, scene: Scene, placard: Placard, zoom: float) -> Box:
+    """A crop around the placard or, now and then, the whole image."""
+    return full_box(scene) if rng.random() < FULL_SHARE else crop_around(rng, scene, placard, zoom)
+
+
 def question_example(rng: random.Random, scene: Scene, lesson: str, zoom: float, size: tuple[int, int]) -> Example:
     """One conversation about one placard of the scene. `size` is (height, width) as the teacher sees the image."""
     placard = rng.choice(scene.placards)
@@ -180,10 +184,10 @@ def question_example(rng: random.Random, scene: Scene, lesson: str, zoom: float,
     if lesson == "point":
         text = f"Point to the {placard.color} {placard.kind}."
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        crop = full if rng.random() < FULL_SHARE else crop_around(rng, scene, placard, zoom)
+        crop = choose_crop(rng, scene, placard, zoom)
         x1, y1, x2, y2 = in_crop(placard, crop)
         return Example(scene, [crop], messages, f"[{int(50 * (x1 + x2))}, {int(50 * (y1 + y2))}].")
-    crop = full if rng.random() < FULL_SHARE else crop_around(rng, scene, placard, zoom)
+    crop = choose_crop(rng, scene, placard, zoom)
     return Example(scene, [crop], prompts.teacher_messages(question), careless_outline(rng, placard, crop, size))
 
 
@@ -213,19 +217,18 @@ def careless_outline(rng: random.Random, placard: Placard, crop: Box, size: tupl
 
 
 class Look(torch.utils.data.IterableDataset):
-    """Batches for the vision tower: a crop a scene (a tenth of them the whole image) and the labels of its patches."""
+    """A term's batches for the vision tower: a crop a scene (some the whole image) and the labels of its patches."""
 
-    def __init__(self, family: SmolVLM, scenes: list[Scene], steps: int, seed: int):
-        self.family, self.groups, self.steps, self.seed = family, family.batches(scenes), steps, seed
+    def __init__(self, family: SmolVLM, groups: list[list[Scene]], term: str, zoom: float):
+        self.family, self.groups, self.term, self.zoom = family, groups, term, zoom
 
     def __iter__(self) -> Iterator[tuple[dict, dict]]:
-        for step, rng in zip(range(self.steps), forever(f"look-{self.seed}"), strict=False):
-            zoom = zoom_schedule(FIRST_ZOOM, LAST_ZOOM, step / self.steps)
+        rng = random.Random(f"look-{self.term}")
+        for _ in range(TERM):
             group = rng.choices(self.groups, [len(g) for g in self.groups])[0]
             examples, labels = [], []
             for scene in rng.choices(group, k=LOOK_BATCH):
-                whole = rng.random() < FULL_SHARE
-                crop = full_box(scene) if whole else crop_around(rng, scene, rng.choice(scene.placards), zoom)
+                crop = choose_crop(rng, scene, rng.choice(scene.placards), self.zoom)
                 examples.append(Example(scene, [crop], [], ""))
                 labels.append(patch_labels(scene, crop, *self.label_grid(scene)))
             stacked = {name: torch.from_numpy(np.stack([row[name] for row in labels])) for name in labels[0]}
@@ -239,20 +242,20 @@ class Look(torch.utils.data.IterableDataset):
 
 
 class Talk(torch.utils.data.IterableDataset):
-    """Batches of conversations of one lesson, left-padded; the labels cover the assistant's words and the stop."""
+    """A term's conversations, a batch of one lesson each, left-padded; labels cover the answer and the stop token."""
 
-    def __init__(self, family: SmolVLM, processor, scenes: list[Scene], steps: int, seed: int):
-        self.family, self.processor, self.steps, self.seed = family, processor, steps, seed
-        self.groups = family.batches(scenes)
+    def __init__(self, family: SmolVLM, processor, groups: list[list[Scene]], term: str, zooms: dict[str, float]):
+        self.family, self.processor, self.groups, self.term, self.zooms = family, processor, groups, term, zooms
 
     def __iter__(self) -> Iterator[tuple[str, dict]]:
+        rng = random.Random(f"talk-{self.term}")
         names, shares = zip(*self.family.lessons, strict=True)
-        for step, rng in zip(range(self.steps), forever(f"talk-{self.seed}"), strict=False):
-            zoom = zoom_schedule(FIRST_ZOOM, LAST_ZOOM, step / self.steps)
+        for _ in range(TERM):
             lesson = rng.choices(names, shares)[0]
             group = rng.choices(self.groups, [len(g) for g in self.groups])[0]
             size = self.family.size(group[0]) if isinstance(self.family, Qwen) else (TILE, TILE)
-            examples = [question_example(rng, s, lesson, zoom, size) for s in rng.choices(group, k=TALK_BATCH)]
+            scenes = rng.choices(group, k=TALK_BATCH)
+            examples = [question_example(rng, scene, lesson, self.zooms[lesson], size) for scene in scenes]
             yield lesson, self.family.images(examples) | self.tokens(examples)
 
     def tokens(self, examples: list[Example]) -> dict[str, Tensor]:
@@ -291,7 +294,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed: int) -> None:
-    """Stage 1. The loss is summed over linear heads on every patch."""
+    """Stage 1. The loss is summed over linear heads on every patch; crops widen once words can be read in them."""
     sizes = {"color": len(COLORS) + 1, "character": len(CHARACTERS) + 1, "word": len(WORDS) + 1, "tens": 10, "ones": 10}
     weights = (
         {"color": 1.0, "character": 4.0, "word": 1.0, "tens": 0.5, "ones": 0.5} if family.reads else {"color": 1.0}
@@ -303,46 +306,67 @@ def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed:
     parameters = [*family.vision(model).parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
-    bar = tqdm(loader(Look(family, scenes, steps, seed)), total=steps, desc="look", mininterval=5)
-    for step, (images, labels) in enumerate(bar):
-        features = family.patches(model, images)  # (B, patches, hidden)
-        losses = {
-            name: F.cross_entropy(heads[name](features).flatten(0, 1), labels[name].flatten(), ignore_index=IGNORE)
-            for name in weights
-            if (labels[name] != IGNORE).any()
-        }
-        descend(sum(weights[name] * loss for name, loss in losses.items()), parameters, optimizer)
-        schedule.step()
-        if step % 100 == 0:
-            figures = {name: round(loss.item(), 3) for name, loss in losses.items()}
-            logger.info("look %d: %s", step, figures)
+    groups, zoom = family.batches(scenes), 1.5 if family.reads else LAST_ZOOM
+    for term in tqdm(range(steps // TERM), desc="look", unit=f"x{TERM} steps"):
+        read = []
+        for images, labels in loader(Look(family, groups, f"{seed}-{term}", zoom)):
+            features = family.patches(model, images)  # (B, patches, hidden)
+            logits = {name: heads[name](features).flatten(0, 1) for name in weights}
+            losses = {
+                name: F.cross_entropy(logits[name], labels[name].flatten(), ignore_index=IGNORE)
+                for name in weights
+                if (labels[name] != IGNORE).any()
+            }
+            descend(sum(weights[name] * loss for name, loss in losses.items()), parameters, optimizer)
+            schedule.step()
+            if family.reads:
+                known = labels["word"].flatten() != IGNORE
+                read.append((logits["word"].argmax(-1) == labels["word"].flatten())[known].float().mean().item())
+        if family.reads and sum(read) / len(read) > 0.8:
+            zoom = min(LAST_ZOOM, 1.15 * zoom)
+        figures = {name: round(loss.item(), 3) for name, loss in losses.items()}
+        logger.info("look %d, zoom out %.1f: %s", (term + 1) * TERM, zoom, figures)
 
 
 def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps: int, seed: int) -> None:
-    """Stage 2. The vision tower rests for the first half, then learns at a third of the rate."""
+    """Stage 2. The vision tower rests for the first half, then learns at a third of the rate.
+
+    A lesson's crops widen once its text is mostly right, or, where it is a place, a good part of its digits.
+    """
     vision = list(family.vision(model).parameters())
     known = {id(p) for p in vision}
     rest = [p for p in model.parameters() if id(p) not in known]
     groups = [{"params": rest, "lr": 1.5e-3}, {"params": vision, "lr": 5e-4}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
-    seen: dict[str, list[float]] = {}
-    bar = tqdm(loader(Talk(family, processor, scenes, steps, seed)), total=steps, desc="talk", mininterval=5)
-    for step, (lesson, batch) in enumerate(bar):
+    zooms = {"read": 1.4, "answer": LAST_ZOOM, "point": 2.2, "outline": 2.2}
+    for term in tqdm(range(steps // TERM), desc="talk", unit=f"x{TERM} steps"):
         for parameter in vision:
-            parameter.requires_grad_(step >= steps // 2)
-        labels = batch.pop("labels")
-        keep = int((labels != IGNORE).sum(1).max()) + 1
-        logits = model(**batch, logits_to_keep=keep).logits[:, :-1]  # (B, keep - 1, V); the last has no target
-        targets = labels[:, 1 - keep :]
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-        descend(loss, list(model.parameters()), optimizer)
-        schedule.step()
-        right = ((logits.argmax(-1) == targets) | (targets == IGNORE)).all(1).float().mean().item()
-        seen.setdefault(lesson, []).append(right)
-        if step % 100 == 0:
-            shares = {name: round(sum(values[-20:]) / len(values[-20:]), 3) for name, values in seen.items()}
-            logger.info("talk %d: loss %.3f, answers right %s", step, loss.item(), shares)
+            parameter.requires_grad_(2 * term * TERM >= steps)
+        right: dict[str, list[float]] = {}
+        for lesson, batch in loader(Talk(family, processor, family.batches(scenes), f"{seed}-{term}", zooms)):
+            labels = batch.pop("labels")
+            keep = int((labels != IGNORE).sum(1).max()) + 1
+            logits = model(**batch, logits_to_keep=keep).logits[:, :-1]  # (B, keep - 1, V); the last has no target
+            targets = labels[:, 1 - keep :]
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+            descend(loss, list(model.parameters()), optimizer)
+            schedule.step()
+            right.setdefault(lesson, []).append(share_right(processor, lesson, logits.argmax(-1), targets))
+        shares = {lesson: round(sum(values) / len(values), 3) for lesson, values in right.items()}
+        for lesson, share in shares.items():
+            if share > (0.75 if lesson == "read" else 0.4):
+                zooms[lesson] = min(LAST_ZOOM, 1.3 * zooms[lesson])
+        logger.info("talk %d: right %s, zoom out %s", (term + 1) * TERM, shares, zooms)
+
+
+def share_right(processor, lesson: str, predicted: Tensor, targets: Tensor) -> float:
+    """Share of the answers that are right as a whole or, where the answer is a place, of their digits."""
+    hits = predicted == targets
+    if lesson in ("point", "outline"):
+        digits = torch.tensor(processor.tokenizer.convert_tokens_to_ids(list("0123456789")))
+        return hits[torch.isin(targets, digits)].float().mean().item()
+    return (hits | (targets == IGNORE)).all(1).float().mean().item()
 
 
 def descend(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

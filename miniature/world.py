@@ -79,12 +79,12 @@ class Placard:
     bbox_px: tuple[int, int, int, int]
 
 
-def draw_scene(rng: random.Random) -> tuple[Image.Image, list[Placard]]:
-    """A canvas of 400 to 640 px a side and its 3 to 5 placards, no two of one colour and none overlapping."""
+def draw_scene(rng: random.Random, most: int = 5) -> tuple[Image.Image, list[Placard]]:
+    """A canvas of 400 to 640 px a side and its 3 to `most` placards, no two of one colour and none overlapping."""
     width, height = rng.randint(400, 640), rng.randint(400, 640)
     canvas = draw_background(rng, width, height)
     placards: list[Placard] = []
-    for color in rng.sample(sorted(COLORS), rng.randint(3, 5)):
+    for color in rng.sample(sorted(COLORS), rng.randint(min(3, most), most)):
         bbox_px = place(rng, width, height, [p.bbox_px for p in placards])
         if bbox_px is not None:
             placard = Placard(color, rng.choice(KINDS), draw_text(rng), bbox_px)
