@@ -1,6 +1,8 @@
 """The teacher's report: counts worked out by hand, the picture, the card."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cropvlm.teacher import GrownBox, grow
 from cropvlm.teacher_report import draw_report, summarise, write_card
@@ -34,6 +36,27 @@ def test_grow():
     assert boxes[0].bbox_pct == (0, 0, 31, 31)
     assert boxes[1].bbox_pct[0] == boxes[1].bbox_pct[2] == 5  # no width to grow
     assert boxes[3] == GrownBox("empty", (0, 0, 200, 100), (200, 100), 1.0, 4, (0, 0, 100, 100))
+
+
+BOXES = st.lists(st.integers(min_value=-20, max_value=130), min_size=4, max_size=4).map(str)
+
+
+@settings(deadline=None)  # a loaded machine is no failure
+@given(
+    texts=st.lists(st.one_of(st.lists(NUMBERS, min_size=4, max_size=4).map(str), st.text()), min_size=1, max_size=30)
+)
+def test_growth_keeps_boxes_inside_and_never_shrinks_one(texts):
+    boxes, cut_points = grow(records(*texts))
+    assert list(cut_points) == sorted(cut_points)
+    for text, box in zip(texts, boxes, strict=True):
+        x1, y1, x2, y2 = box.bbox_pct
+        assert 0 <= x1 <= x2 <= 100, text
+        assert 0 <= y1 <= y2 <= 100, text
+        assert box.fifth == sum(box.area >= cut_point for cut_point in cut_points)
+        width, height = box.size
+        # Truncation to whole percents takes less than one off either end.
+        assert x2 - x1 > (box.bbox_px[2] - box.bbox_px[0]) * 100 / width - 1 - 1e-9, text
+        assert y2 - y1 > (box.bbox_px[3] - box.bbox_px[1]) * 100 / height - 1 - 1e-9, text
 
 
 def test_summarise():
