@@ -28,7 +28,7 @@ from cropvlm.cli import UserError, run
 from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
-from cropvlm.sharing import GroupedGRPOTrainer
+from cropvlm.watching import WatchedGRPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,9 @@ class GRPOPolicyArguments(PolicyArguments):
     )
     reward_batch_size: int | None = field(
         default=None, metadata={"help": "completions scored in one forward pass; default: all of a step"}
+    )
+    log_crops_every: int = field(
+        default=50, metadata={"help": "steps between two pictures of boxes in {output_dir}/crops; 0 draws none"}
     )
 
 
@@ -109,7 +112,7 @@ def make_rewards(policy: GRPOPolicyArguments, args: GRPOArguments) -> list:
     return [validity_reward, reward(model, processor, policy.reward_batch_size)]
 
 
-def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GroupedGRPOTrainer:
+def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRPOTrainer:
     """Load data, processor, policy and rewards, in this order, and join them."""
     if args.reward_weights is not None and len(args.reward_weights) != 2:
         raise UserError(f"--reward_weights {args.reward_weights}: expected two, for validity and for the reward VLM")
@@ -120,12 +123,13 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> GroupedGRP
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
-    return GroupedGRPOTrainer(
+    return WatchedGRPOTrainer(
         model=model,
         reward_funcs=make_rewards(policy, args),
         args=args,
         train_dataset=prompt_rows(rows),
         processing_class=processor,
+        log_crops_every=policy.log_crops_every,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trl import GRPOTrainer
 
 import train_grpo
@@ -119,13 +120,22 @@ def test_one_step_moves_the_policy_and_nothing_else(sft_adapter, tiny_smolvlm, t
 @pytest.mark.parametrize("reward", ["likelihood", "accuracy"])
 def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
     flags = flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path)
-    run_main(monkeypatch, *flags, "--reward", reward, "--max_steps", 2, "--save_steps", 1, "--reward_weights", 1, 0.5)
+    flags += ["--reward", reward, "--reward_weights", 1, 0.5, "--max_steps", 2, "--save_steps", 1]
+    flags += ["--log_crops_every", 2, "--report_to", "tensorboard"]
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
+    run_main(monkeypatch, *flags)
     log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     assert len(log) == 2
     for entry in log:
         parts = [entry[f"rewards/{name}_reward/mean"] for name in ("validity", f"answer_{reward}")]
         assert entry["reward"] == pytest.approx(parts[0] + 0.5 * parts[1], abs=1e-4)
         assert {"kl", "completions/mean_length", "step_time"} <= entry.keys()
+        assert 0 <= entry["boxes/valid"] <= 1
+        assert 0 <= entry["boxes/groups_without_spread"] <= 1
+    assert [path.name for path in (tmp_path / "crops").iterdir()] == ["step-000000.png"]
+    board = EventAccumulator(str(tmp_path / "runs")).Reload()
+    assert board.Tags()["images"] == ["crops"]
+    assert {"train/boxes/valid", "train/rewards/validity_reward/mean"} <= set(board.Tags()["scalars"])
     assert not (tmp_path / "ref").exists()
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         modeling.load_model(str(folder), device="cpu")
