@@ -43,6 +43,7 @@ from miniature.lessons import (
     draw_scenes,
     full_box,
     patch_labels,
+    place_labels,
     resize_at_once,
     resize_in_steps,
 )
@@ -53,7 +54,7 @@ logger = logging.getLogger("miniature.pretrain")
 SCENES = 4000
 LOOK_BATCH, TALK_BATCH = 96, 64
 MAX_PIXELS = 140 * 140
-FULL_SHARE = 0.15  # of the images are not cropped
+LOOK_FULL, TALK_FULL = 0.25, 0.6  # share of the images that are not cropped, where crops begin tight and widen
 TERM = 25  # steps between two looks at how far the pupil is
 LAST_ZOOM = 10.0  # a crop of this many times the placard's sides is the whole image
 
@@ -66,6 +67,7 @@ class Example:
     crops: list[Box]
     messages: list[dict]
     answer: str
+    placard: Placard | None = None  # the one that is asked about
 
 
 class SmolVLM:
@@ -166,9 +168,9 @@ def clip_normalise(pictures: np.ndarray) -> Tensor:
     return ((torch.from_numpy(pictures) / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def choose_crop(rng: random.Random, scene: Scene, placard: Placard, zoom: float) -> Box:
-    """A crop around the placard or, now and then, the whole image."""
-    return full_box(scene) if rng.random() < FULL_SHARE else crop_around(rng, scene, placard, zoom)
+def choose_crop(rng: random.Random, scene: Scene, placard: Placard, zoom: float, full_share: float) -> Box:
+    """A crop around the placard or, with a chance of `full_share`, the whole image."""
+    return full_box(scene) if rng.random() < full_share else crop_around(rng, scene, placard, zoom)
 
 
 def question_example(rng: random.Random, scene: Scene, lesson: str, zoom: float, size: tuple[int, int]) -> Example:
@@ -178,17 +180,18 @@ def question_example(rng: random.Random, scene: Scene, lesson: str, zoom: float,
     answer = prompts.answer_completion(placard.text)
     if lesson == "read":
         crops = [full, crop_around(rng, scene, placard, zoom)]
-        return Example(scene, crops, prompts.answerer_messages(question, 2), answer)
+        return Example(scene, crops, prompts.answerer_messages(question, 2), answer, placard)
     if lesson == "answer":
-        return Example(scene, [full], prompts.answerer_messages(question, 1), answer)
+        return Example(scene, [full], prompts.answerer_messages(question, 1), answer, placard)
     if lesson == "point":
         text = f"Point to the {placard.color} {placard.kind}."
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        crop = choose_crop(rng, scene, placard, zoom)
+        crop = choose_crop(rng, scene, placard, zoom, TALK_FULL)
         x1, y1, x2, y2 = in_crop(placard, crop)
-        return Example(scene, [crop], messages, f"[{int(50 * (x1 + x2))}, {int(50 * (y1 + y2))}].")
-    crop = choose_crop(rng, scene, placard, zoom)
-    return Example(scene, [crop], prompts.teacher_messages(question), careless_outline(rng, placard, crop, size))
+        return Example(scene, [crop], messages, f"[{int(50 * (x1 + x2))}, {int(50 * (y1 + y2))}].", placard)
+    crop = choose_crop(rng, scene, placard, zoom, TALK_FULL)
+    outline = careless_outline(rng, placard, crop, size)
+    return Example(scene, [crop], prompts.teacher_messages(question), outline, placard)
 
 
 def in_crop(placard: Placard, crop: Box) -> tuple[float, float, float, float]:
@@ -228,7 +231,7 @@ class Look(torch.utils.data.IterableDataset):
             group = rng.choices(self.groups, [len(g) for g in self.groups])[0]
             examples, labels = [], []
             for scene in rng.choices(group, k=LOOK_BATCH):
-                crop = choose_crop(rng, scene, rng.choice(scene.placards), self.zoom)
+                crop = choose_crop(rng, scene, rng.choice(scene.placards), self.zoom, LOOK_FULL)
                 examples.append(Example(scene, [crop], [], ""))
                 labels.append(patch_labels(scene, crop, *self.label_grid(scene)))
             stacked = {name: torch.from_numpy(np.stack([row[name] for row in labels])) for name in labels[0]}
@@ -247,7 +250,7 @@ class Talk(torch.utils.data.IterableDataset):
     def __init__(self, family: SmolVLM, processor, groups: list[list[Scene]], term: str, zooms: dict[str, float]):
         self.family, self.processor, self.groups, self.term, self.zooms = family, processor, groups, term, zooms
 
-    def __iter__(self) -> Iterator[tuple[str, dict]]:
+    def __iter__(self) -> Iterator[tuple[str, dict, Tensor]]:
         rng = random.Random(f"talk-{self.term}")
         names, shares = zip(*self.family.lessons, strict=True)
         for _ in range(TERM):
@@ -256,7 +259,12 @@ class Talk(torch.utils.data.IterableDataset):
             size = self.family.size(group[0]) if isinstance(self.family, Qwen) else (TILE, TILE)
             scenes = rng.choices(group, k=TALK_BATCH)
             examples = [question_example(rng, scene, lesson, self.zooms[lesson], size) for scene in scenes]
-            yield lesson, self.family.images(examples) | self.tokens(examples)
+            yield lesson, self.family.images(examples) | self.tokens(examples), self.places(examples)
+
+    def places(self, examples: list[Example]) -> Tensor:
+        """(B, PLACES): where in its first picture the placard is that is asked about."""
+        rows = [place_labels(np.array(in_crop(e.placard, e.crops[0]))) for e in examples]
+        return torch.tensor([[row[name] for name in PLACES] for row in rows])
 
     def tokens(self, examples: list[Example]) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer
@@ -331,12 +339,14 @@ def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed:
 def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps: int, seed: int) -> None:
     """Stage 2. The vision tower rests for the first half, then learns at a third of the rate.
 
-    A lesson's crops widen once its text is mostly right, or, where it is a place, a good part of its digits.
+    Where the answer is a place, a probe asks for it at the colour's word, two layers deep: so the word learns to look
+    for its placard. A lesson's crops widen once its text is mostly right, or a good part of the digits of its place.
     """
     vision = list(family.vision(model).parameters())
     known = {id(p) for p in vision}
     rest = [p for p in model.parameters() if id(p) not in known]
-    groups = [{"params": rest, "lr": 1.5e-3}, {"params": vision, "lr": 5e-4}]
+    probe = Probe(model, processor)
+    groups = [{"params": [*rest, *probe.parameters()], "lr": 1.5e-3}, {"params": vision, "lr": 5e-4}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
     zooms = {"read": 1.4, "answer": LAST_ZOOM, "point": 2.2, "outline": 2.2}
@@ -344,12 +354,14 @@ def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps:
         for parameter in vision:
             parameter.requires_grad_(2 * term * TERM >= steps)
         right: dict[str, list[float]] = {}
-        for lesson, batch in loader(Talk(family, processor, family.batches(scenes), f"{seed}-{term}", zooms)):
+        for lesson, batch, places in loader(Talk(family, processor, family.batches(scenes), f"{seed}-{term}", zooms)):
             labels = batch.pop("labels")
             keep = int((labels != IGNORE).sum(1).max()) + 1
             logits = model(**batch, logits_to_keep=keep).logits[:, :-1]  # (B, keep - 1, V); the last has no target
             targets = labels[:, 1 - keep :]
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+            if lesson in ("point", "outline"):
+                loss = loss + 0.5 * probe.loss(batch["input_ids"], places)
             descend(loss, list(model.parameters()), optimizer)
             schedule.step()
             right.setdefault(lesson, []).append(share_right(processor, lesson, logits.argmax(-1), targets))
@@ -358,6 +370,30 @@ def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps:
             if share > (0.75 if lesson == "read" else 0.4):
                 zooms[lesson] = min(LAST_ZOOM, 1.3 * zooms[lesson])
         logger.info("talk %d: right %s, zoom out %s", (term + 1) * TERM, shares, zooms)
+
+
+class Probe(nn.Module):
+    """Reads a placard's place, in bins, from the second layer's state at the word for its colour. Thrown away."""
+
+    def __init__(self, model, processor):
+        super().__init__()
+        config = model.config.text_config
+        self.head = nn.Linear(config.hidden_size, len(PLACES) * PLACE_BINS)
+        language_model = (
+            model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+        )
+        language_model.layers[1].register_forward_hook(self.keep)
+        words = [processor.tokenizer(f" {color}", add_special_tokens=False).input_ids for color in COLORS]
+        self.colors = torch.tensor([ids[0] for ids in words])  # one token each: the tokenizer has learnt them
+
+    def keep(self, module: nn.Module, inputs: tuple, output) -> None:
+        self.states = output[0] if isinstance(output, tuple) else output
+
+    def loss(self, input_ids: Tensor, places: Tensor) -> Tensor:
+        """Cross-entropy of `places` (B, PLACES) at the first colour word of every row of `input_ids` (B, L)."""
+        at = torch.isin(input_ids, self.colors).int().argmax(1)
+        logits = self.head(self.states[torch.arange(len(at)), at])  # (B, PLACES * PLACE_BINS)
+        return F.cross_entropy(logits.view(-1, PLACE_BINS), places.flatten())
 
 
 def share_right(processor, lesson: str, predicted: Tensor, targets: Tensor) -> float:
