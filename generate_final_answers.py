@@ -238,7 +238,8 @@ def write_mode(
     if mode == "cropvlm":
         counts["invalid_boxes"] = sum(parse_bbox(text) is None for text in job.boxes)
     if rank() == 0:
-        models = {"answerer": args.api_model or args.vqa_model_path}
+        server = server_of(args)
+        models = {"answerer": server.model, "server": server.base} if server else {"answerer": args.vqa_model_path}
         content = build_meta(**job.source, models=models, settings=settings, counts=counts)
         write_predictions(job.outputs[mode], answers, content)
         logger.info("%s: %s", job.outputs[mode], counts)

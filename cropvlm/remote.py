@@ -104,8 +104,8 @@ def api_key() -> str:
 
 
 def api_settings(server: Server) -> dict[str, Any]:
-    """What of the server decides a text, for journals and meta files."""
-    return {"api_base": server.base, "api_model": server.model, "image_format": server.image_format}
+    """What decides a text, for journals and meta files. Not where the server is: it may move while a run goes on."""
+    return {"api_model": server.model, "image_format": server.image_format}
 
 
 def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Image:

@@ -51,6 +51,32 @@ def tiny_world(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def server():
+    """A `fake_server.FakeServer` on loopback."""
+    from fake_server import started
+
+    with started() as fake:
+        yield fake
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """For tests with a server: three retries with hardly a wait, the key set, no proxy, and an end after 5 minutes."""
+    from fake_server import KEY, time_limit
+    from openai import _base_client
+
+    from cropvlm import remote
+
+    monkeypatch.setattr(remote, "RETRIES", 3)
+    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(_base_client, "INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with time_limit(300):
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_hub() -> Path:
     """The real SmolVLM and Qwen2.5-VL tokenizers and configurations, where they lie beside the repository."""

@@ -1,0 +1,141 @@
+"""A server on loopback that speaks as much of the OpenAI API as it needs to, with every fault that one may have."""
+
+import base64
+import contextlib
+import io
+import json
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from PIL import Image
+
+KEY = "sk-very-secret-0123456789"
+SOON = {"retry-after-ms": "5"}  # the client waits as long as it is told to
+CUT, HALF, SILENCE = "cut", "half", "silence"
+
+
+def completion(content, **fields) -> dict:
+    message = {"role": "assistant", "content": content, **fields}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+
+def error(status: int, message: str, **fields) -> tuple[int, bytes]:
+    return status, json.dumps({"error": {"message": message, **fields}}).encode()
+
+
+def open_url(url: str) -> Image.Image:
+    head, encoded = url.split(",")
+    image = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    assert head == f"data:image/{image.format.lower()};base64"
+    return image.convert("RGB")
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Answers each chat with `react(its text, how often it was asked)`, and remembers what it was asked.
+
+    A reaction: text; a dict to send as JSON; (status, bytes); or a fault: CUT before the reply, cut HALF way, SILENCE.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.react = lambda text, times: f"Answer to {text}"
+        self.bodies, self.keys, self.asked = [], [], Counter()
+        self.lock, self.release, self.at_once = threading.Lock(), threading.Event(), [0, 0]  # now, most
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, *_):  # clients that hang up are meant to
+        pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][0]["content"][-1]["text"]
+        with server.lock:
+            server.bodies.append(body)
+            server.keys.append(self.headers["Authorization"])
+            server.asked[text] += 1
+            times = server.asked[text]
+            server.at_once[0] += 1
+            server.at_once[1] = max(server.at_once)
+        try:
+            self.reply(server.react(text, times))
+        finally:
+            with server.lock:
+                server.at_once[0] -= 1
+
+    def reply(self, reaction):
+        if reaction in (CUT, SILENCE):
+            if reaction == SILENCE:
+                self.server.release.wait(5)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        half, reaction = reaction == HALF, "cut off" if reaction == HALF else reaction
+        reaction = completion(reaction) if isinstance(reaction, str) else reaction
+        status, content = (200, json.dumps(reaction).encode()) if isinstance(reaction, dict) else reaction
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **SOON}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if half else content)
+        if half:
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+
+# Faults that stay, and what is said of them
+LASTING = {
+    "401": (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key (401); set OPENAI_API_KEY"),
+    "403": (error(403, "Not yours"), "refuses the key (403)"),
+    "404": (error(404, "The model m does not exist"), "knows no m (error 404, 'The model m does not exist')"),
+    "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'"),
+    "429": (error(429, "Rate limit reached"), "still sends error 429, 'Rate limit reached' after 3 retries"),
+    "500": ((500, b"<html>oops</html>"), "still sends error 500, '<html>oops</html>' after 3 retries"),
+    "garbage": ((200, f"<html>{KEY}".encode()), "sends no chat completions but '<html>***'"),
+    "cut": (CUT, "cannot be reached or cuts the connection"),
+    "half": (HALF, "cannot be reached or cuts the connection"),
+    "silence": (SILENCE, "sent nothing for 1 s, 4 times over"),
+}
+
+
+@contextlib.contextmanager
+def started() -> Iterator[FakeServer]:
+    """A server that listens, and is gone afterwards."""
+    with FakeServer() as fake:
+        thread = threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield fake
+        finally:
+            fake.release.set()
+            fake.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """An end to what hangs: TimeoutError."""
+
+    def stop(*_):
+        raise TimeoutError(f"took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,181 @@
+"""generate_final_answers.py with a remote answerer: its files, going on, the key; and transformers serve end to end."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from fake_server import KEY, LASTING, FakeServer, completion, error, open_url
+from PIL import Image
+
+import generate_final_answers
+from cropvlm.cli import run
+from cropvlm.predictions import build_meta, write_predictions
+from cropvlm.remote import fit_longest_edge
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, server):
+    """Run generate_final_answers.py in this process on the server; its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags) -> int:
+        defaults = ["--api_base", server.url, "--api_model", "m", "--api_concurrency", 1, "--longest_edge", 64]
+        monkeypatch.setattr(sys, "argv", [str(flag) for flag in ("generate_final_answers.py", *defaults, *flags)])
+        with pytest.raises(SystemExit) as ended:
+            run(generate_final_answers.main)
+        return ended.value.code
+
+    return call
+
+
+@pytest.fixture
+def boxes(tmp_path, tiny_world) -> Path:
+    """A box file of the 12 test rows, 6 of them invalid, with its meta."""
+    ids = load_from_disk(str(tiny_world))["test"]["question_id"]
+    path = tmp_path / "predictions" / "world_bbox.json"
+    records = [{"question_id": i, "answer": text} for i, text in zip(ids, ["[0, 0, 50, 25]", "no"] * 6, strict=True)]
+    source = {"dataset_path": str(tiny_world), "split": "test", "max_samples": None}
+    write_predictions(path, records, build_meta(**source, models={}, settings={}, counts={}))
+    return path
+
+
+def by_images(server: FakeServer) -> None:
+    """Let the server answer with the question and the number and size of the pictures, so that none can be mixed up."""
+
+    def react(text, times):
+        content = server.bodies[-1]["messages"][0]["content"]  # one request at a time
+        sizes = ["x".join(map(str, open_url(p["image_url"]["url"]).size)) for p in content[:-1]]
+        return f"{text.splitlines()[0]} {' '.join(sizes)}."
+
+    server.react = react
+
+
+def read(path) -> list | dict:
+    return json.loads(Path(path).read_text())
+
+
+def test_the_script_writes_both_files(script, server, boxes, tiny_world):
+    by_images(server)
+    assert script("--bbox", boxes) == 0
+    rows = load_from_disk(str(tiny_world))["test"]
+    expected = {"base": [], "cropvlm": []}
+    for i, row in enumerate(rows):
+        width, height = row["image"].size
+        full = "x".join(map(str, fit_longest_edge(row["image"], 64).size))
+        crop_image = Image.new("RGB", (-(-width // 2), -(-height // 4)))  # every pixel that the box touches
+        crop = full if i % 2 else "x".join(map(str, fit_longest_edge(crop_image, 64).size))
+        expected["base"].append(f"{row['question'].capitalize()} {full}")
+        expected["cropvlm"].append(f"{row['question'].capitalize()} {full} {crop}")
+    for mode, answers in expected.items():
+        records = read(f"predictions/world_{mode}_answers.json")
+        assert [record["question_id"] for record in records] == list(rows["question_id"])
+        assert [record["answer"] for record in records] == answers
+        meta = read(f"predictions/world_{mode}_answers.meta.json")
+        assert meta["models"] == {"answerer": "m", "server": server.url}
+        assert (meta["settings"]["api_model"], meta["settings"]["longest_edge"]) == ("m", 64)
+        assert (meta["counts"]["rows"], meta["counts"]["empty_answers"]) == (12, 0)
+    assert not list(Path().rglob("*.jsonl"))
+
+
+def test_the_files_do_not_depend_on_concurrency(script, server, boxes):
+    server.react = lambda text, times: time.sleep(len(text) % 5 / 100) or f"Answer to {text}"
+    assert script("--bbox", boxes, "--modes", "base", "--name", "one") == 0
+    assert script("--bbox", boxes, "--modes", "base", "--name", "eight", "--api_concurrency", 8) == 0
+    one, eight = (Path(f"predictions/{name}_base_answers.json").read_bytes() for name in ("one", "eight"))
+    assert one == eight
+
+
+def test_an_ended_run_goes_on_to_the_same_files(script, server, boxes, capsys):
+    server.react = lambda text, times: f"Answer to {text}"
+    assert script("--bbox", boxes, "--modes", "base", "--name", "whole") == 0
+    server.asked.clear()
+    server.react = lambda text, times: f"Answer to {text}" if len(server.asked) <= 5 else error(401, f"not {KEY}")
+    assert script("--bbox", boxes, "--modes", "base", "--name", "resumed") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {server.url} refuses the key (401); set OPENAI_API_KEY to one that may ask it"
+    )
+    assert not Path("predictions/resumed_base_answers.json").exists()
+    (journal,) = Path().rglob("*.jsonl")
+    assert len(journal.read_text().splitlines()) == 1 + 5
+    server.asked.clear()
+    server.react = lambda text, times: f"Answer to {text}"
+    assert script("--bbox", boxes, "--modes", "base", "--name", "resumed") == 0
+    assert sum(server.asked.values()) == 12 - 5
+    whole, resumed = (Path(f"predictions/{name}_base_answers.json").read_bytes() for name in ("whole", "resumed"))
+    assert whole == resumed
+
+
+def test_the_journal_of_another_model_is_refused(script, server, boxes, capsys):
+    server.react = lambda text, times: "Coke" if len(server.asked) < 3 else error(404, "gone")
+    assert script("--bbox", boxes) == 2
+    for flags, said in {
+        ("--api_model", "other"): "api_model 'm' there, 'other' here",
+        ("--image_format", "jpeg"): "image_format 'png' there, 'jpeg' here",
+        ("--longest_edge", 32): "longest_edge 64 there, 32 here",
+    }.items():
+        assert script("--bbox", boxes, *flags) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_refusals_are_counted(script, server, boxes):
+    server.react = lambda text, times: completion(None, refusal="No.") if len(server.asked) % 3 == 0 else "Yes."
+    assert script("--bbox", boxes, "--modes", "base") == 0
+    answers = [record["answer"] for record in read("predictions/world_base_answers.json")]
+    assert answers.count("") == read("predictions/world_base_answers.meta.json")["counts"]["empty_answers"] > 0
+
+
+def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxes, caplog):
+    server.react = lambda text, times: error(400, "too long") if len(server.asked) == 4 else "Yes."
+    assert script("--bbox", boxes, "--modes", "base") == 3
+    answers = [record["answer"] for record in read("predictions/world_base_answers.json")]
+    assert [i for i, answer in enumerate(answers) if not answer] == [3]
+    counts = read("predictions/world_base_answers.meta.json")["counts"]
+    assert (counts["failed"], counts["empty_answers"]) == (1, 0)
+    assert "rejected by the server: error 400, 'too long'" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [None, *LASTING])
+def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, capfd, fault):
+    caplog.set_level(logging.DEBUG)
+    for logger in ("openai", "httpx2", "httpcore2"):
+        caplog.set_level(logging.DEBUG, logger)
+    if fault:
+        reaction = LASTING[fault][0]
+        server.react = lambda text, times: reaction if len(server.asked) > 2 else "Yes."
+    expected = 2 if fault else 0
+    assert script("--bbox", boxes, "--modes", "base", "--api_timeout", 1, "--verbose") == expected
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == (3 if fault else 4)  # two of the boxes, and the journal or the two of the answers
+    captured = capfd.readouterr()
+    for text in [caplog.text, captured.out, captured.err, *(path.read_text() for path in files)]:
+        assert KEY not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_pixels", "9"], "--max_pixels goes with a local model"),
+        (["--api_timeout", "0"], "--api_timeout 0.0"),
+        (["--api_timeout", "nan"], "--api_timeout nan"),
+        (["--api_concurrency", "0"], "'0' is no positive whole number"),
+        (["--api_base", "localhost:8000"], "is no URL such as"),
+        (["--image_format", "gif"], "invalid choice: 'gif'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(script, server, boxes, capsys, flags, message):
+    assert script("--bbox", boxes, *flags) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not server.bodies
+
+
+def test_a_base_without_a_model(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate_final_answers.py", "--modes", "base", "--api_base", "http://a/v1"])
+    with pytest.raises(SystemExit):
+        run(generate_final_answers.main)
+    assert "name the model there with --api_model" in capsys.readouterr().err
