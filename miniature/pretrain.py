@@ -1,9 +1,9 @@
 """Teach the miniature's three models what their big namesakes know before CropVLM begins.
 
-    python3 -m miniature.pretrain --family smolvlm --output_path miniature/checkpoints/smolvlm
+    python3 -m miniature.pretrain --family smolvlm --output_path miniature/models/smolvlm
 
-First the vision tower alone: from every patch linear heads read its placard's colour, text and place and the character
-under it; the heads are then thrown away. Then the whole model, on question and answer:
+First the vision tower and its connector: from every image token linear heads read its patches' colour, text, place and
+character; the heads are then thrown away. Then the whole model, on question and answer:
 
 - `smolvlm`: base of the cropper, answerer and reward VLM. Reads from [full image, crop], crops tight at first and
   wider later; answers from the full image alone; points ("Point to the red sign." -> "[31, 64]."), but has never
@@ -76,6 +76,7 @@ class SmolVLM:
     build = staticmethod(build_smolvlm)
     lessons = (("read", 0.35), ("answer", 0.03), ("point", 0.62))
     grid = (8, 8)
+    patches_a_token = 4
     reads = True
 
     def images(self, examples: list[Example]) -> dict[str, Tensor]:
@@ -86,11 +87,13 @@ class SmolVLM:
         tile = "<image>" * 16
         return text.replace("<image>", f"<fake_token_around_image><global-img>{tile}<fake_token_around_image>")
 
-    def patches(self, model, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, patches, hidden) of one image a row."""
-        pixels = inputs["pixel_values"][:, 0]
-        mask = torch.ones(len(pixels), *self.grid, dtype=torch.bool)
-        return model.model.vision_model(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state
+    def image_tokens(self, model, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, tokens, hidden) of one image a row, as the language model gets them."""
+        return torch.stack(tuple(model.get_image_features(**inputs).pooler_output))
+
+    def by_token(self, labels: np.ndarray) -> np.ndarray:
+        """(64,) labels of the patches, row by row, to (64,) token by token: a token holds a block of 2 x 2."""
+        return labels.reshape(4, 2, 4, 2).swapaxes(1, 2).ravel()
 
     def vision(self, model) -> nn.Module:
         return model.model.vision_model
@@ -103,6 +106,7 @@ class SmolVLM:
 class Llava(SmolVLM):
     build = staticmethod(build_llava)
     lessons = (("read", 0.92), ("answer", 0.08))
+    patches_a_token = 1
 
     def images(self, examples: list[Example]) -> dict[str, Tensor]:
         tiles = np.stack([resize_at_once(e.scene, crop, TILE, TILE) for e in examples for crop in e.crops])
@@ -111,8 +115,8 @@ class Llava(SmolVLM):
     def text(self, text: str, examples: list[Example]) -> str:
         return text.replace("<image>", "<image>" * 64)
 
-    def patches(self, model, inputs: dict[str, Tensor]) -> Tensor:
-        return model.model.vision_tower(pixel_values=inputs["pixel_values"]).last_hidden_state[:, 1:]
+    def by_token(self, labels: np.ndarray) -> np.ndarray:
+        return labels
 
     def vision(self, model) -> nn.Module:
         return model.model.vision_tower
@@ -121,6 +125,7 @@ class Llava(SmolVLM):
 class Qwen(SmolVLM):
     build = staticmethod(build_qwen)
     lessons = (("outline", 1.0),)
+    patches_a_token = 1  # labels are by token, 28 px
     reads = False
 
     def size(self, scene: Scene) -> tuple[int, int]:
@@ -144,9 +149,8 @@ class Qwen(SmolVLM):
         height, width = self.size(examples[0].scene)
         return text.replace("<|image_pad|>", "<|image_pad|>" * (height * width // 28**2))
 
-    def patches(self, model, inputs: dict[str, Tensor]) -> Tensor:
-        features = model.get_image_features(**inputs).pooler_output
-        return torch.stack(tuple(features))
+    def by_token(self, labels: np.ndarray) -> np.ndarray:
+        return labels
 
     def vision(self, model) -> nn.Module:
         return model.model.visual
@@ -234,7 +238,10 @@ class Look(torch.utils.data.IterableDataset):
                 crop = choose_crop(rng, scene, rng.choice(scene.placards), self.zoom, LOOK_FULL)
                 examples.append(Example(scene, [crop], [], ""))
                 labels.append(patch_labels(scene, crop, *self.label_grid(scene)))
-            stacked = {name: torch.from_numpy(np.stack([row[name] for row in labels])) for name in labels[0]}
+            stacked = {
+                name: torch.from_numpy(np.stack([self.family.by_token(row[name]) for row in labels]))
+                for name in labels[0]
+            }
             yield self.family.images(examples), stacked
 
     def label_grid(self, scene: Scene) -> tuple[int, int]:
@@ -302,24 +309,25 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed: int) -> None:
-    """Stage 1. The loss is summed over linear heads on every patch; crops widen once words can be read in them."""
+    """Stage 1. The loss is summed over linear heads on every image token; crops widen once words can be read."""
     sizes = {"color": len(COLORS) + 1, "character": len(CHARACTERS) + 1, "word": len(WORDS) + 1, "tens": 10, "ones": 10}
-    weights = (
-        {"color": 1.0, "character": 4.0, "word": 1.0, "tens": 0.5, "ones": 0.5} if family.reads else {"color": 1.0}
-    )
+    weights = {"color": 1.0}
+    if family.reads:
+        weights |= {"character": 4.0, "word": 1.0, "tens": 0.5, "ones": 0.5}
     sizes |= dict.fromkeys(PLACES, PLACE_BINS)
     weights |= dict.fromkeys(PLACES, 0.5)
-    config = model.config.text_config if isinstance(family, Qwen) else model.config.vision_config
-    heads = nn.ModuleDict({name: nn.Linear(config.hidden_size, sizes[name]) for name in weights})
-    parameters = [*family.vision(model).parameters(), *heads.parameters()]
+    hidden = model.config.text_config.hidden_size
+    heads = nn.ModuleDict({name: nn.Linear(hidden, family.patches_a_token * sizes[name]) for name in weights})
+    parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
     groups, zoom = family.batches(scenes), 1.5 if family.reads else LAST_ZOOM
     for term in tqdm(range(steps // TERM), desc="look", unit=f"x{TERM} steps"):
         read = []
         for images, labels in loader(Look(family, groups, f"{seed}-{term}", zoom)):
-            features = family.patches(model, images)  # (B, patches, hidden)
-            logits = {name: heads[name](features).flatten(0, 1) for name in weights}
+            tokens = family.image_tokens(model, images)  # (B, tokens, hidden)
+            # (B * patches, classes), token by token
+            logits = {name: heads[name](tokens).reshape(-1, sizes[name]) for name in weights}
             losses = {
                 name: F.cross_entropy(logits[name], labels[name].flatten(), ignore_index=IGNORE)
                 for name in weights
