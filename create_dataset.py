@@ -112,9 +112,11 @@ def with_readable_images(rows: Dataset) -> Dataset:
             return False
         return True
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(max_workers=4) as threads:  # few: a scan of 100 megapixels takes 300 MB
         checks = tqdm(threads.map(is_readable, range(len(rows))), total=len(rows), unit="row", desc="GRPO images")
         kept = [i for i, good in enumerate(checks) if good]
+    if not kept:
+        raise UserError(f"none of the {len(rows)} images of the GRPO part can be read; check the data set")
     return keep(rows, kept, "unreadable images, left out of the GRPO part")
 
 
@@ -224,6 +226,8 @@ def main() -> int:
         files |= {folders[part] / "README.md": card.encode() for part in parts}
         save_whole({folders[part]: rows for part, rows in parts.items()}, files)
     log_report(report)
+    if "grpo" not in parts and folders["grpo"].exists():
+        logger.warning("%s is of an earlier run; this one made no GRPO part", folders["grpo"])
     if args.push_to_hub:
         push(args.push_to_hub, {part: folders[part] for part in parts})
     for part, rows in parts.items():
