@@ -25,6 +25,7 @@ from cropvlm.arguments import (
     start,
 )
 from cropvlm.cli import UserError, run
+from cropvlm.finishing import disk_errors, finish
 from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
@@ -123,7 +124,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
-    return WatchedGRPOTrainer(
+    trainer = WatchedGRPOTrainer(
         model=model,
         reward_funcs=make_rewards(policy, args),
         args=args,
@@ -131,6 +132,8 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
         processing_class=processor,
         log_crops_every=policy.log_crops_every,
     )
+    trainer.policy_arguments = policy
+    return trainer
 
 
 def main() -> None:
@@ -138,10 +141,11 @@ def main() -> None:
     start(args, policy)
     checkpoint = checkpoint_to_resume(args)
     trainer = make_trainer(args, policy)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if "ref" in getattr(trainer.model, "peft_config", {}):
-        trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it
-    trainer.save_model()
+    with disk_errors(args.output_dir):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if "ref" in getattr(trainer.model, "peft_config", {}):
+            trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it
+        finish(trainer, policy)
 
 
 if __name__ == "__main__":

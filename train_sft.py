@@ -27,6 +27,7 @@ from cropvlm.arguments import (
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import UserError, run
 from cropvlm.encoding import chat_text
+from cropvlm.finishing import CardMixin, disk_errors, finish
 from cropvlm.modeling import END_OF_UTTERANCE, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import bbox_completion, cropper_messages
 
@@ -80,14 +81,20 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
     return rows.select(usable).with_transform(to_prompt_completion)
 
 
-def make_trainer(args: SFTArguments, policy: PolicyArguments) -> SFTTrainer:
+class BoxSFTTrainer(CardMixin, SFTTrainer):
+    """TRL's `SFTTrainer` with this project's model card."""
+
+
+def make_trainer(args: SFTArguments, policy: PolicyArguments) -> BoxSFTTrainer:
     """Load data, processor and model, in this order, and join them."""
     rows = load_training_rows(policy, "bbox")
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     dataset = prompt_completion_rows(rows, processor)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
-    return SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=processor)
+    trainer = BoxSFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=processor)
+    trainer.policy_arguments = policy
+    return trainer
 
 
 def main() -> None:
@@ -95,8 +102,9 @@ def main() -> None:
     start(args, policy)
     checkpoint = checkpoint_to_resume(args)
     trainer = make_trainer(args, policy)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    with disk_errors(args.output_dir):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        finish(trainer, policy)
 
 
 if __name__ == "__main__":

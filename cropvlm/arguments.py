@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 from trl import TrlParser
 from yaml import YAMLError
 
@@ -51,11 +51,16 @@ class PolicyArguments:
     lora_r: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
+    merge: bool = field(
+        default=False, metadata={"help": "write the adapter merged into its base to {output_dir}/merged as well"}
+    )
     gpu: int | None = field(
         default=None, metadata={"help": "index of the one GPU to use; without a GPU the CPU is used"}
     )
 
     def __post_init__(self):
+        if self.merge and not self.use_lora:
+            raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.
         if self.gpu is not None and "LOCAL_RANK" not in os.environ:
             show_one_gpu(self.gpu)
@@ -122,7 +127,7 @@ def frozen_dtype(args: TrainingArguments) -> torch.dtype:
 
 
 def start(args: TrainingArguments, *argument_groups: Any) -> None:
-    """Check that the output folder can be written, start logging, and log the resolved settings.
+    """Check that the output folder can be written, seed, start logging, and log the resolved settings.
 
     Raises:
         UserError: the output folder cannot be written.
@@ -130,6 +135,7 @@ def start(args: TrainingArguments, *argument_groups: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_writable(Path(args.output_dir) / "adapter_config.json")
+    set_seed(args.seed)  # a fresh adapter's weights are drawn before the trainer seeds
     for group in argument_groups:
         logger.info("%s: %s", type(group).__name__, vars(group))
     logger.info("%s: %s", type(args).__name__, args.to_dict())

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.integrations import TensorBoardCallback
 
 from cropvlm.boxes import bbox_area_pct, bbox_iou, parse_bbox, pct_to_px
+from cropvlm.finishing import CardMixin
 from cropvlm.rewards import completion_text
 from cropvlm.sharing import GroupedGRPOTrainer
 
@@ -66,7 +67,7 @@ def draw_group(image: Image.Image, question: str, texts: Sequence[str], rewards:
     return canvas
 
 
-class WatchedGRPOTrainer(GroupedGRPOTrainer):
+class WatchedGRPOTrainer(CardMixin, GroupedGRPOTrainer):
     """`GroupedGRPOTrainer` that logs figures of the boxes and, every so often, pictures of them.
 
     Args:

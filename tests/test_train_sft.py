@@ -1,13 +1,17 @@
 """Stage 1 on a tiny model: rows, labels, LoRA, a whole run, and what is refused before a model is loaded."""
 
+import errno
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
+from transformers import AutoModelForImageTextToText
 
 import train_sft
-from cropvlm import modeling
+from cropvlm import finishing, modeling
 from cropvlm.arguments import PolicyArguments
 from cropvlm.cli import UserError
 from cropvlm.data import load_rows
@@ -94,13 +98,53 @@ def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):
 def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
     """It learns the boxes by heart; the output folder loads where a model is asked for."""
     flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
-    run_main(monkeypatch, *flags, "--max_steps", 6, "--learning_rate", 0.01, "--save_steps", 3)
+    run_main(monkeypatch, *flags, "--max_steps", 6, "--learning_rate", 0.01, "--save_steps", 3, "--merge")
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert losses[-1] < losses[0]
     for folder in (tmp_path, tmp_path / "checkpoint-3"):
         assert modeling.load_model(str(folder), device="cpu").dtype == torch.float32
         assert modeling.load_processor(str(folder)).image_processor.size["longest_edge"] == 64
+
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict()
+    expected = modeling.load_model(str(tmp_path), device="cpu").state_dict()
+    assert merged.keys() == expected.keys()
+    assert all(torch.allclose(merged[name], weight, atol=1e-6) for name, weight in expected.items())
+    assert modeling.load_processor(str(tmp_path / "merged")).image_processor.size["longest_edge"] == 64
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "peft"
+    for line in (
+        f"data: `{sft_data}`, 24 rows",
+        "Figures after 6 steps",
+        f"loss: {losses[-1]:.4g}",
+        "lora_r: 4",
+        "trl: ",
+    ):
+        assert line in card.text
+
+
+def test_merge_needs_an_adapter(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--merge"):
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), "--merge", "--use_lora", False)
+
+
+def test_the_output_is_pushed_with_its_card(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: pushed.append(options))
+    hub = {"push_to_hub": True, "hub_model_id": "me/cropper", "hub_strategy": "end"}
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(sft_data), lora_r=4)
+    finishing.finish(make_trainer(tmp_path, policy, **hub), policy)
+    # As in TRL's scripts: once when the model is saved, and at the end.
+    assert {(push["repo_id"], push["folder_path"]) for push in pushed} == {("me/cropper", str(tmp_path))}
+    assert "--model_path me/cropper" in (tmp_path / "README.md").read_text()
+
+
+def test_a_full_disk_is_one_line():
+    with pytest.raises(UserError, match="disk is full"), finishing.disk_errors("models/x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(RuntimeError, match="else"), finishing.disk_errors("models/x"):
+        raise RuntimeError("something else")
 
 
 def test_weights_without_lora(tiny_smolvlm, sft_data, tmp_path, monkeypatch, caplog):
