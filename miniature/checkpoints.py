@@ -200,7 +200,7 @@ def build_qwen(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
         },
         text_config=small_llama(len(tokenizer))
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}}
-        | {"bos_token_id": None}
+        | {"bos_token_id": None, "num_hidden_layers": 5}
         | stop,
     )
     return initialise(Qwen2_5_VLForConditionalGeneration, config, seed, stop), processor

@@ -149,6 +149,22 @@ class Qwen(SmolVLM):
         height, width = self.size(examples[0].scene)
         return text.replace("<|image_pad|>", "<|image_pad|>" * (height * width // 28**2))
 
+    def image_tokens(self, model, inputs: dict[str, Tensor]) -> Tensor:
+        """After two layers of the language model, whose rotary positions are the first to tell where a token is."""
+        tokenizer = self.processor.tokenizer
+        rows, columns = (int(n) // 2 for n in inputs["image_grid_thw"][0, 1:])
+        opening = self.processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False)
+        text = opening.replace("<|image_pad|>", "<|image_pad|>" * (rows * columns))
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids] * len(inputs["image_grid_thw"]))
+        image = ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        kept = {}
+        hook = model.model.language_model.layers[1].register_forward_hook(
+            lambda module, args, output: kept.update(states=output[0] if isinstance(output, tuple) else output)
+        )
+        model.model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=image.long(), **inputs)
+        hook.remove()
+        return kept["states"][image].view(len(ids), rows * columns, -1)
+
     def by_token(self, labels: np.ndarray) -> np.ndarray:
         return labels
 
@@ -347,8 +363,8 @@ def teach_to_look(family: SmolVLM, model, scenes: list[Scene], steps: int, seed:
 def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps: int, seed: int) -> None:
     """Stage 2. The vision tower rests for the first half, then learns at a third of the rate.
 
-    Where the answer is a place, a probe asks for it at the colour's word, two layers deep: so the word learns to look
-    for its placard. A lesson's crops widen once its text is mostly right, or a good part of the digits of its place.
+    Where the answer is a place, a probe asks for it at the colour's word, before the last layer: so the word learns to
+    look for its placard. A lesson's crops widen once its text is mostly right, or a good part of its digits.
     """
     vision = list(family.vision(model).parameters())
     known = {id(p) for p in vision}
@@ -381,7 +397,7 @@ def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps:
 
 
 class Probe(nn.Module):
-    """Reads a placard's place, in bins, from the second layer's state at the word for its colour. Thrown away."""
+    """Reads a placard's place, in bins, from the last layer's input at the word for its colour. Thrown away."""
 
     def __init__(self, model, processor):
         super().__init__()
@@ -390,7 +406,7 @@ class Probe(nn.Module):
         language_model = (
             model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
         )
-        language_model.layers[1].register_forward_hook(self.keep)
+        language_model.layers[-2].register_forward_hook(self.keep)
         words = [processor.tokenizer(f" {color}", add_special_tokens=False).input_ids for color in COLORS]
         self.colors = torch.tensor([ids[0] for ids in words])  # one token each: the tokenizer has learnt them
 
@@ -434,6 +450,7 @@ def main() -> None:
     scenes = draw_scenes(args.seed, SCENES)
     family = FAMILIES[args.family]()
     model, processor = family.build(args.seed)
+    family.processor = processor
     model.train()
     teach_to_look(family, model, scenes, args.look_steps, args.seed)
     teach_to_talk(family, model, processor, scenes, args.talk_steps, args.seed)

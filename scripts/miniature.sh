@@ -28,6 +28,10 @@ step() {
 }
 
 start=$SECONDS
+# The checkpoints come with the repository; where one is missing it is made again, which takes most of an hour.
+for model in $SMOLVLM $QWEN $LLAVA; do
+    step "$model/model.safetensors" python3 -m miniature.pretrain --family "$(basename "$model")" --output_path "$model"
+done
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 
 # 1. The teacher's boxes: for the first half of the training rows and, to see how good they are, for the held-out rows.
