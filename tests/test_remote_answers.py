@@ -1,18 +1,25 @@
 """generate_final_answers.py with a remote answerer: its files, going on, the key; and transformers serve end to end."""
 
+import importlib.util
 import json
 import logging
+import os
+import socket
+import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import load_from_disk
 from fake_server import KEY, LASTING, FakeServer, completion, error, open_url
 from PIL import Image
 
 import generate_final_answers
 from cropvlm.cli import run
+from cropvlm.modeling import load_model, load_processor
 from cropvlm.predictions import build_meta, write_predictions
 from cropvlm.remote import fit_longest_edge
 
@@ -179,3 +186,87 @@ def test_a_base_without_a_model(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(generate_final_answers.main)
     assert "name the model there with --api_model" in capsys.readouterr().err
+
+
+# transformers serve
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """The URL of a real server on loopback; it loads the model that a request names."""
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install -r requirements.txt")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1", "--device", "cpu"]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 500) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            opener.open(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(params=["smolvlm", "llava"])
+def answerer(request, tmp_path) -> str:
+    """A tiny model whose random weights are large enough that its answers differ from row to row."""
+    path = str(request.getfixturevalue(f"tiny_{request.param}"))
+    model, generator = load_model(path, device="cpu"), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2, generator=generator)
+    model.save_pretrained(tmp_path / request.param)
+    load_processor(path).save_pretrained(tmp_path / request.param)
+    return str(tmp_path / request.param)
+
+
+@pytest.mark.slow
+def test_transformers_serve_gives_the_answers_of_the_local_path(serve, answerer, boxes, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    calls = {
+        "local": ["--vqa_model_path", answerer, "--gpu", "-1"],
+        "remote": ["--api_base", serve, "--api_model", answerer, "--api_concurrency", "3"],
+    }
+    for name, flags in calls.items():
+        argv = ["generate_final_answers.py", "--bbox", str(boxes), "--name", name, "--max_new_tokens", "6", *flags]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            run(generate_final_answers.main)
+        assert ended.value.code == 0
+    for mode in ("base", "cropvlm"):
+        local, remote = (read(f"predictions/{name}_{mode}_answers.json") for name in calls)
+        assert remote == local
+        assert len({record["answer"] for record in local}) > 6
+
+
+@pytest.mark.slow
+def test_transformers_serve_has_no_such_model(serve, boxes, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--bbox", str(boxes), "--api_base", serve, "--api_model", str(tmp_path / "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["generate_final_answers.py", *flags, "--api_concurrency", "1"])
+    with pytest.raises(SystemExit) as ended:
+        run(generate_final_answers.main)
+    assert ended.value.code == 2
+    assert f"{serve} still sends error 500" in capsys.readouterr().err.splitlines()[-1]
