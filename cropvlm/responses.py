@@ -124,7 +124,7 @@ def _ask_model(args: argparse.Namespace, prompts: TeacherPrompts, done: list[int
 def _ask_server(args: argparse.Namespace, prompts: TeacherPrompts, done: list[int]) -> tuple[Outcomes, PixelBudget]:
     """What a server's Qwen2.5-VL says. It gets images at a size that it keeps, so that its boxes can be mapped back."""
     own = PixelBudget()
-    budget = PixelBudget(args.min_pixels or own.min_pixels, args.max_pixels or own.max_pixels)
+    budget = PixelBudget(args.min_pixels or own.min_pixels, args.max_pixels or own.max_pixels).checked()
     resize = partial(resize_for_teacher, budget=budget)
     return answer_rows(server_of(args), prompts, resize, done), budget
 

@@ -40,6 +40,13 @@ class PixelBudget(NamedTuple):
     max_pixels: int = 28 * 28 * 16384
     factor: int = 28
 
+    def checked(self) -> "PixelBudget":
+        """Itself. Raises `UserError` where no image fits."""
+        if self.min_pixels > self.max_pixels:
+            least, most = f"--min_pixels {self.min_pixels}", f"--max_pixels {self.max_pixels}"
+            raise UserError(f"{least} is more than {most}; give both, the lesser first")
+        return self
+
 
 def pixel_budget(processor: ProcessorMixin, path: str) -> PixelBudget:
     """The budget of a processor. Raises `UserError` unless it resizes as Qwen2.5-VL: boxes could not be mapped."""
@@ -48,7 +55,7 @@ def pixel_budget(processor: ProcessorMixin, path: str) -> PixelBudget:
         kind = type(processor).__name__
         raise UserError(f"{path}: {kind} is no teacher that writes boxes in pixels; give a Qwen2.5-VL")
     factor = settings.patch_size * settings.merge_size
-    return PixelBudget(settings.size["shortest_edge"], settings.size["longest_edge"], factor)
+    return PixelBudget(settings.size["shortest_edge"], settings.size["longest_edge"], factor).checked()
 
 
 def teacher_size(size: Size, budget: PixelBudget = PixelBudget()) -> Size:  # noqa: B008 (a tuple)

@@ -198,6 +198,8 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
         (["--output_path", "{tmp}/taken"], "is no saved data set"),
         (["--longest_edge", "3"], "unrecognized arguments"),
         (["--batch_size", "0"], "--batch_size"),
+        (["--min_pixels", "30000"], "--min_pixels 30000 is more than --max_pixels 19600"),  # the tiny teacher's most
+        (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, message):
