@@ -60,7 +60,7 @@ class Server:
 def add_api_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of scripts that can ask a server."""
     add = parser.add_argument
-    add("--api_model", help=f"ask this model of an OpenAI-compatible server; its key, if any, in ${KEY}")
+    add("--api_model", help=f"not a local model but this one of an OpenAI-compatible server; the key in ${KEY}")
     add("--api_base", type=base_url, help=f"where the server is, as http://localhost:8000/v1 (default {OPENAI})")
     add("--image_format", choices=SAVE_OPTIONS, default="png", help="of pictures sent to the server (default png)")
     add("--api_concurrency", type=positive, default=8, help="requests at a time (default 8)")
@@ -109,13 +109,12 @@ def api_settings(server: Server) -> dict[str, Any]:
 
 
 def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Image:
-    """`image` with its longer side of that many pixels, smaller or larger; as it is where None is asked for."""
-    if longest_edge is None:
-        return image
-    width, height = widen_strip(image.size)
-    scale = longest_edge / max(width, height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    """`image` with its longer side of that many pixels, smaller or larger; its own size if None. Strips are widened."""
+    size = widen_strip(image.size)
+    if longest_edge is not None:
+        scale = longest_edge / max(size)
+        size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def answer_rows(

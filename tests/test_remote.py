@@ -114,6 +114,7 @@ def test_image_formats():
         ((1, 1), 512, (512, 512)),
         ((5000, 1), 512, (512, 5)),  # a strip is first widened to 100:1, as for local models: 50 * 512 / 5000
         ((640, 480), None, (640, 480)),
+        ((5000, 1), None, (5000, 50)),
     ],
 )
 def test_size_of_the_pictures_sent(size, longest_edge, expected):
