@@ -1,0 +1,140 @@
+"""Both trainers on SmolVLM's real tokens, tiles and widths, with random weights.
+
+Where weights are needed the depth is two layers each instead of 12 and 30, to fit a test's time; the rest of the
+configuration is the published one.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+import train_grpo
+import train_sft
+from cropvlm import modeling
+from cropvlm.arguments import PolicyArguments
+from cropvlm.rewards import completion_text
+
+pytestmark = pytest.mark.slow
+BOXES = [[0, 5, 100, 95], [12, 0, 13, 100]]
+TURNS = [" [0, 5, 100, 95].<end_of_utterance>", " [12, 0, 13, 100].<end_of_utterance>"]
+
+
+@pytest.fixture(scope="module")
+def real_config(shared_hub):
+    return AutoConfig.from_pretrained(shared_hub / "SmolVLM-256M-Instruct")
+
+
+@pytest.fixture(scope="module")
+def processor_path(shared_hub):
+    return str(shared_hub / "SmolVLM-256M-Instruct")
+
+
+@pytest.fixture(scope="module")
+def base_model(processor_path, tmp_path_factory):
+    config = AutoConfig.from_pretrained(processor_path)
+    config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 2
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("real") / "base"
+    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two rows, their images 1:1 and 4:1."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)) for size in [(150, 150), (60, 240)]]
+    features = Features(
+        image=ImageFeature(),
+        question=Value("string"),
+        question_id=Value("int64"),
+        answers=List(Value("string")),
+        bbox=List(Value("int64")),
+    )
+    columns = {"question": ["What time is it?", "Who: him?"], "question_id": [0, 1], "bbox": BOXES}
+    rows = Dataset.from_dict({"image": images, "answers": [["10:30"] * 10, ["Zoë"]], **columns}, features=features)
+    folder = tmp_path_factory.mktemp("data") / "rows"
+    rows.save_to_disk(str(folder))
+    return str(folder)
+
+
+def sft_trainer(base_model, processor_path, data, output, longest_edge, **options):
+    policy = PolicyArguments(base_model, processor_path, data, longest_edge=longest_edge)
+    options = {"max_steps": 1, "gradient_accumulation_steps": 1, "save_strategy": "no", "warmup_steps": 0} | options
+    args = train_sft.SFTArguments(output_dir=str(output), report_to="none", use_cpu=True, **options)
+    return train_sft.make_trainer(args, policy)
+
+
+def step(trainer):
+    """Take one optimiser step; return the names of the trainable weights, and of all that moved."""
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    trained = {name: weight for name, weight in after.items() if weight.requires_grad}
+    return trained, {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+
+
+def test_lora_is_on_the_intended_linears_of_the_real_model(real_config):
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(real_config)
+        policy = modeling.get_peft_model(model, PolicyArguments().lora_config())
+    adapted = [name for name, _ in policy.named_parameters() if ".lora_A." in name]
+    parts = {part: sum(part in name for name in adapted) for part in ("text_model", "vision_model", "connector")}
+    # 30 layers x (q k v o gate up down); 12 layers x (q k v fc1 fc2), SigLIP's output is called out_proj; 1 projection
+    assert parts == {"text_model": 210, "vision_model": 60, "connector": 1}
+    assert len(adapted) == 271
+    assert not any("out_proj" in name or "lm_head" in name for name in adapted)
+
+
+def test_sft_at_512(base_model, processor_path, data, tmp_path):
+    """bfloat16 compute, float32 adapter: a step at GRPO's rate of 5e-6, which bfloat16 weights would round away."""
+    trainer = sft_trainer(base_model, processor_path, data, tmp_path, 512, bf16=True, learning_rate=5e-6)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
+    assert batch["pixel_values"].shape == (2, 1, 3, 512, 512)
+    tokenizer = trainer.processing_class.tokenizer
+    assert [tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]] == TURNS
+    assert (batch["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum(1).tolist() == [64, 64]
+    trained, moved = step(trainer)
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    assert all("lora_" in name for name in trained)
+    frozen = {weight.dtype for name, weight in trainer.model.named_parameters() if name not in trained}
+    assert frozen == {torch.bfloat16}
+    # The gradient of every A is zero while its B is.
+    assert moved == {name for name in trained if "lora_B" in name}
+
+
+@pytest.mark.parametrize(("longest_edge", "tiles"), [(1024, [5, 3]), (2048, [17, 5])])
+def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor_path, data, tmp_path):
+    """1:1 and 4:1 are 2 x 2 and 2 x 1 tiles at 1024 px, 4 x 4 and 4 x 1 at 2048 px, beside the image as a whole."""
+    trainer = sft_trainer(base_model, processor_path, data, tmp_path, longest_edge)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
+    image_tokens = (batch["input_ids"] == trainer.model.config.image_token_id).sum(1)
+    assert image_tokens.tolist() == [64 * n for n in tiles]
+    with torch.no_grad():
+        loss = trainer.model(**batch).loss
+    assert math.isfinite(loss.item())
+
+
+def test_grpo_at_512(base_model, processor_path, data, tmp_path):
+    policy = train_grpo.GRPOPolicyArguments(base_model, processor_path, data, vqa_model=base_model)
+    policy.log_crops_every = 0
+    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "save_strategy": "no", "warmup_steps": 0}
+    groups = {"num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 4}
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options, **groups)
+    processor = modeling.load_processor(processor_path, 512)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_grpo, "load_processor", lambda *_: processor)  # the reward VLM's folder holds none
+        trainer = train_grpo.make_trainer(args, policy)
+    trainer.reward_funcs[0] = lambda completions, **columns: [len(completion_text(text)) for text in completions]
+    end_of_turn = 49279
+    assert trainer.generation_config.eos_token_id == [end_of_turn]
+    assert trainer.processing_class.tokenizer.pad_token_id == 2
+    trained, moved = step(trainer)
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    assert moved == {name for name in trained if "lora_B" in name}
