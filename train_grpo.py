@@ -25,6 +25,7 @@ from cropvlm.arguments import (
     start,
 )
 from cropvlm.cli import UserError, run
+from cropvlm.evaluation import CropAccuracy, scoring_of
 from cropvlm.finishing import disk_errors, finish
 from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
@@ -87,8 +88,24 @@ class GRPOArguments(GRPOConfig):
     disable_dropout: bool = True
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
 
+    eval_dataset_path: str | None = field(
+        default=None, metadata={"help": "data set on which the accuracy with the current crops is measured"}
+    )
+    eval_split: str | None = field(default=None, metadata={"help": "its split; default: validation, or the only one"})
+    eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
+
     def __post_init__(self):
         set_compute_dtype(self)
+        if self.eval_dataset_path is not None:
+            if self.eval_strategy == "no":
+                self.eval_strategy = "steps"
+            self.eval_steps = self.eval_steps or self.save_steps
+            self.metric_for_best_model = self.metric_for_best_model or "eval_accuracy"
+            self.num_generations_eval = 1  # one greedy box a row
+        elif self.eval_strategy != "no":
+            raise UserError(
+                f"--eval_strategy {self.eval_strategy}: there is nothing to measure on; --eval_dataset_path?"
+            )
         super().__post_init__()
 
 
@@ -105,6 +122,15 @@ def prompt_rows(rows: Dataset) -> Dataset:
     return rows.with_transform(to_prompts)
 
 
+def load_eval_rows(args: GRPOArguments) -> Dataset | None:
+    """The rows of `--eval_dataset_path`, if it is given."""
+    if args.eval_dataset_path is None:
+        return None
+    return load_training_rows(
+        args.eval_dataset_path, args.eval_split, args.eval_max_samples, "answers", default_split="validation"
+    )
+
+
 def make_rewards(policy: GRPOPolicyArguments, args: GRPOArguments) -> list:
     """The two rewards, the reward VLM loaded."""
     processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
@@ -117,18 +143,26 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
     """Load data, processor, policy and rewards, in this order, and join them."""
     if args.reward_weights is not None and len(args.reward_weights) != 2:
         raise UserError(f"--reward_weights {args.reward_weights}: expected two, for validity and for the reward VLM")
-    rows = load_training_rows(policy, "answers")
+    rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "answers")
     needed = args.generation_batch_size // args.num_generations
     if len(rows) < needed:
         raise UserError(f"{policy.dataset_path}: {len(rows)} rows, but one step takes {needed} prompts; give more rows")
+    eval_rows = load_eval_rows(args)
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
+    rewards = make_rewards(policy, args)
+    accuracy = None
+    if eval_rows is not None:
+        scoring = scoring_of(args.eval_dataset_path, args.eval_split)
+        accuracy = CropAccuracy(eval_rows, rewards[1].model, rewards[1].processor, **scoring)
     trainer = WatchedGRPOTrainer(
         model=model,
-        reward_funcs=make_rewards(policy, args),
+        reward_funcs=rewards,
         args=args,
         train_dataset=prompt_rows(rows),
+        eval_dataset=eval_rows,
+        crop_accuracy=accuracy,
         processing_class=processor,
         log_crops_every=policy.log_crops_every,
     )

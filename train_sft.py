@@ -87,7 +87,7 @@ class BoxSFTTrainer(CardMixin, SFTTrainer):
 
 def make_trainer(args: SFTArguments, policy: PolicyArguments) -> BoxSFTTrainer:
     """Load data, processor and model, in this order, and join them."""
-    rows = load_training_rows(policy, "bbox")
+    rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "bbox")
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     dataset = prompt_completion_rows(rows, processor)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))

@@ -173,29 +173,24 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def load_training_rows(args: PolicyArguments, column: str) -> Dataset:
+def load_training_rows(
+    dataset_path: str, split: str | None, max_samples: int | None, column: str, default_split: str = "train"
+) -> Dataset:
     """Return the rows to train on, images encoded; those without a value in `column` are left out and named.
 
     Raises:
         UserError: no such data set, split or column, no row with a value in it, or an image that cannot be opened.
     """
-    rows = load_rows(
-        args.dataset_path,
-        args.split,
-        args.max_samples,
-        default_split="train",
-        need=("image", "question", "question_id", column),
-    )
+    need = ("image", "question", "question_id", column)
+    rows = load_rows(dataset_path, split, max_samples, default_split=default_split, need=need)
     values, ids = rows[column][:], rows["question_id"][:]
     lacking = [question_id for value, question_id in zip(values, ids, strict=True) if not value]
     if len(lacking) == len(rows):
-        raise UserError(
-            f"{args.dataset_path}: no row has a value in the column {column!r}; there is nothing to train on"
-        )
+        raise UserError(f"{dataset_path}: no row has a value in the column {column!r}; there is nothing to train on")
     if lacking:
         logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, lacking[:20])
         rows = rows.select([i for i, value in enumerate(values) if value])
-    _check_images(rows, args.dataset_path)
+    _check_images(rows, dataset_path)
     return rows
 
 

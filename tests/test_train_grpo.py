@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trl import GRPOTrainer
 
 import train_grpo
-from cropvlm import arguments, modeling
+from cropvlm import arguments, evaluation, modeling
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
 from cropvlm.data import load_rows
@@ -142,6 +143,30 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
         modeling.load_processor(str(folder), 64)
 
 
+def test_the_best_checkpoint_by_accuracy_on_held_out_rows_is_kept(
+    sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    flags = flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path)
+    flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 3]
+    flags += ["--eval_strategy", "steps", "--load_best_model_at_end", True, "--max_steps", 2, "--save_steps", 1]
+    answers = iter(["wrong"] * 3 + ["right"] * 3)
+
+    def generate_texts(model, processor, messages, images, **options):
+        if len(images[0]) == 2:  # the answerer
+            return [next(answers) for _ in images]
+        return plain(model, processor, messages, images, **options)
+
+    plain = evaluation.generate_texts
+    monkeypatch.setattr(evaluation, "generate_texts", generate_texts)
+    monkeypatch.setattr(evaluation, "benchmark_for", lambda *_, **__: SimpleNamespace(metric="letter", instruction="?"))
+    monkeypatch.setattr(evaluation, "letter_accuracy", lambda answer, references: float(answer == "right"))
+    run_main(monkeypatch, *flags)
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry] == [0, 100]
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+    assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
+
+
 def test_a_checkpoint_and_a_merged_model_are_taken_too(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     merged = tmp_path / "merged"
     modeling.load_model(str(sft_adapter), device="cpu").save_pretrained(merged)
@@ -204,6 +229,33 @@ def test_gradients_through_shared_images_are_the_plain_ways(sft_adapter, tiny_sm
     assert any("vision_model" in name and grad.abs().max() > 1e-6 for name, grad in plain_grads.items())
     for name, grad in plain_grads.items():
         assert torch.allclose(shared_grads[name], grad, atol=1e-5), name
+
+
+def test_the_loss_is_dr_grpos(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """TRL's loss under our arguments against the formula in float64: advantage, k3, token mask, normalisation."""
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, per_device_train_batch_size=6, beta=0.04)
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = group_inputs(trainer)
+    rewards = torch.tensor([1.0, 0.0, 0.25, -7.5, -3.0, -3.0], dtype=torch.float64).view(2, 3)
+    advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()  # (6,); not divided by the deviation
+    inputs["advantages"] = advantages.float()
+    loss = trainer._compute_loss(trainer.model, inputs).item()
+
+    model = trainer.model.double()
+    trainer.shared_images._tiles = [tiles.double() for tiles in trainer.shared_images._tiles]
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    turn = inputs["completion_ids"].shape[1]
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"]).logits
+    log_probs = (logits[:, -turn - 1 : -1] / 0.8).log_softmax(-1)  # at the sampling temperature
+    log_probs = log_probs.gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)  # (6, T)
+    log_ratio = inputs["ref_per_token_logps"].double() - log_probs
+    k3 = log_ratio.exp() - log_ratio - 1
+    # The ratio of policy to rollout is 1 on the one update that each rollout serves.
+    per_token = -advantages.unsqueeze(1) + 0.04 * k3
+    expected = (per_token * inputs["completion_mask"]).sum() / (6 * 32)  # completions x max_completion_length
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_every_image_is_decoded_once_a_step(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
@@ -278,6 +330,8 @@ def test_pixels_are_still_encoded(tiny_smolvlm):
         (["--reward", "beauty"], "--reward"),
         (["--max_samples", 1], "1 rows"),
         (["--reward_weights", 1, 2, 3], "--reward_weights"),
+        (["--eval_strategy", "steps", "--eval_steps", 1], "--eval_dataset_path"),
+        (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_loaded(

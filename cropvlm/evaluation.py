@@ -1,0 +1,68 @@
+"""The accuracy that an answerer reaches with the cropper's current boxes, for use while the cropper is trained."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from cropvlm.arguments import open_training_image
+from cropvlm.crops import crop_or_full_image
+from cropvlm.data import benchmark_for
+from cropvlm.generation import generate_texts
+from cropvlm.metrics import letter_accuracy
+from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer, cropper_messages
+from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
+
+BATCH_SIZE = 32
+MAX_BOX_TOKENS = 32
+
+
+class CropAccuracy:
+    """Boxes, crops and answers of held-out rows, all greedy, as the generating scripts make them.
+
+    Args:
+        rows: in the row schema, images encoded, every row with references.
+        answerer, answerer_processor: the frozen model that answers from `[full image, crop]`.
+        instruction: what follows the question.
+        score: (prediction, references) -> 0..1.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        answerer: Any,
+        answerer_processor: Any,
+        instruction: str = BRIEF_ANSWER,
+        score: Callable[[str, Sequence[str]], float] = answer_accuracy,
+    ):
+        self.rows, self.answerer, self.answerer_processor = rows, answerer, answerer_processor
+        self.instruction, self.score = instruction, score
+
+    def __call__(self, policy: Any, processor: Any, rank: int = 0, num_processes: int = 1) -> list[tuple[float, bool]]:
+        """Return (score, whether its box was valid) of each row of process number `rank`'s share."""
+        share = range(rank, len(self.rows), num_processes)
+        results = []
+        for start in range(0, len(share), BATCH_SIZE):
+            rows = [self.rows[i] for i in share[start : start + BATCH_SIZE]]
+            results += self._score_batch(policy, processor, rows)
+        return results
+
+    def _score_batch(self, policy: Any, processor: Any, rows: list[dict]) -> list[tuple[float, bool]]:
+        images = [open_training_image(row["image"], row["question_id"]) for row in rows]
+        questions = [cropper_messages(row["question"]) for row in rows]
+        full = [[image] for image in images]
+        boxes = generate_texts(policy, processor, questions, full, max_new_tokens=MAX_BOX_TOKENS)
+        crops = [crop_or_full_image(image, box) for image, box in zip(images, boxes, strict=True)]
+        questions = [answerer_messages(row["question"], 2, self.instruction) for row in rows]
+        pairs = [[image, crop] for image, (crop, _) in zip(images, crops, strict=True)]
+        model = (self.answerer, self.answerer_processor)
+        answers = generate_texts(*model, questions, pairs, max_new_tokens=MAX_ANSWER_TOKENS)
+        scores = [self.score(clean_answer(answer), row["answers"]) for answer, row in zip(answers, rows, strict=True)]
+        return [(score, valid) for score, (_, valid) in zip(scores, crops, strict=True)]
+
+
+def scoring_of(dataset_path: str, split: str | None) -> dict[str, Any]:
+    """Instruction and score of a data set, as keyword arguments of `CropAccuracy`."""
+    benchmark = benchmark_for(dataset_path, split=split)
+    score = letter_accuracy if benchmark.metric == "letter" else answer_accuracy
+    return {"instruction": benchmark.instruction or BRIEF_ANSWER, "score": score}
