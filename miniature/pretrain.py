@@ -54,7 +54,7 @@ logger = logging.getLogger("miniature.pretrain")
 SCENES = 4000
 LOOK_BATCH, TALK_BATCH = 96, 64
 MAX_PIXELS = 140 * 140
-LOOK_FULL, TALK_FULL = 0.25, 0.6  # share of the images that are not cropped, where crops begin tight and widen
+LOOK_FULL, TALK_FULL = 0.25, 0.85  # share of the images that are not cropped, where crops begin tight and widen
 TERM = 25  # steps between two looks at how far the pupil is
 LAST_ZOOM = 10.0  # a crop of this many times the placard's sides is the whole image
 
@@ -370,7 +370,7 @@ def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps:
     known = {id(p) for p in vision}
     rest = [p for p in model.parameters() if id(p) not in known]
     probe = Probe(model, processor)
-    groups = [{"params": [*rest, *probe.parameters()], "lr": 1.5e-3}, {"params": vision, "lr": 5e-4}]
+    groups = [{"params": [*rest, *probe.parameters()], "lr": 1e-3}, {"params": vision, "lr": 5e-4}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
     zooms = {"read": 1.4, "answer": LAST_ZOOM, "point": 2.2, "outline": 2.2}
@@ -385,7 +385,7 @@ def teach_to_talk(family: SmolVLM, model, processor, scenes: list[Scene], steps:
             targets = labels[:, 1 - keep :]
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
             if lesson in ("point", "outline"):
-                loss = loss + 0.5 * probe.loss(batch["input_ids"], places)
+                loss = loss + 2 * probe.loss(batch["input_ids"], places)
             descend(loss, list(model.parameters()), optimizer)
             schedule.step()
             right.setdefault(lesson, []).append(share_right(processor, lesson, logits.argmax(-1), targets))
@@ -440,8 +440,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--output_path", type=Path, required=True)
-    parser.add_argument("--look_steps", type=int, default=2000)
-    parser.add_argument("--talk_steps", type=int, default=2500)
+    parser.add_argument("--look_steps", type=int, default=2400)
+    parser.add_argument("--talk_steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -28,7 +28,7 @@ step() {
 }
 
 start=$SECONDS
-# The checkpoints come with the repository; where one is missing it is made again, which takes most of an hour.
+# Where a checkpoint is missing it is made first, which takes most of an hour for each.
 for model in $SMOLVLM $QWEN $LLAVA; do
     step "$model/model.safetensors" python3 -m miniature.pretrain --family "$(basename "$model")" --output_path "$model"
 done
