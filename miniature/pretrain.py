@@ -54,6 +54,14 @@ logger = logging.getLogger("miniature.pretrain")
 SCENES = 4000
 LOOK_BATCH, TALK_BATCH = 96, 64
 MAX_PIXELS = 140 * 140
+# Of several lengths, so that the answer is found by the colour's word and not by its distance from the end.
+POINT_PROMPTS = (
+    "Point to the {color} {kind}.",
+    "Where in the image is the {color} {kind}?",
+    "{question}\nPoint to it.",
+    "{question}\nPoint to the place in the image that would answer this question.",
+    "Find the {color} {kind} in the image and give the point in percent of the image's width and height.",
+)
 LOOK_FULL, TALK_FULL = 0.25, 0.85  # share of the images that are not cropped, where crops begin tight and widen
 TERM = 25  # steps between two looks at how far the pupil is
 LAST_ZOOM = 10.0  # a crop of this many times the placard's sides is the whole image
@@ -204,7 +212,7 @@ def question_example(rng: random.Random, scene: Scene, lesson: str, zoom: float,
     if lesson == "answer":
         return Example(scene, [full], prompts.answerer_messages(question, 1), answer, placard)
     if lesson == "point":
-        text = f"Point to the {placard.color} {placard.kind}."
+        text = rng.choice(POINT_PROMPTS).format(color=placard.color, kind=placard.kind, question=question.capitalize())
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         crop = choose_crop(rng, scene, placard, zoom, TALK_FULL)
         x1, y1, x2, y2 = in_crop(placard, crop)
