@@ -29,7 +29,6 @@ SETTINGS = {
     "unseen answerer, no crop": ("unseen_base_answers", None),
     "unseen answerer, GRPO": ("unseen_cropvlm_answers", "grpo_bbox"),
 }
-COLORS = {"true_bbox": "lime", "sft_bbox": "red", "grpo_bbox": "blue"}
 THUMB = 220  # pixels a picture in the contact sheet
 
 
