@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from importlib import metadata
@@ -45,13 +46,13 @@ def write_json(path: str | Path, obj: Any) -> None:
 def check_writable(path: str | Path) -> None:
     """Make the folder of the file `path` and see that `path` can be written; `UserError` if it cannot."""
     path = Path(path)
-    temporary = _temporary(path)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it is a folder or a device; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        temporary.unlink()
+        # A name of its own: the processes of one launch look at the same time.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; name another output") from error
 
