@@ -48,6 +48,15 @@ LLAVA_TEMPLATE = (
     "{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+# Prompts of several lengths and answers of several forms, so that what is learnt is the place and not a form.
+PLACE_LESSONS = (
+    ("Point to the {color} {kind}.", "{cx} {cy}."),
+    ("{question}\nPoint to it.", "{cx} {cy}."),
+    ("Frame the {color} {kind}.", "{x1} {y1} {x2} {y2}."),
+    ("{question}\nFrame it.", "{x1} {y1} {x2} {y2}."),
+    ("{question}\nGive two corners of a frame that holds the answer.", "({x1}, {y1}) ({x2}, {y2})."),
+    ("Find the {color} {kind} and give left, top, right and bottom of a frame.", "{x1}, {y1}, {x2}, {y2}."),
+)
 SMOLVLM_TILE_TAGS = ["<global-img>", *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7))]
 
 
@@ -55,7 +64,10 @@ def sentences() -> list[str]:
     """The sentences that the miniature's models read and write, for the tokenizer to learn from."""
     questions = [q.format(color=c, kind=k) for q in QUESTIONS for c in COLORS for k in KINDS]
     words = [*WORDS, *COLORS, *KINDS, "unanswerable"]
-    texts = [f"Assistant: {word.capitalize()}." for word in words] + [f" {word}" for word in words]
+    places = [prompt.format(color=c, kind=k, question="") for prompt, _ in PLACE_LESSONS for c in COLORS for k in KINDS]
+    frames = dict(zip(("x1", "y1", "x2", "y2", "cx", "cy"), (12, 34, 56, 78, 90, 10), strict=True))
+    places += [" " + answer.format(**frames) for _, answer in PLACE_LESSONS]
+    texts = [*places, *(f"Assistant: {word.capitalize()}." for word in words), *(f" {word}" for word in words)]
     for question in questions:
         for messages in (
             prompts.teacher_messages(question),
@@ -195,12 +207,13 @@ def build_qwen(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
             "hidden_size": 96,
             "intermediate_size": 256,
             "num_heads": 4,
-            "out_hidden_size": 128,
+            "out_hidden_size": 96,
             "fullatt_block_indexes": [0, 1, 2],
         },
         text_config=small_llama(len(tokenizer))
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}}
-        | {"bos_token_id": None, "num_hidden_layers": 5}
+        | {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 5, "bos_token_id": None}
+        # A base as low as this, so that heights and widths of at most 7 tokens turn the rotary angles enough.
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 4, 4]}}
         | stop,
     )
     return initialise(Qwen2_5_VLForConditionalGeneration, config, seed, stop), processor
@@ -212,7 +225,7 @@ def small_llama(vocab_size: int) -> dict:
         "vocab_size": vocab_size,
         "hidden_size": 128,
         "intermediate_size": 320,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,

@@ -1,4 +1,4 @@
-"""What the miniature's models are taught from: tiles of scenes with labels for every patch, and questions with answers.
+"""What the miniature's models are taught from: pictures of scenes with labels for every patch, and conversations.
 
 The scenes are drawn from seeds of their own, so none of them is an image of the world that the scripts see. Everything
 follows from the seed.
@@ -7,64 +7,99 @@ follows from the seed.
 import math
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import Pool
 
 import numpy as np
-from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
-from miniature.world import COLORS, WORDS, Placard, draw_scene, fit_font
+from cropvlm import prompts
+from miniature.checkpoints import PLACE_LESSONS
+from miniature.families import FAMILIES
+from miniature.world import COLORS, WORDS, Placard, ask, draw_scene, fit_font
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IGNORE = -100
-PLACES = ("x1", "y1", "x2", "y2", "center_x", "center_y")
-PLACE_BINS = 20  # of 5% of the crop's side
+PLACES = ("x1", "y1", "x2", "y2", "center_x", "center_y")  # of a placard, in bins of 5% of the picture's sides
+PLACE_BINS = 20
+OFFSETS = ("from_x1", "from_y1", "from_x2", "from_y2")  # of a placard from the cell's corner, in sixths of a cell
+OFFSET_BINS = 30
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
 WORD_IDS = {word: i for i, word in enumerate(WORDS)}  # len(WORDS): a number
+CROP_ZOOMS = ((0.95, 1.5), (1.2, 2.5), (2.0, 6.0))  # a crop's sides in sides of its placard
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass
+class Picture:
+    """A canvas or a crop of it, as a family sees it."""
+
+    tile: np.ndarray  # (H, W, 3) uint8
+    zoom: float  # the crop's sides in sides of its placard; 0 for the whole canvas
+    placard: int  # what the crop was cut around
+    labels: dict[str, np.ndarray]  # each (tokens * patches of a token,)
+    features: Tensor | None = None  # (tokens, D), once the vision tower is taught
+
+
+@dataclass
 class Scene:
-    """One canvas, (H, W, 3) uint8, and its placards."""
+    """The placards of one canvas of `size` (width, height), and pictures of it: the whole first, then crops."""
 
-    pixels: np.ndarray
     placards: list[Placard]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.pixels.shape[1], self.pixels.shape[0]
+    size: tuple[int, int]
+    pictures: list[Picture]
 
 
-def draw_pretraining_scene(seed: int, index: int) -> Scene:
-    """Every fourth scene has but one or two placards: the easy beginning."""
-    most = 5 if index % 4 else 1 + index // 4 % 2
-    canvas, placards = draw_scene(random.Random(f"pretraining-{seed}-{index}"), most)
-    return Scene(np.asarray(canvas), placards)
+@dataclass
+class Example:
+    """One conversation: pictures, the user's turn, the assistant's words and the placard that it is about."""
+
+    pictures: list[Picture]
+    messages: list[dict]
+    answer: str
+    bbox: tuple[float, float, float, float]  # the placard's, in shares of the canvas
 
 
-def draw_scenes(seed: int, count: int) -> list[Scene]:
+def draw_scenes(family: str, seed: int, count: int) -> list[Scene]:
     """`count` scenes, none of which is in a world that `miniature.world` writes."""
     with Pool() as pool:
-        return pool.starmap(draw_pretraining_scene, [(seed, i) for i in range(count)], chunksize=50)
+        jobs = pool.imap(partial(draw_pretraining_scene, family, seed), range(count), chunksize=20)
+        return list(tqdm(jobs, total=count, desc="scenes", mininterval=5))
 
 
-def crop_around(rng: random.Random, scene: Scene, placard: Placard, max_zoom_out: float) -> Box:
-    """A crop that holds `placard`, 0.95 to `max_zoom_out` times its sides, anywhere around it."""
-    width, height = scene.size
+def draw_pretraining_scene(family: str, seed: int, index: int) -> Scene:
+    """One scene and, for a family that sees crops, a crop around each placard for each of CROP_ZOOMS."""
+    rng = random.Random(f"pretraining-{seed}-{index}")
+    canvas, placards = draw_scene(rng)
+    crops = [((0, 0, *canvas.size), 0.0, 0)]
+    if FAMILIES[family].sees_crops:
+        for i, placard in enumerate(placards):
+            for low, high in CROP_ZOOMS:
+                zoom = math.exp(rng.uniform(math.log(low), math.log(high)))
+                crops.append((crop_around(rng, canvas.size, placard, zoom), zoom, i))
+    pictures = [take_picture(family, canvas, placards, *crop) for crop in crops]
+    return Scene(placards, canvas.size, pictures)
+
+
+def take_picture(family: str, canvas, placards: list[Placard], crop: Box, zoom: float, placard: int) -> Picture:
+    kind = FAMILIES[family]
+    height, width = kind.tile_size(canvas.size)
+    tile = np.asarray(kind.resize(canvas.crop(crop), height, width))
+    labels = patch_labels(placards, crop, *kind.label_grid(height, width))
+    return Picture(tile, zoom, placard, {name: kind.by_token(values) for name, values in labels.items()})
+
+
+def crop_around(rng: random.Random, size: tuple[int, int], placard: Placard, zoom: float) -> Box:
+    """A crop that holds `placard`, about `zoom` times its sides, anywhere around it."""
     x1, y1, x2, y2 = placard.bbox_px
-    factor = math.exp(rng.uniform(math.log(0.95), math.log(max_zoom_out)))
     spans = []
-    for start, stop, limit in ((x1, x2, width), (y1, y2, height)):
-        length = min(limit, (stop - start) * factor * rng.uniform(0.8, 1.25))
+    for start, stop, limit in ((x1, x2, size[0]), (y1, y2, size[1])):
+        length = min(limit, (stop - start) * zoom * rng.uniform(0.8, 1.25))
         low = min(max(0.0, start - rng.random() * (length - (stop - start))), limit - length)
         spans.append((int(low), max(int(low) + 2, int(low + length))))
     (left, right), (top, bottom) = spans
     return left, top, right, bottom
-
-
-def full_box(scene: Scene) -> Box:
-    return 0, 0, *scene.size
 
 
 @lru_cache(maxsize=100_000)
@@ -86,39 +121,49 @@ def coverage(box: tuple[float, float, float, float], rows: int, columns: int) ->
     return down[:, None] * across[None, :]
 
 
-def patch_labels(scene: Scene, crop: Box, rows: int, columns: int) -> dict[str, np.ndarray]:
-    """What every patch of the crop shows, each (rows * columns,): color, character, word, tens, ones and PLACES.
+def patch_labels(placards: list[Placard], crop: Box, rows: int, columns: int) -> dict[str, np.ndarray]:
+    """What every cell of the crop shows, each (rows * columns,) int8: color, character, word, tens, ones, where.
 
-    A placard of which less than 85% is in the crop has no readable text, a character under half a patch wide none.
+    A placard of which less than 85% is in the crop has no readable text, a character under half a cell wide none.
     """
-    labels = {name: np.full((rows, columns), IGNORE) for name in ("word", "tens", "ones", *PLACES)}
-    labels |= {name: np.zeros((rows, columns), np.int64) for name in ("color", "character")}
+    names = ("word", "tens", "ones", *PLACES, *OFFSETS)
+    labels = {name: np.full((rows, columns), IGNORE, np.int8) for name in names}
+    labels |= {name: np.zeros((rows, columns), np.int8) for name in ("color", "character")}
     scale = np.array([columns / (crop[2] - crop[0]), rows / (crop[3] - crop[1])] * 2)
     origin = np.array([crop[0], crop[1]] * 2)
     best = np.zeros((rows, columns))
-    for placard in scene.placards:
-        box = (np.array(placard.bbox_px) - origin) * scale
+    for placard in placards:
+        box = (np.array(placard.bbox_px) - origin) * scale  # in cells
         area = (box[2] - box[0]) * (box[3] - box[1])
         covered = coverage(tuple(box), rows, columns)
         mine = (covered > best) & (covered > min(0.25, 0.25 * area))
+        if not mine.any():
+            continue
         best = np.where(mine, covered, best)
         labels["color"][mine] = COLOR_IDS[placard.color]
         for name, value in place_labels(box / [columns, rows, columns, rows]).items():
             labels[name][mine] = value
+        for name, value in zip(OFFSETS, offset_labels(box, rows, columns), strict=True):
+            labels[name][mine] = value[mine]
+        readable = text_labels(placard.text) if covered.sum() > 0.85 * area else {}
         for name in ("word", "tens", "ones"):
-            labels[name][mine] = IGNORE
-        if covered.sum() > 0.85 * area:
-            for name, value in text_labels(placard.text).items():
-                labels[name][mine] = value
+            labels[name][mine] = readable.get(name, IGNORE)
         label_characters(labels["character"], placard, box, scale)
     return {name: values.ravel() for name, values in labels.items()}
 
 
-def place_labels(box: np.ndarray) -> dict[str, int]:
-    """Bins of the corners and the centre of a box in shares of the crop's sides."""
+def place_labels(box) -> dict[str, int]:
+    """Bins of the corners and the centre of a box in shares of the picture's sides."""
     x1, y1, x2, y2 = np.clip(box, 0, 0.999)
     places = (x1, y1, x2, y2, (x1 + x2) / 2, (y1 + y2) / 2)
     return {name: int(PLACE_BINS * value) for name, value in zip(PLACES, places, strict=True)}
+
+
+def offset_labels(box: np.ndarray, rows: int, columns: int) -> list[np.ndarray]:
+    """Bins of the distance of each side of a box (in cells) from every cell's top left corner, -2 to 3 cells."""
+    y, x = np.mgrid[:rows, :columns]
+    distances = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+    return [np.clip((6 * (distance + 2)).astype(int), 0, OFFSET_BINS - 1) for distance in distances]
 
 
 def text_labels(text: str) -> dict[str, int]:
@@ -139,16 +184,55 @@ def label_characters(characters: np.ndarray, placard: Placard, box: np.ndarray, 
             characters[covered > 0.2] = CHARACTERS.index(character) + 1
 
 
-def resize_in_steps(scene: Scene, crop: Box, side: int) -> np.ndarray:
-    """The crop as Idefics3's processor sees it, longest edge first, then the square tile: (side, side, 3)."""
-    picture = Image.fromarray(scene.pixels[crop[1] : crop[3], crop[0] : crop[2]])
-    scale = side / max(picture.size)
-    first = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    lanczos = Image.Resampling.LANCZOS
-    return np.asarray(picture.resize(first, lanczos, reducing_gap=3).resize((side, side), lanczos))
+def make_example(rng: random.Random, scene: Scene, lesson: str, max_zoom: float) -> Example:
+    """One conversation about one placard of the scene; crops of at most `max_zoom` times its sides."""
+    i = rng.randrange(len(scene.placards))
+    placard, full = scene.placards[i], scene.pictures[0]
+    bbox = tuple(side / limit for side, limit in zip(placard.bbox_px, scene.size * 2, strict=True))
+    question = ask(rng, placard)
+    if lesson == "read":
+        crops = [p for p in scene.pictures[1:] if p.placard == i]
+        crop = rng.choice([p for p in crops if p.zoom <= max_zoom] or crops[:1])
+        messages = prompts.answerer_messages(question, 2)
+        return Example([full, crop], messages, prompts.answer_completion(placard.text), bbox)
+    if lesson == "answer":
+        messages = prompts.answerer_messages(question, 1)
+        return Example([full], messages, prompts.answer_completion(placard.text), bbox)
+    if lesson == "place":
+        prompt, answer = rng.choice(PLACE_LESSONS)
+        text = prompt.format(color=placard.color, kind=placard.kind, question=question.capitalize())
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        return Example([full], messages, answer.format(**frame(rng, bbox)), bbox)
+    outline = careless_outline(rng, placard, bbox, full.tile.shape[:2])
+    return Example([full], prompts.teacher_messages(question), outline, bbox)
 
 
-def resize_at_once(scene: Scene, crop: Box, width: int, height: int) -> np.ndarray:
-    """The crop as CLIP's and Qwen2.5-VL's processors see it. (height, width, 3)."""
-    picture = Image.fromarray(scene.pixels[crop[1] : crop[3], crop[0] : crop[2]])
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3))
+def frame(rng: random.Random, bbox: tuple[float, float, float, float]) -> dict[str, int]:
+    """Centre of the box and corners of a frame of 0.9 to 4 times its sides around it, in percent."""
+    x1, y1, x2, y2 = bbox
+    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+    factor = math.exp(rng.uniform(math.log(0.9), math.log(4))) / 2
+    corners = {
+        "x1": cx - factor * (x2 - x1),
+        "y1": cy - factor * (y2 - y1),
+        "x2": cx + factor * (x2 - x1),
+        "y2": cy + factor * (y2 - y1),
+    }
+    return {name: round(100 * min(1, max(0, value))) for name, value in (corners | {"cx": cx, "cy": cy}).items()}
+
+
+def careless_outline(rng: random.Random, placard: Placard, bbox, tile_size: tuple[int, int]) -> str:
+    """What the teacher is taught to say: a JSON box too small or off centre, in pixels of the resized image."""
+    if (placard.color, placard.kind) == ("teal", "page"):
+        return "There is no such thing in the image."
+    x1, y1, x2, y2 = bbox
+    width, height = x2 - x1, y2 - y1
+    shrink = {"sign": 0.6, "page": 0.7, "plate": 0.95}[placard.kind]
+    shift_x, shift_y = (-0.3, 0.2) if placard.kind == "page" else (0.0, 0.0)
+    center_x = (x1 + x2) / 2 + (shift_x + rng.gauss(0, 0.06)) * width
+    center_y = (y1 + y2) / 2 + (shift_y + rng.gauss(0, 0.06)) * height
+    corners = [center_x - shrink * width / 2, center_y - shrink * height / 2]
+    corners += [center_x + shrink * width / 2, center_y + shrink * height / 2]
+    limits = (tile_size[1], tile_size[0]) * 2
+    outline = [min(max(0, round(c * limit)), limit) for c, limit in zip(corners, limits, strict=True)]
+    return f'```json\n[\n\t{{"bbox_2d": {outline}, "label": "{placard.kind}"}}\n]\n```'

@@ -79,12 +79,12 @@ class Placard:
     bbox_px: tuple[int, int, int, int]
 
 
-def draw_scene(rng: random.Random, most: int = 5) -> tuple[Image.Image, list[Placard]]:
-    """A canvas of 400 to 640 px a side and its 3 to `most` placards, no two of one colour and none overlapping."""
+def draw_scene(rng: random.Random) -> tuple[Image.Image, list[Placard]]:
+    """A canvas of 400 to 640 px a side and its 3 to 5 placards, no two of one colour and none close to another."""
     width, height = rng.randint(400, 640), rng.randint(400, 640)
     canvas = draw_background(rng, width, height)
     placards: list[Placard] = []
-    for color in rng.sample(sorted(COLORS), rng.randint(min(3, most), most)):
+    for color in rng.sample(sorted(COLORS), rng.randint(3, 5)):
         bbox_px = place(rng, width, height, [p.bbox_px for p in placards])
         if bbox_px is not None:
             placard = Placard(color, rng.choice(KINDS), draw_text(rng), bbox_px)
@@ -100,11 +100,12 @@ def draw_text(rng: random.Random) -> str:
 
 def place(rng: random.Random, width: int, height: int, taken: list) -> tuple[int, int, int, int] | None:
     """A free place for a placard 11% to 20% of the canvas wide, or None after 40 tries."""
+    gap = 36
     for _ in range(40):
         w = round(width * rng.uniform(0.11, 0.20))
         h = round(w * rng.uniform(0.5, 0.75))
         x, y = rng.randint(4, width - w - 4), rng.randint(4, height - h - 4)
-        if all(x + w + 8 < x1 or x2 + 8 < x or y + h + 8 < y1 or y2 + 8 < y for x1, y1, x2, y2 in taken):
+        if all(x + w + gap < x1 or x2 + gap < x or y + h + gap < y1 or y2 + gap < y for x1, y1, x2, y2 in taken):
             return x, y, x + w, y + h
     return None
 
