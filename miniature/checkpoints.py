@@ -213,7 +213,7 @@ def build_qwen(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
         text_config=small_llama(len(tokenizer))
         | {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 5, "bos_token_id": None}
         # A base as low as this, so that heights and widths of at most 7 tokens turn the rotary angles enough.
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 4, 4]}}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "mrope_section": [1, 4, 7]}}
         | stop,
     )
     return initialise(Qwen2_5_VLForConditionalGeneration, config, seed, stop), processor

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from miniature.checkpoints import TILE, build_llava, build_qwen, build_smolvlm
+from miniature.world import COLORS
 
 MAX_PIXELS = 140 * 140  # of the teacher's images
 
@@ -70,6 +71,11 @@ class SmolVLM:
     @property
     def language_layers(self) -> nn.ModuleList:
         return self.model.model.text_model.layers
+
+    def color_words(self) -> dict[str, int]:
+        """The token of each colour's word; one each, since the tokenizer has learnt them whole."""
+        tokenizer = self.processor.tokenizer
+        return {color: tokenizer(f" {color}", add_special_tokens=False).input_ids[0] for color in COLORS}
 
 
 class Llava(SmolVLM):

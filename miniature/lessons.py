@@ -58,7 +58,8 @@ class Example:
     pictures: list[Picture]
     messages: list[dict]
     answer: str
-    bbox: tuple[float, float, float, float]  # the placard's, in shares of the canvas
+    color: str  # of the placard
+    bbox: tuple[float, float, float, float] | None  # the placard's, in shares of the canvas; None where it is read
 
 
 def draw_scenes(family: str, seed: int, count: int) -> list[Scene]:
@@ -194,17 +195,17 @@ def make_example(rng: random.Random, scene: Scene, lesson: str, max_zoom: float)
         crops = [p for p in scene.pictures[1:] if p.placard == i]
         crop = rng.choice([p for p in crops if p.zoom <= max_zoom] or crops[:1])
         messages = prompts.answerer_messages(question, 2)
-        return Example([full, crop], messages, prompts.answer_completion(placard.text), bbox)
+        return Example([full, crop], messages, prompts.answer_completion(placard.text), placard.color, None)
     if lesson == "answer":
         messages = prompts.answerer_messages(question, 1)
-        return Example([full], messages, prompts.answer_completion(placard.text), bbox)
+        return Example([full], messages, prompts.answer_completion(placard.text), placard.color, None)
     if lesson == "place":
         prompt, answer = rng.choice(PLACE_LESSONS)
         text = prompt.format(color=placard.color, kind=placard.kind, question=question.capitalize())
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        return Example([full], messages, answer.format(**frame(rng, bbox)), bbox)
+        return Example([full], messages, answer.format(**frame(rng, bbox)), placard.color, bbox)
     outline = careless_outline(rng, placard, bbox, full.tile.shape[:2])
-    return Example([full], prompts.teacher_messages(question), outline, bbox)
+    return Example([full], prompts.teacher_messages(question), outline, placard.color, bbox)
 
 
 def frame(rng: random.Random, bbox: tuple[float, float, float, float]) -> dict[str, int]:

@@ -36,6 +36,7 @@ from miniature.checkpoints import save
 from miniature.families import FAMILIES, SmolVLM
 from miniature.lessons import (
     CHARACTERS,
+    COLOR_IDS,
     IGNORE,
     OFFSET_BINS,
     OFFSETS,
@@ -58,6 +59,7 @@ FIRST_ZOOM, LAST_ZOOM = 1.5, 6.0  # crops begin tight; they widen by ZOOM_STEP w
 ZOOM_STEP = 1.1
 TERM = 25  # steps between two looks at how far the pupil is
 PROBE_LAYER = 1  # of the language model, from 0: what a colour's word knows about its placard after this layer
+LOOKING_HEADS = 2  # of the layers that find a colour's placard and hand on its place
 GRID = 12  # rows or columns of tokens at most
 
 
@@ -139,6 +141,29 @@ def keep_features(family: SmolVLM, scenes: list[Scene]) -> None:
     family.model.train()
 
 
+@torch.no_grad()
+def let_like_attend_to_like(family: SmolVLM, scenes: list[Scene]) -> None:
+    """A start for finding a colour's placard, which is slow to learn from nothing.
+
+    The word for a colour starts as the mean feature of the tokens that show it, less that of all tokens; in the layers
+    that are to find it, queries start as keys do.
+    """
+    pictures = [scene.pictures[0] for scene in scenes]
+    features = torch.cat([p.features for p in pictures])  # (tokens of all, D)
+    labels = np.concatenate([p.labels["color"].reshape(-1, family.patches_a_token) for p in pictures])
+    words = family.model.get_input_embeddings().weight
+    for color, word in family.color_words().items():
+        shown = torch.from_numpy((labels == COLOR_IDS[color]).any(1))
+        direction = features[shown].mean(0) - features.mean(0)
+        words[word] = direction * words.norm(dim=1).mean() / direction.norm()
+    for layer in family.language_layers[: PROBE_LAYER + 2]:
+        attention = layer.self_attn
+        attention.k_proj.weight *= 3
+        groups = attention.config.num_attention_heads // attention.config.num_key_value_heads
+        keys = attention.k_proj.weight.view(-1, attention.head_dim, words.shape[1])  # (key heads, head_dim, D)
+        attention.q_proj.weight.copy_(keys.repeat_interleave(groups, 0).flatten(0, 1))
+
+
 class Conversation:
     """Examples of one lesson and one tile shape as tensors, left-padded; labels cover the answer and the stop token."""
 
@@ -151,31 +176,55 @@ class Conversation:
         for i, (prompt, answer) in enumerate(rows):
             self.input_ids[i, -len(prompt) - len(answer) :] = torch.tensor(prompt + answer)
             self.labels[i, -len(answer) :] = torch.tensor(answer)
+        self.shown = shown_tokens(family, examples, self.input_ids)  # (B, L)
         self.keep = max(len(answer) for _, answer in rows) + 1
-        self.features = torch.cat([p.features for e in examples for p in e.pictures])  # (B * images * tokens, D)
+        self.pictures = [p for e in examples for p in e.pictures]
         self.shape = examples[0].pictures[0].tile.shape[:2]
-        labels = [place_labels(e.bbox) for e in examples]
-        self.places = torch.tensor([[row[name] for name in PLACES] for row in labels])  # (B, PLACES)
+        self.places = None  # (B, PLACES), where the answer is a place
+        if examples[0].bbox is not None:
+            labels = [place_labels(e.bbox) for e in examples]
+            self.places = torch.tensor([[row[name] for name in PLACES] for row in labels])
 
-    def logits(self, family: SmolVLM) -> tuple[Tensor, Tensor]:
-        """(B, keep - 1, V) and the targets (B, keep - 1) that they are to foretell."""
+    def logits(self, family: SmolVLM, encode: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, keep - 1, V) and the targets (B, keep - 1) that they are to foretell.
+
+        encode: the pictures now, so that the tower learns, instead of taking the features that were kept.
+        """
+        if encode:
+            features = family.encode(torch.from_numpy(np.stack([p.tile for p in self.pictures]))).flatten(0, 1)
+        else:
+            features = torch.cat([p.features for p in self.pictures])  # (B * images * tokens, D)
         pad = family.processor.tokenizer.pad_token_id
         mask = (self.input_ids != pad).long()
         mask[self.labels != IGNORE] = 1
         output = family.model(
             input_ids=self.input_ids,
             attention_mask=mask,
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=(self.features,))},
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=(features,))},
             logits_to_keep=self.keep,
             **family.model_inputs(self.input_ids, self.shape),
         )
         return output.logits[:, :-1], self.labels[:, 1 - self.keep :]
 
 
+def shown_tokens(family: SmolVLM, examples: list[Example], input_ids: Tensor) -> Tensor:
+    """(B, L): 1 for the image tokens that show the placard's colour."""
+    rows = [
+        (np.concatenate([p.labels["color"] for p in e.pictures]) == COLOR_IDS[e.color])
+        .reshape(-1, family.patches_a_token)
+        .any(1)
+        for e in examples
+    ]
+    shown = torch.zeros(input_ids.shape)
+    image_token = family.processor.tokenizer.convert_tokens_to_ids(family.image_placeholder)
+    shown[input_ids == image_token] = torch.from_numpy(np.concatenate(rows)).float()
+    return shown
+
+
 def tokenize(family: SmolVLM, example: Example) -> tuple[list[int], list[int]]:
     """Token ids of the prompt, image tokens and all, and of the answer with the stop token."""
     text = chat_text(family, example.messages[0]["content"][-1]["text"], len(example.pictures))
-    tokens = len(example.pictures[0].features)
+    tokens = len(example.pictures[0].labels["color"]) // family.patches_a_token
     text = text.replace(family.image_placeholder, family.image_text(tokens))
     return encode_text(family, text), [
         *encode_text(family, family.answer_prefix + example.answer),
@@ -197,10 +246,12 @@ def encode_text(family: SmolVLM, text: str) -> list[int]:
 
 
 class Probes(nn.Module):
-    """Read a placard's place inside the language model, so that it learns where to keep it; thrown away.
+    """What happens inside the language model on the way from a colour's word to the answer, taught step by step.
 
-    After layer PROBE_LAYER it is asked for at the word for its colour, one layer later at every token of the answer.
-    Where the tower has no absolute positions, every image token is asked for its row and column a layer before.
+    In layer PROBE_LAYER the colour's word is to look at the image tokens that show it and then to know the placard's
+    place; in the next layer every token of the answer is to look at that word and to know the place too. Where the
+    tower has no absolute positions, all is a layer later, and every image token is to know its row and column before.
+    The linear heads that read the places are thrown away.
     """
 
     def __init__(self, family: SmolVLM):
@@ -215,65 +266,86 @@ class Probes(nn.Module):
             layer.register_forward_hook(lambda module, args, output, i=i: self.states.update({i: first_of(output)}))
             for i, layer in enumerate(family.language_layers)
         ]
-        colors = [tokenizer(f" {color}", add_special_tokens=False).input_ids for color in COLORS]
-        self.colors = torch.tensor([ids[0] for ids in colors])  # one token each: the tokenizer has learnt them
+        self.looks = {}
+        self.handles += [
+            layer.self_attn.register_forward_hook(lambda module, args, output, i=i: self.looks.update({i: output[1]}))
+            for i, layer in enumerate(family.language_layers)
+        ]
+        self.colors = torch.tensor(list(family.color_words().values()))
         self.image_token = tokenizer.convert_tokens_to_ids(family.image_placeholder)
 
-    def loss(self, batch: Conversation) -> Tensor:
-        """Cross-entropy of `batch.places` at the first colour word and at the answer, and of rows and columns."""
-        ids, places = batch.input_ids, batch.places
-        at = torch.isin(ids, self.colors).int().argmax(1)
-        states = self.states[self.first][torch.arange(len(at)), at]  # (B, D)
-        loss = 2 * F.cross_entropy(self.word(states).view(-1, PLACE_BINS), places.flatten())
-        row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)
-        states = self.states[self.first + 1][row, column - 1]  # (answer tokens, D); the token before is to know
-        loss = loss + F.cross_entropy(self.answer(states).view(-1, PLACE_BINS), places[row].flatten())
+    def losses(self, batch: Conversation) -> dict[str, Tensor]:
+        """What a batch costs, name by name: attention and, where the answer is a place, cross-entropy of places."""
+        ids = batch.input_ids
+        word = torch.isin(ids, self.colors).int().argmax(1)  # (B,), where the first colour stands
+        row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)  # (answer tokens,); the token before is to know
+        looks = self.looks[self.first][torch.arange(len(ids)), :LOOKING_HEADS, word]  # (B, heads, L)
+        losses = {"look": attend(looks, batch.shown[:, None])}
+        looks = self.looks[self.first + 1][row, :LOOKING_HEADS, column - 1]  # (answer tokens, heads, L)
+        losses["recall"] = attend(looks, F.one_hot(word, ids.shape[1])[row, None])
+        if batch.places is not None:
+            states = self.states[self.first][torch.arange(len(ids)), word]  # (B, D)
+            losses["word"] = 2 * F.cross_entropy(self.word(states).view(-1, PLACE_BINS), batch.places.flatten())
+            states = self.states[self.first + 1][row, column - 1]  # (answer tokens, D)
+            losses["answer"] = F.cross_entropy(self.answer(states).view(-1, PLACE_BINS), batch.places[row].flatten())
         if not self.family.knows_places:
-            height, width = self.family.label_grid(*batch.shape)
-            y, x = np.mgrid[:height, :width]
-            targets = torch.from_numpy(np.stack([y.ravel(), x.ravel()], -1)).repeat(len(ids), 1)  # (B * tokens, 2)
-            states = self.states[self.first - 1][ids == self.image_token]
-            loss = loss + F.cross_entropy(self.grid(states).view(-1, GRID), targets.flatten())
-        return loss
+            losses["grid"] = self.grid_loss(batch)
+        return losses
+
+    def grid_loss(self, batch: Conversation) -> Tensor:
+        """Cross-entropy of every image token's row and column."""
+        height, width = self.family.label_grid(*batch.shape)
+        y, x = np.mgrid[:height, :width]
+        targets = torch.from_numpy(np.stack([y.ravel(), x.ravel()], -1)).repeat(len(batch.input_ids), 1)  # (B * T, 2)
+        states = self.states[self.first - 1][batch.input_ids == self.image_token]
+        return F.cross_entropy(self.grid(states).view(-1, GRID), targets.flatten())
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
 
 
+def attend(looks: Tensor, at: Tensor) -> Tensor:
+    """How little of the attention `looks` (..., L) falls on the tokens `at`: its negative log, averaged."""
+    return -((looks * at).sum(-1) + 1e-4).log().mean()
+
+
 def first_of(output):
     return output[0] if isinstance(output, tuple) else output
 
 
-def teach_to_talk(family: SmolVLM, scenes: list[Scene], steps: int, rng: random.Random) -> None:
-    """Stage 2: the language model. A lesson's crops widen once its texts are mostly right."""
+def teach_to_talk(
+    family: SmolVLM, probes: Probes, scenes: list[Scene], steps: int, rng: random.Random, together: bool
+) -> None:
+    """Stage 2: the language model alone; crops widen once most texts are right. Stage 3: `together` with the tower."""
+    if together:
+        parameters = list(family.model.parameters())
+    else:
+        parameters = [p for layer in family.language_layers for p in layer.parameters()]
+        parameters += [family.model.get_input_embeddings().weight, *language_norm(family).parameters()]
+    parameters = [*parameters, *probes.parameters()]
+    optimizer, schedule = optimize(parameters, 4e-4 if together else 1.5e-3, steps)
     by_shape = group(scenes, lambda scene: scene.pictures[0].tile.shape)
-    probes = Probes(family)
-    language = [p for layer in family.language_layers for p in layer.parameters()]
-    others = [family.model.get_input_embeddings().weight, *language_norm(family).parameters()]
-    parameters = [*language, *others, *probes.parameters()]
-    optimizer, schedule = optimize(parameters, 1.5e-3, steps)
-    zoom, right = FIRST_ZOOM, {}
+    zoom, seen = LAST_ZOOM if together else FIRST_ZOOM, {}
     names, shares = zip(*family.lessons, strict=True)
-    for step in (progress := tqdm(range(steps), desc="talk", mininterval=10)):
+    for step in (progress := tqdm(range(steps), desc="together" if together else "talk", mininterval=10)):
         lesson = rng.choices(names, shares)[0]
-        group_of_scenes = rng.choices(by_shape, [len(g) for g in by_shape])[0]
-        scenes_of_batch = rng.choices(group_of_scenes, k=TALK_BATCH)
-        batch = Conversation(family, [make_example(rng, scene, lesson, zoom) for scene in scenes_of_batch])
-        logits, targets = batch.logits(family)
+        alike = rng.choices(by_shape, [len(g) for g in by_shape])[0]
+        examples = [make_example(rng, scene, lesson, zoom) for scene in rng.choices(alike, k=TALK_BATCH)]
+        batch = Conversation(family, examples)
+        logits, targets = batch.logits(family, encode=together)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-        probe = probes.loss(batch)
-        descend(loss + probe, parameters, optimizer, schedule)
-        right.setdefault(lesson, []).append(share_right(family, lesson, logits.argmax(-1), targets))
-        right.setdefault(f"{lesson} probe", []).append(probe.item())
-        if step % TERM == TERM - 1 and np.mean(right.get("read", [0])) > 0.8:
+        probed = probes.losses(batch)
+        descend(loss + sum(probed.values()), parameters, optimizer, schedule)
+        seen.setdefault(f"{lesson} right", []).append(share_right(family, lesson, logits.argmax(-1), targets))
+        for name, value in probed.items():
+            seen.setdefault(f"{lesson} {name}", []).append(value.item())
+        if step % TERM == TERM - 1 and np.mean(seen.get("read right", [0])) > 0.6:
             zoom = min(LAST_ZOOM, ZOOM_STEP * zoom)
         if step % 100 == 99:
-            figures = {name: round(float(np.mean(values)), 3) for name, values in right.items()}
-            logger.info("talk %d, zoom %.1f: %s", step + 1, zoom, figures)
-            progress.set_postfix(zoom=round(zoom, 1))
-            right = {}
-    probes.remove()
+            figures = {name: round(float(np.mean(values)), 3) for name, values in seen.items()}
+            logger.info("%s %d, zoom %.1f: %s", progress.desc, step + 1, zoom, figures)
+            seen = {}
 
 
 def language_norm(family: SmolVLM) -> nn.Module:
@@ -315,6 +387,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--look_steps", type=int, default=2400)
     parser.add_argument("--talk_steps", type=int, default=3000)
+    parser.add_argument("--together_steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -327,7 +400,11 @@ def main() -> None:
     rng = random.Random(f"lessons-{args.seed}")
     teach_to_look(family, scenes, args.look_steps, rng)
     keep_features(family, scenes)
-    teach_to_talk(family, scenes, args.talk_steps, rng)
+    let_like_attend_to_like(family, scenes)
+    probes = Probes(family)
+    teach_to_talk(family, probes, scenes, args.talk_steps, rng, together=False)
+    teach_to_talk(family, probes, scenes, args.together_steps, rng, together=True)
+    probes.remove()
     save(args.output_path, family.model.eval().to(torch.bfloat16), family.processor)
     logger.info("%s: %.0f s", args.output_path, time.monotonic() - start)
 

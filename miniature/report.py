@@ -2,7 +2,8 @@
 
     python3 -m miniature.report --dataset_path datasets/miniature --name miniature
 
-reads predictions/{name}_*.json as the six scripts wrote them; scores as `vqa_accuracy.py --metric vqa` does.
+reads predictions/{name}_*.json as the six scripts wrote them, and predictions/{run}_*.json where GRPO has a part in
+them; scores as `vqa_accuracy.py --metric vqa` does.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from cropvlm.data import load_rows
 from cropvlm.metrics import vqa_accuracy
 from cropvlm.predictions import join_on_question_id, read_predictions, write_json
 
-# setting -> (answer file, box file), each without the name in front
+# setting -> (answer file, box file), each without the name (or, where GRPO has a part in the answers, the run) in front
 SETTINGS = {
     "no crop": ("base_answers", None),
     "true box": ("true_cropvlm_answers", "true_bbox"),
@@ -53,11 +54,11 @@ class Setting:
         }
 
 
-def read_settings(folder: Path, name: str, rows) -> dict[str, Setting]:
+def read_settings(folder: Path, name: str, run: str, rows) -> dict[str, Setting]:
     """Every setting of the table, its answers and boxes joined to the rows on question_id."""
 
     def column(part: str) -> list[str]:
-        path = folder / f"{name}_{part}.json"
+        path = folder / f"{run if part.startswith(('grpo', 'unseen')) else name}_{part}.json"
         return join_on_question_id(read_predictions(path), rows, str(path))
 
     return {
@@ -138,16 +139,18 @@ def main() -> None:
     parser.add_argument("--dataset_path", default="datasets/miniature")
     parser.add_argument("--split", default="test")
     parser.add_argument("--name", default="miniature")
+    parser.add_argument("--run", help="name of the GRPO run, where it is not the same")
     parser.add_argument("--predictions", type=Path, default=Path("predictions"))
     args = parser.parse_args()
     rows = load_rows(args.dataset_path, args.split)
-    settings = read_settings(args.predictions, args.name, rows)
+    run = args.run or args.name
+    settings = read_settings(args.predictions, args.name, run, rows)
     summaries = [setting.summary(name) for name, setting in settings.items()]
-    write_json(args.predictions / f"{args.name}_results.json", summaries)
+    write_json(args.predictions / f"{run}_results.json", summaries)
     table = markdown(summaries)
     verdicts = "\n".join(f"- {'holds' if holds else 'FAILS'}: {claim}" for claim, holds in claims(settings))
-    (args.predictions / f"{args.name}_results.md").write_text(f"{table}\n\n{verdicts}\n", encoding="utf-8")
-    contact_sheet(rows, settings).save(args.predictions / f"{args.name}_boxes.png")
+    (args.predictions / f"{run}_results.md").write_text(f"{table}\n\n{verdicts}\n", encoding="utf-8")
+    contact_sheet(rows, settings).save(args.predictions / f"{run}_boxes.png")
     print(f"{table}\n\n{verdicts}")
 
 

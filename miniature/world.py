@@ -11,6 +11,8 @@ import argparse
 import io
 import random
 from dataclasses import dataclass
+from itertools import chain
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -203,11 +205,9 @@ FEATURES = Features(
 
 def draw_split(seed: int, split: str, rows: int, first_id: int, questions_per_image: int = 2) -> Dataset:
     """`rows` rows, `questions_per_image` to an image, numbered from `first_id`."""
-    drawn = [
-        row
-        for i in range(-(-rows // questions_per_image))
-        for row in draw_row(f"{seed}-{split}-{i}", questions_per_image)
-    ]
+    seeds = [(f"{seed}-{split}-{i}", questions_per_image) for i in range(-(-rows // questions_per_image))]
+    with Pool() as pool:
+        drawn = list(chain.from_iterable(pool.starmap(draw_row, seeds, chunksize=8)))
     numbered = [row | {"question_id": first_id + i} for i, row in enumerate(drawn[:rows])]
     return Dataset.from_list(numbered, features=FEATURES)
 

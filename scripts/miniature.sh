@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED]
-# Every step is one of the six scripts with other flags. What is done is not done again; to start over:
+# The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED] [likelihood|accuracy]
+# The second argument is GRPO's reward, by default the paper's better one; a run with the other shares all that comes
+# before GRPO. Every step is one of the six scripts with other flags. What is done is not done again; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 SEED=${1:-0}
+REWARD=${2:-likelihood}
 NAME=miniature
 if [[ $SEED != 0 ]]; then NAME=miniature_seed$SEED; fi
+RUN=$NAME
+if [[ $REWARD != likelihood ]]; then RUN=${NAME}_$REWARD; fi
 WORLD=datasets/$NAME
 SMOLVLM=miniature/models/smolvlm # base of the cropper, answerer and reward VLM
 QWEN=miniature/models/qwen       # teacher
 LLAVA=miniature/models/llava     # the answerer that no training stage sees
-P=predictions/$NAME
+P=predictions/$NAME              # what does not depend on GRPO
+R=predictions/$RUN               # what does
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error
 
 # step RESULT COMMAND...: run the command unless its result is there.
@@ -28,10 +33,6 @@ step() {
 }
 
 start=$SECONDS
-# Where a checkpoint is missing it is made first, which takes most of an hour for each.
-for model in $SMOLVLM $QWEN $LLAVA; do
-    step "$model/model.safetensors" python3 -m miniature.pretrain --family "$(basename "$model")" --output_path "$model"
-done
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 
 # 1. The teacher's boxes: for the first half of the training rows and, to see how good they are, for the held-out rows.
@@ -49,30 +50,35 @@ step "models/${NAME}_sft/adapter_model.safetensors" python3 train_sft.py \
     --base_model $SMOLVLM --dataset_path "${WORLD}_sft" --output_dir "models/${NAME}_sft" --longest_edge 64 \
     --num_train_epochs 4 --per_device_train_batch_size 32 --gradient_accumulation_steps 1 --learning_rate 1e-3 \
     --logging_steps 20 --save_steps 1000 --seed "$SEED" --report_to none
-step "models/${NAME}_grpo/adapter_model.safetensors" python3 train_grpo.py \
+step "models/${RUN}_grpo/adapter_model.safetensors" python3 train_grpo.py --reward "$REWARD" \
     --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
-    --output_dir "models/${NAME}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
+    --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
     --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 3e-4 \
     --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
 
 # 4. Boxes for the held-out rows.
-for stage in sft grpo; do
-    step "${P}_${stage}_bbox.json" python3 generate_bbox.py --model_path "models/${NAME}_$stage" \
-        --dataset_path "$WORLD" --split test --longest_edge 64 --output "${P}_${stage}_bbox.json"
-done
+boxes() {
+    step "$2" python3 generate_bbox.py --model_path "$1" --dataset_path "$WORLD" --split test --longest_edge 64 \
+        --output "$2"
+}
+boxes "models/${NAME}_sft" "${P}_sft_bbox.json"
+boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"
 
 # 5. Answers, with each of the boxes and without.
+SMALL=(--longest_edge 64 --max_new_tokens 8)
 step "${P}_base_answers.json" python3 generate_final_answers.py --modes base --name "$NAME" \
-    --dataset_path "$WORLD" --split test --vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8
-step "${P}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-    --bbox "${P}"_{true,teacher,sft,grpo}_bbox.json --vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8
-step "${P}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --name "${NAME}_unseen" \
-    --bbox "${P}_grpo_bbox.json" --dataset_path "$WORLD" --split test --vqa_model_path $LLAVA --max_new_tokens 8
+    --dataset_path "$WORLD" --split test --vqa_model_path $SMOLVLM "${SMALL[@]}"
+step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+    --bbox "${P}"_{true,teacher,sft}_bbox.json --vqa_model_path $SMOLVLM "${SMALL[@]}"
+step "${R}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+    --bbox "${R}_grpo_bbox.json" --vqa_model_path $SMOLVLM "${SMALL[@]}"
+step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --name "${RUN}_unseen" \
+    --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test --vqa_model_path $LLAVA --max_new_tokens 8
 
 # 6. Scores.
-for answers in base true_cropvlm teacher_cropvlm sft_cropvlm grpo_cropvlm unseen_base unseen_cropvlm; do
-    python3 vqa_accuracy.py --predictions_file "${P}_${answers}_answers.json" --metric vqa | tail -n 1 |
-        sed "s/^/${answers}: /"
+for answers in "$P"_{base,true_cropvlm,teacher_cropvlm,sft_cropvlm} "$R"_{grpo_cropvlm,unseen_base,unseen_cropvlm}; do
+    score=$(python3 vqa_accuracy.py --predictions_file "${answers}_answers.json" --metric vqa | tail -n 1)
+    echo "$(basename "$answers"): $score"
 done
-python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME"
-echo "$((SECONDS - start)) s; table and pictures: ${P}_results.json, ${P}_results.md, ${P}_boxes.png"
+python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME" --run "$RUN"
+echo "$((SECONDS - start)) s; table and pictures: ${R}_results.json, ${R}_results.md, ${R}_boxes.png"

@@ -37,7 +37,7 @@ def test_a_lesson_is_what_the_processor_makes_of_it(family):
     canvas, placards = draw_scene(random.Random(5))
     crops = [(0, 0, *canvas.size), (100, 80, 290, 200)] if family.sees_crops else [(0, 0, *canvas.size)]
     pictures = [take_picture(family.name, canvas, placards, crop, 0.0, 0) for crop in crops]
-    scene_like = Example(pictures, prompts.answerer_messages("What is it?", len(crops)), "Mall.", (0, 0, 1, 1))
+    scene_like = Example(pictures, prompts.answerer_messages("What is it?", len(crops)), "Mall.", "red", (0, 0, 1, 1))
     with torch.no_grad():
         for picture in pictures:
             picture.features = family.encode(torch.from_numpy(picture.tile[None]))[0]
