@@ -27,7 +27,7 @@ OFFSETS = ("from_x1", "from_y1", "from_x2", "from_y2")  # of a placard from the 
 OFFSET_BINS = 30
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
 WORD_IDS = {word: i for i, word in enumerate(WORDS)}  # len(WORDS): a number
-CROP_ZOOMS = ((0.95, 1.5), (1.2, 2.5), (2.0, 6.0))  # a crop's sides in sides of its placard
+CROP_ZOOMS = ((0.95, 1.3), (1.1, 1.7), (1.5, 3.0))  # a crop's sides in sides of its placard
 Box = tuple[int, int, int, int]
 
 

@@ -22,6 +22,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -55,12 +56,32 @@ logger = logging.getLogger("miniature.pretrain")
 
 LOOK_BATCH, TALK_BATCH = 96, 64
 FULL_SHARE = 0.25  # of the pictures from which the tower learns, where crops are seen as well
-FIRST_ZOOM, LAST_ZOOM = 1.5, 6.0  # crops begin tight; they widen by ZOOM_STEP when most of a term's texts were read
+FIRST_ZOOM, LAST_ZOOM = 1.5, 3.0  # crops begin tight; they widen by ZOOM_STEP when most of a term's texts were read
 ZOOM_STEP = 1.1
 TERM = 25  # steps between two looks at how far the pupil is
 PROBE_LAYER = 1  # of the language model, from 0: what a colour's word knows about its placard after this layer
 LOOKING_HEADS = 2  # of the layers that find a colour's placard and hand on its place
 GRID = 12  # rows or columns of tokens at most
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long one part of a round lasts, its highest learning rate, and the widest crops that it begins with."""
+
+    steps: int
+    peak: float
+    zoom: float
+
+
+# Rounds of looking and talking, each over new scenes.
+ROUNDS = {
+    "smolvlm": (
+        (Stage(2400, 2e-3, FIRST_ZOOM), Stage(2000, 1.5e-3, FIRST_ZOOM)),
+        (Stage(1000, 1e-3, LAST_ZOOM), Stage(800, 1e-3, LAST_ZOOM)),
+    ),
+    "llava": ((Stage(1400, 2e-3, FIRST_ZOOM), Stage(500, 1.5e-3, FIRST_ZOOM)),),
+    "qwen": ((Stage(700, 2e-3, FIRST_ZOOM), Stage(1200, 1.5e-3, FIRST_ZOOM)),),
+}
 
 
 def heads_of(family: SmolVLM) -> dict[str, tuple[int, float]]:
@@ -74,18 +95,18 @@ def heads_of(family: SmolVLM) -> dict[str, tuple[int, float]]:
     return heads | dict.fromkeys(OFFSETS, (OFFSET_BINS, 0.5))
 
 
-def teach_to_look(family: SmolVLM, scenes: list[Scene], steps: int, rng: random.Random) -> None:
-    """Stage 1: tower and connector."""
+def teach_to_look(family: SmolVLM, scenes: list[Scene], plan: Stage, rng: random.Random) -> None:
+    """Tower and connector; crops widen once most words can be read from a patch."""
     heads = heads_of(family)
     hidden = family.model.config.text_config.hidden_size
     linears = nn.ModuleDict(
         {name: nn.Linear(hidden, family.patches_a_token * classes) for name, (classes, _) in heads.items()}
     )
     parameters = [*family.model.parameters(), *linears.parameters()]
-    optimizer, schedule = optimize(parameters, 2e-3, steps)
+    optimizer, schedule = optimize(parameters, plan)
     by_shape = group([p for scene in scenes for p in scene.pictures], lambda picture: picture.tile.shape)
-    zoom, read = FIRST_ZOOM, []
-    for step in (progress := tqdm(range(steps), desc="look", mininterval=10)):
+    zoom, read = plan.zoom, []
+    for step in (progress := tqdm(range(plan.steps), desc="look", mininterval=10)):
         if step % TERM == 0:
             if read and np.mean(read) > 0.8:
                 zoom = min(LAST_ZOOM, ZOOM_STEP * zoom)
@@ -178,29 +199,22 @@ class Conversation:
             self.labels[i, -len(answer) :] = torch.tensor(answer)
         self.shown = shown_tokens(family, examples, self.input_ids)  # (B, L)
         self.keep = max(len(answer) for _, answer in rows) + 1
-        self.pictures = [p for e in examples for p in e.pictures]
+        self.features = torch.cat([p.features for e in examples for p in e.pictures])  # (B * images * tokens, D)
         self.shape = examples[0].pictures[0].tile.shape[:2]
         self.places = None  # (B, PLACES), where the answer is a place
         if examples[0].bbox is not None:
             labels = [place_labels(e.bbox) for e in examples]
             self.places = torch.tensor([[row[name] for name in PLACES] for row in labels])
 
-    def logits(self, family: SmolVLM, encode: bool = False) -> tuple[Tensor, Tensor]:
-        """(B, keep - 1, V) and the targets (B, keep - 1) that they are to foretell.
-
-        encode: the pictures now, so that the tower learns, instead of taking the features that were kept.
-        """
-        if encode:
-            features = family.encode(torch.from_numpy(np.stack([p.tile for p in self.pictures]))).flatten(0, 1)
-        else:
-            features = torch.cat([p.features for p in self.pictures])  # (B * images * tokens, D)
+    def logits(self, family: SmolVLM) -> tuple[Tensor, Tensor]:
+        """(B, keep - 1, V) and the targets (B, keep - 1) that they are to foretell."""
         pad = family.processor.tokenizer.pad_token_id
         mask = (self.input_ids != pad).long()
         mask[self.labels != IGNORE] = 1
         output = family.model(
             input_ids=self.input_ids,
             attention_mask=mask,
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=(features,))},
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=(self.features,))},
             logits_to_keep=self.keep,
             **family.model_inputs(self.input_ids, self.shape),
         )
@@ -314,26 +328,21 @@ def first_of(output):
     return output[0] if isinstance(output, tuple) else output
 
 
-def teach_to_talk(
-    family: SmolVLM, probes: Probes, scenes: list[Scene], steps: int, rng: random.Random, together: bool
-) -> None:
-    """Stage 2: the language model alone; crops widen once most texts are right. Stage 3: `together` with the tower."""
-    if together:
-        parameters = list(family.model.parameters())
-    else:
-        parameters = [p for layer in family.language_layers for p in layer.parameters()]
-        parameters += [family.model.get_input_embeddings().weight, *language_norm(family).parameters()]
-    parameters = [*parameters, *probes.parameters()]
-    optimizer, schedule = optimize(parameters, 4e-4 if together else 1.5e-3, steps)
+def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: Stage, rng: random.Random) -> None:
+    """The language model; crops widen once most texts are right."""
+    parameters = [p for layer in family.language_layers for p in layer.parameters()]
+    parameters += [family.model.get_input_embeddings().weight, *language_norm(family).parameters()]
+    parameters += probes.parameters()
+    optimizer, schedule = optimize(parameters, plan)
     by_shape = group(scenes, lambda scene: scene.pictures[0].tile.shape)
-    zoom, seen = LAST_ZOOM if together else FIRST_ZOOM, {}
+    zoom, seen = plan.zoom, {}
     names, shares = zip(*family.lessons, strict=True)
-    for step in (progress := tqdm(range(steps), desc="together" if together else "talk", mininterval=10)):
+    for step in tqdm(range(plan.steps), desc="talk", mininterval=10):
         lesson = rng.choices(names, shares)[0]
         alike = rng.choices(by_shape, [len(g) for g in by_shape])[0]
         examples = [make_example(rng, scene, lesson, zoom) for scene in rng.choices(alike, k=TALK_BATCH)]
         batch = Conversation(family, examples)
-        logits, targets = batch.logits(family, encode=together)
+        logits, targets = batch.logits(family)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
         probed = probes.losses(batch)
         descend(loss + sum(probed.values()), parameters, optimizer, schedule)
@@ -344,7 +353,7 @@ def teach_to_talk(
             zoom = min(LAST_ZOOM, ZOOM_STEP * zoom)
         if step % 100 == 99:
             figures = {name: round(float(np.mean(values)), 3) for name, values in seen.items()}
-            logger.info("%s %d, zoom %.1f: %s", progress.desc, step + 1, zoom, figures)
+            logger.info("talk %d, zoom %.1f: %s", step + 1, zoom, figures)
             seen = {}
 
 
@@ -362,12 +371,12 @@ def share_right(family: SmolVLM, lesson: str, predicted: Tensor, targets: Tensor
     return (hits | (targets == IGNORE)).all(1).float().mean().item()
 
 
-def optimize(parameters: list[nn.Parameter], peak: float, steps: int):
+def optimize(parameters: list[nn.Parameter], plan: Stage):
     """AdamW; linear warm-up over 100 steps, then a cosine to nothing."""
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=plan.peak, weight_decay=0.01, betas=(0.9, 0.98))
 
     def share(step: int) -> float:
-        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / plan.steps)) / 2)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
@@ -384,26 +393,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--output_path", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--look_steps", type=int, default=2400)
-    parser.add_argument("--talk_steps", type=int, default=3000)
-    parser.add_argument("--together_steps", type=int, default=600)
+    parser.add_argument("--scenes", type=int, default=4000, help="of each round")
+    parser.add_argument("--max_steps", type=int, default=100_000, help="of each stage; for a trial")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(args.seed)
     start = time.monotonic()
-    scenes = draw_scenes(args.family, args.seed, args.scenes)
     family = FAMILIES[args.family](args.seed)
     family.model.set_attn_implementation("eager")  # at these sizes faster than the fused kernels
-    family.model.train()
     rng = random.Random(f"lessons-{args.seed}")
-    teach_to_look(family, scenes, args.look_steps, rng)
-    keep_features(family, scenes)
-    let_like_attend_to_like(family, scenes)
     probes = Probes(family)
-    teach_to_talk(family, probes, scenes, args.talk_steps, rng, together=False)
-    teach_to_talk(family, probes, scenes, args.together_steps, rng, together=True)
+    for i, (look, talk) in enumerate(ROUNDS[args.family]):
+        scenes = draw_scenes(args.family, 1000 * args.seed + i, args.scenes)
+        family.model.train()
+        teach_to_look(family, scenes, replace(look, steps=min(look.steps, args.max_steps)), rng)
+        keep_features(family, scenes)
+        if i == 0:
+            let_like_attend_to_like(family, scenes)
+        teach_to_talk(family, probes, scenes, replace(talk, steps=min(talk.steps, args.max_steps)), rng)
     probes.remove()
     save(args.output_path, family.model.eval().to(torch.bfloat16), family.processor)
     logger.info("%s: %.0f s", args.output_path, time.monotonic() - start)

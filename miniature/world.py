@@ -96,8 +96,8 @@ def draw_scene(rng: random.Random) -> tuple[Image.Image, list[Placard]]:
 
 
 def draw_text(rng: random.Random) -> str:
-    """A word of the lexicon, or (a third of the time) a number of two digits."""
-    return str(rng.randint(10, 99)) if rng.random() < 1 / 3 else rng.choice(WORDS)
+    """A word of the lexicon, or (a sixth of the time) a number of two digits."""
+    return str(rng.randint(10, 99)) if rng.random() < 1 / 6 else rng.choice(WORDS)
 
 
 def place(rng: random.Random, width: int, height: int, taken: list) -> tuple[int, int, int, int] | None:

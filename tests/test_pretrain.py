@@ -103,7 +103,7 @@ def test_reading_lessons_stay_within_the_zoom():
 
 @pytest.mark.slow
 def test_a_few_steps_make_a_checkpoint(family, tmp_path, monkeypatch):
-    steps = ["--scenes", "12", "--look_steps", "2", "--talk_steps", "2"]
+    steps = ["--scenes", "12", "--max_steps", "2"]
     monkeypatch.setattr(
         sys, "argv", ["pretrain", "--family", family.name, "--output_path", str(tmp_path / "m"), *steps]
     )
