@@ -47,6 +47,13 @@ class PolicyArguments:
     longest_edge: int = field(
         default=512, metadata={"help": "pixels of the longer image side that the policy sees (paper: 512, 1024, 2048)"}
     )
+    vqa_model: str = field(
+        default="HuggingFaceTB/SmolVLM-256M-Instruct",
+        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: hub id or folder"},
+    )
+    vqa_longest_edge: int | None = field(
+        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees"}
+    )
     use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
     lora_r: int = 128
     lora_alpha: int = 256
@@ -77,6 +84,30 @@ class PolicyArguments:
             target_modules=LORA_TARGETS,
             task_type="CAUSAL_LM",
         )
+
+
+@dataclass
+class HeldOutArguments:
+    """What both trainers add to TRL's configuration, to stand before it among a class's bases."""
+
+    eval_dataset_path: str | None = field(
+        default=None, metadata={"help": "data set on which the accuracy with the current crops is measured"}
+    )
+    eval_split: str | None = field(default=None, metadata={"help": "its split; default: validation, or the only one"})
+    eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
+
+    def __post_init__(self):
+        settle_hardware(self)
+        if self.eval_dataset_path is not None:
+            if self.eval_strategy == "no":
+                self.eval_strategy = "steps"
+            self.eval_steps = self.eval_steps or self.save_steps
+            self.metric_for_best_model = self.metric_for_best_model or "eval_accuracy"
+        elif self.eval_strategy != "no":
+            raise UserError(
+                f"--eval_strategy {self.eval_strategy}: there is nothing to measure on; --eval_dataset_path?"
+            )
+        super().__post_init__()
 
 
 def show_one_gpu(index: int) -> None:
@@ -112,8 +143,8 @@ def _refuse(message: str) -> None:
     raise UserError(message)
 
 
-def set_compute_dtype(args: TrainingArguments) -> None:
-    """Compute in bfloat16 on a GPU and in float32 on the CPU, unless the command line says otherwise.
+def settle_hardware(args: TrainingArguments) -> None:
+    """Compute in bfloat16 on a GPU and in float32 on the CPU, unless told otherwise.
 
     For `__post_init__`, before TRL's own, which would take bfloat16 everywhere.
     """
