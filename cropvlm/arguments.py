@@ -144,12 +144,30 @@ def _refuse(message: str) -> None:
 
 
 def settle_hardware(args: TrainingArguments) -> None:
-    """Compute in bfloat16 on a GPU and in float32 on the CPU, unless told otherwise.
+    """Compute in bfloat16 on a GPU and in float32 on the CPU, there too with all processes, unless told otherwise.
 
     For `__post_init__`, before TRL's own, which would take bfloat16 everywhere.
+
+    Raises:
+        UserError: several processes were asked for, but this one is alone.
     """
+    if not torch.accelerator.is_available():
+        # Without GPUs, processes find one another only where the CPU was asked for: else each would train alone.
+        args.use_cpu = args.use_cpu or "LOCAL_RANK" in os.environ
+        # What `accelerate launch --num_processes 2` leaves where it starts one process after all.
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and not _process_count():
+            raise UserError(
+                "accelerate launch starts one process where there is no GPU; for several of them on the CPU: "
+                "accelerate launch --multi_gpu --num_processes 2 ..."
+            )
     if args.bf16 is None:
         args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
+
+
+def _process_count() -> str | None:
+    """What torch's launcher, or MPI's, says of how many processes there are; None if neither started this one."""
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return next((os.environ[name] for name in names if name in os.environ), None)
 
 
 def frozen_dtype(args: TrainingArguments) -> torch.dtype:
