@@ -10,24 +10,24 @@ released experiment left it on).
 
 import logging
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset
 from trl import GRPOConfig
 
 from cropvlm.arguments import (
+    HeldOutArguments,
     PolicyArguments,
     checkpoint_to_resume,
     frozen_dtype,
     load_training_rows,
     parse,
-    set_compute_dtype,
     start,
 )
 from cropvlm.cli import UserError, run
-from cropvlm.evaluation import CropAccuracy, scoring_of
+from cropvlm.evaluation import load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import disk_errors, finish
-from cropvlm.modeling import load_full_model, load_policy, load_processor, stop_token_ids
+from cropvlm.modeling import load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 from cropvlm.watching import WatchedGRPOTrainer
@@ -47,12 +47,6 @@ class GRPOPolicyArguments(PolicyArguments):
     reward: Literal["likelihood", "accuracy"] = field(
         default="likelihood", metadata={"help": "log-likelihood of the answer, or accuracy of the generated one"}
     )
-    vqa_model: str = field(
-        default="HuggingFaceTB/SmolVLM-256M-Instruct", metadata={"help": "frozen reward VLM: hub id or folder"}
-    )
-    vqa_longest_edge: int | None = field(
-        default=512, metadata={"help": "pixels of the longer image side that the reward VLM sees"}
-    )
     reward_batch_size: int | None = field(
         default=None, metadata={"help": "completions scored in one forward pass; default: all of a step"}
     )
@@ -62,7 +56,7 @@ class GRPOPolicyArguments(PolicyArguments):
 
 
 @dataclass
-class GRPOArguments(GRPOConfig):
+class GRPOArguments(HeldOutArguments, GRPOConfig):
     """TRL's `GRPOConfig` with the paper's values (METHOD: GRPO)."""
 
     output_dir: str = "models/grpo_512"
@@ -87,26 +81,7 @@ class GRPOArguments(GRPOConfig):
     report_to: str = "tensorboard"
     disable_dropout: bool = True
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
-
-    eval_dataset_path: str | None = field(
-        default=None, metadata={"help": "data set on which the accuracy with the current crops is measured"}
-    )
-    eval_split: str | None = field(default=None, metadata={"help": "its split; default: validation, or the only one"})
-    eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
-
-    def __post_init__(self):
-        set_compute_dtype(self)
-        if self.eval_dataset_path is not None:
-            if self.eval_strategy == "no":
-                self.eval_strategy = "steps"
-            self.eval_steps = self.eval_steps or self.save_steps
-            self.metric_for_best_model = self.metric_for_best_model or "eval_accuracy"
-            self.num_generations_eval = 1  # one greedy box a row
-        elif self.eval_strategy != "no":
-            raise UserError(
-                f"--eval_strategy {self.eval_strategy}: there is nothing to measure on; --eval_dataset_path?"
-            )
-        super().__post_init__()
+    num_generations_eval: int = field(default=1, metadata={"help": "of use to TRL alone: boxes are measured greedy"})
 
 
 def prompt_rows(rows: Dataset) -> Dataset:
@@ -122,21 +97,10 @@ def prompt_rows(rows: Dataset) -> Dataset:
     return rows.with_transform(to_prompts)
 
 
-def load_eval_rows(args: GRPOArguments) -> Dataset | None:
-    """The rows of `--eval_dataset_path`, if it is given."""
-    if args.eval_dataset_path is None:
-        return None
-    return load_training_rows(
-        args.eval_dataset_path, args.eval_split, args.eval_max_samples, "answers", default_split="validation"
-    )
-
-
-def make_rewards(policy: GRPOPolicyArguments, args: GRPOArguments) -> list:
-    """The two rewards, the reward VLM loaded."""
-    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
-    model = load_full_model(policy.vqa_model, frozen_dtype(args)).to(args.device).eval().requires_grad_(False)
+def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> list:
+    """The two rewards."""
     reward = {"likelihood": AnswerLikelihoodReward, "accuracy": AnswerAccuracyReward}[policy.reward]
-    return [validity_reward, reward(model, processor, policy.reward_batch_size)]
+    return [validity_reward, reward(answerer, processor, policy.reward_batch_size)]
 
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRPOTrainer:
@@ -147,25 +111,22 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
     needed = args.generation_batch_size // args.num_generations
     if len(rows) < needed:
         raise UserError(f"{policy.dataset_path}: {len(rows)} rows, but one step takes {needed} prompts; give more rows")
-    eval_rows = load_eval_rows(args)
+    held_out = load_held_out_rows(args)
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
-    rewards = make_rewards(policy, args)
-    accuracy = None
-    if eval_rows is not None:
-        scoring = scoring_of(args.eval_dataset_path, args.eval_split)
-        accuracy = CropAccuracy(eval_rows, rewards[1].model, rewards[1].processor, **scoring)
+    answerer = load_answerer(policy, args)
     trainer = WatchedGRPOTrainer(
         model=model,
-        reward_funcs=rewards,
+        reward_funcs=make_rewards(policy, *answerer),
         args=args,
         train_dataset=prompt_rows(rows),
-        eval_dataset=eval_rows,
-        crop_accuracy=accuracy,
+        eval_dataset=held_out,
         processing_class=processor,
         log_crops_every=policy.log_crops_every,
     )
+    if held_out is not None:
+        measure_on(trainer, held_out, processor, *answerer)
     trainer.policy_arguments = policy
     return trainer
 

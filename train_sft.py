@@ -3,7 +3,8 @@
     python3 train_sft.py --dataset_path datasets/cropvlm_dataset_sft --output_dir models/sft_512
 
 TRL's `SFTTrainer` with a LoRA adapter, on prompt-completion rows with images; the loss is on the completion
-` [x1, y1, x2, y2].<end_of_utterance>` alone. Every flag of TRL's `SFTConfig` works beside those below. The adapter's
+` [x1, y1, x2, y2].<end_of_utterance>` alone. `--eval_dataset_path` names rows on which the accuracy that `--vqa_model`
+reaches with the current crops is measured. Every flag of TRL's `SFTConfig` works beside those below. The adapter's
 weights are float32 (the released experiment: bfloat16); the computation is bfloat16 on a GPU.
 """
 
@@ -15,18 +16,19 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from cropvlm.arguments import (
+    HeldOutArguments,
     PolicyArguments,
     checkpoint_to_resume,
     frozen_dtype,
     load_training_rows,
     open_training_image,
     parse,
-    set_compute_dtype,
     start,
 )
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import UserError, run
 from cropvlm.encoding import chat_text
+from cropvlm.evaluation import CropAccuracyMixin, load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import CardMixin, disk_errors, finish
 from cropvlm.modeling import END_OF_UTTERANCE, load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import bbox_completion, cropper_messages
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class SFTArguments(SFTConfig):
+class SFTArguments(HeldOutArguments, SFTConfig):
     """TRL's `SFTConfig` with the paper's values (METHOD: SFT)."""
 
     output_dir: str = "models/sft_512"
@@ -52,10 +54,6 @@ class SFTArguments(SFTConfig):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     max_length: int | None = field(default=None, metadata={"help": "None: cutting a row would cut its image tokens"})
     remove_unused_columns: bool = False  # the rows are made from the other columns when they are read
-
-    def __post_init__(self):
-        set_compute_dtype(self)
-        super().__post_init__()
 
 
 def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
@@ -81,18 +79,23 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
     return rows.select(usable).with_transform(to_prompt_completion)
 
 
-class BoxSFTTrainer(CardMixin, SFTTrainer):
-    """TRL's `SFTTrainer` with this project's model card."""
+class BoxSFTTrainer(CardMixin, CropAccuracyMixin, SFTTrainer):
+    """TRL's `SFTTrainer` with this project's model card and measure."""
 
 
 def make_trainer(args: SFTArguments, policy: PolicyArguments) -> BoxSFTTrainer:
     """Load data, processor and model, in this order, and join them."""
     rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "bbox")
+    held_out = load_held_out_rows(args)
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     dataset = prompt_completion_rows(rows, processor)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
-    trainer = BoxSFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=processor)
+    trainer = BoxSFTTrainer(
+        model=model, args=args, train_dataset=dataset, eval_dataset=held_out, processing_class=processor
+    )
+    if held_out is not None:
+        measure_on(trainer, held_out, processor, *load_answerer(policy, args))
     trainer.policy_arguments = policy
     return trainer
 

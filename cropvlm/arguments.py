@@ -47,6 +47,13 @@ class PolicyArguments:
     longest_edge: int = field(
         default=512, metadata={"help": "pixels of the longer image side that the policy sees (paper: 512, 1024, 2048)"}
     )
+    vqa_model: str = field(
+        default="HuggingFaceTB/SmolVLM-256M-Instruct",
+        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: hub id or folder"},
+    )
+    vqa_longest_edge: int | None = field(
+        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees"}
+    )
     use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
     lora_r: int = 128
     lora_alpha: int = 256
@@ -77,6 +84,30 @@ class PolicyArguments:
             target_modules=LORA_TARGETS,
             task_type="CAUSAL_LM",
         )
+
+
+@dataclass
+class HeldOutArguments:
+    """What both trainers add to TRL's configuration, to stand before it among a class's bases."""
+
+    eval_dataset_path: str | None = field(
+        default=None, metadata={"help": "data set on which the accuracy with the current crops is measured"}
+    )
+    eval_split: str | None = field(default=None, metadata={"help": "its split; default: validation, or the only one"})
+    eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
+
+    def __post_init__(self):
+        settle_hardware(self)
+        if self.eval_dataset_path is not None:
+            if self.eval_strategy == "no":
+                self.eval_strategy = "steps"
+            self.eval_steps = self.eval_steps or self.save_steps
+            self.metric_for_best_model = self.metric_for_best_model or "eval_accuracy"
+        elif self.eval_strategy != "no":
+            raise UserError(
+                f"--eval_strategy {self.eval_strategy}: there is nothing to measure on; --eval_dataset_path?"
+            )
+        super().__post_init__()
 
 
 def show_one_gpu(index: int) -> None:
@@ -112,13 +143,31 @@ def _refuse(message: str) -> None:
     raise UserError(message)
 
 
-def set_compute_dtype(args: TrainingArguments) -> None:
-    """Compute in bfloat16 on a GPU and in float32 on the CPU, unless the command line says otherwise.
+def settle_hardware(args: TrainingArguments) -> None:
+    """Compute in bfloat16 on a GPU and in float32 on the CPU, there too with all processes, unless told otherwise.
 
     For `__post_init__`, before TRL's own, which would take bfloat16 everywhere.
+
+    Raises:
+        UserError: several processes were asked for, but this one is alone.
     """
+    if not torch.accelerator.is_available():
+        # Without GPUs, processes find one another only where the CPU was asked for: else each would train alone.
+        args.use_cpu = args.use_cpu or "LOCAL_RANK" in os.environ
+        # What `accelerate launch --num_processes 2` leaves where it starts one process after all.
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and not _process_count():
+            raise UserError(
+                "accelerate launch starts one process where there is no GPU; for several of them on the CPU: "
+                "accelerate launch --multi_gpu --num_processes 2 ..."
+            )
     if args.bf16 is None:
         args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
+
+
+def _process_count() -> str | None:
+    """What torch's launcher, or MPI's, says of how many processes there are; None if neither started this one."""
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return next((os.environ[name] for name in names if name in os.environ), None)
 
 
 def frozen_dtype(args: TrainingArguments) -> torch.dtype:

@@ -1,15 +1,24 @@
 """The accuracy that an answerer reaches with the cropper's current boxes, for use while the cropper is trained."""
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import Dataset
 
-from cropvlm.arguments import open_training_image
+from cropvlm.arguments import (
+    HeldOutArguments,
+    PolicyArguments,
+    frozen_dtype,
+    load_training_rows,
+    open_training_image,
+)
 from cropvlm.crops import crop_or_full_image
 from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
 from cropvlm.metrics import letter_accuracy
+from cropvlm.modeling import load_full_model, load_processor
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
 
@@ -61,8 +70,51 @@ class CropAccuracy:
         return [(score, valid) for score, (_, valid) in zip(scores, crops, strict=True)]
 
 
-def scoring_of(dataset_path: str, split: str | None) -> dict[str, Any]:
-    """Instruction and score of a data set, as keyword arguments of `CropAccuracy`."""
-    benchmark = benchmark_for(dataset_path, split=split)
+class CropAccuracyMixin:
+    """A trainer that measures the accuracy with its current crops wherever TRL would work out a loss."""
+
+    crop_accuracy: CropAccuracy  # these two are set by `measure_on`
+    crop_processor: Any
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """Return and log accuracy (0 to 100) and share of valid boxes on the held-out rows, boxes greedy."""
+        self.model.eval()
+        process = (self.accelerator.process_index, self.accelerator.num_processes)
+        with self.accelerator.autocast():
+            results = gather_object(self.crop_accuracy(self.model, self.crop_processor, *process))
+        scores, valid = zip(*results, strict=True)
+        metrics = {
+            f"{metric_key_prefix}_accuracy": 100 * fmean(scores),
+            f"{metric_key_prefix}_boxes/valid": fmean(valid),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def load_held_out_rows(args: HeldOutArguments) -> Dataset | None:
+    """The rows of `--eval_dataset_path`, if it is given."""
+    if args.eval_dataset_path is None:
+        return None
+    return load_training_rows(
+        args.eval_dataset_path, args.eval_split, args.eval_max_samples, "answers", default_split="validation"
+    )
+
+
+def load_answerer(policy: PolicyArguments, args: Any) -> tuple[Any, Any]:
+    """`--vqa_model`, frozen, and its processor."""
+    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
+    model = load_full_model(policy.vqa_model, frozen_dtype(args)).to(args.device).eval().requires_grad_(False)
+    return model, processor
+
+
+def measure_on(trainer: Any, rows: Dataset, processor: Any, answerer: Any, answerer_processor: Any) -> None:
+    """Let `trainer` measure on `rows`, with the instruction and score of their data set.
+
+    processor: the policy's own, which takes images.
+    """
+    benchmark = benchmark_for(trainer.args.eval_dataset_path, split=trainer.args.eval_split)
     score = letter_accuracy if benchmark.metric == "letter" else answer_accuracy
-    return {"instruction": benchmark.instruction or BRIEF_ANSWER, "score": score}
+    instruction = benchmark.instruction or BRIEF_ANSWER
+    trainer.crop_accuracy = CropAccuracy(rows, answerer, answerer_processor, instruction, score)
+    trainer.crop_processor = processor

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from cropvlm.arguments import PolicyArguments, frozen_dtype
+from cropvlm.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
 from cropvlm.cli import UserError
 from cropvlm.modeling import adapter_base, load_model, load_processor
 from cropvlm.predictions import LIBRARIES
@@ -75,7 +75,8 @@ def model_card(trainer: Any, name: str) -> str:
         pipeline_tag="image-text-to-text",
         tags=sorted({"cropvlm", *trainer._tag_names}),
     )
-    own_settings = {key: getattr(args, key) for key in type(args).__annotations__}
+    names = HeldOutArguments.__annotations__ | type(args).__annotations__
+    own_settings = {name: getattr(args, name) for name in names}
     return CARD.format(
         card_data=data.to_yaml(),
         name=name,

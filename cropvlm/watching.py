@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers.integrations import TensorBoardCallback
 
 from cropvlm.boxes import bbox_area_pct, bbox_iou, parse_bbox, pct_to_px
-from cropvlm.evaluation import CropAccuracy
+from cropvlm.evaluation import CropAccuracyMixin
 from cropvlm.finishing import CardMixin
 from cropvlm.rewards import completion_text
 from cropvlm.sharing import GroupedGRPOTrainer
@@ -69,40 +68,16 @@ def draw_group(image: Image.Image, question: str, texts: Sequence[str], rewards:
     return canvas
 
 
-class WatchedGRPOTrainer(CardMixin, GroupedGRPOTrainer):
+class WatchedGRPOTrainer(CardMixin, CropAccuracyMixin, GroupedGRPOTrainer):
     """`GroupedGRPOTrainer` that logs figures of the boxes and, every so often, pictures of them.
 
     Args:
         log_crops_every: steps between two pictures in `{output_dir}/crops` and in TensorBoard; 0 draws none.
-        crop_accuracy: what `evaluate` measures.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processing_class: Any,
-        log_crops_every: int = 0,
-        crop_accuracy: CropAccuracy | None = None,
-        **kwargs: Any,
-    ):
-        self.log_crops_every, self.crop_accuracy = log_crops_every, crop_accuracy
-        self._plain_processor = processing_class
-        super().__init__(model=model, processing_class=processing_class, **kwargs)
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Return and log accuracy (0 to 100) and share of valid boxes on the held-out rows, boxes greedy."""
-        self.model.eval()
-        process = (self.accelerator.process_index, self.accelerator.num_processes)
-        with self.accelerator.autocast():
-            results = gather_object(self.crop_accuracy(self.model, self._plain_processor, *process))
-        scores, valid = zip(*results, strict=True)
-        metrics = {
-            f"{metric_key_prefix}_accuracy": 100 * fmean(scores),
-            f"{metric_key_prefix}_boxes/valid": fmean(valid),
-        }
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def __init__(self, log_crops_every: int = 0, **kwargs: Any):
+        self.log_crops_every = log_crops_every
+        super().__init__(**kwargs)
 
     def _calculate_rewards(self, inputs: list[dict], prompts: list, completions: list, *args: Any) -> Tensor:
         by_function = super()._calculate_rewards(inputs, prompts, completions, *args)  # (N of all processes, functions)
@@ -117,6 +92,7 @@ class WatchedGRPOTrainer(CardMixin, GroupedGRPOTrainer):
                 self.log_crops_every
                 and self.state.global_step % self.log_crops_every == 0
                 and self.is_world_process_zero()
+                and len(inputs) >= self.num_generations  # else this process holds a part of one group alone
             ):
                 self._draw(inputs, local, rewards.tolist())
         return by_function

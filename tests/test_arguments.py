@@ -1,13 +1,16 @@
-"""The configuration files, and which checkpoint a run goes on from."""
+"""The configuration files, which checkpoint a run goes on from, and processes on the CPU."""
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import train_grpo
 import train_sft
-from cropvlm.arguments import PolicyArguments, checkpoint_to_resume, parse
+from cropvlm.arguments import PolicyArguments, checkpoint_to_resume, parse, settle_hardware
+from cropvlm.cli import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "scripts" / "configs"
 SFT = (PolicyArguments, train_sft.SFTArguments)
@@ -50,3 +53,29 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert checkpoint_to_resume(args) == str(tmp_path / "checkpoint-10")
     args.output_dir = str(tmp_path / "new")
     assert checkpoint_to_resume(args) is None
+
+
+def test_processes_on_the_cpu_find_one_another(monkeypatch):
+    """Without being told of the CPU, each would train alone and write over the other."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = SimpleNamespace(use_cpu=False, bf16=None, fp16=False)
+    settle_hardware(args)
+    assert not args.use_cpu
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    settle_hardware(args)
+    assert args.use_cpu
+    assert not args.bf16
+
+
+def test_one_process_in_place_of_several_is_refused(monkeypatch):
+    """`accelerate launch --num_processes 2` starts one where there is no GPU, at half the batch that was meant."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    args = SimpleNamespace(use_cpu=True, bf16=None, fp16=False)
+    settle_hardware(args)  # one was asked for
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="--multi_gpu --num_processes 2"):
+        settle_hardware(args)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    settle_hardware(args)

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import train_grpo
 import train_sft
-from cropvlm import modeling
+from cropvlm import evaluation, modeling
 from cropvlm.arguments import PolicyArguments
 from cropvlm.rewards import completion_text
+from cropvlm.sharing import SharedImages
 
 pytestmark = pytest.mark.slow
 BOXES = [[0, 5, 100, 95], [12, 0, 13, 100]]
@@ -111,14 +112,21 @@ def test_sft_at_512(base_model, processor_path, data, tmp_path):
 
 @pytest.mark.parametrize(("longest_edge", "tiles"), [(1024, [5, 3]), (2048, [17, 5])])
 def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor_path, data, tmp_path):
-    """1:1 and 4:1 are 2 x 2 and 2 x 1 tiles at 1024 px, 4 x 4 and 4 x 1 at 2048 px, beside the image as a whole."""
+    """1:1 and 4:1 are 2 x 2 and 2 x 1 tiles at 1024 px, 4 x 4 and 4 x 1 at 2048 px, beside the image as a whole.
+
+    SFT hands over pixels, padded with empty tiles; GRPO, numbers. The loss is the same.
+    """
     trainer = sft_trainer(base_model, processor_path, data, tmp_path, longest_edge)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
     image_tokens = (batch["input_ids"] == trainer.model.config.image_token_id).sum(1)
     assert image_tokens.tolist() == [64 * n for n in tiles]
     with torch.no_grad():
         loss = trainer.model(**batch).loss
-    assert math.isfinite(loss.item())
+        assert math.isfinite(loss.item())
+        shared = SharedImages(trainer.model, trainer.processing_class)
+        images = [[trainer.train_dataset[i]["image"]] for i in (0, 1)]
+        batch["pixel_values"] = shared.number_images(images)[0]["pixel_values"]
+        assert trainer.model(**batch).loss.item() == pytest.approx(loss.item(), abs=1e-4)
 
 
 def test_grpo_at_512(base_model, processor_path, data, tmp_path):
@@ -129,7 +137,7 @@ def test_grpo_at_512(base_model, processor_path, data, tmp_path):
     args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options, **groups)
     processor = modeling.load_processor(processor_path, 512)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_grpo, "load_processor", lambda *_: processor)  # the reward VLM's folder holds none
+        patch.setattr(evaluation, "load_processor", lambda *_: processor)  # the reward VLM's folder holds none
         trainer = train_grpo.make_trainer(args, policy)
     trainer.reward_funcs[0] = lambda completions, **columns: [len(completion_text(text)) for text in completions]
     end_of_turn = 49279

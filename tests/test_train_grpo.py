@@ -1,6 +1,7 @@
 """Stage 2 on a tiny model: rows, policy and reference, shared images, a whole run, and what is refused early."""
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trl import GRPOTrainer
 
 import train_grpo
-from cropvlm import arguments, evaluation, modeling
+from cropvlm import arguments, evaluation, modeling, sharing, watching
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
 from cropvlm.data import load_rows
@@ -258,12 +259,17 @@ def test_the_loss_is_dr_grpos(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     assert loss == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_every_image_is_decoded_once_a_step(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    opened = []
+def test_every_image_is_decoded_and_preprocessed_once_a_step(
+    sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    opened, preprocessed = [], []
     monkeypatch.setattr(arguments, "open_image", lambda source: opened.append(source) or open_image(source))
+    preprocess = sharing.process_image
+    monkeypatch.setattr(sharing, "process_image", lambda *args: preprocessed.append(args[1]) or preprocess(*args))
     options = {"gradient_accumulation_steps": 4, "max_steps": 1, "save_strategy": "no"}
     make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options).train()
     assert len(opened) == 4  # TRL reads the four prompts' rows four times
+    assert len(preprocessed) == 4  # TRL asks for 12 rollouts' images, and for the same 12 once more
 
 
 def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
@@ -350,3 +356,34 @@ def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, t
     trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm)
     assert len(trainer.train_dataset) == len(rows) - 1
     assert f"question_id [{rows[2]['question_id']}]" in caplog.text
+
+
+def test_a_data_set_without_answers_is_refused(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    load_from_disk(str(tiny_world))["train"].remove_columns("answers").save_to_disk(str(tmp_path / "data"))
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match="answers"):
+        run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
+
+
+def test_an_adapter_of_another_base_is_refused(
+    sft_adapter, tiny_smolvlm, tiny_llava, tiny_world, tmp_path, monkeypatch
+):
+    shutil.copytree(sft_adapter, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tiny_llava)}))
+    with pytest.raises(UserError, match="adapter of another base than"):
+        run_main(monkeypatch, *flags_for(tmp_path / "adapter", tiny_smolvlm, tiny_world, tmp_path / "out"))
+
+
+def test_a_process_that_holds_a_part_of_one_group_draws_nothing(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """Two processes of two completions each: this one has two of the group's three, and the rewards of all four."""
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
+    trainer.log_crops_every = 1
+    trainer.model.train()
+    trainer.reward_funcs = [lambda completions, **columns: [0.0] * len(completions)] * 2
+    row = open_images([trainer.train_dataset[0]])[0]
+    completions = [[{"role": "assistant", "content": "?"}]] * 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watching, "box_figures", lambda *_: {})
+        trainer._calculate_rewards([row] * 2, [row["prompt"]] * 2, completions, [[1]] * 2)
+    assert not (tmp_path / "crops").exists()

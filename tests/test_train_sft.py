@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForImageTextToText
 
 import train_sft
-from cropvlm import finishing, modeling
+from cropvlm import evaluation, finishing, modeling
 from cropvlm.arguments import PolicyArguments
 from cropvlm.cli import UserError
 from cropvlm.data import load_rows
@@ -123,6 +123,40 @@ def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
         assert line in card.text
 
 
+def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data, tiny_world, tmp_path, monkeypatch):
+    """Of three held-out rows the answerer, told what to say, gets none right after one step and all after two."""
+    answers = iter(["wrong"] * 3 + ["right"] * 3)
+    plain = evaluation.generate_texts
+
+    def generate_texts(model, processor, messages, images, **options):
+        if len(images[0]) == 2:  # the answerer
+            return [next(answers) for _ in images]
+        assert model.training is False
+        return plain(model, processor, messages, images, **options)
+
+    monkeypatch.setattr(evaluation, "generate_texts", generate_texts)
+    monkeypatch.setattr(evaluation, "answer_accuracy", lambda answer, references: float(answer == "right"))
+    flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
+    flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 3, "--max_steps", 2]
+    flags += [
+        "--vqa_model",
+        tiny_smolvlm,
+        "--vqa_longest_edge",
+        64,
+        "--save_steps",
+        1,
+        "--load_best_model_at_end",
+        True,
+    ]
+    run_main(monkeypatch, *flags)
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    measured = [entry for entry in state["log_history"] if "eval_accuracy" in entry]
+    assert [(entry["step"], entry["eval_accuracy"]) for entry in measured] == [(1, 0), (2, 100)]
+    assert all(0 <= entry["eval_boxes/valid"] <= 1 for entry in measured)
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+    assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
+
+
 def test_merge_needs_an_adapter(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--merge"):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), "--merge", "--use_lora", False)
@@ -180,6 +214,8 @@ def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_pa
         (["--processor", "./missing"], "no such folder"),
         (["--resume_from_checkpoint", "./missing"], "no whole checkpoint"),
         (["--eval_strategy", "sometimes"], "--eval_strategy"),
+        (["--eval_strategy", "steps"], "--eval_dataset_path"),
+        (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
         (["--config", "missing.yaml"], "missing.yaml"),
     ],
 )

@@ -1,0 +1,398 @@
+"""A whole GRPO step three ways in one run: train_grpo.py's, TRL as it stands, and the released experiment's.
+
+    python3 benchmarks/grpo_step.py --geometry miniature
+    python3 benchmarks/grpo_step.py --geometry real --prompts 1                         (minutes on two cores)
+    python3 benchmarks/grpo_step.py --geometry real --longest_edge 2048                 (on a GPU)
+
+ours      groups share one encoding of their image, and the rewards of all completions are scored together
+trl       TRL's own `GRPOTrainer`; a completion's reward is scored alone
+released  the same trainer, one prompt at a time: generate 6, score 6 in one pass, one forward and backward
+
+Random weights, the paper's settings, JPEGs of about 1024x768, from encoded bytes to the optimiser's step. Every way
+rolls out `--new_tokens` tokens in earnest; then the same boxes are put in their place, so that rewards and gradients
+can be compared and the crops are as many and as large as in training. Dropout is off in all three.
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from peft import get_peft_model
+from PIL import Image as PILImage
+from transformers import AutoConfig, Idefics3Config, Idefics3ForConditionalGeneration, PrinterCallback, TrainerCallback
+from trl import GRPOTrainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cropvlm.crops import crop_or_corner, open_image
+from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
+from cropvlm.prompts import bbox_completion
+from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
+from cropvlm.runs import positive
+from cropvlm.sharing import GroupedGRPOTrainer
+from miniature.checkpoints import TILE, build_smolvlm
+from train_grpo import GRPOArguments, GRPOPolicyArguments, prompt_rows
+
+GRPO_ROWS = 31_000  # half of the paper's mixture
+G = 6
+REAL_TILE = 512  # px
+# SmolVLM-256M-Instruct, from its published configuration
+TEXT = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 49280,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+    "tie_word_embeddings": False,
+    "pad_token_id": 2,
+}
+VISION = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": REAL_TILE,
+    "patch_size": 16,
+}
+
+
+class Models:
+    """Policies, reward VLM and processors of one geometry, with random weights."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.path, self.real = args.model_path, args.geometry == "real"
+        self.scale = 1 if self.real else REAL_TILE // TILE
+
+    def processor(self, longest_edge: int) -> Any:
+        """The processor for images of `longest_edge` px; the miniature's tiles are an eighth of that, and so is all."""
+        if self.path:
+            return load_processor(self.path, longest_edge)
+        _, processor = build_smolvlm()
+        processor.image_processor.size = {"longest_edge": longest_edge // self.scale}
+        if self.real:
+            processor.image_processor.max_image_size = {"longest_edge": REAL_TILE}
+            processor.image_seq_len = 64
+        return processor
+
+    def model(self, dtype: torch.dtype) -> Any:
+        """An Idefics3 whose weights are the same every time."""
+        small, _ = build_smolvlm()
+        torch.manual_seed(0)
+        if not self.real:
+            return small.to(dtype)
+        if self.path:
+            return Idefics3ForConditionalGeneration._from_config(AutoConfig.from_pretrained(self.path), dtype=dtype)
+        image_token = {"image_token_id": small.config.image_token_id}
+        config = Idefics3Config(
+            text_config=TEXT, vision_config=VISION, scale_factor=4, tie_word_embeddings=False, **image_token
+        )
+        model = Idefics3ForConditionalGeneration._from_config(config, dtype=dtype)
+        model.generation_config = small.generation_config
+        return model
+
+    def policy(self, dtype: torch.dtype, processor: Any) -> Any:
+        """The model with the paper's LoRA, whose B is not zero, as after SFT."""
+        policy = get_peft_model(self.model(dtype), GRPOPolicyArguments().lora_config())
+        generator = torch.Generator().manual_seed(1)
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.data = torch.randn(weight.shape, generator=generator) * 1e-3
+        policy.generation_config.eos_token_id = stop_token_ids(policy, processor)
+        return policy
+
+
+class Clock:
+    """Seconds by part of a step."""
+
+    def __init__(self):
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = now()
+        yield
+        self.seconds[part] += now() - start
+
+
+def now() -> float:
+    """Seconds, all that was sent to the GPU done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Measured:
+    """Stands before a trainer: times its parts, puts fixed boxes in place of what it rolls out, keeps what to compare.
+
+    Args:
+        turns: token ids of the completions of one step, (prompts x G) lists.
+    """
+
+    def __init__(self, turns: list[list[int]], **kwargs: Any):
+        self.turns, self.clock, self.rolled_out = turns, Clock(), 0
+        self.rewards: list[torch.Tensor] = []
+        self.gradients: dict[str, torch.Tensor] = {}
+        super().__init__(**kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.clock("training step"):
+            return super().training_step(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        with self.clock("preparation"):
+            return super()._prepare_inputs(inputs)
+
+    def _generate_single_turn(self, prompt_ids: list, *args: Any, **kwargs: Any) -> tuple:
+        with self.clock("rollout"):
+            super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        first = self.rolled_out % len(self.turns)
+        self.rolled_out += len(prompt_ids)
+        return self.turns[first : first + len(prompt_ids)], None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        with self.clock("policy's forward" if torch.is_grad_enabled() else "reference"):
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    def _calculate_rewards(self, *args: Any) -> torch.Tensor:
+        with self.clock("reward"):
+            rewards = super()._calculate_rewards(*args)
+        self.rewards.append(rewards.cpu())
+        return rewards
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if not self.gradients:
+            weights = self.model.named_parameters()
+            gradients = {name: weight.grad for name, weight in weights if weight.grad is not None}
+            self.gradients = {name: grad.to("cpu", torch.float32, copy=True) for name, grad in gradients.items()}
+        return super()._clip_grad_norm(model)
+
+
+class MeasuredOurs(Measured, GroupedGRPOTrainer):
+    """train_grpo.py's trainer; pictures and figures of the boxes are left out."""
+
+
+class MeasuredTRL(Measured, GRPOTrainer):
+    """TRL's."""
+
+
+class RewardApart:
+    """The log-likelihood reward of completions that share nothing, so many in one forward pass."""
+
+    __name__ = "answer_likelihood_reward"
+
+    def __init__(self, model: Any, processor: Any, together: int):
+        self.model, self.processor, self.together = model, processor, together
+
+    def __call__(self, completions: list, image: list, question: list, answers: list, **columns: Any) -> list[float]:
+        texts = map(completion_text, completions)
+        pairs = [(full.copy(), crop_or_corner(full, text)) for full, text in zip(image, texts, strict=True)]
+        references = [references[0] for references in answers]
+        rows = (self.model, self.processor, pairs, question, references)
+        return answer_log_likelihood(*rows, batch_size=self.together).tolist()
+
+
+class Stopwatch(TrainerCallback):
+    """Starts when the steps that only warm up are done."""
+
+    def __init__(self, trainer: Measured, warmup: int):
+        self.trainer, self.warmup = trainer, warmup
+        self.start = self.processor_start = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.warmup == 0:
+            self.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds, self.processor_seconds = now() - self.start, time.process_time() - self.processor_start
+        if state.global_step == self.warmup:
+            self.begin()
+
+    def begin(self) -> None:
+        reset_peak_memory()
+        self.trainer.clock.seconds.clear()
+        self.start, self.processor_start = now(), time.process_time()
+
+
+def reset_peak_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """GiB, of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 2**20
+
+
+def make_rows(number: int) -> Dataset:
+    """Rows with JPEGs of smooth noise, 1024 x 768 and 768 x 1024 in turn."""
+    noise = np.random.default_rng(42)
+    rows = []
+    for i in range(number):
+        blots = PILImage.fromarray(noise.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        file = BytesIO()
+        blots.resize((1024, 768) if i % 2 == 0 else (768, 1024), PILImage.Resampling.BICUBIC).save(file, "JPEG")
+        image = {"bytes": file.getvalue(), "path": None}
+        question = ("What is written on the red sign?", "What is the number on that big blue plate?")[i % 2]
+        rows.append({"image": image, "question": question, "question_id": i, "answers": ["stop"] * 10})
+    return Dataset.from_list(rows).cast_column("image", Image(decode=False))
+
+
+def with_decoded_images(rows: Dataset) -> Dataset:
+    """`rows` as TRL expects them: every access opens the image."""
+    to_prompts = rows.format["format_kwargs"]["transform"]
+
+    def to_decoded(batch: dict[str, list]) -> dict[str, list]:
+        columns = to_prompts(batch)
+        return columns | {"image": [open_image(source) for source in columns["image"]]}
+
+    return rows.with_transform(to_decoded)
+
+
+def make_turns(number: int, processor: Any) -> list[list[int]]:
+    """So many different boxes, of 20 to 60% of each side, as token ids with the end of the turn."""
+    draw = np.random.default_rng(7)
+    boxes = []
+    while len(boxes) < number:
+        (x1, y1), (width, height) = draw.integers(0, 40, 2).tolist(), draw.integers(20, 61, 2).tolist()
+        if (box := (x1, y1, x1 + width, y1 + height)) not in boxes:
+            boxes.append(box)
+    texts = [bbox_completion(box) for box in boxes]
+    tokenizer = processor.tokenizer
+    ids = tokenizer([f" {text}<end_of_utterance>" for text in texts], add_special_tokens=False)
+    return ids["input_ids"]
+
+
+def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -> tuple[Measured, Stopwatch, float]:
+    """Take the steps one way; return the trainer, its stopwatch and peak memory in GiB."""
+    groups = 1 if way == "released" else args.micro_prompts
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOArguments(
+            output_dir=folder,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            shuffle_dataset=False,
+            num_generations=G,
+            per_device_train_batch_size=G * groups,
+            gradient_accumulation_steps=args.prompts // groups,
+            steps_per_generation=1 if way == "released" else None,
+            max_steps=args.warmup_steps + args.steps,
+            generation_kwargs={"min_new_tokens": args.new_tokens},
+            max_completion_length=args.new_tokens,
+        )
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        processor, reward_processor = models.processor(args.longest_edge), models.processor(REAL_TILE)
+        rows = prompt_rows(make_rows(args.prompts))
+        if way == "ours":
+            trainer_class, reward = MeasuredOurs, AnswerLikelihoodReward(answerer, reward_processor)
+        else:
+            rows, trainer_class = with_decoded_images(rows), MeasuredTRL
+            reward = RewardApart(answerer, reward_processor, 1 if way == "trl" else G)
+        trainer = trainer_class(
+            turns=make_turns(G * args.prompts, processor),
+            model=models.policy(dtype, processor),
+            processing_class=processor,
+            reward_funcs=[validity_reward, reward],
+            args=config,
+            train_dataset=rows,
+        )
+        trainer.remove_callback(PrinterCallback)
+        stopwatch = Stopwatch(trainer, args.warmup_steps)
+        trainer.add_callback(stopwatch)
+        trainer.train()
+    return trainer, stopwatch, peak_memory()
+
+
+def report(
+    way: str, trainer: Measured, stopwatch: Stopwatch, memory: float, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Print one way's figures; return what the others are compared by."""
+    seconds = stopwatch.seconds / args.steps
+    parts = {part: each / args.steps for part, each in trainer.clock.seconds.items()}
+    parts["forward and backward"] = parts.pop("training step") - parts.pop("preparation")
+    del parts["policy's forward"]
+    shown = {part: parts[part] for part in ("rollout", "reference", "reward", "forward and backward")}
+    shown["rest"] = seconds - sum(shown.values())
+    spent = ", ".join(f"{part} {each:.2f}" for part, each in shown.items())
+    rate = args.prompts / seconds
+    print(f"{way:8}  {seconds:8.2f} s a step, {rate:.3f} prompts/s, peak memory {memory:.2f} GiB, {spent}")
+    print(f"          {GRPO_ROWS} prompts: {GRPO_ROWS / rate / 3600:.1f} h", end="; ")
+    print(f"{stopwatch.processor_seconds / args.steps:.1f} s of the processor's time a step", flush=True)
+    rewards = torch.cat(trainer.rewards)[: G * args.prompts]  # of the first step
+    return {"seconds": seconds, "reward": shown["reward"], "rewards": rewards, "gradients": trainer.gradients}
+
+
+def compare(ours: dict[str, Any], other: dict[str, Any], name: str) -> None:
+    """Print how many times as fast we are, and how far rewards and gradients of the first step are apart."""
+    ratio = other["seconds"] / ours["seconds"]
+    print(f"{ratio:.2f} times as fast as {name}; the reward alone {other['reward'] / ours['reward']:.2f} times")
+    rewards = (ours["rewards"] - other["rewards"]).abs().max()
+    low, high = ours["rewards"].sum(1).aminmax()
+    assert ours["gradients"].keys() == other["gradients"].keys()
+    apart = max((ours["gradients"][key] - grad).abs().max() for key, grad in other["gradients"].items())
+    largest = max(grad.abs().max() for grad in other["gradients"].values())
+    print(
+        f"    largest difference: rewards {rewards:.1e} (from {low:.2f} to {high:.2f}), gradients {apart:.1e}", end=" "
+    )
+    print(f"(the largest: {largest:.1e})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--geometry", choices=("miniature", "real"), default="miniature")
+    parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
+    parser.add_argument("--prompts", type=positive, default=16, help="of an optimiser step, 6 completions each")
+    parser.add_argument("--micro_prompts", type=positive, default=1, help="of a micro-step, in the first two ways")
+    parser.add_argument("--new_tokens", type=positive, default=16, help="of each completion; about a box's length")
+    parser.add_argument("--steps", type=positive, default=1, help="that are timed")
+    parser.add_argument("--warmup_steps", type=int, default=1 if torch.cuda.is_available() else 0)
+    parser.add_argument("--ways", nargs="+", choices=("ours", "trl", "released"), default=["ours", "trl", "released"])
+    parser.add_argument("--model_path", help="folder with SmolVLM's configuration and tokenizer; weights stay random")
+    args = parser.parse_args()
+    if args.prompts % args.micro_prompts:
+        parser.error("--prompts has to be a multiple of --micro_prompts")
+    if args.model_path and args.geometry != "real":
+        parser.error("--model_path goes with --geometry real")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    print(
+        f"{args.geometry}, {args.longest_edge} px, {args.prompts} prompts x {G} completions, {args.new_tokens} tokens"
+    )
+    print(f"{name}, {dtype}, torch {torch.__version__}", flush=True)
+    models = Models(args)
+    answerer = models.model(dtype).to(device).eval().requires_grad_(False)
+    results = {}
+    for way in args.ways:
+        results[way] = report(way, *measure(way, models, answerer, args), args)
+        gc.collect()
+    for way, label in (("trl", "TRL as it stands"), ("released", "the released experiment's way")):
+        if "ours" in results and way in results:
+            compare(results["ours"], results[way], label)
+
+
+if __name__ == "__main__":
+    main()

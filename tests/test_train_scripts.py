@@ -1,0 +1,70 @@
+"""scripts/train_sft.sh and scripts/train_grpo.sh: what they hand to the trainers, and where GRPO starts from."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """The two scripts in a folder of their own; in place of python3 stands a script that notes its arguments."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("train_sft.sh", "train_grpo.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\nPATH="$PWD/bin:$PATH"\n')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text('#!/usr/bin/env bash\necho "$*"\n')
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    return tmp_path
+
+
+def call(checkout: Path, script: str, *args: str) -> subprocess.CompletedProcess:
+    command = ["bash", checkout / "scripts" / script, *args]
+    return subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+
+
+def make_model(checkout: Path, name: str, weights: str, seconds: int) -> None:
+    """A model of which only the name and the time of its weights matter."""
+    folder = checkout / "models" / name
+    folder.mkdir(parents=True)
+    (folder / weights).touch()
+    os.utime(folder / weights, (seconds, seconds))
+
+
+def test_flags_are_passed_on(checkout):
+    assert call(checkout, "train_sft.sh", "3", "--lora_r", "8").stdout == "train_sft.py --gpu 3 --lora_r 8\n"
+
+
+@pytest.mark.parametrize("script", ["train_sft.sh", "train_grpo.sh"])
+def test_the_gpu_has_to_be_named(script, checkout):
+    result = call(checkout, script, "--lora_r", "8")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_grpo_starts_from_the_newest_sft_model_and_says_which(checkout):
+    """The time of the weights counts, not the name; a checkpoint of a run that still goes on is taken too."""
+    make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
+    make_model(checkout, "sft_1024/checkpoint-900", "adapter_model.safetensors", 10)
+    make_model(checkout, "grpo_512", "adapter_model.safetensors", 99)
+    result = call(checkout, "train_grpo.sh", "0", "--max_samples", "5")
+    assert result.stdout == "train_grpo.py --gpu 0 --base_model models/sft_512 --max_samples 5\n"
+    assert result.stderr == "starting from the newest SFT model: models/sft_512\n"
+    make_model(checkout, "sft_1024/checkpoint-1000", "model.safetensors", 30)
+    assert "--base_model models/sft_1024/checkpoint-1000" in call(checkout, "train_grpo.sh", "0").stdout
+
+
+@pytest.mark.parametrize("flag", ["--base_model", "--config"])
+def test_grpo_starts_from_what_is_named(flag, checkout):
+    make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
+    assert call(checkout, "train_grpo.sh", "0", flag, "other").stdout == f"train_grpo.py --gpu 0 {flag} other\n"
+
+
+def test_grpo_without_an_sft_model_is_refused(checkout):
+    result = call(checkout, "train_grpo.sh", "0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "run scripts/train_sft.sh first" in result.stderr
