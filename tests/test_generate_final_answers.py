@@ -16,6 +16,7 @@ from cropvlm.crops import open_image
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.predictions import build_meta, write_predictions
 from generate_final_answers import AnswerPrompts
+from miniature.world import draw_split
 
 # Whatever a cropper may write that is no box: the full image stands in for the crop.
 INVALID = ["", "no box", "[50, 50, 10, 10].", "[5, 5, 5, 9].", "[NaN, 0, 1, 1].", "[0, 0, 101, 1].", "9" * 10_000]
@@ -110,7 +111,18 @@ def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
     assert prompts.image_sizes(1) == [base_image.size]
 
 
-def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, tiny_world, monkeypatch):
+@pytest.mark.parametrize(
+    ("questions_per_image", "expected"),
+    [
+        # One 64-px tile an image; batches of 5, 5 and 2 questions: full image and crop of each.
+        (1, [10, 10, 4]),
+        # Full images 2 1/2, 1/2 2 and 1 encoded as 3, 3 and 1, and as many crops: the box is the same throughout.
+        (2, [6, 6, 2]),
+    ],
+)
+def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, monkeypatch, questions_per_image, expected):
+    rows = draw_split(7, "test", 12, first_id=1, questions_per_image=questions_per_image)
+    DatasetDict(test=rows).save_to_disk(str(tmp_path / "world"))
     tiles = []
     forward = Idefics3VisionTransformer.forward
 
@@ -119,10 +131,9 @@ def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, tiny_w
         return forward(self, pixel_values=pixel_values, **kwargs)
 
     monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
-    path = write_boxes(tmp_path / "a_bbox.json", tiny_world, ["[0, 0, 50, 50]."] * 12)
+    path = write_boxes(tmp_path / "a_bbox.json", tmp_path / "world", ["[0, 0, 50, 50]."] * 12)
     assert script("--bbox", path, "--batch_size", 5) == 0
-    # One 64-px tile an image; batches of 5, 5 and 2 questions: full image and crop of each.
-    assert tiles == [10, 10, 4]
+    assert tiles == expected
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "qwen", "llava"])
