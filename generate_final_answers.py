@@ -9,6 +9,9 @@ rows are read from the box file's meta unless flags say otherwise. A box that is
 in the crop's place, and counted. An interrupted run goes on where it stopped when the same command is given again.
 Exit code 3: complete, but some images could not be read. On several GPUs: accelerate launch generate_final_answers.py
 
+SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
+alone would make it 2048 px.
+
 With --api_model a model behind an OpenAI-compatible server answers (--api_base: vLLM, SGLang, transformers serve; by
 default OpenAI's own, as GPT-4.1 nano in the paper). It sees the pictures at --longest_edge. What it refuses to answer
 is an empty answer.
@@ -34,7 +37,7 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.encoding import Prompt
-from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.modeling import device_and_dtype, load_model, load_processor, longest_edge_of
 from cropvlm.predictions import (
     build_meta,
     check_writable,
@@ -64,6 +67,7 @@ from cropvlm.runs import (
 logger = logging.getLogger("cropvlm.generate_final_answers")
 
 MODES = ("base", "cropvlm")
+LONGEST_EDGE = 512  # of SmolVLM unless told otherwise: the size at which the reward VLM sees images in training
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     add("--vqa_model_path", default="HuggingFaceTB/SmolVLM-256M-Instruct", help="answerer: hub id or folder")
     add("--output_path", default="predictions", help="folder of the answer files (default predictions)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="base: without the crop; cropvlm: with it")
-    add("--longest_edge", type=positive, help="pixels of the longer side (SmolVLM, servers; default: the model's own)")
+    add("--longest_edge", type=positive, help="pixels of the longer side (SmolVLM: default 512; servers: image's own)")
     add("--max_pixels", type=positive, help="width x height of an image at most (Qwen2.5-VL)")
     add("--max_new_tokens", type=positive, default=64, help="of an answer (default 64)")
     add_api_flags(parser)
@@ -175,11 +179,21 @@ class AnswerPrompts:
         return [full, (right - left, bottom - top)]
 
 
-def load_answerer(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and processor."""
-    device, dtype = device_and_dtype(device_index(args.gpu))
+def load_answerer_processor(args: argparse.Namespace) -> Any:
+    """The processor. Resolves `--longest_edge`: at most 512 unless it is given, None for models without one."""
     processor = load_processor(args.vqa_model_path, longest_edge=args.longest_edge, max_pixels=args.max_pixels)
-    return load_model(args.vqa_model_path, device=device, dtype=dtype), processor
+    own = longest_edge_of(processor)
+    if args.longest_edge is None and own is not None:
+        args.longest_edge = min(own, LONGEST_EDGE)
+        if own > LONGEST_EDGE:
+            return load_processor(args.vqa_model_path, longest_edge=LONGEST_EDGE)
+    return processor
+
+
+def load_answerer(args: argparse.Namespace) -> Any:
+    """The model."""
+    device, dtype = device_and_dtype(device_index(args.gpu))
+    return load_model(args.vqa_model_path, device=device, dtype=dtype)
 
 
 def resize_for(args: argparse.Namespace) -> Callable:
@@ -250,7 +264,8 @@ def main() -> int:
     args = parse_args()
     start_logging(args)
     jobs = jobs_of(args)  # checked, all of them, before the model loads
-    answerer = functools.cache(lambda: load_answerer(args))
+    processor = None if server_of(args) else load_answerer_processor(args)
+    answerer = functools.cache(lambda: (load_answerer(args), processor))
     failed = sum(write_answers(args, job, answerer) for job in jobs)
     return COMPLETE_WITH_FAILURES if failed and rank() == 0 else 0
 

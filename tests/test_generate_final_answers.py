@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import generate_final_answers
 from cropvlm import runs
 from cropvlm.cli import run
 from cropvlm.crops import open_image
-from cropvlm.modeling import load_model, load_processor
+from cropvlm.modeling import load_model, load_processor, longest_edge_of
 from cropvlm.predictions import build_meta, write_predictions
 from generate_final_answers import AnswerPrompts
 from miniature.world import draw_split
@@ -152,6 +153,52 @@ def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, answerers
         assert contents == {Path(f"predictions/{mode}_{mode}_answers.json").read_bytes()}
     assert not Path("predictions/base_cropvlm_answers.json").exists()
     assert len(set(answers_of("predictions/one_base_answers.json"))) > 6
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"),
+    [
+        ("smolvlm", ["--longest_edge", 128]),  # 64-px tiles: 2x1, 1x2 or 2x2 of them and the whole image
+        ("qwen", ["--max_pixels", 84 * 84]),  # its own is 140 * 140
+    ],
+)
+def test_image_sizes_at_every_batch_size(script, boxes, answerers, family, flags):
+    model = ["--bbox", boxes, "--vqa_model_path", answerers[family]]
+    assert script(*model, "--name", "own") == 0
+    for name, batch_size in (("one", 1), ("five", 5)):
+        assert script(*model, "--name", name, "--batch_size", batch_size, *flags) == 0
+    for mode in ("base", "cropvlm"):
+        own, one, five = (
+            Path(f"predictions/{name}_{mode}_answers.json").read_bytes() for name in ("own", "one", "five")
+        )
+        assert one == five != own
+
+
+@pytest.mark.parametrize(
+    ("own", "flags", "seen"),
+    [
+        (2048, [], 512),  # SmolVLM's own is 2048 px
+        (64, [], 64),
+        (2048, ["--longest_edge", 1024], 1024),
+    ],
+)
+def test_smolvlm_sees_512_px_unless_told_otherwise(script, boxes, tmp_path, answerers, monkeypatch, own, flags, seen):
+    load_processor(str(answerers["smolvlm"]), longest_edge=own).save_pretrained(tmp_path / "model")
+    used = []
+    model = SimpleNamespace(device=torch.device("cpu"))
+    monkeypatch.setattr(generate_final_answers, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(
+        runs, "generate_rows", lambda _, processor, *__, **___: used.append(processor) or enumerate(["a"] * 12)
+    )
+    assert script("--bbox", boxes, "--vqa_model_path", tmp_path / "model", "--modes", "base", *flags) == 0
+    assert [longest_edge_of(processor) for processor in used] == [seen]
+    assert read("predictions/world_base_answers.meta.json")["settings"]["longest_edge"] == seen
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+def test_other_families_keep_their_own_size(script, boxes, answerers, family):
+    assert script("--bbox", boxes, "--vqa_model_path", answerers[family], "--modes", "base", "--max_samples", 2) == 0
+    assert read("predictions/world_base_answers.meta.json")["settings"]["longest_edge"] is None
 
 
 def test_without_boxes_there_is_the_baseline(script, tiny_world):
