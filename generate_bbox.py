@@ -92,6 +92,7 @@ def settings_of(args: argparse.Namespace, source: dict) -> dict:
         "model_files": fingerprint(args.model_path),
         "base_model_path": args.base_model_path,
         "dataset_path": source["dataset_path"],
+        "dataset_files": fingerprint(source["dataset_path"]),
         "dataset": source["dataset"],
         "split": source["split"],
         "longest_edge": args.longest_edge,
@@ -114,7 +115,7 @@ def write_boxes(args: argparse.Namespace, source: dict, rows: Any, output: Path,
     settings = settings_of(args, source)
     with journal_for(output, settings) as journal:
         part = shard(rows)
-        ids = part["question_id"]
+        ids = list(part["question_id"])
         generate_missing(args, [journal], ids, BoxPrompts(part), cropper)
         records = gather([journal.rows[i] for i in ids], rows["question_id"])
         counts = count(records) | {"seconds": round(time.monotonic() - start, 1)}

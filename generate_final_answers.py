@@ -27,6 +27,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     if not args.bbox:
         return [job_of(args, source) for source in data_sources(args)]
     boxes = {bbox: read_predictions(bbox)[: args.max_samples] for bbox in args.bbox}
-    return [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
+    jobs = [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
+    for output, times in Counter(path for job in jobs for path in job.outputs.values()).items():
+        if times > 1:
+            raise UserError(f"{times} of the --bbox would be answered in {output}; run them one by one with --name")
+    return jobs
 
 
 def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
@@ -207,6 +212,7 @@ def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]
     local = {"vqa_model_path": args.vqa_model_path, "model_files": fingerprint(args.vqa_model_path)}
     settings = (api_settings(server) if server else local) | {
         "dataset_path": job.source["dataset_path"],
+        "dataset_files": fingerprint(job.source["dataset_path"]),
         "dataset": job.source["dataset"],
         "split": job.source["split"],
         "mode": mode,
@@ -225,7 +231,7 @@ def write_answers(args: argparse.Namespace, job: Job, answerer: Callable) -> int
     start = time.monotonic()
     settings = {mode: settings_of(args, job, mode) for mode in job.outputs}
     part, boxes = shard(job.rows), shard(job.boxes)
-    ids = part["question_id"]
+    ids = list(part["question_id"])
     with contextlib.ExitStack() as stack:
         journals = [stack.enter_context(journal_for(path, settings[mode])) for mode, path in job.outputs.items()]
         prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)

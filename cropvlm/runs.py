@@ -49,7 +49,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_samples", type=positive, help="only the first so many rows")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
     add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
-    add("--gpu", type=int, default=0, help="index of the GPU; without a GPU the CPU is used, in fp32")
+    add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text")
 
 
@@ -73,8 +73,8 @@ def num_processes() -> int:
 
 
 def device_index(gpu: int) -> int:
-    """The GPU of this process: `--gpu`, or its own one under `accelerate launch`."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if num_processes() > 1 else gpu
+    """The GPU of this process: `--gpu`, or its own one under `accelerate launch` unless that asks for the CPU."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if num_processes() > 1 and gpu >= 0 else gpu
 
 
 def worker_count(num_workers: int | None, device_type: str) -> int:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image, load_from_disk
+from processes import REPO, kill_script, launch_script, run_script
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
@@ -16,7 +17,7 @@ from cropvlm.cli import run
 from cropvlm.crops import open_image
 from cropvlm.modeling import load_model, load_processor, longest_edge_of
 from cropvlm.predictions import build_meta, write_predictions
-from generate_final_answers import AnswerPrompts
+from generate_final_answers import MODES, AnswerPrompts
 from miniature.world import draw_split
 
 # Whatever a cropper may write that is no box: the full image stands in for the crop.
@@ -167,7 +168,7 @@ def test_image_sizes_at_every_batch_size(script, boxes, answerers, family, flags
     assert script(*model, "--name", "own") == 0
     for name, batch_size in (("one", 1), ("five", 5)):
         assert script(*model, "--name", name, "--batch_size", batch_size, *flags) == 0
-    for mode in ("base", "cropvlm"):
+    for mode in MODES:
         own, one, five = (
             Path(f"predictions/{name}_{mode}_answers.json").read_bytes() for name in ("own", "one", "five")
         )
@@ -310,14 +311,50 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
         (["--bbox", "world_bbox.json", "--output_path", "/proc"], "cannot write"),
         (["--bbox", "world_bbox.json", "--max_pixels", "1000"], "leave the flags out"),
         (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
+        (
+            ["--bbox", "world_bbox.json", "other/world_bbox.json"],
+            "2 of the --bbox would be answered in predictions/world_",
+        ),
         (["--modes", "other"], "invalid choice: 'other'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, capsys, flags, message):
     write_boxes(tmp_path / "world_bbox.json", tiny_world, VALID * 3)
     write_boxes(tmp_path / "few_bbox.json", tiny_world, VALID)
+    write_boxes(tmp_path / "other" / "world_bbox.json", tiny_world, INVALID + VALID)
     (tmp_path / "bare_bbox.json").write_text('[{"question_id": 1, "answer": "x"}]')
     before = set(tmp_path.rglob("*.json*"))
     assert script(*flags) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert set(tmp_path.rglob("*.json*")) == before
+
+
+def command(answerers, boxes, name, *flags) -> list:
+    settings = ["--bbox", boxes, "--output_path", boxes.parent, "--name", name, "--vqa_model_path"]
+    return [REPO / "generate_final_answers.py", *settings, answerers["smolvlm"], "--gpu", -1, *flags]
+
+
+@pytest.mark.slow
+def test_sigkill_and_go_on(boxes, answerers):
+    flags = ["--batch_size", 1, "--max_new_tokens", 60]
+    journal = boxes.parent / "killed_cropvlm_answers.json.journal.jsonl"
+    kill_script(command(answerers, boxes, "killed", *flags), journal, rows=3)
+    assert not list(boxes.parent.glob("killed_*_answers.json"))
+    for name in ("killed", "undisturbed"):
+        run_script(command(answerers, boxes, name, *flags))
+    for mode in MODES:
+        killed, whole = (boxes.parent / f"{name}_{mode}_answers.json" for name in ("killed", "undisturbed"))
+        assert killed.read_bytes() == whole.read_bytes()
+    assert not list(boxes.parent.glob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_accelerate_launch_splits_the_rows(script, boxes, answerers):
+    assert script("--bbox", boxes, "--name", "one") == 0
+    done = launch_script(command(answerers, boxes, "two", "--max_new_tokens", 6))
+    assert done.returncode == 0, done.stderr
+    assert "6/6" in done.stderr  # the first process's half of the 12 rows
+    for mode in MODES:
+        one, two = (boxes.parent / f"{name}_{mode}_answers.json" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    assert not list(boxes.parent.glob("*.jsonl"))
