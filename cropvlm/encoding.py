@@ -9,6 +9,7 @@ and Qwen2.5-VL alike.
 
 import hashlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 MAX_ASPECT_RATIO = 100
+# Values of pixel_values in one call of the vision encoder: 64 of SmolVLM's tiles fill a GPU. A batch of 64 rows at
+# 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16.
+ENCODED_AT_ONCE = 64 * 3 * 512 * 512
 
 # Chat messages with {"type": "image"} placeholders, and the images for them in order.
 Prompt = tuple[list[dict[str, Any]], list[Image.Image]]
@@ -105,7 +109,7 @@ def merge(parts: list[Prepared]) -> Prepared:
 def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str, Any]:
     """Keyword arguments for `model(...)` and `model.generate(...)`, padded on the left, images encoded.
 
-    Each distinct image is encoded once, all in one call. Gradients flow through the features.
+    Each distinct image is encoded once. Gradients flow through the features.
     """
     longest = max(map(len, prepared.input_ids))
     padding = [longest - len(ids) for ids in prepared.input_ids]
@@ -128,9 +132,26 @@ def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str,
 def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
     """The features of each distinct image, (image_tokens, D) each."""
     accepted = inspect.signature(model.get_image_features).parameters
-    images = {k: v.to(model.device, non_blocking=True) for k, v in prepared.images.items() if k in accepted}
-    features = model.get_image_features(**images, return_dict=True).pooler_output
-    return list(torch.cat(list(features)).split(prepared.image_tokens))
+    features = []
+    for part in _portions(prepared):
+        images = {k: v.to(model.device, non_blocking=True) for k, v in part.items() if k in accepted}
+        features += model.get_image_features(**images, return_dict=True).pooler_output
+    return list(torch.cat(features).split(prepared.image_tokens))
+
+
+def _portions(prepared: Prepared) -> Iterator[dict[str, Tensor]]:
+    """The images' tensors, whole images together, as many at a time as the vision encoder takes at once."""
+    values = [rows * prepared.images["pixel_values"][0].numel() for rows in prepared.image_rows["pixel_values"]]
+    start = 0
+    while start < len(values):
+        stop = start + 1
+        while stop < len(values) and sum(values[start : stop + 1]) <= ENCODED_AT_ONCE:
+            stop += 1
+        yield {
+            name: tensor[sum(prepared.image_rows[name][:start]) : sum(prepared.image_rows[name][:stop])]
+            for name, tensor in prepared.images.items()
+        }
+        start = stop
 
 
 def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:

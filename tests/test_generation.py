@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cropvlm import generation
+from cropvlm import encoding, generation
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
@@ -127,6 +127,42 @@ def test_an_image_that_several_rows_show_is_encoded_once_a_batch(smolvlm):
     for i, row in enumerate(rows):
         ((_, alone),) = generate_rows(model, processor, Pairs([row]), max_new_tokens=6)
         assert texts[i] == alone
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("most", "calls"),
+    [
+        (0, [3, 5, 5, 3]),  # an image at least
+        (8, [8, 8]),
+        (12, [8, 8]),
+        (13, [13, 3]),
+        (99, [16]),
+    ],
+)
+def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, most, calls):
+    model, _ = smolvlm
+    processor = load_processor(str(tiny_smolvlm), longest_edge=128)
+    sizes = [(128, 64), (100, 100), (90, 90), (64, 128)]  # 3, 5, 5 and 3 tiles of 64 px
+    parts = [prepare(processor, [(answerer_messages(QUESTION, 1), [noise(*size)])]) for size in sizes]
+    whole = encode_images(model, merge(parts))
+    tiles = []
+    hook = model.model.vision_model.register_forward_pre_hook(
+        lambda _, args, kwargs: tiles.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", most * 3 * 64 * 64)
+    features = encode_images(model, merge(parts))
+    hook.remove()
+    assert tiles == calls
+    for image, expected in zip(features, whole, strict=True):
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+
+
+def test_portions_do_not_change_the_texts(vlm, monkeypatch):
+    rows = [(noise(200 + 9 * i, 150, seed=i), noise(40 + i, 30, seed=100 + i)) for i in range(4)]
+    together = dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6))
+    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", 1)
+    assert dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6)) == together
 
 
 def test_images_of_the_same_bytes_but_another_shape_are_two():
