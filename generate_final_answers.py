@@ -59,6 +59,7 @@ from cropvlm.runs import (
     generate_missing,
     journal_for,
     positive,
+    questions_key,
     rank,
     remove,
     shard,
@@ -212,7 +213,7 @@ def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]
     local = {"vqa_model_path": args.vqa_model_path, "model_files": fingerprint(args.vqa_model_path)}
     settings = (api_settings(server) if server else local) | {
         "dataset_path": job.source["dataset_path"],
-        "dataset_files": fingerprint(job.source["dataset_path"]),
+        "questions": questions_key(job.rows),
         "dataset": job.source["dataset"],
         "split": job.source["split"],
         "mode": mode,

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -120,6 +121,12 @@ def fingerprint(path: str | None) -> str | None:
     files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def questions_key(rows: Any) -> str:
+    """What tells whether a data set has other rows than before under its name: a hash of its ids and questions."""
+    columns = [list(rows["question_id"]), list(rows["question"])]
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
 
 
 def generate_missing(

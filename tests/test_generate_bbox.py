@@ -149,14 +149,20 @@ def test_a_journal_of_other_settings_is_refused(script, capsys, monkeypatch):
     assert "delete the file to start anew" in error
 
 
-def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tmp_path, tiny_world, capsys, monkeypatch):
-    world = save_with_broken_images(tmp_path / "world", tiny_world, [])
+def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world, capsys, monkeypatch):
     monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["[0, 0, 1, 1]"])]))
+    rows = load_from_disk(str(tiny_world))["test"]
+    rows.save_to_disk("before")
+    shifted = rows.select([*range(1, 12), 0]).remove_columns("question_id")  # the same ids on other questions
+    shifted.add_column("question_id", rows["question_id"][:]).save_to_disk("after")
+    flags = ["--dataset_path", "world", "--split", "", "--output", "a.json"]
+    Path("before").rename("world")
     with pytest.raises(KeyError):
-        script("--dataset_path", world, "--output", "a.json")
-    save_with_broken_images(tmp_path / "world", tiny_world, [5])
-    assert script("--dataset_path", world, "--output", "a.json") == 2
-    assert "other settings (dataset_files " in capsys.readouterr().err.splitlines()[-1]
+        script(*flags)
+    Path("world").rename("before")
+    Path("after").rename("world")
+    assert script(*flags) == 2
+    assert "other settings (questions " in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
