@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 from memory import REPO, Watched, watch
 from synthetic import jpeg
 
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--folder", help="where to work; default: a temporary folder")
     args = parser.parse_args()
+    disable_progress_bars()
     options = {"--max_new_tokens": args.new_tokens, "--batch_size": args.batch_size, "--num_workers": args.num_workers}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
