@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset, Image
 from phases import Phases, clock
 from synthetic import photos
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -65,6 +65,12 @@ VISION = {
     "num_attention_heads": 12,
     "image_size": TILE,
     "patch_size": 16,
+}
+# The counter knows CUDA's kernels of attention alone.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    )
 }
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from NVIDIA's data sheets
 
@@ -170,8 +176,7 @@ def profile(
     model: Any, processor: Any, source: PromptSource, new_tokens: int, unwatched: float, args: argparse.Namespace
 ) -> None:
     """Print the share of peak FLOP/s, and of the time that each part takes, waiting for the device at its borders."""
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}  # the counter knows CUDA's alone
-    counter = FlopCounterMode(display=False, custom_mapping=on_cpu)
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with counter, Phases(model, counter.get_total_flops) as operations:
         in_batches(model, processor, source, new_tokens, args)
     with Phases(model, functools.partial(clock, model.device)) as seconds:
