@@ -34,6 +34,7 @@ from cropvlm.runs import (
     generate_missing,
     journal_for,
     positive,
+    questions_key,
     rank,
     remove,
     shard,
@@ -85,13 +86,14 @@ def load_cropper(args: argparse.Namespace) -> tuple[Any, Any]:
     return load_model(args.model_path, args.base_model_path, device=device, dtype=dtype), processor
 
 
-def settings_of(args: argparse.Namespace, source: dict) -> dict:
+def settings_of(args: argparse.Namespace, source: dict, rows: Any) -> dict:
     """What decides a box: another one of these and a journal is refused."""
     return {
         "model_path": args.model_path,
         "model_files": fingerprint(args.model_path),
         "base_model_path": args.base_model_path,
         "dataset_path": source["dataset_path"],
+        "questions": questions_key(rows),
         "dataset": source["dataset"],
         "split": source["split"],
         "longest_edge": args.longest_edge,
@@ -111,10 +113,10 @@ def output_path(args: argparse.Namespace, source: dict) -> Path:
 def write_boxes(args: argparse.Namespace, source: dict, rows: Any, output: Path, cropper: Callable) -> int:
     """Box every row of one data set and write its file; return how many images could not be read."""
     start = time.monotonic()
-    settings = settings_of(args, source)
+    settings = settings_of(args, source, rows)
     with journal_for(output, settings) as journal:
         part = shard(rows)
-        ids = part["question_id"]
+        ids = list(part["question_id"])
         generate_missing(args, [journal], ids, BoxPrompts(part), cropper)
         records = gather([journal.rows[i] for i in ids], rows["question_id"])
         counts = count(records) | {"seconds": round(time.monotonic() - start, 1)}

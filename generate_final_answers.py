@@ -9,6 +9,9 @@ rows are read from the box file's meta unless flags say otherwise. A box that is
 in the crop's place, and counted. An interrupted run goes on where it stopped when the same command is given again.
 Exit code 3: complete, but some images could not be read. On several GPUs: accelerate launch generate_final_answers.py
 
+SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
+alone would make it 2048 px.
+
 With --api_model a model behind an OpenAI-compatible server answers (--api_base: vLLM, SGLang, transformers serve; by
 default OpenAI's own, as GPT-4.1 nano in the paper). It sees the pictures at --longest_edge. What it refuses to answer
 is an empty answer.
@@ -24,6 +27,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +38,7 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.encoding import Prompt
-from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.modeling import device_and_dtype, load_model, load_processor, longest_edge_of
 from cropvlm.predictions import (
     build_meta,
     check_writable,
@@ -55,6 +59,7 @@ from cropvlm.runs import (
     generate_missing,
     journal_for,
     positive,
+    questions_key,
     rank,
     remove,
     shard,
@@ -64,6 +69,7 @@ from cropvlm.runs import (
 logger = logging.getLogger("cropvlm.generate_final_answers")
 
 MODES = ("base", "cropvlm")
+LONGEST_EDGE = 512  # of SmolVLM unless told otherwise: the size at which the reward VLM sees images in training
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     add("--vqa_model_path", default="HuggingFaceTB/SmolVLM-256M-Instruct", help="answerer: hub id or folder")
     add("--output_path", default="predictions", help="folder of the answer files (default predictions)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="base: without the crop; cropvlm: with it")
-    add("--longest_edge", type=positive, help="pixels of the longer side (SmolVLM, servers; default: the model's own)")
+    add("--longest_edge", type=positive, help="pixels of the longer side (SmolVLM: default 512; servers: image's own)")
     add("--max_pixels", type=positive, help="width x height of an image at most (Qwen2.5-VL)")
     add("--max_new_tokens", type=positive, default=64, help="of an answer (default 64)")
     add_api_flags(parser)
@@ -104,7 +110,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     if not args.bbox:
         return [job_of(args, source) for source in data_sources(args)]
     boxes = {bbox: read_predictions(bbox)[: args.max_samples] for bbox in args.bbox}
-    return [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
+    jobs = [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
+    for output, times in Counter(path for job in jobs for path in job.outputs.values()).items():
+        if times > 1:
+            raise UserError(f"{times} of the --bbox would be answered in {output}; run them one by one with --name")
+    return jobs
 
 
 def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
@@ -175,11 +185,21 @@ class AnswerPrompts:
         return [full, (right - left, bottom - top)]
 
 
-def load_answerer(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and processor."""
-    device, dtype = device_and_dtype(device_index(args.gpu))
+def load_answerer_processor(args: argparse.Namespace) -> Any:
+    """The processor. Resolves `--longest_edge`: at most 512 unless it is given, None for models without one."""
     processor = load_processor(args.vqa_model_path, longest_edge=args.longest_edge, max_pixels=args.max_pixels)
-    return load_model(args.vqa_model_path, device=device, dtype=dtype), processor
+    own = longest_edge_of(processor)
+    if args.longest_edge is None and own is not None:
+        args.longest_edge = min(own, LONGEST_EDGE)
+        if own > LONGEST_EDGE:
+            return load_processor(args.vqa_model_path, longest_edge=LONGEST_EDGE)
+    return processor
+
+
+def load_answerer(args: argparse.Namespace) -> Any:
+    """The model."""
+    device, dtype = device_and_dtype(device_index(args.gpu))
+    return load_model(args.vqa_model_path, device=device, dtype=dtype)
 
 
 def resize_for(args: argparse.Namespace) -> Callable:
@@ -193,6 +213,7 @@ def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]
     local = {"vqa_model_path": args.vqa_model_path, "model_files": fingerprint(args.vqa_model_path)}
     settings = (api_settings(server) if server else local) | {
         "dataset_path": job.source["dataset_path"],
+        "questions": questions_key(job.rows),
         "dataset": job.source["dataset"],
         "split": job.source["split"],
         "mode": mode,
@@ -211,7 +232,7 @@ def write_answers(args: argparse.Namespace, job: Job, answerer: Callable) -> int
     start = time.monotonic()
     settings = {mode: settings_of(args, job, mode) for mode in job.outputs}
     part, boxes = shard(job.rows), shard(job.boxes)
-    ids = part["question_id"]
+    ids = list(part["question_id"])
     with contextlib.ExitStack() as stack:
         journals = [stack.enter_context(journal_for(path, settings[mode])) for mode, path in job.outputs.items()]
         prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
@@ -250,7 +271,8 @@ def main() -> int:
     args = parse_args()
     start_logging(args)
     jobs = jobs_of(args)  # checked, all of them, before the model loads
-    answerer = functools.cache(lambda: load_answerer(args))
+    processor = None if server_of(args) else load_answerer_processor(args)
+    answerer = functools.cache(lambda: (load_answerer(args), processor))
     failed = sum(write_answers(args, job, answerer) for job in jobs)
     return COMPLETE_WITH_FAILURES if failed and rank() == 0 else 0
 

@@ -8,20 +8,16 @@ the system's cache and can be dropped at any time) after a tenth of the rows and
 """
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PILImage
+from memory import REPO, watch
+from synthetic import jpeg
 
-REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 from miniature.checkpoints import build_qwen, save  # noqa: E402
@@ -34,12 +30,7 @@ FEATURES = Features(
 def make_rows(number: int):
     """Rows with 1000x1000 JPEGs, a hundred different ones in turn. They are smooth: small on disk, not in memory."""
     noise = np.random.default_rng(42)
-    images = []
-    for _ in range(100):
-        blots = PILImage.fromarray(noise.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-        file = BytesIO()
-        blots.resize((1000, 1000), PILImage.Resampling.BICUBIC).save(file, "JPEG", quality=10)
-        images.append({"bytes": file.getvalue(), "path": None})
+    images = [{"bytes": jpeg(noise, (1000, 1000), (5, 5), quality=10), "path": None} for _ in range(100)]
     for i in range(number):
         yield {
             "image": images[i % len(images)],
@@ -47,21 +38,6 @@ def make_rows(number: int):
             "question_id": i,
             "answers": ["sign"] * 10,
         }
-
-
-def own_memory(pid: int) -> int:
-    """Bytes of anonymous and shared memory of a process and its descendants."""
-    total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        except OSError:
-            continue
-        if int(fields["Pid"]) == pid:
-            total += sum(int(fields.get(key, "0 kB").split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
-        elif int(fields["PPid"]) == pid:
-            total += own_memory(int(fields["Pid"]))
-    return total
 
 
 def main() -> None:
@@ -79,25 +55,17 @@ def main() -> None:
         shutil.rmtree(cache)
         flags = {"--dataset_path": folder / "source", "--model_path": folder / "teacher"}
         flags |= {"--output_path": folder / "made", "--max_new_tokens": 1, "--num_workers": args.num_workers}
-        argv = [sys.executable, str(REPO / "create_dataset.py"), *[str(x) for pair in flags.items() for x in pair]]
-        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-        start, peak, early, journal = time.monotonic(), 0, 0, folder / "made.journal.jsonl"
-        early_bytes = 150 * args.rows // 20  # the journal's size after about a tenth of the SFT part
-        while process.poll() is None:
-            peak = max(peak, own_memory(process.pid))
-            if not early and journal.exists() and journal.stat().st_size > early_bytes:
-                early = peak
-            time.sleep(1)
+        watched = watch("create_dataset.py", flags, folder / "made.journal.jsonl", args.rows // 2)
         sizes = {
             part: sum(file.stat().st_size for file in folder.glob(f"{part}/*.arrow"))
             for part in ("source", "made_sft", "made_grpo")
         }
         made = sizes["made_sft"] + sizes["made_grpo"]
-        print(f"{args.rows} rows of 1 megapixel, exit code {process.returncode}, {time.monotonic() - start:.0f} s")
-        print(f"peak of own memory: {peak / 2**30:.2f} GiB, {early / 2**30:.2f} GiB after a tenth of the rows")
+        print(f"{args.rows} rows of 1 megapixel, exit code {watched.exit_code}, {watched.seconds:.0f} s")
+        print(f"peak of own memory: {max(watched.peaks) / 2**30:.2f} GiB, ", end="")
+        print(f"{watched.peaks[0] / 2**30:.2f} GiB in the first tenth of the rows")
         print(f"saved: {made / 1e9:.3f} GB of {sizes['source'] / 1e9:.3f} GB, {made / sizes['source'] - 1:+.2%}")
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     main()

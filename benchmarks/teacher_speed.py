@@ -10,13 +10,11 @@ bytes to text, in one run, on one model.
 import argparse
 import sys
 import time
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset, Image
-from PIL import Image as PILImage
+from synthetic import photos
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -71,17 +69,10 @@ def build(geometry: str, device: torch.device, dtype: torch.dtype):
 
 
 def make_rows(number: int) -> Dataset:
-    """Rows with JPEGs of smooth noise, 0.5 to 1.3 of 1024x768 a side, upright and across."""
-    noise = np.random.default_rng(42)
-    rows = []
-    for i in range(number):
-        size = tuple(int(side * noise.uniform(0.5, 1.3)) for side in ((1024, 768), (768, 1024))[i % 2])
-        blots = PILImage.fromarray(noise.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        file = BytesIO()
-        blots.resize(size, PILImage.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        image = {"bytes": file.getvalue(), "path": None}
-        rows.append({"image": image, "question": "What is written on the red sign?", "question_id": i})
-    return Dataset.from_list(rows).cast_column("image", Image(decode=False))
+    """Rows with JPEGs of about 1024x768."""
+    images = [{"bytes": photo, "path": None} for photo in photos(number)]
+    columns = {"image": images, "question": ["What is written on the red sign?"] * number}
+    return Dataset.from_dict(columns | {"question_id": range(number)}).cast_column("image", Image(decode=False))
 
 
 @torch.inference_mode()

@@ -85,10 +85,10 @@ def _first_processor(candidates: list[str | None], path: str, backend: str) -> P
 
 def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:
     image_processor = processor.image_processor
-    size = {key: value for key, value in dict(image_processor.size).items() if value is not None}
+    size = _image_size(processor)
     by_area = {"shortest_edge", "longest_edge"} <= size.keys()  # Qwen's names for the bounds on the area
     if longest_edge is not None:
-        if by_area or "longest_edge" not in size:
+        if longest_edge_of(processor) is None:
             raise UserError(f"--longest_edge {longest_edge}: {path} resizes images by {size}; leave the flag out")
         image_processor.size = {"longest_edge": longest_edge}
     if min_pixels is not None or max_pixels is not None:
@@ -99,6 +99,16 @@ def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> No
             "longest_edge": max_pixels or size["longest_edge"],
         }
         image_processor.size = bounds
+
+
+def longest_edge_of(processor: ProcessorMixin) -> int | None:
+    """Pixels of the longer side that an image is resized to (Idefics3, SmolVLM); None where another rule holds."""
+    size = _image_size(processor)
+    return None if "shortest_edge" in size else size.get("longest_edge")
+
+
+def _image_size(processor: ProcessorMixin) -> dict[str, int]:
+    return {key: value for key, value in dict(processor.image_processor.size).items() if value is not None}
 
 
 def load_model(

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -49,7 +50,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_samples", type=positive, help="only the first so many rows")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
     add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
-    add("--gpu", type=int, default=0, help="index of the GPU; without a GPU the CPU is used, in fp32")
+    add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text")
 
 
@@ -73,8 +74,8 @@ def num_processes() -> int:
 
 
 def device_index(gpu: int) -> int:
-    """The GPU of this process: `--gpu`, or its own one under `accelerate launch`."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if num_processes() > 1 else gpu
+    """The GPU of this process: `--gpu`, or its own one under `accelerate launch` unless that asks for the CPU."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if num_processes() > 1 and gpu >= 0 else gpu
 
 
 def worker_count(num_workers: int | None, device_type: str) -> int:
@@ -120,6 +121,12 @@ def fingerprint(path: str | None) -> str | None:
     files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def questions_key(rows: Any) -> str:
+    """What tells whether a data set has other rows than before under its name: a hash of its ids and questions."""
+    columns = [list(rows["question_id"]), list(rows["question"])]
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
 
 
 def generate_missing(

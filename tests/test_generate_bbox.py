@@ -1,24 +1,19 @@
 """generate_bbox.py: the box file and its meta, going on after an interruption, what the user gets wrong."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image, load_from_disk
+from processes import REPO, kill_script, launch_script, run_script
 
 import generate_bbox
 from cropvlm import runs
 from cropvlm.cli import UserError, run
 from cropvlm.modeling import load_model, load_processor
-
-REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +149,22 @@ def test_a_journal_of_other_settings_is_refused(script, capsys, monkeypatch):
     assert "delete the file to start anew" in error
 
 
+def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["[0, 0, 1, 1]"])]))
+    rows = load_from_disk(str(tiny_world))["test"]
+    rows.save_to_disk("before")
+    shifted = rows.select([*range(1, 12), 0]).remove_columns("question_id")  # the same ids on other questions
+    shifted.add_column("question_id", rows["question_id"][:]).save_to_disk("after")
+    flags = ["--dataset_path", "world", "--split", "", "--output", "a.json"]
+    Path("before").rename("world")
+    with pytest.raises(KeyError):
+        script(*flags)
+    Path("world").rename("before")
+    Path("after").rename("world")
+    assert script(*flags) == 2
+    assert "other settings (questions " in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -190,24 +201,19 @@ def test_data_sources():
         sources(dataset=["docvqa", "vstar"], name="both")
 
 
-def command(cropper, tiny_world, *flags) -> list[str]:
+def command(cropper, tiny_world, *flags) -> list:
     settings = ["--model_path", cropper, "--dataset_path", tiny_world, "--split", "test", "--longest_edge", 64]
-    return [str(part) for part in [REPO / "generate_bbox.py", *settings, *flags]]
+    return [REPO / "generate_bbox.py", *settings, "--gpu", -1, *flags]
 
 
 @pytest.mark.slow
 def test_sigkill_and_go_on(tmp_path, tiny_world, cropper):
-    argv = [sys.executable, *command(cropper, tiny_world, "--batch_size", 1, "--max_new_tokens", 60)]
+    argv = command(cropper, tiny_world, "--batch_size", 1, "--max_new_tokens", 60)
     journal = tmp_path / "killed.json.journal.jsonl"
-    process = subprocess.Popen([*argv, "--output", str(tmp_path / "killed.json")], stderr=subprocess.DEVNULL)
-    while not journal.exists() or journal.read_text().count("\n") < 4:
-        assert process.poll() is None, "it was done before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_script([*argv, "--output", tmp_path / "killed.json"], journal, rows=3)
     assert not (tmp_path / "killed.json").exists()
     for name in ("killed", "undisturbed"):
-        subprocess.run([*argv, "--output", str(tmp_path / f"{name}.json")], check=True, stderr=subprocess.DEVNULL)
+        run_script([*argv, "--output", tmp_path / f"{name}.json"])
     assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "undisturbed.json").read_bytes()
     assert not journal.exists()
 
@@ -215,10 +221,7 @@ def test_sigkill_and_go_on(tmp_path, tiny_world, cropper):
 @pytest.mark.slow
 def test_accelerate_launch_splits_the_rows(script, tmp_path, tiny_world, cropper):
     assert script("--output", "one.json") == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    argv = command(cropper, tiny_world, "--max_new_tokens", 8, "--output", tmp_path / "two.json")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *argv], capture_output=True, text=True, env=environment, cwd=REPO)
+    done = launch_script(command(cropper, tiny_world, "--max_new_tokens", 8, "--output", tmp_path / "two.json"))
     assert done.returncode == 0, done.stderr
     assert "6/6" in done.stderr  # the first process's half of the 12 rows
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()

@@ -3,19 +3,22 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image, load_from_disk
+from processes import REPO, kill_script, launch_script, run_script
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
 from cropvlm import runs
 from cropvlm.cli import run
 from cropvlm.crops import open_image
-from cropvlm.modeling import load_model, load_processor
+from cropvlm.modeling import load_model, load_processor, longest_edge_of
 from cropvlm.predictions import build_meta, write_predictions
-from generate_final_answers import AnswerPrompts
+from generate_final_answers import MODES, AnswerPrompts
+from miniature.world import draw_split
 
 # Whatever a cropper may write that is no box: the full image stands in for the crop.
 INVALID = ["", "no box", "[50, 50, 10, 10].", "[5, 5, 5, 9].", "[NaN, 0, 1, 1].", "[0, 0, 101, 1].", "9" * 10_000]
@@ -110,7 +113,18 @@ def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
     assert prompts.image_sizes(1) == [base_image.size]
 
 
-def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, tiny_world, monkeypatch):
+@pytest.mark.parametrize(
+    ("questions_per_image", "expected"),
+    [
+        # One 64-px tile an image; batches of 5, 5 and 2 questions: full image and crop of each.
+        (1, [10, 10, 4]),
+        # Full images 2 1/2, 1/2 2 and 1 encoded as 3, 3 and 1, and as many crops: the box is the same throughout.
+        (2, [6, 6, 2]),
+    ],
+)
+def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, monkeypatch, questions_per_image, expected):
+    rows = draw_split(7, "test", 12, first_id=1, questions_per_image=questions_per_image)
+    DatasetDict(test=rows).save_to_disk(str(tmp_path / "world"))
     tiles = []
     forward = Idefics3VisionTransformer.forward
 
@@ -119,10 +133,9 @@ def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, tiny_w
         return forward(self, pixel_values=pixel_values, **kwargs)
 
     monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
-    path = write_boxes(tmp_path / "a_bbox.json", tiny_world, ["[0, 0, 50, 50]."] * 12)
+    path = write_boxes(tmp_path / "a_bbox.json", tmp_path / "world", ["[0, 0, 50, 50]."] * 12)
     assert script("--bbox", path, "--batch_size", 5) == 0
-    # One 64-px tile an image; batches of 5, 5 and 2 questions: full image and crop of each.
-    assert tiles == [10, 10, 4]
+    assert tiles == expected
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "qwen", "llava"])
@@ -141,6 +154,52 @@ def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, answerers
         assert contents == {Path(f"predictions/{mode}_{mode}_answers.json").read_bytes()}
     assert not Path("predictions/base_cropvlm_answers.json").exists()
     assert len(set(answers_of("predictions/one_base_answers.json"))) > 6
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"),
+    [
+        ("smolvlm", ["--longest_edge", 128]),  # 64-px tiles: 2x1, 1x2 or 2x2 of them and the whole image
+        ("qwen", ["--max_pixels", 84 * 84]),  # its own is 140 * 140
+    ],
+)
+def test_image_sizes_at_every_batch_size(script, boxes, answerers, family, flags):
+    model = ["--bbox", boxes, "--vqa_model_path", answerers[family]]
+    assert script(*model, "--name", "own") == 0
+    for name, batch_size in (("one", 1), ("five", 5)):
+        assert script(*model, "--name", name, "--batch_size", batch_size, *flags) == 0
+    for mode in MODES:
+        own, one, five = (
+            Path(f"predictions/{name}_{mode}_answers.json").read_bytes() for name in ("own", "one", "five")
+        )
+        assert one == five != own
+
+
+@pytest.mark.parametrize(
+    ("own", "flags", "seen"),
+    [
+        (2048, [], 512),  # SmolVLM's own is 2048 px
+        (64, [], 64),
+        (2048, ["--longest_edge", 1024], 1024),
+    ],
+)
+def test_smolvlm_sees_512_px_unless_told_otherwise(script, boxes, tmp_path, answerers, monkeypatch, own, flags, seen):
+    load_processor(str(answerers["smolvlm"]), longest_edge=own).save_pretrained(tmp_path / "model")
+    used = []
+    model = SimpleNamespace(device=torch.device("cpu"))
+    monkeypatch.setattr(generate_final_answers, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(
+        runs, "generate_rows", lambda _, processor, *__, **___: used.append(processor) or enumerate(["a"] * 12)
+    )
+    assert script("--bbox", boxes, "--vqa_model_path", tmp_path / "model", "--modes", "base", *flags) == 0
+    assert [longest_edge_of(processor) for processor in used] == [seen]
+    assert read("predictions/world_base_answers.meta.json")["settings"]["longest_edge"] == seen
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+def test_other_families_keep_their_own_size(script, boxes, answerers, family):
+    assert script("--bbox", boxes, "--vqa_model_path", answerers[family], "--modes", "base", "--max_samples", 2) == 0
+    assert read("predictions/world_base_answers.meta.json")["settings"]["longest_edge"] is None
 
 
 def test_without_boxes_there_is_the_baseline(script, tiny_world):
@@ -252,14 +311,50 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
         (["--bbox", "world_bbox.json", "--output_path", "/proc"], "cannot write"),
         (["--bbox", "world_bbox.json", "--max_pixels", "1000"], "leave the flags out"),
         (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
+        (
+            ["--bbox", "world_bbox.json", "other/world_bbox.json"],
+            "2 of the --bbox would be answered in predictions/world_",
+        ),
         (["--modes", "other"], "invalid choice: 'other'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, capsys, flags, message):
     write_boxes(tmp_path / "world_bbox.json", tiny_world, VALID * 3)
     write_boxes(tmp_path / "few_bbox.json", tiny_world, VALID)
+    write_boxes(tmp_path / "other" / "world_bbox.json", tiny_world, INVALID + VALID)
     (tmp_path / "bare_bbox.json").write_text('[{"question_id": 1, "answer": "x"}]')
     before = set(tmp_path.rglob("*.json*"))
     assert script(*flags) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert set(tmp_path.rglob("*.json*")) == before
+
+
+def command(answerers, boxes, name, *flags) -> list:
+    settings = ["--bbox", boxes, "--output_path", boxes.parent, "--name", name, "--vqa_model_path"]
+    return [REPO / "generate_final_answers.py", *settings, answerers["smolvlm"], "--gpu", -1, *flags]
+
+
+@pytest.mark.slow
+def test_sigkill_and_go_on(boxes, answerers):
+    flags = ["--batch_size", 1, "--max_new_tokens", 60]
+    journal = boxes.parent / "killed_cropvlm_answers.json.journal.jsonl"
+    kill_script(command(answerers, boxes, "killed", *flags), journal, rows=3)
+    assert not list(boxes.parent.glob("killed_*_answers.json"))
+    for name in ("killed", "undisturbed"):
+        run_script(command(answerers, boxes, name, *flags))
+    for mode in MODES:
+        killed, whole = (boxes.parent / f"{name}_{mode}_answers.json" for name in ("killed", "undisturbed"))
+        assert killed.read_bytes() == whole.read_bytes()
+    assert not list(boxes.parent.glob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_accelerate_launch_splits_the_rows(script, boxes, answerers):
+    assert script("--bbox", boxes, "--name", "one") == 0
+    done = launch_script(command(answerers, boxes, "two", "--max_new_tokens", 6))
+    assert done.returncode == 0, done.stderr
+    assert "6/6" in done.stderr  # the first process's half of the 12 rows
+    for mode in MODES:
+        one, two = (boxes.parent / f"{name}_{mode}_answers.json" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    assert not list(boxes.parent.glob("*.jsonl"))

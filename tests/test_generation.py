@@ -3,10 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cropvlm import generation
+from cropvlm import encoding, generation
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
-from cropvlm.encoding import chat_text, encode_images, merge, model_inputs, prepare
+from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
 from cropvlm.generation import generate_rows, generate_texts, greedy, image_cost, plan_batches
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import answerer_messages
@@ -113,8 +113,67 @@ def test_a_shared_image_is_preprocessed_and_encoded_once(smolvlm, monkeypatch):
     assert len(images) == 5
 
 
+def test_an_image_that_several_rows_show_is_encoded_once_a_batch(smolvlm):
+    model, processor = smolvlm
+    tiles = []
+    hook = model.model.vision_model.register_forward_pre_hook(
+        lambda _, args, kwargs: tiles.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    # As data sets have it: each row holds its own copy of the image.
+    rows = [(noise(300, 200), noise(50, 50, seed=i)) for i in (1, 2, 2)] + [(noise(200, 300), noise(300, 200))]
+    texts = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=6, batch_size=4))
+    hook.remove()
+    assert tiles == [4]  # 300x200, its two crops, 200x300; the crop of the last row is the image of the first
+    for i, row in enumerate(rows):
+        ((_, alone),) = generate_rows(model, processor, Pairs([row]), max_new_tokens=6)
+        assert texts[i] == alone
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("most", "calls"),
+    [
+        (0, [3, 5, 5, 3]),  # an image at least
+        (8, [8, 8]),
+        (12, [8, 8]),
+        (13, [13, 3]),
+        (99, [16]),
+    ],
+)
+def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, most, calls):
+    model, _ = smolvlm
+    processor = load_processor(str(tiny_smolvlm), longest_edge=128)
+    sizes = [(128, 64), (100, 100), (90, 90), (64, 128)]  # 3, 5, 5 and 3 tiles of 64 px
+    parts = [prepare(processor, [(answerer_messages(QUESTION, 1), [noise(*size)])]) for size in sizes]
+    whole = encode_images(model, merge(parts))
+    tiles = []
+    hook = model.model.vision_model.register_forward_pre_hook(
+        lambda _, args, kwargs: tiles.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", most * 3 * 64 * 64)
+    features = encode_images(model, merge(parts))
+    hook.remove()
+    assert tiles == calls
+    for image, expected in zip(features, whole, strict=True):
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+
+
+def test_portions_do_not_change_the_texts(vlm, monkeypatch):
+    rows = [(noise(200 + 9 * i, 150, seed=i), noise(40 + i, 30, seed=100 + i)) for i in range(4)]
+    together = dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6))
+    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", 1)
+    assert dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6)) == together
+
+
+def test_images_of_the_same_bytes_but_another_shape_are_two():
+    tall, wide = Image.new("RGB", (2, 6)), Image.new("RGB", (6, 2))
+    assert image_key(tall) != image_key(wide)
+    assert image_key(tall) == image_key(Image.new("RGB", (2, 6)))
+
+
 def test_texts_do_not_depend_on_the_batch_size(vlm):
-    rows = [(noise(200 + 9 * i, 150, seed=i), noise(40 + i, 30, seed=100 + i)) for i in range(8)]
+    # Two questions an image, a few crops alike.
+    rows = [(noise(200 + 9 * (i // 2), 150, seed=i // 2), noise(40 + i, 30, seed=100 + i // 3)) for i in range(8)]
     results = {}
     for batch_size in (1, 3, 8, "auto"):
         texts = dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6, batch_size=batch_size))
@@ -242,6 +301,19 @@ def test_merge_keeps_prompts_and_images_in_order(smolvlm):
     assert both.image_index == [[0], [0, 1], [2], [2, 3]]
     assert both.input_ids == one.input_ids + other.input_ids
     assert torch.equal(both.images["pixel_values"][2:], other.images["pixel_values"])
+
+
+def test_merge_keeps_an_image_of_two_parts_once(tiny_smolvlm):
+    processor = load_processor(str(tiny_smolvlm), longest_edge=128)
+    full = noise(128, 64)  # 64-px tiles: 2x1 and the whole
+    one, other = (prepare(processor, pair(full.copy(), noise(100, 100, seed=i))) for i in range(2))
+    both = merge([one, other])
+    assert both.image_index == [[0], [0, 1], [0], [0, 2]]
+    assert both.image_tokens == [3 * 16, 5 * 16, 5 * 16]
+    assert both.image_rows == {"pixel_values": [3, 5, 5]}
+    assert torch.equal(both.images["pixel_values"][3:8], one.images["pixel_values"][3:])
+    assert torch.equal(both.images["pixel_values"][8:], other.images["pixel_values"][3:])
+    assert merge([both, one]).image_index == [*both.image_index, [0], [0, 1]]
 
 
 @pytest.mark.parametrize("longest_edge", [512, 1024, 2048])

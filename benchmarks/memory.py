@@ -1,0 +1,58 @@
+"""The memory of a script while it runs."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Watched:
+    """peaks: bytes, the most that was seen during each tenth of the work; 0 for one that passed between two looks."""
+
+    exit_code: int
+    seconds: float
+    peaks: list[int]
+
+
+def own_memory(pid: int) -> int:
+    """Bytes of anonymous and shared memory of a process and its descendants.
+
+    Pages of memory-mapped files on disk are the system's cache, can be dropped at any time and do not count.
+    """
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        except OSError:
+            continue
+        if int(fields["Pid"]) == pid:
+            total += sum(int(fields.get(key, "0 kB").split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
+        elif int(fields["PPid"]) == pid:
+            total += own_memory(int(fields["Pid"]))
+    return total
+
+
+def watch(script: str, flags: dict[str, object], journal: Path, rows: int) -> Watched:
+    """Run a script of this repository and read its memory every second. rows: that its journal will hold in the end."""
+    argv = [sys.executable, str(REPO / script), *(str(word) for pair in flags.items() for word in pair)]
+    environment = {"HF_HUB_OFFLINE": "1", **os.environ}
+    start, tenth, peaks = time.monotonic(), 0, [0] * 10
+    process = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        tenth = max(tenth, min(9, 10 * rows_in(journal) // rows))
+        peaks[tenth] = max(peaks[tenth], own_memory(process.pid))
+        time.sleep(1)
+    return Watched(process.returncode, time.monotonic() - start, peaks)
+
+
+def rows_in(journal: Path) -> int:
+    """How many rows a journal holds; 0 without one."""
+    try:
+        return max(0, journal.read_bytes().count(b"\n") - 1)  # the first line holds the settings
+    except FileNotFoundError:
+        return 0
