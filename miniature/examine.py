@@ -1,0 +1,117 @@
+"""What the miniature's models can do before CropVLM begins, on scenes that they have never seen.
+
+    python3 -m miniature.examine --family smolvlm --model_path miniature/models/smolvlm
+
+goes through the real processor and greedy generation. A reader is asked for the text of every placard from
+[full image, crop], the crop being the placard's box with its sides times 1, 1.5, 2 and 3; `smolvlm` also for a frame
+around it, the teacher for its outline.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from cropvlm import prompts
+from cropvlm.boxes import parse_teacher_bbox
+from cropvlm.generation import generate_texts
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.teacher import pixel_budget, teacher_size
+from miniature.checkpoints import TILE
+from miniature.families import FAMILIES
+from miniature.world import Placard, ask, draw_scene
+
+ZOOMS = (1.0, 1.5, 2.0, 3.0)
+
+
+def questions(seed: int, scenes: int) -> Iterator[tuple[Image.Image, Placard, str]]:
+    """A canvas, a placard on it and a question about it, for every placard of every scene."""
+    for i in range(scenes):
+        rng = random.Random(f"examination-{seed}-{i}")
+        canvas, placards = draw_scene(rng)
+        for placard in placards:
+            yield canvas, placard, ask(rng, placard)
+
+
+def zoomed_out(canvas: Image.Image, placard: Placard, zoom: float) -> Image.Image:
+    x1, y1, x2, y2 = placard.bbox_px
+    grow_x, grow_y = (zoom - 1) * (x2 - x1) / 2, (zoom - 1) * (y2 - y1) / 2
+    left, top = max(0, round(x1 - grow_x)), max(0, round(y1 - grow_y))
+    return canvas.crop((left, top, min(canvas.width, round(x2 + grow_x)), min(canvas.height, round(y2 + grow_y))))
+
+
+def reading(model, processor, asked: list) -> None:
+    """Print the share of texts that are read right at each zoom, of words and of numbers."""
+    numbers = np.array([placard.text.isdigit() for _, placard, _ in asked])
+    for zoom in ZOOMS:
+        images = [(canvas, zoomed_out(canvas, placard, zoom)) for canvas, placard, _ in asked]
+        messages = [prompts.answerer_messages(question, 2) for _, _, question in asked]
+        texts = generate_texts(model, processor, messages, images, max_new_tokens=8)
+        right = [
+            prompts.clean_answer(text).lower() == placard.text
+            for text, (_, placard, _) in zip(texts, asked, strict=True)
+        ]
+        right = 100 * np.array(right)
+        figures = (right.mean(), right[~numbers].mean(), right[numbers].mean())
+        print("crop of {:.1f} x its sides: {:.1f}% read, words {:.1f}%, numbers {:.1f}%".format(zoom, *figures))
+
+
+def center_errors(boxes: list[tuple[float, ...]], asked: list) -> str:
+    """How far the centres of the boxes (shares of the canvas) are from the placards', in percent of its sides."""
+    errors = []
+    for (x1, y1, x2, y2), (canvas, placard, _) in zip(boxes, asked, strict=True):
+        left, top, right, bottom = placard.bbox_px
+        across = abs((x1 + x2) - (left + right) / canvas.width)
+        down = abs((y1 + y2) - (top + bottom) / canvas.height)
+        errors.append(100 * max(across, down) / 2)
+    return (
+        f"centre off by {np.median(errors):.1f}% of the sides (median), 80% by at most {np.percentile(errors, 80):.1f}%"
+    )
+
+
+def framing(model, processor, asked: list) -> None:
+    messages = [prompts._user_turn(1, f"{question.capitalize()}\nFrame it.") for _, _, question in asked]
+    texts = generate_texts(model, processor, messages, [[canvas] for canvas, _, _ in asked], max_new_tokens=24)
+    read = [[float(part) / 100 for part in text.strip(" [].").split()] for text in texts]
+    usable = [i for i, numbers in enumerate(read) if len(numbers) == 4]
+    print(
+        f"{len(usable)} of {len(asked)} frames: " + center_errors([read[i] for i in usable], [asked[i] for i in usable])
+    )
+
+
+def outlining(model, processor, model_path: str, asked: list) -> None:
+    budget = pixel_budget(processor, model_path)
+    messages = [prompts.teacher_messages(question) for _, _, question in asked]
+    texts = generate_texts(model, processor, messages, [[canvas] for canvas, _, _ in asked], max_new_tokens=128)
+    boxes = [parse_teacher_bbox(text) for text in texts]
+    usable = [i for i, box in enumerate(boxes) if box is not None]
+    shares = []
+    for i in usable:
+        width, height = teacher_size(asked[i][0].size, budget)
+        x1, y1, x2, y2 = boxes[i]
+        shares.append((x1 / width, y1 / height, x2 / width, y2 / height))
+    print(f"{len(usable)} of {len(asked)} outlines are boxes: " + center_errors(shares, [asked[i] for i in usable]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--model_path", required=True)
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    model = load_model(args.model_path)
+    processor = load_processor(args.model_path, TILE if args.family == "smolvlm" else None)
+    asked = list(questions(args.seed, args.scenes))
+    if FAMILIES[args.family].sees_crops:
+        reading(model, processor, asked)
+    if args.family == "smolvlm":
+        framing(model, processor, asked)
+    if args.family == "qwen":
+        outlining(model, processor, args.model_path, asked)
+
+
+if __name__ == "__main__":
+    main()
