@@ -52,7 +52,7 @@ def test_it_says_what_it_does_and_stops_at_an_error(script):
 
 
 def test_no_file_names_a_path_of_a_machine():
-    patterns = ["*.*", "scripts/*.sh", ".ci/*", "cropvlm/*.py", "miniature/*.py", "tests/*.py"]
+    patterns = ["[!.]*.*", "scripts/*.sh", ".ci/*", "cropvlm/*.py", "miniature/*.py", "tests/*.py"]
     files = [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
     named = [path.name for path in files if MACHINE_PATH.search(path.read_text(encoding="utf-8"))]
     assert len(files) > 30
