@@ -26,7 +26,7 @@ if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
         echo "setup: making .venv with $("$python" --version)" >&2
         make_venv "$python" || stop "$python can make no environment in .venv; install python3-venv, or free space"
     fi
-    echo "setup: installing requirements.txt into .venv, 7 GB with torch and CUDA: minutes the first time" >&2
+    echo "setup: installing requirements.txt into .venv, 6 GB with torch and CUDA: minutes the first time" >&2
     quiet=$([[ -t 2 ]] || echo --quiet) # on a terminal pip shows what it downloads
     .venv/bin/python3 -m pip install $quiet --disable-pip-version-check -r requirements.txt >&2 ||
         stop "pip could not install requirements.txt (its reason is above); mend that and run the same command again"
