@@ -75,6 +75,7 @@ def parse_args() -> argparse.Namespace:
     add("--gpu", type=int, default=0, help="index of the GPU; without a GPU the CPU is used, in fp32")
     add("--verbose", action="store_true", help="log every response")
     args = parser.parse_args()
+    args.output_path = str(Path(args.output_path))  # without the slash at the end, which completion may put there
     server_of(args)  # refuses flags of a server that do not fit
     if not 0 < args.sft_share <= 1:
         raise UserError(f"--sft_share {args.sft_share}: expected a number above 0 and up to 1, such as 0.5")
@@ -209,8 +210,8 @@ def main() -> int:
     folders = output_folders(args)
     if args.push_to_hub and rank() == 0:
         prepare_repository(args.push_to_hub)
-    sft_rows, grpo_rows = halve(load_sources(args.dataset_path, args.split, args.max_samples), args.sft_share)
-    grpo_rows = with_references(grpo_rows)
+    sft_rows, rest = halve(load_sources(args.dataset_path, args.split, args.max_samples), args.sft_share)
+    grpo_rows = with_references(rest)
     if rank() > 0:
         assist(args, sft_rows)
         return 0
@@ -221,6 +222,9 @@ def main() -> int:
         parts = {"sft": boxed_rows}
         if grpo_rows is not None:
             parts["grpo"] = with_readable_images(grpo_rows)
+            unreadable = len(grpo_rows) - len(parts["grpo"])
+            without_references = len(rest) - len(grpo_rows)
+            report["left_out_of_grpo"] = {"no references": without_references, "unreadable images": unreadable}
         files = report_files(folders["sft"], report, boxes, boxed_rows)
         card = describe(args, settings, report, parts)
         files |= {folders[part] / "README.md": card.encode() for part in parts}

@@ -115,6 +115,8 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
     processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
+    if not args.use_vllm:  # a sampled image token has no image to stand for; TRL sees to that from 1.16 on only
+        args.generation_kwargs = {"suppress_tokens": [model.config.image_token_id]} | (args.generation_kwargs or {})
     answerer = load_answerer(policy, args)
     trainer = WatchedGRPOTrainer(
         model=model,

@@ -66,6 +66,9 @@ class PolicyArguments:
     )
 
     def __post_init__(self):
+        for name in ("longest_edge", "lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: expected at least 1")
         if self.merge and not self.use_lora:
             raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.

@@ -14,7 +14,7 @@ HUB_ERRORS = (OSError, ValueError, HTTPError, LocalTokenNotFoundError)
 
 
 def licence(dataset_path: str) -> str:
-    """The licence that a data set's page on the hub declares; where to look if it cannot be had."""
+    """The licence that a data set's page on the hub declares; where to look if none is to be had from there."""
     known = BENCHMARKS.get(dataset_path)
     hub_id = known.hub_id if known else dataset_path.split(":")[0]
     if not Path(dataset_path).exists():
@@ -22,7 +22,7 @@ def licence(dataset_path: str) -> str:
             card = HfApi().dataset_info(hub_id, timeout=10).card_data
             if card and card.get("license"):
                 return str(card["license"])
-    return "not declared; see the source"
+    return "see the source"
 
 
 def prepare_repository(repo: str) -> None:

@@ -136,6 +136,8 @@ def load_model(
         for parameter in model.parameters():  # the buffers stay: rotary frequencies are float32 in every dtype
             parameter.data = parameter.data.to(dtype)
     else:
+        if base_model_path:
+            logger.warning("%s is a whole model, no adapter: %s is not used", path, base_model_path)
         model = load_full_model(path, dtype)
     return model.to(device or default_device).eval()
 

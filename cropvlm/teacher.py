@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from PIL import Image
+from tqdm import tqdm
 from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -27,6 +28,7 @@ from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import Prompt, widen_strip
 from cropvlm.prompts import teacher_messages
+from cropvlm.runs import rank
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
 
@@ -103,7 +105,8 @@ def measure(rows: Any) -> list[dict]:
     height) is read from the image's header; the error says why there is none.
     """
     measured = []
-    for row in rows.select_columns(["image", "question", "question_id"]):
+    columns = rows.select_columns(["image", "question", "question_id"])
+    for row in tqdm(columns, unit="row", desc="image sizes", disable=rank() > 0):
         image = row["image"] or {}
         encoded = image.get("bytes") or str(image.get("path")).encode()
         known = {"question_id": row["question_id"], "key": zlib.crc32(row["question"].encode(), zlib.crc32(encoded))}

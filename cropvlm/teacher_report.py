@@ -174,5 +174,6 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
 
 
 def _public(path: str) -> str:
-    """A hub id as it stands; of a local folder its name, not where it lies."""
-    return f"{Path(path).name} (a local folder)" if Path(path).exists() else path
+    """A hub id as it stands; of a local folder, there still or not, its name, not where it lies."""
+    is_local = Path(path).exists() or path.startswith(("/", ".", "~"))
+    return f"{Path(path).name} (a local folder)" if is_local else path

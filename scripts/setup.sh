@@ -1,13 +1,36 @@
 # Sourced by the other scripts: make .venv once, install requirements.txt into it when that file has changed, and use it.
-# CROPVLM_PYTHON names another interpreter to start from (default python3, 3.11 or newer).
+# CROPVLM_PYTHON names another interpreter to start from (default python3, 3.10 or newer).
+# Interrupted, it goes on the next time: what says that all is installed is written last.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-"${CROPVLM_PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: Python 3.11 or newer is needed; name one with CROPVLM_PYTHON=/path/to/python3.12" >&2
+
+# stop MESSAGE: the one line of a setup that cannot go on.
+stop() {
+    echo "error: $1" >&2
     exit 2
 }
+
+# make_venv PYTHON: a .venv with pip, or what an interrupted one lacks. Where Debian's python3-venv is missing, python3's
+# own pip puts a pip there.
+make_venv() {
+    "$1" -m venv .venv >/dev/null 2>&1 && return
+    "$1" -m venv --without-pip .venv &&
+        "$1" -m pip install --quiet --disable-pip-version-check pip \
+            --target "$(.venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+}
+
 if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
-    [ -x .venv/bin/python3 ] || "${CROPVLM_PYTHON:-python3}" -m venv .venv
-    .venv/bin/python3 -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    python=${CROPVLM_PYTHON:-python3}
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        stop "Python 3.10 or newer is needed; name one with CROPVLM_PYTHON=/path/to/python3.12"
+    if ! .venv/bin/python3 -m pip --version >/dev/null 2>&1; then
+        echo "setup: making .venv with $("$python" --version)" >&2
+        make_venv "$python" || stop "$python can make no environment in .venv; install python3-venv, or free space"
+    fi
+    echo "setup: installing requirements.txt into .venv, 6 GB with torch and CUDA: minutes the first time" >&2
+    quiet=$([[ -t 2 ]] || echo --quiet) # on a terminal pip shows what it downloads
+    .venv/bin/python3 -m pip install $quiet --disable-pip-version-check -r requirements.txt >&2 ||
+        stop "pip could not install requirements.txt (its reason is above); mend that and run the same command again"
     cp requirements.txt .venv/installed-requirements.txt
+    echo "setup: done" >&2
 fi
 source .venv/bin/activate

@@ -44,6 +44,13 @@ def test_the_command_line_goes_before_the_config(monkeypatch):
     assert (policy.longest_edge, args.learning_rate, args.beta) == (1024, 1e-3, 0.01)
 
 
+@pytest.mark.parametrize("flag", ["--longest_edge", "--lora_r", "--lora_alpha"])
+def test_sizes_that_are_none(flag, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_sft.py", flag, "0", "--use_cpu", "True"])
+    with pytest.raises(ValueError, match=f"{flag} 0: expected at least 1"):
+        parse(SFT)
+
+
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
     for step, state in [(9, "{}"), (10, "{}"), (11, '{"cut'), (12, None)]:
         (tmp_path / f"checkpoint-{step}").mkdir()

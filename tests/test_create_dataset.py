@@ -1,20 +1,17 @@
 """create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
 
-import base64
-import http.server
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
+from fake_server import open_url
 from PIL import Image as PILImage
 
 import create_dataset
@@ -102,7 +99,8 @@ def test_boxes_grow_by_area(script, asked, tmp_path):
 
 
 def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
-    assert script("--max_samples", "5", "--sft_share", "1.0") == 0
+    # The slash is what a shell's completion puts behind the name of a folder.
+    assert script("--max_samples", "5", "--sft_share", "1.0", "--output_path", f"{tmp_path}/made/") == 0
     assert len(content(tmp_path / "made_sft")) == 5
     assert not (tmp_path / "made_grpo").exists()
 
@@ -285,6 +283,8 @@ def test_a_mixture(script, asked, tmp_path, tiny_world):
     assert [row["source"] for row in sft] == ["signs"] * 6 + ["plates"] * 4
     # Of the second half of signs one row has no references: there is nothing to reward its boxes by.
     assert [row["source"] for row in grpo] == ["signs"] * 5 + ["plates"] * 4
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 0}
     assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
     assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
 
@@ -322,6 +322,8 @@ def test_an_unreadable_image_for_grpo_is_left_out(script, asked, tmp_path, tiny_
         rows[i]["question_id"] for i in (4, 5, 7)
     ]
     assert str(rows[6]["question_id"]) in caplog.text
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["left_out_of_grpo"] == {"no references": 0, "unreadable images": 1}
 
 
 def test_report_and_card_lie_beside_the_rows(script, asked, tmp_path):
@@ -334,7 +336,7 @@ def test_report_and_card_lie_beside_the_rows(script, asked, tmp_path):
     with PILImage.open(tmp_path / "made_sft/teacher_report.png") as picture:
         assert picture.size == (1440, 480)  # histogram and one line of five tiles of 240
     card = (tmp_path / "made_sft/README.md").read_text()
-    assert "| miniature | miniature (a local folder) | not declared; see the source | 5 | 5 |" in card
+    assert "| miniature | miniature (a local folder) | see the source | 5 | 5 |" in card
     assert str(tmp_path) not in card
     assert (tmp_path / "made_grpo/README.md").read_text() == card
 
@@ -367,39 +369,20 @@ def test_the_next_run_takes_over_what_other_processes_did(script, asked, tmp_pat
     assert not list(tmp_path.glob("*rank*"))
 
 
-class QuarterTeacher(http.server.BaseHTTPRequestHandler):
-    """A server whose model sees the right lower quarter of every image it gets."""
+def test_a_server_is_the_teacher(script, tmp_path, server, hurried):
+    def lower_right_quarter(*_) -> str:
+        width, height = sizes()[-1]
+        return json.dumps({"bbox_2d": [width // 2, height // 2, width, height]})
 
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        url = request["messages"][0]["content"][0]["image_url"]["url"]
-        with PILImage.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as image:
-            width, height = image.size
-        self.server.sizes.append((width, height))
-        text = json.dumps({"bbox_2d": [width // 2, height // 2, width, height]})
-        reply = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
+    def sizes() -> list:
+        return [open_url(body["messages"][0]["content"][0]["image_url"]["url"]).size for body in server.bodies]
 
-    def log_message(self, *_):
-        pass
-
-
-def test_a_server_is_the_teacher(script, tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuarterTeacher)
-    server.sizes = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        flags = ["--api_base", f"http://127.0.0.1:{server.server_port}/v1", "--api_model", "qwen"]
-        flags += ["--max_pixels", "100000", "--max_samples", "6", "--growth", "1", "1", "1", "1", "1"]
-        assert script(*flags) == 0
-    finally:
-        server.shutdown()
-    assert len(server.sizes) == 3
+    server.react = lower_right_quarter
+    flags = ["--api_base", server.url, "--api_model", "qwen", "--api_concurrency", "1"]
+    flags += ["--max_pixels", "100000", "--max_samples", "6", "--growth", "1", "1", "1", "1", "1"]
+    assert script(*flags) == 0
+    assert len(sizes()) == 3
     # The server gets images that Qwen2.5-VL's resizing keeps, and its boxes are read in their pixels.
-    assert all(width % 28 == height % 28 == 0 and width * height <= 100000 for width, height in server.sizes)
+    assert all(width % 28 == height % 28 == 0 and width * height <= 100000 for width, height in sizes())
     assert [row["bbox"] for row in content(tmp_path / "made_sft")] == [[50, 50, 100, 100]] * 3
     assert "Teacher: qwen, greedy" in (tmp_path / "made_sft/README.md").read_text()

@@ -76,4 +76,4 @@ def test_new_repositories_are_private(monkeypatch):
 
 
 def test_licence_without_a_network(tmp_path):
-    assert hub.licence(str(tmp_path)) == hub.licence("textvqa") == "not declared; see the source"
+    assert hub.licence(str(tmp_path)) == hub.licence("textvqa") == "see the source"

@@ -110,6 +110,11 @@ def test_the_base_of_an_adapter_may_have_moved(adapter, tiny_smolvlm, tmp_path):
     assert modeling.load_model(str(moved), base_model_path=str(tiny_smolvlm), device="cpu") is not None
 
 
+def test_a_whole_model_needs_no_base(tiny_smolvlm, caplog):
+    modeling.load_model(str(tiny_smolvlm), base_model_path="elsewhere", device="cpu")
+    assert "no adapter: elsewhere is not used" in caplog.text
+
+
 def test_an_adapter_of_another_base_is_refused(adapter, tiny_llava):
     with pytest.raises(UserError, match="adapter of another base"):
         modeling.load_model(str(adapter), base_model_path=str(tiny_llava))

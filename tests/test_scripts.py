@@ -1,5 +1,6 @@
 """The bash scripts: they parse, name no path of a machine, and reproduce.sh runs the stages in order and only once."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -52,11 +53,18 @@ def test_it_says_what_it_does_and_stops_at_an_error(script):
 
 
 def test_no_file_names_a_path_of_a_machine():
-    patterns = ["*.*", "scripts/*.sh", ".ci/*", "cropvlm/*.py", "miniature/*.py", "tests/*.py"]
+    patterns = ["[!.]*.*", "scripts/*.sh", ".ci/*", "cropvlm/*.py", "miniature/*.py", "tests/*.py"]
     files = [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
     named = [path.name for path in files if MACHINE_PATH.search(path.read_text(encoding="utf-8"))]
     assert len(files) > 30
     assert named == []
+
+
+def test_the_output_folders_are_no_packages():
+    """`import datasets` is to find the library, also from the repository's root, where a folder has that name."""
+    found = [path for name in ("datasets", "models", "predictions") for path in (ROOT / name).glob("__init__.py")]
+    assert found == []
+    assert importlib.util.find_spec("datasets").origin is not None  # a folder without __init__.py has none
 
 
 @pytest.fixture

@@ -96,6 +96,8 @@ def test_card():
     report = summarise(boxes, ["a"] * 6, cut_points, (45, 10, 4, 2, 1))
     sources = [{"name": "a", "path": "someone/a", "licence": "cc-by-4.0", "sft": 6, "grpo": 7}]
     card = write_card(report, SETTINGS, sources)
+    gone = write_card(report, SETTINGS | {"model_path": "/gone/with/its/owner/teacher"}, sources)
+    assert "Teacher: teacher (a local folder), greedy" in gone  # the card goes to the hub
     assert card.startswith("---\n")
     assert "| a | someone/a | cc-by-4.0 | 6 | 7 |" in card
     assert "Teacher: Qwen/Qwen2.5-VL-7B-Instruct, greedy, at most 128 new tokens" in card

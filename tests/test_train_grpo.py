@@ -91,6 +91,7 @@ def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, 
     prompt_ids, _, _ = trainer._tokenize_prompts([prompt])
     prepared = prepare(modeling.load_processor(str(tiny_smolvlm)), [(row["prompt"], [row["image"]])])
     assert prompt_ids == prepared.input_ids
+    assert trainer.generation_config.suppress_tokens == [trainer.model.config.image_token_id]
 
 
 def test_the_policy_goes_on_from_the_adapter_with_a_frozen_copy(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
