@@ -9,6 +9,7 @@ around it, the teacher for its outline.
 
 import argparse
 import random
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -74,7 +75,7 @@ def center_errors(boxes: list[tuple[float, ...]], asked: list) -> str:
 def framing(model, processor, asked: list) -> None:
     messages = [prompts._user_turn(1, f"{question.capitalize()}\nFrame it.") for _, _, question in asked]
     texts = generate_texts(model, processor, messages, [[canvas] for canvas, _, _ in asked], max_new_tokens=24)
-    read = [[float(part) / 100 for part in text.strip(" [].").split()] for text in texts]
+    read = [[int(number) / 100 for number in re.findall(r"\d+", text)] for text in texts]
     usable = [i for i, numbers in enumerate(read) if len(numbers) == 4]
     print(
         f"{len(usable)} of {len(asked)} frames: " + center_errors([read[i] for i in usable], [asked[i] for i in usable])
