@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from multiprocessing import Pool
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +29,9 @@ OFFSET_BINS = 30
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
 WORD_IDS = {word: i for i, word in enumerate(WORDS)}  # len(WORDS): a number
 CROP_ZOOMS = ((0.95, 1.3), (1.1, 1.7), (1.5, 3.0))  # a crop's sides in sides of its placard
+# Share of the reading lessons whose crop is beside the placard. Without them a model is sure of whatever a crop shows,
+# and a box that just misses would be worth far less than none.
+MISSED_SHARE = 0.3
 Box = tuple[int, int, int, int]
 
 
@@ -38,6 +42,7 @@ class Picture:
     tile: np.ndarray  # (H, W, 3) uint8
     zoom: float  # the crop's sides in sides of its placard; 0 for the whole canvas
     placard: int  # what the crop was cut around
+    missed: bool  # the crop is beside it
     labels: dict[str, np.ndarray]  # each (tokens * patches of a token,)
     features: Tensor | None = None  # (tokens, D), once the vision tower is taught
 
@@ -73,22 +78,42 @@ def draw_pretraining_scene(family: str, seed: int, index: int) -> Scene:
     """One scene and, for a family that sees crops, a crop around each placard for each of CROP_ZOOMS."""
     rng = random.Random(f"pretraining-{seed}-{index}")
     canvas, placards = draw_scene(rng)
-    crops = [((0, 0, *canvas.size), 0.0, 0)]
+    crops = [((0, 0, *canvas.size), 0.0, 0, False)]
     if FAMILIES[family].sees_crops:
         for i, placard in enumerate(placards):
             for low, high in CROP_ZOOMS:
                 zoom = math.exp(rng.uniform(math.log(low), math.log(high)))
-                crops.append((crop_around(rng, canvas.size, placard, zoom), zoom, i))
+                crops.append((crop_around(rng, canvas.size, placard, zoom), zoom, i, False))
+            zoom = rng.uniform(1, 2.5)
+            crops.append((crop_beside(rng, canvas.size, placard, zoom), zoom, i, True))
     pictures = [take_picture(family, canvas, placards, *crop) for crop in crops]
     return Scene(placards, canvas.size, pictures)
 
 
-def take_picture(family: str, canvas, placards: list[Placard], crop: Box, zoom: float, placard: int) -> Picture:
+def take_picture(
+    family: str, canvas: Image.Image, placards: list[Placard], crop: Box, zoom: float, placard: int, missed: bool
+) -> Picture:
     kind = FAMILIES[family]
     height, width = kind.tile_size(canvas.size)
     tile = np.asarray(kind.resize(canvas.crop(crop), height, width))
     labels = patch_labels(placards, crop, *kind.label_grid(height, width))
-    return Picture(tile, zoom, placard, {name: kind.by_token(values) for name, values in labels.items()})
+    return Picture(tile, zoom, placard, missed, {name: kind.by_token(values) for name, values in labels.items()})
+
+
+def crop_beside(rng: random.Random, size: tuple[int, int], placard: Placard, zoom: float) -> Box:
+    """A crop of `zoom` times the placard's sides that cuts it or misses it by up to its own side."""
+    x1, y1, x2, y2 = placard.bbox_px
+    spans = [[x1, x2, size[0]], [y1, y2, size[1]]]
+    first = rng.randrange(2)  # the direction in which it misses for sure
+    for i, (start, stop, limit) in enumerate(spans):
+        length = zoom * (stop - start)
+        reach = ((stop - start) + length) / 2
+        shift = rng.uniform(0.45, 1.2) * rng.choice((-1, 1)) if i == first else rng.uniform(-1, 1)
+        low = (start + stop - length) / 2 + shift * reach
+        low = int(min(max(0, low), limit - 8))
+        spans[i] = [low, max(low + 8, int(min(limit, low + length)))]
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
 
 
 def crop_around(rng: random.Random, size: tuple[int, int], placard: Placard, zoom: float) -> Box:
@@ -192,8 +217,10 @@ def make_example(rng: random.Random, scene: Scene, lesson: str, max_zoom: float)
     bbox = tuple(side / limit for side, limit in zip(placard.bbox_px, scene.size * 2, strict=True))
     question = ask(rng, placard)
     if lesson == "read":
-        crops = [p for p in scene.pictures[1:] if p.placard == i]
+        crops = [p for p in scene.pictures[1:] if p.placard == i and not p.missed]
         crop = rng.choice([p for p in crops if p.zoom <= max_zoom] or crops[:1])
+        if rng.random() < MISSED_SHARE:
+            crop = next(p for p in scene.pictures[1:] if p.placard == i and p.missed)
         messages = prompts.answerer_messages(question, 2)
         return Example([full, crop], messages, prompts.answer_completion(placard.text), placard.color, None)
     if lesson == "answer":

@@ -349,7 +349,7 @@ def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: St
         seen.setdefault(f"{lesson} right", []).append(share_right(family, lesson, logits.argmax(-1), targets))
         for name, value in probed.items():
             seen.setdefault(f"{lesson} {name}", []).append(value.item())
-        if step % TERM == TERM - 1 and np.mean(seen.get("read right", [0])) > 0.6:
+        if step % TERM == TERM - 1 and np.mean(seen.get("read right", [0])) > 0.5:
             zoom = min(LAST_ZOOM, ZOOM_STEP * zoom)
         if step % 100 == 99:
             figures = {name: round(float(np.mean(values)), 3) for name, values in seen.items()}

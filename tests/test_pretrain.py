@@ -36,7 +36,7 @@ def test_a_lesson_is_what_the_processor_makes_of_it(family):
     """Tokens and image features: once as pretraining computes them, once through processor and model."""
     canvas, placards = draw_scene(random.Random(5))
     crops = [(0, 0, *canvas.size), (100, 80, 290, 200)] if family.sees_crops else [(0, 0, *canvas.size)]
-    pictures = [take_picture(family.name, canvas, placards, crop, 0.0, 0) for crop in crops]
+    pictures = [take_picture(family.name, canvas, placards, crop, 0.0, 0, False) for crop in crops]
     scene_like = Example(pictures, prompts.answerer_messages("What is it?", len(crops)), "Mall.", "red", (0, 0, 1, 1))
     with torch.no_grad():
         for picture in pictures:
@@ -95,10 +95,11 @@ def test_frames_hold_the_centre_and_stay_inside():
 
 def test_reading_lessons_stay_within_the_zoom():
     scene = draw_pretraining_scene("smolvlm", 0, 1)
-    assert len(scene.pictures) == 1 + 3 * len(scene.placards)
+    assert len(scene.pictures) == 1 + 4 * len(scene.placards)
     rng = random.Random(0)
     shown = [make_example(rng, scene, "read", 1.5).pictures for _ in range(50)]
-    assert all(full is scene.pictures[0] and 0.9 < crop.zoom <= 1.5 for full, crop in shown)
+    assert all(full is scene.pictures[0] and (crop.missed or 0.9 < crop.zoom <= 1.5) for full, crop in shown)
+    assert 5 < sum(crop.missed for _, crop in shown) < 30  # three in ten of 50
 
 
 @pytest.mark.slow
