@@ -48,12 +48,12 @@ step "${P}_true_bbox.json" python3 -m miniature.boxes --dataset_path "$WORLD" --
 # 2. SFT, then 3. GRPO.
 step "models/${NAME}_sft/adapter_model.safetensors" python3 train_sft.py \
     --base_model $SMOLVLM --dataset_path "${WORLD}_sft" --output_dir "models/${NAME}_sft" --longest_edge 64 \
-    --num_train_epochs 4 --per_device_train_batch_size 32 --gradient_accumulation_steps 1 --learning_rate 1e-3 \
+    --num_train_epochs 2 --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --learning_rate 3e-4 \
     --logging_steps 20 --save_steps 1000 --seed "$SEED" --report_to none
 step "models/${RUN}_grpo/adapter_model.safetensors" python3 train_grpo.py --reward "$REWARD" \
     --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
     --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
-    --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 3e-4 \
+    --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 2e-4 \
     --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
 
 # 4. Boxes for the held-out rows.
