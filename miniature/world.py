@@ -101,11 +101,11 @@ def draw_text(rng: random.Random) -> str:
 
 
 def place(rng: random.Random, width: int, height: int, taken: list) -> tuple[int, int, int, int] | None:
-    """A free place for a placard 11% to 20% of the canvas wide, or None after 40 tries."""
-    gap = 36
+    """A free place for a placard 15% to 25% of the canvas wide, or None after 40 tries."""
+    gap = 30
     for _ in range(40):
-        w = round(width * rng.uniform(0.11, 0.20))
-        h = round(w * rng.uniform(0.5, 0.75))
+        w = round(width * rng.uniform(0.15, 0.25))
+        h = round(w * rng.uniform(0.6, 0.85))
         x, y = rng.randint(4, width - w - 4), rng.randint(4, height - h - 4)
         if all(x + w + gap < x1 or x2 + gap < x or y + h + gap < y1 or y2 + gap < y for x1, y1, x2, y2 in taken):
             return x, y, x + w, y + h
