@@ -53,7 +53,7 @@ step "models/${NAME}_sft/adapter_model.safetensors" python3 train_sft.py \
 step "models/${RUN}_grpo/adapter_model.safetensors" python3 train_grpo.py --reward "$REWARD" \
     --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
     --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
-    --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 2e-4 \
+    --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 3e-4 \
     --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
 
 # 4. Boxes for the held-out rows.
