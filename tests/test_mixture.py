@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, Features, Image, List, Value
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
@@ -167,7 +167,6 @@ def test_a_source_too_small_for_a_half(four_sources):
         halve(load_sources(["textvqa", "docvqa=1"]))
 
 
-@settings(deadline=None)  # a loaded machine is no failure
 @given(sizes=st.lists(st.integers(min_value=2, max_value=40), min_size=1, max_size=4))
 def test_halves_are_every_row_once_in_order(sizes):
     sources = [

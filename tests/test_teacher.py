@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from datasets import Dataset
 from datasets import Image as DatasetImage
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -53,7 +53,6 @@ def test_teacher_size(size, expected):
     assert teacher_size(size) == expected
 
 
-@settings(deadline=None)  # a loaded machine is no failure
 @given(width=SIDES, height=SIDES)
 def test_teacher_size_is_one_that_the_processor_keeps(width, height):
     seen_width, seen_height = teacher_size((width, height))
@@ -72,7 +71,6 @@ def test_box_comes_back_from_the_size_that_the_teacher_saw(size):
     assert bbox_px == pytest.approx((width / 2, height / 2, width, height), rel=1e-12)
 
 
-@settings(deadline=None)  # a loaded machine is no failure
 @given(
     width=SIDES,
     height=SIDES,

@@ -1,7 +1,7 @@
 """The teacher's report: counts worked out by hand, the picture, the card."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cropvlm.teacher import GrownBox, grow
@@ -41,7 +41,6 @@ def test_grow():
 BOXES = st.lists(st.integers(min_value=-20, max_value=130), min_size=4, max_size=4).map(str)
 
 
-@settings(deadline=None)  # a loaded machine is no failure
 @given(texts=st.lists(st.one_of(BOXES, st.text()), min_size=1, max_size=30))
 def test_growth_keeps_boxes_inside_and_never_shrinks_one(texts):
     boxes, cut_points = grow(records(*texts))
