@@ -241,7 +241,7 @@ def test_an_unreadable_image_has_an_empty_answer_and_exit_code_3(script, tmp_pat
     assert script("--bbox", path) == 3
     for mode in ("base", "cropvlm"):
         answers = answers_of(f"predictions/broken_{mode}_answers.json")
-        assert [i for i, answer in enumerate(answers) if not answer] == [4]
+        assert answers[4] == ""  # a model of random weights may say nothing elsewhere too
         assert read(f"predictions/broken_{mode}_answers.meta.json")["counts"]["failed"] == 1
     assert f"question_id {rows[4]['question_id']}: unreadable image" in caplog.text
 

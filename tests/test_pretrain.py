@@ -55,7 +55,7 @@ def test_a_lesson_is_what_the_processor_makes_of_it(family):
         logits, targets = batch.logits(family)
     assert targets.tolist() == [answer]
     # Two of the processors resize with torchvision, the lessons with Pillow: here and there by a grey level apart.
-    torch.testing.assert_close(logits[:, 0], expected, atol=5e-3, rtol=0)
+    torch.testing.assert_close(logits[:, 0], expected, atol=2e-2, rtol=0)
 
 
 def test_labels_of_a_picture_by_hand():

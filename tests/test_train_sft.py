@@ -91,7 +91,7 @@ def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):
     }
     assert {name.removeprefix("base_model.model.") for name in adapted} == linears
     parts = {part: sum(part in name for name in linears) for part in ("text_model", "vision_model", "connector")}
-    assert parts == {"text_model": 3 * 7, "vision_model": 4 * 5, "connector": 1}  # layers x linears
+    assert parts == {"text_model": 4 * 7, "vision_model": 4 * 5, "connector": 1}  # layers x linears
     assert not any("out_proj" in name or "lm_head" in name or "embed" in name for name in linears)
 
 
