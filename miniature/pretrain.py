@@ -23,7 +23,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import AutoModelForImageTextToText
 
 from miniature.checkpoints import save
+from miniature.conversations import Conversation
 from miniature.families import FAMILIES, SmolVLM
 from miniature.lessons import (
     CHARACTERS,
@@ -43,12 +43,10 @@ from miniature.lessons import (
     OFFSETS,
     PLACE_BINS,
     PLACES,
-    Example,
     Picture,
     Scene,
     draw_scenes,
     make_example,
-    place_labels,
 )
 from miniature.world import COLORS, WORDS
 
@@ -77,7 +75,8 @@ class Stage:
 ROUNDS = {
     "smolvlm": (
         (Stage(2400, 2e-3, FIRST_ZOOM), Stage(2000, 1.5e-3, FIRST_ZOOM)),
-        (Stage(1000, 1e-3, LAST_ZOOM), Stage(800, 1e-3, LAST_ZOOM)),
+        (Stage(1000, 1e-3, LAST_ZOOM), Stage(1200, 1e-3, LAST_ZOOM)),
+        (Stage(300, 7e-4, LAST_ZOOM), Stage(1000, 1.2e-3, LAST_ZOOM)),
     ),
     "llava": ((Stage(1400, 2e-3, FIRST_ZOOM), Stage(500, 1.5e-3, FIRST_ZOOM)),),
     "qwen": ((Stage(700, 2e-3, FIRST_ZOOM), Stage(1200, 1.5e-3, FIRST_ZOOM)),),
@@ -183,80 +182,6 @@ def let_like_attend_to_like(family: SmolVLM, scenes: list[Scene]) -> None:
         groups = attention.config.num_attention_heads // attention.config.num_key_value_heads
         keys = attention.k_proj.weight.view(-1, attention.head_dim, words.shape[1])  # (key heads, head_dim, D)
         attention.q_proj.weight.copy_(keys.repeat_interleave(groups, 0).flatten(0, 1))
-
-
-class Conversation:
-    """Examples of one lesson and one tile shape as tensors, left-padded; labels cover the answer and the stop token."""
-
-    def __init__(self, family: SmolVLM, examples: list[Example]):
-        rows = [tokenize(family, example) for example in examples]
-        length = max(len(prompt) + len(answer) for prompt, answer in rows)
-        pad = family.processor.tokenizer.pad_token_id
-        self.input_ids = torch.full((len(rows), length), pad)
-        self.labels = torch.full((len(rows), length), IGNORE)
-        for i, (prompt, answer) in enumerate(rows):
-            self.input_ids[i, -len(prompt) - len(answer) :] = torch.tensor(prompt + answer)
-            self.labels[i, -len(answer) :] = torch.tensor(answer)
-        self.shown = shown_tokens(family, examples, self.input_ids)  # (B, L)
-        self.keep = max(len(answer) for _, answer in rows) + 1
-        self.features = torch.cat([p.features for e in examples for p in e.pictures])  # (B * images * tokens, D)
-        self.shape = examples[0].pictures[0].tile.shape[:2]
-        self.places = None  # (B, PLACES), where the answer is a place
-        if examples[0].bbox is not None:
-            labels = [place_labels(e.bbox) for e in examples]
-            self.places = torch.tensor([[row[name] for name in PLACES] for row in labels])
-
-    def logits(self, family: SmolVLM) -> tuple[Tensor, Tensor]:
-        """(B, keep - 1, V) and the targets (B, keep - 1) that they are to foretell."""
-        pad = family.processor.tokenizer.pad_token_id
-        mask = (self.input_ids != pad).long()
-        mask[self.labels != IGNORE] = 1
-        output = family.model(
-            input_ids=self.input_ids,
-            attention_mask=mask,
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=(self.features,))},
-            logits_to_keep=self.keep,
-            **family.model_inputs(self.input_ids, self.shape),
-        )
-        return output.logits[:, :-1], self.labels[:, 1 - self.keep :]
-
-
-def shown_tokens(family: SmolVLM, examples: list[Example], input_ids: Tensor) -> Tensor:
-    """(B, L): 1 for the image tokens that show the placard's colour."""
-    rows = [
-        (np.concatenate([p.labels["color"] for p in e.pictures]) == COLOR_IDS[e.color])
-        .reshape(-1, family.patches_a_token)
-        .any(1)
-        for e in examples
-    ]
-    shown = torch.zeros(input_ids.shape)
-    image_token = family.processor.tokenizer.convert_tokens_to_ids(family.image_placeholder)
-    shown[input_ids == image_token] = torch.from_numpy(np.concatenate(rows)).float()
-    return shown
-
-
-def tokenize(family: SmolVLM, example: Example) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, image tokens and all, and of the answer with the stop token."""
-    text = chat_text(family, example.messages[0]["content"][-1]["text"], len(example.pictures))
-    tokens = len(example.pictures[0].labels["color"]) // family.patches_a_token
-    text = text.replace(family.image_placeholder, family.image_text(tokens))
-    return encode_text(family, text), [
-        *encode_text(family, family.answer_prefix + example.answer),
-        family.processor.tokenizer.eos_token_id,
-    ]
-
-
-@cache
-def chat_text(family: SmolVLM, text: str, images: int) -> str:
-    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-    return family.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-
-
-@lru_cache(maxsize=200_000)
-def encode_text(family: SmolVLM, text: str) -> list[int]:
-    return family.processor.tokenizer(text, add_special_tokens=False).input_ids
 
 
 class Probes(nn.Module):
@@ -393,6 +318,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--output_path", type=Path, required=True)
+    parser.add_argument(
+        "--start_from", help="folder of a model of this family, which gets the last round only, once more"
+    )
     parser.add_argument("--scenes", type=int, default=4000, help="of each round")
     parser.add_argument("--max_steps", type=int, default=100_000, help="of each stage; for a trial")
     parser.add_argument("--seed", type=int, default=0)
@@ -401,15 +329,19 @@ def main() -> None:
     torch.manual_seed(args.seed)
     start = time.monotonic()
     family = FAMILIES[args.family](args.seed)
+    rounds = list(enumerate(ROUNDS[args.family]))
+    if args.start_from:
+        family.model = AutoModelForImageTextToText.from_pretrained(args.start_from, dtype=torch.float32)
+        rounds = rounds[-1:]
     family.model.set_attn_implementation("eager")  # at these sizes faster than the fused kernels
     rng = random.Random(f"lessons-{args.seed}")
     probes = Probes(family)
-    for i, (look, talk) in enumerate(ROUNDS[args.family]):
+    for i, (look, talk) in rounds:
         scenes = draw_scenes(args.family, 1000 * args.seed + i, args.scenes)
         family.model.train()
         teach_to_look(family, scenes, replace(look, steps=min(look.steps, args.max_steps)), rng)
         keep_features(family, scenes)
-        if i == 0:
+        if i == 0 and not args.start_from:
             let_like_attend_to_like(family, scenes)
         teach_to_talk(family, probes, scenes, replace(talk, steps=min(talk.steps, args.max_steps)), rng)
     probes.remove()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cropvlm import prompts
-from miniature import pretrain
+from miniature import conversations, pretrain
 from miniature.families import FAMILIES
 from miniature.lessons import (
     CHARACTERS,
@@ -41,7 +41,7 @@ def test_a_lesson_is_what_the_processor_makes_of_it(family):
     with torch.no_grad():
         for picture in pictures:
             picture.features = family.encode(torch.from_numpy(picture.tile[None]))[0]
-    ids, answer = pretrain.tokenize(family, scene_like)
+    ids, answer = conversations.tokenize(family, scene_like)
     tokenizer = family.processor.tokenizer
     assert tokenizer.decode(answer) == f"{family.answer_prefix}Mall.{tokenizer.eos_token}"
 
@@ -49,7 +49,7 @@ def test_a_lesson_is_what_the_processor_makes_of_it(family):
     inputs = family.processor(text=[text], images=[[canvas.crop(crop) for crop in crops]], return_tensors="pt")
     assert inputs["input_ids"].tolist() == [ids]
 
-    batch = pretrain.Conversation(family, [scene_like])
+    batch = conversations.Conversation(family, [scene_like])
     with torch.no_grad():
         expected = family.model(**inputs).logits[:, -1]  # (1, V), what follows the prompt
         logits, targets = batch.logits(family)
