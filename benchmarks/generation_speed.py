@@ -117,9 +117,9 @@ def boxes_source(rows: Dataset) -> PromptSource:
 
 def answers_source(rows: Dataset) -> PromptSource:
     """Both answers, with valid boxes a tenth to a half of the image wide and high."""
-    draw = np.random.default_rng(0)
-    corners = zip(draw.integers(0, 50, (len(rows), 2)), draw.integers(10, 50, (len(rows), 2)), strict=True)
-    boxes = [format_bbox([*corner, *(corner + size)]) for corner, size in corners]
+    # Drawn row by row: the first rows have the same boxes, however many follow.
+    drawn = np.random.default_rng(0).integers([0, 0, 10, 10], 50, (len(rows), 4))
+    boxes = [format_bbox([x, y, x + width, y + height]) for x, y, width, height in drawn]
     return AnswerPrompts(rows, boxes, list(MODES), BRIEF_ANSWER)
 
 
