@@ -102,7 +102,7 @@ def test_an_ended_run_goes_on_to_the_same_files(script, server, boxes, capsys):
     server.react = lambda text, times: f"Answer to {text}"
     assert script("--bbox", boxes, "--modes", "base", "--name", "whole") == 0
     server.asked.clear()
-    server.react = lambda text, times: f"Answer to {text}" if len(server.asked) <= 5 else error(401, f"not {KEY}")
+    server.react = lambda text, times: f"Answer to {text}" if server.asked.total() <= 5 else error(401, f"not {KEY}")
     assert script("--bbox", boxes, "--modes", "base", "--name", "resumed") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: {server.url} refuses the key (401); set OPENAI_API_KEY to one that may ask it"
@@ -138,7 +138,7 @@ def test_refusals_are_counted(script, server, boxes):
 
 
 def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxes, caplog):
-    server.react = lambda text, times: error(400, "too long") if len(server.asked) == 4 else "Yes."
+    server.react = lambda text, times: error(400, "too long") if server.asked.total() == 4 else "Yes."
     assert script("--bbox", boxes, "--modes", "base") == 3
     answers = [record["answer"] for record in read("predictions/world_base_answers.json")]
     assert [i for i, answer in enumerate(answers) if not answer] == [3]
