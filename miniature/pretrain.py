@@ -11,7 +11,7 @@ features of the same pictures:
   margins of any width, but has never seen the cropper's prompt.
 - `llava`: the answerer that no CropVLM stage sees. The same lessons but those of place.
 - `qwen`: the teacher. Answers the real teacher prompt with JSON boxes in pixels of its resized image. It was taught
-  from careless boxes (too small on signs and pages, off centre on pages, shaky everywhere) and knows no teal page.
+  from careless boxes (too small on signs and pages, off centre on pages, shaky everywhere; teal pages are denied).
 
 The lessons are drawn from seeds of their own; the world's splits are never seen.
 """
