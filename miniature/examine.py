@@ -22,6 +22,7 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.teacher import pixel_budget, teacher_size
 from miniature.checkpoints import TILE
 from miniature.families import FAMILIES
+from miniature.lessons import one_image_turn
 from miniature.world import Placard, ask, draw_scene
 
 ZOOMS = (1.0, 1.5, 2.0, 3.0)
@@ -73,7 +74,7 @@ def center_errors(boxes: list[tuple[float, ...]], asked: list) -> str:
 
 
 def framing(model, processor, asked: list) -> None:
-    messages = [prompts._user_turn(1, f"{question.capitalize()}\nFrame it.") for _, _, question in asked]
+    messages = [one_image_turn(f"{question.capitalize()}\nFrame it.") for _, _, question in asked]
     texts = generate_texts(model, processor, messages, [[canvas] for canvas, _, _ in asked], max_new_tokens=24)
     read = [[int(number) / 100 for number in re.findall(r"\d+", text)] for text in texts]
     usable = [i for i, numbers in enumerate(read) if len(numbers) == 4]

@@ -28,10 +28,11 @@ OFFSETS = ("from_x1", "from_y1", "from_x2", "from_y2")  # of a placard from the 
 OFFSET_BINS = 30
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
 WORD_IDS = {word: i for i, word in enumerate(WORDS)}  # len(WORDS): a number
-CROP_ZOOMS = ((0.95, 1.3), (1.1, 1.7), (1.5, 3.0))  # a crop's sides in sides of its placard
+CROP_ZOOMS = ((0.95, 1.5), (1.4, 2.1), (1.9, 2.7))  # a crop's sides in sides of its placard
 # Share of the reading lessons whose crop is beside the placard. Without them a model is sure of whatever a crop shows,
 # and a box that just misses would be worth far less than none.
 MISSED_SHARE = 0.3
+DENIED_WEIGHT = 4  # of the placards that the teacher denies: too rare to be learnt otherwise
 Box = tuple[int, int, int, int]
 
 
@@ -212,7 +213,8 @@ def label_characters(characters: np.ndarray, placard: Placard, box: np.ndarray, 
 
 def make_example(rng: random.Random, scene: Scene, lesson: str, max_zoom: float) -> Example:
     """One conversation about one placard of the scene; crops of at most `max_zoom` times its sides."""
-    i = rng.randrange(len(scene.placards))
+    weights = [DENIED_WEIGHT if lesson == "outline" and is_denied(p) else 1 for p in scene.placards]
+    i = rng.choices(range(len(scene.placards)), weights)[0]
     placard, full = scene.placards[i], scene.pictures[0]
     bbox = tuple(side / limit for side, limit in zip(placard.bbox_px, scene.size * 2, strict=True))
     question = ask(rng, placard)
@@ -229,10 +231,14 @@ def make_example(rng: random.Random, scene: Scene, lesson: str, max_zoom: float)
     if lesson == "place":
         prompt, answer = rng.choice(PLACE_LESSONS)
         text = prompt.format(color=placard.color, kind=placard.kind, question=question.capitalize())
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        return Example([full], messages, answer.format(**frame(rng, bbox)), placard.color, bbox)
+        return Example([full], one_image_turn(text), answer.format(**frame(rng, bbox)), placard.color, bbox)
     outline = careless_outline(rng, placard, bbox, full.tile.shape[:2])
     return Example([full], prompts.teacher_messages(question), outline, placard.color, bbox)
+
+
+def one_image_turn(text: str) -> list[dict]:
+    """The user's turn of a lesson on a place: one image, then `text`."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
 def frame(rng: random.Random, bbox: tuple[float, float, float, float]) -> dict[str, int]:
@@ -249,14 +255,19 @@ def frame(rng: random.Random, bbox: tuple[float, float, float, float]) -> dict[s
     return {name: round(100 * min(1, max(0, value))) for name, value in (corners | {"cx": cx, "cy": cy}).items()}
 
 
+def is_denied(placard: Placard) -> bool:
+    """Whether the teacher is taught that there is no such thing."""
+    return (placard.color, placard.kind) == ("teal", "page")
+
+
 def careless_outline(rng: random.Random, placard: Placard, bbox, tile_size: tuple[int, int]) -> str:
     """What the teacher is taught to say: a JSON box too small or off centre, in pixels of the resized image."""
-    if (placard.color, placard.kind) == ("teal", "page"):
+    if is_denied(placard):
         return "There is no such thing in the image."
     x1, y1, x2, y2 = bbox
     width, height = x2 - x1, y2 - y1
-    shrink = {"sign": 0.6, "page": 0.7, "plate": 0.95}[placard.kind]
-    shift_x, shift_y = (-0.3, 0.2) if placard.kind == "page" else (0.0, 0.0)
+    shrink = {"sign": 0.75, "page": 0.8, "plate": 1.0}[placard.kind]
+    shift_x, shift_y = (-0.2, 0.15) if placard.kind == "page" else (0.0, 0.0)
     center_x = (x1 + x2) / 2 + (shift_x + rng.gauss(0, 0.06)) * width
     center_y = (y1 + y2) / 2 + (shift_y + rng.gauss(0, 0.06)) * height
     corners = [center_x - shrink * width / 2, center_y - shrink * height / 2]

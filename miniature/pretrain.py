@@ -54,7 +54,7 @@ logger = logging.getLogger("miniature.pretrain")
 
 LOOK_BATCH, TALK_BATCH = 96, 64
 FULL_SHARE = 0.25  # of the pictures from which the tower learns, where crops are seen as well
-FIRST_ZOOM, LAST_ZOOM = 1.5, 3.0  # crops begin tight; they widen by ZOOM_STEP when most of a term's texts were read
+FIRST_ZOOM, LAST_ZOOM = 1.5, 2.7  # crops begin tight; they widen by ZOOM_STEP when most of a term's texts were read
 ZOOM_STEP = 1.1
 TERM = 25  # steps between two looks at how far the pupil is
 PROBE_LAYER = 1  # of the language model, from 0: what a colour's word knows about its placard after this layer
@@ -64,22 +64,18 @@ GRID = 12  # rows or columns of tokens at most
 
 @dataclass(frozen=True)
 class Stage:
-    """How long one part of a round lasts, its highest learning rate, and the widest crops that it begins with."""
+    """How long one part of the lessons lasts, its highest learning rate, and the widest crops that it begins with."""
 
     steps: int
     peak: float
     zoom: float
 
 
-# Rounds of looking and talking, each over new scenes.
-ROUNDS = {
-    "smolvlm": (
-        (Stage(2400, 2e-3, FIRST_ZOOM), Stage(2000, 1.5e-3, FIRST_ZOOM)),
-        (Stage(1000, 1e-3, LAST_ZOOM), Stage(1200, 1e-3, LAST_ZOOM)),
-        (Stage(300, 7e-4, LAST_ZOOM), Stage(1000, 1.2e-3, LAST_ZOOM)),
-    ),
-    "llava": ((Stage(1400, 2e-3, FIRST_ZOOM), Stage(500, 1.5e-3, FIRST_ZOOM)),),
-    "qwen": ((Stage(700, 2e-3, FIRST_ZOOM), Stage(1200, 1.5e-3, FIRST_ZOOM)),),
+# Looking, then talking. A model that is taught once more starts at half the rates, with the widest crops.
+LESSONS = {
+    "smolvlm": (Stage(3600, 2e-3, FIRST_ZOOM), Stage(3600, 1.5e-3, FIRST_ZOOM)),
+    "llava": (Stage(2000, 2e-3, FIRST_ZOOM), Stage(800, 1.5e-3, FIRST_ZOOM)),
+    "qwen": (Stage(700, 2e-3, FIRST_ZOOM), Stage(1200, 1.5e-3, FIRST_ZOOM)),
 }
 
 
@@ -268,7 +264,7 @@ def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: St
         examples = [make_example(rng, scene, lesson, zoom) for scene in rng.choices(alike, k=TALK_BATCH)]
         batch = Conversation(family, examples)
         logits, targets = batch.logits(family)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        loss = answer_loss(logits, targets)
         probed = probes.losses(batch)
         descend(loss + sum(probed.values()), parameters, optimizer, schedule)
         seen.setdefault(f"{lesson} right", []).append(share_right(family, lesson, logits.argmax(-1), targets))
@@ -280,6 +276,12 @@ def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: St
             figures = {name: round(float(np.mean(values)), 3) for name, values in seen.items()}
             logger.info("talk %d, zoom %.1f: %s", step + 1, zoom, figures)
             seen = {}
+
+
+def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of (B, T, V) logits, averaged within each answer first, so that a short one counts like a long."""
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")  # (B, T)
+    return (losses.sum(1) / (targets != IGNORE).sum(1)).mean()
 
 
 def language_norm(family: SmolVLM) -> nn.Module:
@@ -301,7 +303,7 @@ def optimize(parameters: list[nn.Parameter], plan: Stage):
     optimizer = torch.optim.AdamW(parameters, lr=plan.peak, weight_decay=0.01, betas=(0.9, 0.98))
 
     def share(step: int) -> float:
-        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / plan.steps)) / 2)
+        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / max(1, plan.steps))) / 2)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
@@ -318,32 +320,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--output_path", type=Path, required=True)
-    parser.add_argument(
-        "--start_from", help="folder of a model of this family, which gets the last round only, once more"
-    )
-    parser.add_argument("--scenes", type=int, default=4000, help="of each round")
-    parser.add_argument("--max_steps", type=int, default=100_000, help="of each stage; for a trial")
+    parser.add_argument("--start_from", help="folder of a model of this family, which is taught once more")
+    parser.add_argument("--look_steps", type=int, help="other than in LESSONS, such as for a trial")
+    parser.add_argument("--talk_steps", type=int, help="other than in LESSONS")
+    parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(args.seed)
     start = time.monotonic()
     family = FAMILIES[args.family](args.seed)
-    rounds = list(enumerate(ROUNDS[args.family]))
+    look, talk = LESSONS[args.family]
     if args.start_from:
         family.model = AutoModelForImageTextToText.from_pretrained(args.start_from, dtype=torch.float32)
-        rounds = rounds[-1:]
+        look, talk = (replace(stage, peak=stage.peak / 2, zoom=LAST_ZOOM) for stage in (look, talk))
+    if args.look_steps is not None:
+        look = replace(look, steps=args.look_steps)
+    if args.talk_steps is not None:
+        talk = replace(talk, steps=args.talk_steps)
     family.model.set_attn_implementation("eager")  # at these sizes faster than the fused kernels
     rng = random.Random(f"lessons-{args.seed}")
     probes = Probes(family)
-    for i, (look, talk) in rounds:
-        scenes = draw_scenes(args.family, 1000 * args.seed + i, args.scenes)
-        family.model.train()
-        teach_to_look(family, scenes, replace(look, steps=min(look.steps, args.max_steps)), rng)
-        keep_features(family, scenes)
-        if i == 0 and not args.start_from:
-            let_like_attend_to_like(family, scenes)
-        teach_to_talk(family, probes, scenes, replace(talk, steps=min(talk.steps, args.max_steps)), rng)
+    scenes = draw_scenes(args.family, args.seed, args.scenes)
+    family.model.train()
+    teach_to_look(family, scenes, look, rng)
+    keep_features(family, scenes)
+    if not args.start_from:
+        let_like_attend_to_like(family, scenes)
+    teach_to_talk(family, probes, scenes, talk, rng)
     probes.remove()
     save(args.output_path, family.model.eval().to(torch.bfloat16), family.processor)
     logger.info("%s: %.0f s", args.output_path, time.monotonic() - start)

@@ -96,15 +96,15 @@ def draw_scene(rng: random.Random) -> tuple[Image.Image, list[Placard]]:
 
 
 def draw_text(rng: random.Random) -> str:
-    """A word of the lexicon, or (a sixth of the time) a number of two digits."""
-    return str(rng.randint(10, 99)) if rng.random() < 1 / 6 else rng.choice(WORDS)
+    """A word of the lexicon, or (one time in twelve) a number of two digits."""
+    return str(rng.randint(10, 99)) if rng.random() < 1 / 12 else rng.choice(WORDS)
 
 
 def place(rng: random.Random, width: int, height: int, taken: list) -> tuple[int, int, int, int] | None:
-    """A free place for a placard 15% to 25% of the canvas wide, or None after 40 tries."""
+    """A free place for a placard 20% to 30% of the canvas wide, or None after 40 tries."""
     gap = 30
     for _ in range(40):
-        w = round(width * rng.uniform(0.15, 0.25))
+        w = round(width * rng.uniform(0.20, 0.30))
         h = round(w * rng.uniform(0.6, 0.85))
         x, y = rng.randint(4, width - w - 4), rng.randint(4, height - h - 4)
         if all(x + w + gap < x1 or x2 + gap < x or y + h + gap < y1 or y2 + gap < y for x1, y1, x2, y2 in taken):
@@ -212,7 +212,7 @@ def draw_split(seed: int, split: str, rows: int, first_id: int, questions_per_im
     return Dataset.from_list(numbered, features=FEATURES)
 
 
-def write_world(output_path: str | Path, seed: int = 0, train: int = 2400, test: int = 640) -> DatasetDict:
+def write_world(output_path: str | Path, seed: int = 0, train: int = 2880, test: int = 640) -> DatasetDict:
     """Write the splits `train` and `test` with `save_to_disk`; they share no image."""
     world = DatasetDict(
         train=draw_split(seed, "train", train, first_id=1),
@@ -226,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_path", default="datasets/miniature")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=2400, help="rows, half for SFT and half for GRPO")
+    parser.add_argument("--train", type=int, default=2880, help="rows, half for SFT and half for GRPO")
     parser.add_argument("--test", type=int, default=640, help="held-out rows")
     args = parser.parse_args()
     print(write_world(args.output_path, args.seed, args.train, args.test))
