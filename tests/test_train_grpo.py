@@ -273,28 +273,52 @@ def test_every_image_is_decoded_and_preprocessed_once_a_step(
     assert len(preprocessed) == 4  # TRL asks for 12 rollouts' images, and for the same 12 once more
 
 
-def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    """Two prompts x 3 completions in micro-batches of one prompt: rollout, reference, policy 1 each, reward 1 + 3."""
-    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no")
-    tiles = {"policy": [], "reward": []}
+def count_tiles(monkeypatch, model):
+    """A list that grows by the number of tiles of each pass of the model's vision encoder."""
+    tiles = []
+    encode = model.model.vision_model.forward
+    forward = lambda **kwargs: tiles.append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
+    monkeypatch.setattr(model.model.vision_model, "forward", forward)
+    return tiles
 
-    def count(model, name):
-        encode = model.model.vision_model.forward
-        forward = lambda **kwargs: tiles[name].append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
-        monkeypatch.setattr(model.model.vision_model, "forward", forward)
 
-    count(trainer.model.get_base_model(), "policy")
-    count(trainer.reward_funcs[1].model, "reward")
-    boxes = iter(range(1, 100))  # from 1 on: a crop that is the whole image would be encoded with it
+def write_boxes(monkeypatch, trainer):
+    """Let all completions read as boxes, no two alike and none the whole image, which would be encoded with it."""
+    boxes = iter(range(1, 100))
     monkeypatch.setattr(
         trainer.processing_class,
         "batch_decode",
         lambda ids, **options: [f"[{next(boxes)}, 0, 100, 100]." for _ in ids],
         raising=False,
     )
+
+
+def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    """Two prompts x 3 completions in micro-batches of one prompt: rollout, reference, policy 1 each, reward 1 + 3."""
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no")
+    policy = count_tiles(monkeypatch, trainer.model.get_base_model())
+    reward = count_tiles(monkeypatch, trainer.reward_funcs[1].model)
+    write_boxes(monkeypatch, trainer)
     trainer.train()
-    assert tiles["policy"] == [2, 1, 1, 1, 1]  # rollouts of both prompts at once; reference and policy by prompt
-    assert tiles["reward"] == [2 * (1 + 3)]
+    assert policy == [2, 1, 1, 1, 1]  # rollouts of both prompts at once; reference and policy by prompt
+    assert reward == [2 * (1 + 3)]
+
+
+def test_every_weight_is_trained_against_a_reference_of_its_own(tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    """`--use_lora False`: TRL loads the reference as a second model, which encodes each image once as well."""
+    options = {"max_steps": 1, "save_strategy": "no", "warmup_steps": 0, "learning_rate": 1e-3}
+    trainer = make_trainer(tmp_path, tiny_smolvlm, tiny_world, tiny_smolvlm, policy={"use_lora": False}, **options)
+    policy = count_tiles(monkeypatch, trainer.model)
+    reference = count_tiles(monkeypatch, trainer.ref_model)
+    trainer.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
+    before = {name: weight.clone() for name, weight in trainer.ref_model.named_parameters()}
+    trainer.train()
+    assert reference == [1, 1]
+    assert policy[0] == 2
+    assert set(policy[1:]) == {1}
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert len(moved) > 0.9 * len(before)
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.named_parameters())
 
 
 def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
