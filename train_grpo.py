@@ -8,7 +8,6 @@ reference. The reward is validity plus what a frozen reward VLM makes of `[full 
 released experiment left it on).
 """
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,14 +24,14 @@ from cropvlm.arguments import (
     start,
 )
 from cropvlm.cli import UserError, run
+from cropvlm.data import then_transform
+from cropvlm.encoding import without_placeholders
 from cropvlm.evaluation import load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import disk_errors, finish
 from cropvlm.modeling import load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 from cropvlm.watching import WatchedGRPOTrainer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,17 +83,19 @@ class GRPOArguments(HeldOutArguments, GRPOConfig):
     num_generations_eval: int = field(default=1, metadata={"help": "of use to TRL alone: boxes are measured greedy"})
 
 
-def prompt_rows(rows: Dataset) -> Dataset:
+def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
     """Let each row read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
 
     TRL reads a step's rows again for each of its micro-batches; the trainer opens their images once.
+
+    image_token: the processor's, which no question may hold: TRL takes the messages to its template as they are.
     """
 
     def to_prompts(batch: dict[str, list]) -> dict[str, list]:
-        columns = {name: batch[name] for name in ("image", "question", "answers", "question_id")}
-        return {"prompt": [cropper_messages(question) for question in batch["question"]], **columns}
+        prompts = [without_placeholders(cropper_messages(question), image_token) for question in batch["question"]]
+        return {"prompt": prompts} | {name: batch[name] for name in ("image", "question", "answers", "question_id")}
 
-    return rows.with_transform(to_prompts)
+    return then_transform(rows, to_prompts)
 
 
 def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> list:
@@ -122,7 +123,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
         model=model,
         reward_funcs=make_rewards(policy, *answerer),
         args=args,
-        train_dataset=prompt_rows(rows),
+        train_dataset=prompt_rows(rows, processor.image_token),
         eval_dataset=held_out,
         processing_class=processor,
         log_crops_every=policy.log_crops_every,

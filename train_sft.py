@@ -27,6 +27,7 @@ from cropvlm.arguments import (
 )
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import UserError, run
+from cropvlm.data import then_transform
 from cropvlm.encoding import chat_text
 from cropvlm.evaluation import CropAccuracyMixin, load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import CardMixin, disk_errors, finish
@@ -76,7 +77,7 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
             "image": list(map(open_training_image, batch["image"], batch["question_id"])),
         }
 
-    return rows.select(usable).with_transform(to_prompt_completion)
+    return then_transform(rows.select(usable), to_prompt_completion)
 
 
 class BoxSFTTrainer(CardMixin, CropAccuracyMixin, SFTTrainer):

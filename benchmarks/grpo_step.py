@@ -36,6 +36,7 @@ from trl import GRPOTrainer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cropvlm.crops import crop_or_corner, open_image
+from cropvlm.data import then_transform
 from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
 from cropvlm.prompts import bbox_completion
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
@@ -262,13 +263,7 @@ def make_rows(number: int) -> Dataset:
 
 def with_decoded_images(rows: Dataset) -> Dataset:
     """`rows` as TRL expects them: every access opens the image."""
-    to_prompts = rows.format["format_kwargs"]["transform"]
-
-    def to_decoded(batch: dict[str, list]) -> dict[str, list]:
-        columns = to_prompts(batch)
-        return columns | {"image": [open_image(source) for source in columns["image"]]}
-
-    return rows.with_transform(to_decoded)
+    return then_transform(rows, lambda batch: batch | {"image": [open_image(source) for source in batch["image"]]})
 
 
 def make_turns(number: int, processor: Any) -> list[list[int]]:
@@ -305,7 +300,7 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
         )
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         processor, reward_processor = models.processor(args.longest_edge), models.processor(REAL_TILE)
-        rows = prompt_rows(make_rows(args.prompts))
+        rows = prompt_rows(make_rows(args.prompts), processor.image_token)
         if way == "ours":
             trainer_class, reward = MeasuredOurs, AnswerLikelihoodReward(answerer, reward_processor)
         else:

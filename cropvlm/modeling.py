@@ -18,7 +18,7 @@ from transformers.utils import is_torchvision_greater_or_equal
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cropvlm.cli import UserError
-from cropvlm.encoding import chat_text, model_inputs, prepare
+from cropvlm.encoding import chat_text, drop_token, model_inputs, prepare
 from cropvlm.prompts import answer_completion, answerer_messages
 
 logger = logging.getLogger(__name__)
@@ -328,9 +328,13 @@ def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
 
 
 def _turn_ids(model, processor, messages, answer: str) -> list[int]:
-    """Token ids of the answer's turn; a template that leaves a space or line break open gets no second one."""
+    """Token ids of the answer's turn, in which an image placeholder would stand for no image.
+
+    A template that leaves a space or line break open gets no second one.
+    """
     space = "" if chat_text(processor, messages)[-1].isspace() else " "
-    turn = processor.tokenizer(space + answer_completion(answer), add_special_tokens=False)["input_ids"]
+    text = drop_token(answer_completion(answer), processor.image_token)
+    turn = processor.tokenizer(space + text, add_special_tokens=False)["input_ids"]
     return [*turn, end_of_turn_id(model, processor)]
 
 

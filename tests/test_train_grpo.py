@@ -10,10 +10,12 @@ import pytest
 import torch
 from datasets import load_from_disk
 from PIL import Image
+from published import hrbench
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trl import GRPOTrainer
 
 import train_grpo
+import train_sft
 from cropvlm import arguments, evaluation, modeling, sharing, watching
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
@@ -74,7 +76,7 @@ def test_defaults_are_the_papers(tmp_path):
 
 
 def test_a_group_shares_one_decoded_image(tiny_world):
-    rows = train_grpo.prompt_rows(load_rows(tiny_world, "train"))
+    rows = train_grpo.prompt_rows(load_rows(tiny_world, "train"), "<image>")
     first, same, other = rows.__getitems__([0, 0, 1])
     assert first["prompt"] == cropper_messages(first["question"])
     assert len(first["answers"]) == 10
@@ -82,6 +84,34 @@ def test_a_group_shares_one_decoded_image(tiny_world):
     assert opened["image"].size == open_image(first["image"]).size
     assert opened["image"] is same["image"]
     assert opened["image"] is not other["image"]
+
+
+def test_a_question_and_an_answer_may_hold_an_image_placeholder(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """In neither does it stand for an image: the prompt has the one image's token, and a whole step goes through."""
+    rows = load_from_disk(str(tiny_world))["train"].remove_columns(["question", "answers"]).select(range(2))
+    rows = rows.add_column("question", ["Where is the <image>?", "Is <im<image>age> <IMAGE> a tag?"])
+    rows.add_column("answers", [["<image>"], ["an <image>"] * 10]).save_to_disk(str(tmp_path / "data"))
+    trainer = make_trainer(
+        tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm, max_steps=1, save_strategy="no"
+    )
+    texts = [row["prompt"][0]["content"][1]["text"].split("\n")[0] for row in trainer.train_dataset]
+    assert texts == ["Where is the ?", "Is   a tag?"]
+    assert trainer.train_dataset[0]["question"] == "Where is the <image>?"
+    trainer.train()
+
+
+@pytest.mark.parametrize("module", [train_grpo, train_sft])
+def test_rows_with_base64_images_can_be_trained_on(module, tiny_smolvlm, tmp_path):
+    """HR-Bench's are, and are decoded when a row is read."""
+    hrbench().add_column("bbox", [[1, 2, 3, 4]] * 2).save_to_disk(tmp_path / "data")
+    if module is train_sft:
+        rows = arguments.load_training_rows(str(tmp_path / "data"), None, None, "bbox")
+        rows = list(train_sft.prompt_completion_rows(rows, modeling.load_processor(str(tiny_smolvlm), 64)))
+    else:
+        rows = arguments.load_training_rows(str(tmp_path / "data"), None, None, "answers")
+        rows = open_images(list(train_grpo.prompt_rows(rows, "<image>")))
+    assert len(rows) == 2
+    assert all(isinstance(row["image"], Image.Image) for row in rows)
 
 
 def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
