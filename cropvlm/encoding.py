@@ -155,15 +155,21 @@ def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
 def _portions(prepared: Prepared) -> Iterator[dict[str, Tensor]]:
     """The images' tensors, whole images together, as many at a time as the vision encoder takes at once."""
     values = [rows * prepared.images["pixel_values"][0].numel() for rows in prepared.image_rows["pixel_values"]]
+    for part in encoded_at_once(values):
+        yield {
+            name: tensor[sum(prepared.image_rows[name][: part.start]) : sum(prepared.image_rows[name][: part.stop])]
+            for name, tensor in prepared.images.items()
+        }
+
+
+def encoded_at_once(values: list[int]) -> Iterator[slice]:
+    """Cut images of so many `values` of pixel_values each into the runs that one call of the vision encoder takes."""
     start = 0
     while start < len(values):
         stop = start + 1
         while stop < len(values) and sum(values[start : stop + 1]) <= ENCODED_AT_ONCE:
             stop += 1
-        yield {
-            name: tensor[sum(prepared.image_rows[name][:start]) : sum(prepared.image_rows[name][:stop])]
-            for name, tensor in prepared.images.items()
-        }
+        yield slice(start, stop)
         start = stop
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl import GRPOTrainer
 
 from cropvlm.arguments import open_training_image
-from cropvlm.encoding import process_image
+from cropvlm.encoding import encoded_at_once, process_image
 
 
 class SharedImages:
@@ -75,12 +76,12 @@ class SharedImages:
             return encode(pixel_values, pixel_attention_mask, **kwargs)
         numbers = pixel_values.flatten().tolist()
         distinct = list(dict.fromkeys(numbers))
-        tiles = [self._tiles[n] for n in distinct]
-        outputs = encode(torch.cat(tiles), **kwargs)
-        features = torch.stack(list(outputs.pooler_output))  # (tiles, tokens of a tile, D)
-        by_number = dict(zip(distinct, features.split([len(each) for each in tiles]), strict=True))
-        outputs.pooler_output = [by_number[n].flatten(0, 1) for n in numbers]
-        return outputs
+        features: dict[int, Tensor] = {}
+        for part in encoded_at_once([self._tiles[n].numel() for n in distinct]):
+            tiles = [self._tiles[n] for n in distinct[part]]
+            encoded = torch.stack(list(encode(torch.cat(tiles), **kwargs).pooler_output))  # (tiles, tokens of one, D)
+            features |= zip(distinct[part], encoded.split([len(each) for each in tiles]), strict=True)
+        return BaseModelOutputWithPooling(pooler_output=[features[n].flatten(0, 1) for n in numbers])
 
 
 def open_images(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

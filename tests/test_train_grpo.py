@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 
 import train_grpo
 import train_sft
-from cropvlm import arguments, evaluation, modeling, sharing, watching
+from cropvlm import arguments, encoding, evaluation, modeling, sharing, watching
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
 from cropvlm.data import load_rows
@@ -332,6 +332,22 @@ def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, ti
     trainer.train()
     assert policy == [2, 1, 1, 1, 1]  # rollouts of both prompts at once; reference and policy by prompt
     assert reward == [2 * (1 + 3)]
+
+
+def test_many_numbered_images_are_encoded_in_portions(tiny_smolvlm, monkeypatch):
+    """Three images of 5, 5 and 3 tiles, at most 8 tiles a call: 5, then 5 + 3. The features do not change."""
+    model, processor = modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm, 128)
+    shared = SharedImages(model, processor)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (128, side, 3), np.uint8)) for side in (128, 128, 40)]
+    numbers = shared.number_images([[image] for image in images])[0]["pixel_values"]
+    assert [len(tiles) for tiles in shared._tiles] == [5, 5, 3]
+    expected = model.model.get_image_features(numbers).pooler_output
+    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", 8 * 3 * 64 * 64)
+    tiles = count_tiles(monkeypatch, model)
+    features = model.model.get_image_features(numbers).pooler_output
+    assert tiles == [5, 5 + 3]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features, expected, strict=True))
 
 
 def test_every_weight_is_trained_against_a_reference_of_its_own(tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
