@@ -17,6 +17,7 @@ from trl import GRPOConfig
 from cropvlm.arguments import (
     HeldOutArguments,
     PolicyArguments,
+    check_least,
     checkpoint_to_resume,
     frozen_dtype,
     load_training_rows,
@@ -32,6 +33,13 @@ from cropvlm.modeling import load_policy, load_processor, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 from cropvlm.watching import WatchedGRPOTrainer
+
+CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 
 
 @dataclass
@@ -52,6 +60,10 @@ class GRPOPolicyArguments(PolicyArguments):
     log_crops_every: int = field(
         default=50, metadata={"help": "steps between two pictures of boxes in {output_dir}/crops; 0 draws none"}
     )
+
+    def __post_init__(self):
+        check_least(self, reward_batch_size=1, log_crops_every=0)
+        super().__post_init__()
 
 
 @dataclass
@@ -81,6 +93,15 @@ class GRPOArguments(HeldOutArguments, GRPOConfig):
     disable_dropout: bool = True
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     num_generations_eval: int = field(default=1, metadata={"help": "of use to TRL alone: boxes are measured greedy"})
+
+    def __post_init__(self):
+        check_least(self, num_generations=2, max_completion_length=1)
+        if not self.temperature > 0:
+            raise UserError(f"--temperature {self.temperature}: expected more than 0; a group has to differ")
+        for name, choices in CHOICES.items():  # TRL compares them when the first step is under way
+            if getattr(self, name) not in choices:
+                raise UserError(f"--{name} {getattr(self, name)}: expected {', '.join(map(str, choices))}")
+        super().__post_init__()
 
 
 def prompt_rows(rows: Dataset, image_token: str) -> Dataset:

@@ -56,6 +56,13 @@ class SFTArguments(HeldOutArguments, SFTConfig):
     max_length: int | None = field(default=None, metadata={"help": "None: cutting a row would cut its image tokens"})
     remove_unused_columns: bool = False  # the rows are made from the other columns when they are read
 
+    def __post_init__(self):
+        if self.packing:
+            raise UserError("--packing True: rows with images cannot be packed; leave the flag out")
+        if self.max_length is not None:
+            raise UserError(f"--max_length {self.max_length}: no row may be cut, its image tokens are; leave it out")
+        super().__post_init__()
+
 
 def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
     """Let each row read as `prompt`, `completion` (texts) and `image` (PIL), made when it is needed.

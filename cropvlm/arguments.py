@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 from yaml import YAMLError
 
@@ -62,13 +64,13 @@ class PolicyArguments:
         default=False, metadata={"help": "write the adapter merged into its base to {output_dir}/merged as well"}
     )
     gpu: int | None = field(
-        default=None, metadata={"help": "index of the one GPU to use; without a GPU the CPU is used"}
+        default=None, metadata={"help": "index of the one GPU to use, -1 for the CPU; without a GPU the CPU is used"}
     )
 
     def __post_init__(self):
-        for name in ("longest_edge", "lora_r", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: expected at least 1")
+        check_least(self, longest_edge=1, vqa_longest_edge=1, lora_r=1, lora_alpha=1)
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout}: expected at least 0 and less than 1")
         if self.merge and not self.use_lora:
             raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.
@@ -100,6 +102,7 @@ class HeldOutArguments:
     eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
 
     def __post_init__(self):
+        check_least(self, per_device_train_batch_size=1, gradient_accumulation_steps=1)
         settle_hardware(self)
         if self.eval_dataset_path is not None:
             if self.eval_strategy == "no":
@@ -111,19 +114,39 @@ class HeldOutArguments:
                 f"--eval_strategy {self.eval_strategy}: there is nothing to measure on; --eval_dataset_path?"
             )
         super().__post_init__()
+        for name in self.report_to:
+            if name not in (installed := get_available_reporting_integrations()):
+                raise UserError(f"--report_to {name}: expected none, all or what is installed: {', '.join(installed)}")
+
+
+def check_least(arguments: Any, **least: int) -> None:
+    """Compare each named argument that is not None with the least value it may have.
+
+    Raises:
+        UserError: it is less.
+    """
+    for name, bound in least.items():
+        value = getattr(arguments, name)
+        if value is not None and value < bound:
+            raise UserError(f"--{name} {value}: expected at least {bound}")
 
 
 def show_one_gpu(index: int) -> None:
-    """Let this process see no other GPU than number `index` of those it may see now.
+    """Let this process see no other GPU than number `index` of those it may see now; none for a negative number.
 
-    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`.
+    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`. Where
+    there is no GPU at all, nothing changes.
+
+    Raises:
+        UserError: there are GPUs, but not this one.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(index)] if visible is None else visible.split(",")[index : index + 1]
-    if names or not visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-    else:
-        raise UserError(f"--gpu {index}: CUDA_VISIBLE_DEVICES={visible} shows fewer GPUs; count from 0")
+    count = torch.cuda.device_count()  # unlike is_available(), this does not start CUDA
+    if index >= count > 0:
+        raise UserError(f"--gpu {index}: GPUs 0 to {count - 1} are to be seen here; name one of them")
+    if count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = list(map(str, range(count))) if visible is None else visible.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index >= 0 else ""
 
 
 def parse(argument_types: tuple[type, ...]) -> tuple[Any, ...]:
@@ -208,7 +231,8 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
         if not _is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: no whole checkpoint; name one, or True for the newest")
         return wanted
-    numbered = [(int(path.name.rsplit("-")[-1]), path) for path in Path(args.output_dir).glob("checkpoint-[0-9]*")]
+    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(args.output_dir).glob("*")]
+    numbered = [(int(match[1]), path) for match, path in matches if match]
     for _, path in sorted(numbered, reverse=True):
         if _is_whole(path):
             logger.warning("going on from %s", path)
