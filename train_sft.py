@@ -9,6 +9,7 @@ weights are float32 (the released experiment: bfloat16); the computation is bflo
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,17 +65,29 @@ class SFTArguments(HeldOutArguments, SFTConfig):
         super().__post_init__()
 
 
+def bbox_problem(bbox: Any) -> str | None:
+    """Say why `bbox` is no box in percent, in words to count by; None if it is one."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
+        return "not four numbers"
+    if not all(0 <= value <= 100 for value in bbox):
+        return "outside of 0..100"
+    # The growth's truncation to whole percents makes some without an area.
+    return None if parse_bbox(bbox_completion(bbox)) else "without area"
+
+
 def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
     """Let each row read as `prompt`, `completion` (texts) and `image` (PIL), made when it is needed.
 
-    Boxes without an area (the growth's truncation to whole percents makes some) are left out: no crop can be cut from
-    them and the validity reward gives them nothing.
+    Rows whose box is none are left out and counted: no crop can be cut from it, the validity reward gives it nothing.
     """
-    usable = [i for i, bbox in enumerate(rows["bbox"][:]) if parse_bbox(bbox_completion(bbox)) is not None]
-    if len(usable) < len(rows):
-        logger.warning("%d of %d rows have a box without area and are left out", len(rows) - len(usable), len(rows))
+    problems = list(map(bbox_problem, rows["bbox"][:]))
+    counts = Counter(filter(None, problems))
+    listed = ", ".join(f"{count} {problem}" for problem, count in counts.items())
+    usable = [i for i, problem in enumerate(problems) if problem is None]
     if not usable:
-        raise UserError("no row has a usable bbox; expected four whole percents with x2 > x1 and y2 > y1")
+        raise UserError(f"no row has a usable bbox ({listed}); expected 0 <= x1 < x2 <= 100 percent, and y1, y2 so")
+    if counts:
+        logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), listed)
 
     def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
         return {
