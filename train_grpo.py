@@ -17,10 +17,12 @@ from trl import GRPOConfig
 from cropvlm.arguments import (
     HeldOutArguments,
     PolicyArguments,
+    check_base,
     check_least,
     checkpoint_to_resume,
     frozen_dtype,
     load_training_rows,
+    note_base,
     parse,
     start,
 )
@@ -159,8 +161,10 @@ def main() -> None:
     policy, args = parse((GRPOPolicyArguments, GRPOArguments))
     start(args, policy)
     checkpoint = checkpoint_to_resume(args)
+    check_base(policy.base_model, checkpoint)
     trainer = make_trainer(args, policy)
     with disk_errors(args.output_dir):
+        note_base(args, policy.base_model)
         trainer.train(resume_from_checkpoint=checkpoint)
         if "ref" in getattr(trainer.model, "peft_config", {}):
             trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it

@@ -19,9 +19,11 @@ from trl import SFTConfig, SFTTrainer
 from cropvlm.arguments import (
     HeldOutArguments,
     PolicyArguments,
+    check_base,
     checkpoint_to_resume,
     frozen_dtype,
     load_training_rows,
+    note_base,
     open_training_image,
     parse,
     start,
@@ -125,8 +127,10 @@ def main() -> None:
     policy, args = parse((PolicyArguments, SFTArguments))
     start(args, policy)
     checkpoint = checkpoint_to_resume(args)
+    check_base(policy.base_model, checkpoint)
     trainer = make_trainer(args, policy)
     with disk_errors(args.output_dir):
+        note_base(args, policy.base_model)
         trainer.train(resume_from_checkpoint=checkpoint)
         finish(trainer, policy)
 

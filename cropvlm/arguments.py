@@ -26,6 +26,8 @@ from cropvlm.predictions import check_writable
 
 logger = logging.getLogger(__name__)
 
+BASE_NOTE = "base_model.txt"  # in the output folder; scripts/train_grpo.sh reads it too
+
 
 @dataclass
 class PolicyArguments:
@@ -239,6 +241,27 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
             return str(path)
     logger.warning("no whole checkpoint in %s: starting anew", args.output_dir)
     return None
+
+
+def check_base(base_model: str, checkpoint: str | None) -> None:
+    """Compare the base with the one that the run of `checkpoint` started from, where that is known.
+
+    Raises:
+        UserError: they differ; the checkpoint's weights belong to another model, or GRPO's reference would be another.
+    """
+    noted = Path(checkpoint).parent / BASE_NOTE if checkpoint else None
+    if noted and noted.is_file() and Path(start := noted.read_text().strip()).resolve() != Path(base_model).resolve():
+        raise UserError(
+            f"--base_model {base_model}: {checkpoint} comes from a run that started from {start}; name that one, "
+            f"or correct {noted} if the model has moved"
+        )
+
+
+def note_base(args: TrainingArguments, base_model: str) -> None:
+    """Write into the output folder what the run starts from, for those who go on with it."""
+    if args.process_index == 0:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(args.output_dir) / BASE_NOTE).write_text(f"{base_model}\n")
 
 
 def _is_whole(checkpoint: Path) -> bool:

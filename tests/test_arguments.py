@@ -10,7 +10,15 @@ import torch
 
 import train_grpo
 import train_sft
-from cropvlm.arguments import PolicyArguments, checkpoint_to_resume, parse, settle_hardware, show_one_gpu
+from cropvlm.arguments import (
+    PolicyArguments,
+    check_base,
+    checkpoint_to_resume,
+    note_base,
+    parse,
+    settle_hardware,
+    show_one_gpu,
+)
 from cropvlm.cli import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "scripts" / "configs"
@@ -117,6 +125,18 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert checkpoint_to_resume(args) == str(tmp_path / "checkpoint-10")
     args.output_dir = str(tmp_path / "new")
     assert checkpoint_to_resume(args) is None
+
+
+def test_a_run_goes_on_with_the_base_that_it_started_from(tmp_path):
+    args = train_sft.SFTArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    check_base("models/a", checkpoint)  # nothing is known of that run
+    note_base(args, "models/a")
+    check_base("models/a", checkpoint)
+    check_base("./models/a/", checkpoint)
+    check_base("models/b", None)  # starts anew
+    with pytest.raises(UserError, match="--base_model models/b: .*started from models/a; name that one"):
+        check_base("models/b", checkpoint)
 
 
 def test_processes_on_the_cpu_find_one_another(monkeypatch):

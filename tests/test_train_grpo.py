@@ -173,6 +173,9 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         modeling.load_model(str(folder), device="cpu")
         modeling.load_processor(str(folder), 64)
+    another = ["--base_model", tiny_smolvlm, "--resume_from_checkpoint", True]
+    with pytest.raises(UserError, match=f"started from {sft_adapter}; name that one"):
+        run_main(monkeypatch, *flags, *another)
 
 
 def test_the_best_checkpoint_by_accuracy_on_held_out_rows_is_kept(
