@@ -21,6 +21,7 @@ from cropvlm.arguments import (
     check_least,
     checkpoint_to_resume,
     frozen_dtype,
+    load_policy_processor,
     load_training_rows,
     note_base,
     parse,
@@ -31,7 +32,7 @@ from cropvlm.data import then_transform
 from cropvlm.encoding import without_placeholders
 from cropvlm.evaluation import load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import disk_errors, finish
-from cropvlm.modeling import load_policy, load_processor, stop_token_ids
+from cropvlm.modeling import load_policy, stop_token_ids
 from cropvlm.prompts import cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 from cropvlm.watching import WatchedGRPOTrainer
@@ -136,7 +137,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
     if len(rows) < needed:
         raise UserError(f"{policy.dataset_path}: {len(rows)} rows, but one step takes {needed} prompts; give more rows")
     held_out = load_held_out_rows(args)
-    processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
+    processor = load_policy_processor(policy)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
     if not args.use_vllm:  # a sampled image token has no image to stand for; TRL sees to that from 1.16 on only

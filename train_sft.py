@@ -22,6 +22,7 @@ from cropvlm.arguments import (
     check_base,
     checkpoint_to_resume,
     frozen_dtype,
+    load_policy_processor,
     load_training_rows,
     note_base,
     open_training_image,
@@ -34,7 +35,7 @@ from cropvlm.data import then_transform
 from cropvlm.encoding import chat_text
 from cropvlm.evaluation import CropAccuracyMixin, load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import CardMixin, disk_errors, finish
-from cropvlm.modeling import END_OF_UTTERANCE, load_policy, load_processor, stop_token_ids
+from cropvlm.modeling import END_OF_UTTERANCE, load_policy, stop_token_ids
 from cropvlm.prompts import bbox_completion, cropper_messages
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> BoxSFTTrainer:
     """Load data, processor and model, in this order, and join them."""
     rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "bbox")
     held_out = load_held_out_rows(args)
-    processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
+    processor = load_policy_processor(policy)
     dataset = prompt_completion_rows(rows, processor)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)

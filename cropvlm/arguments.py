@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from transformers import TrainingArguments, set_seed
+from transformers import ProcessorMixin, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 from yaml import YAMLError
@@ -21,7 +21,7 @@ from yaml import YAMLError
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import load_rows
-from cropvlm.modeling import LORA_TARGETS
+from cropvlm.modeling import LORA_TARGETS, load_processor
 from cropvlm.predictions import check_writable
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class PolicyArguments:
         metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: hub id or folder"},
     )
     vqa_longest_edge: int | None = field(
-        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees"}
+        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees; None: its own way"}
     )
     use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
     lora_r: int = 128
@@ -270,6 +270,16 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def load_policy_processor(policy: PolicyArguments) -> ProcessorMixin:
+    """`--processor`, or the one of `--base_model`, at `--longest_edge`.
+
+    Raises:
+        UserError: none there, or one of another family than the cropper's.
+    """
+    remedy = "the cropper has to be an Idefics3 or SmolVLM"
+    return load_processor(policy.processor or policy.base_model, policy.longest_edge, remedy=remedy)
 
 
 def load_training_rows(

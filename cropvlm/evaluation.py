@@ -103,7 +103,8 @@ def load_held_out_rows(args: HeldOutArguments) -> Dataset | None:
 
 def load_answerer(policy: PolicyArguments, args: Any) -> tuple[Any, Any]:
     """`--vqa_model`, frozen, and its processor."""
-    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
+    remedy = "say --vqa_longest_edge None"
+    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge, remedy=remedy)
     model = load_full_model(policy.vqa_model, frozen_dtype(args)).to(args.device).eval().requires_grad_(False)
     return model, processor
 

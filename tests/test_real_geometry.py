@@ -137,7 +137,7 @@ def test_grpo_at_512(base_model, processor_path, data, tmp_path):
     args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options, **groups)
     processor = modeling.load_processor(processor_path, 512)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "load_processor", lambda *_: processor)  # the reward VLM's folder holds none
+        patch.setattr(evaluation, "load_processor", lambda *_, **__: processor)  # the reward VLM's folder holds none
         trainer = train_grpo.make_trainer(args, policy)
     trainer.reward_funcs[0] = lambda completions, **columns: [len(completion_text(text)) for text in completions]
     end_of_turn = 49279

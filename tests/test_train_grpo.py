@@ -422,6 +422,21 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path), *flags)
 
 
+def test_a_reward_vlm_that_resizes_in_its_own_way(sft_adapter, tiny_qwen, tiny_world, tmp_path, monkeypatch):
+    """It needs `--vqa_longest_edge None`; the message says so."""
+    flags = flags_for(sft_adapter, tiny_qwen, tiny_world, tmp_path)
+    with pytest.raises(UserError, match="longest edge of 64 px; say --vqa_longest_edge None"):
+        run_main(monkeypatch, *flags)
+    monkeypatch.setattr(train_grpo.WatchedGRPOTrainer, "train", lambda self, **options: None)
+    run_main(monkeypatch, *flags, "--vqa_longest_edge", None)
+
+
+def test_a_policy_of_another_family_is_refused(tiny_smolvlm, tiny_qwen, tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match="the cropper has to be an Idefics3 or SmolVLM"):
+        run_main(monkeypatch, *flags_for(tiny_qwen, tiny_smolvlm, tiny_world, tmp_path))
+
+
 def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, caplog):
     rows = load_from_disk(str(tiny_world))["train"]
     answers = [None if i == 2 else row for i, row in enumerate(rows["answers"])]
