@@ -27,13 +27,13 @@ TURNS = [" [0, 5, 100, 95].<end_of_utterance>", " [12, 0, 13, 100].<end_of_utter
 
 
 @pytest.fixture(scope="module")
-def real_config(shared_hub):
-    return AutoConfig.from_pretrained(shared_hub / "SmolVLM-256M-Instruct")
+def real_config(real_smolvlm):
+    return AutoConfig.from_pretrained(real_smolvlm)
 
 
 @pytest.fixture(scope="module")
-def processor_path(shared_hub):
-    return str(shared_hub / "SmolVLM-256M-Instruct")
+def processor_path(real_smolvlm):
+    return str(real_smolvlm)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from datasets import load_from_disk
 from PIL import Image
 from published import hrbench
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trl import GRPOTrainer
 
@@ -136,11 +138,17 @@ def test_the_policy_goes_on_from_the_adapter_with_a_frozen_copy(sft_adapter, tin
     assert any(".ref." in name for name in weights)
 
 
-def test_one_step_moves_the_policy_and_nothing_else(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """At the paper's learning rate of 5e-6, which bfloat16 weights would round away."""
-    trainer = make_trainer(
-        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, warmup_steps=0, save_strategy="no"
-    )
+@pytest.mark.parametrize("bf16", [False, True])
+def test_one_step_moves_the_policy_and_nothing_else(bf16, sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """At the paper's learning rate of 5e-6, which bfloat16 weights would round away: the compute alone is bfloat16."""
+    options = {"max_steps": 1, "warmup_steps": 0, "save_strategy": "no", "bf16": bf16}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
+    assert trainer.args.learning_rate == 5e-6
+    dtypes = {"trained": set(), "frozen": set()}
+    for name, weight in trainer.model.named_parameters():
+        if "lora_" not in name or ".default." in name:
+            dtypes["trained" if weight.requires_grad else "frozen"].add(weight.dtype)
+    assert dtypes == {"trained": {torch.float32}, "frozen": {torch.bfloat16 if bf16 else torch.float32}}
     trainer.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
@@ -202,7 +210,22 @@ def test_the_best_checkpoint_by_accuracy_on_held_out_rows_is_kept(
     assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
 
 
-def test_a_checkpoint_and_a_merged_model_are_taken_too(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """Policy and reference are what the checkpoint holds, which is not what its run started from."""
+    options = {"max_steps": 1, "save_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3}
+    first = make_trainer(tmp_path / "first", sft_adapter, tiny_world, tiny_smolvlm, **options)
+    first.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
+    first.train()
+    checkpoint = tmp_path / "first" / "checkpoint-1"
+    second = dict(make_trainer(tmp_path / "out", checkpoint, tiny_world, tiny_smolvlm).model.named_parameters())
+    start, saved = (load_file(folder / "adapter_model.safetensors") for folder in (sft_adapter, checkpoint))
+    assert any(not torch.equal(weight, start[name]) for name, weight in saved.items())
+    for name, weight in saved.items():
+        for adapter in ("default", "ref"):
+            assert torch.equal(second[name.removesuffix("weight") + f"{adapter}.weight"], weight), name
+
+
+def test_a_merged_model_gets_a_fresh_adapter(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     merged = tmp_path / "merged"
     modeling.load_model(str(sft_adapter), device="cpu").save_pretrained(merged)
     modeling.load_processor(str(sft_adapter)).save_pretrained(merged)
@@ -326,15 +349,25 @@ def write_boxes(monkeypatch, trainer):
     )
 
 
-def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    """Two prompts x 3 completions in micro-batches of one prompt: rollout, reference, policy 1 each, reward 1 + 3."""
-    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no")
+@pytest.mark.parametrize(("longest_edge", "tiles"), [(64, 1), (256, 4 * 4 + 1)])
+def test_every_image_is_encoded_once_in_each_place(
+    longest_edge, tiles, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    """Two prompts x 6 completions in micro-batches of one prompt, one tile an image, and 17 as at 2048 px.
+
+    Per prompt: rollout, reference and policy an image's tiles each; reward, always at one tile, 1 + 6.
+    """
+    monkeypatch.setattr(arguments, "open_image", lambda source: open_image(source).resize((128, 128)))
+    options = {"num_generations": 6, "per_device_train_batch_size": 6, "max_steps": 1, "save_strategy": "no"}
+    size = {"longest_edge": longest_edge}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy=size, **options)
     policy = count_tiles(monkeypatch, trainer.model.get_base_model())
     reward = count_tiles(monkeypatch, trainer.reward_funcs[1].model)
     write_boxes(monkeypatch, trainer)
     trainer.train()
-    assert policy == [2, 1, 1, 1, 1]  # rollouts of both prompts at once; reference and policy by prompt
-    assert reward == [2 * (1 + 3)]
+    # Rollouts of both prompts at once; reference and policy by prompt.
+    assert policy == [2 * tiles, tiles, tiles, tiles, tiles]
+    assert reward == [2 * (1 + 6)]
 
 
 def test_many_numbered_images_are_encoded_in_portions(tiny_smolvlm, monkeypatch):
@@ -385,6 +418,18 @@ def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, 
         assert inputs["prompt_ids"].shape[0] == 3
         assert (inputs["prompt_ids"] == inputs["prompt_ids"][0]).all()
         assert inputs["advantages"].sum().abs() < 1e-4  # a whole group's
+
+
+def test_a_step_by_default_is_16_prompts_of_6_completions(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    names = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
+    options = {name: train_grpo.GRPOArguments.__dataclass_fields__[name].default for name in names}
+    options |= {"max_steps": 1, "save_strategy": "no", "max_completion_length": 2}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
+    asked = []
+    trainer.reward_funcs[0] = lambda completions, question_id, **columns: asked.extend(question_id) or [0.0] * 96
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert sorted(Counter(asked).values()) == [6] * 16
 
 
 def test_pixels_are_still_encoded(tiny_smolvlm):
