@@ -2,9 +2,12 @@
 
     python3 train_grpo.py --base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo
 
-TRL's own `GRPOTrainer` in its Dr. GRPO form. The policy goes on from the SFT adapter, a frozen copy of it is the
-reference. The reward is validity plus what a frozen reward VLM makes of `[full image, crop]`. Every flag of TRL's
-`GRPOConfig` works beside those below. Dropout is off, so that policy, reference and rollouts are one model (the
+TRL's `GRPOTrainer` in its Dr. GRPO form; rollouts, advantages and loss are its own. What is overridden: the completions
+of a prompt share their image, and a micro-batch holds whole groups (`cropvlm.sharing`); figures and pictures of the
+boxes are logged (`cropvlm.watching`); `evaluate` measures the accuracy with the current crops (`cropvlm.evaluation`);
+the model card is this project's. The policy goes on from the SFT adapter, a frozen copy of it is the reference. The
+reward is validity plus what a frozen reward VLM makes of `[full image, crop]`. TRL's flags of `GRPOConfig` go beside
+those below; rollouts by vLLM are not tried. Dropout is off, so that policy, reference and rollouts are one model (the
 released experiment left it on).
 """
 
@@ -33,7 +36,7 @@ from cropvlm.encoding import without_placeholders
 from cropvlm.evaluation import load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import disk_errors, finish
 from cropvlm.modeling import load_policy, stop_token_ids
-from cropvlm.prompts import cropper_messages
+from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 from cropvlm.watching import WatchedGRPOTrainer
 
@@ -80,7 +83,7 @@ class GRPOArguments(HeldOutArguments, GRPOConfig):
     gradient_accumulation_steps: int = 16
     temperature: float = 0.8
     top_k: int = field(default=50, metadata={"help": "what transformers sampled with by default at the time"})
-    max_completion_length: int = 32
+    max_completion_length: int = MAX_BOX_TOKENS
     loss_type: str = "dr_grpo"
     scale_rewards: str = "none"
     beta: float = field(default=0.01, metadata={"help": "weight of the KL divergence (k3) from the SFT model"})

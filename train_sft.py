@@ -4,8 +4,9 @@
 
 TRL's `SFTTrainer` with a LoRA adapter, on prompt-completion rows with images; the loss is on the completion
 ` [x1, y1, x2, y2].<end_of_utterance>` alone. `--eval_dataset_path` names rows on which the accuracy that `--vqa_model`
-reaches with the current crops is measured. Every flag of TRL's `SFTConfig` works beside those below. The adapter's
-weights are float32 (the released experiment: bfloat16); the computation is bfloat16 on a GPU.
+reaches with the current crops is measured. The flags of TRL's `SFTConfig` go beside those below, but for `--packing`
+and `--max_length`, which rows with images do not bear. The adapter's weights are float32 (the released experiment:
+bfloat16); the computation is bfloat16 on a GPU.
 """
 
 import logging

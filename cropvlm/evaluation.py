@@ -19,11 +19,10 @@ from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
 from cropvlm.metrics import letter_accuracy
 from cropvlm.modeling import load_full_model, load_processor
-from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer, cropper_messages
+from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_messages, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
 
 BATCH_SIZE = 32
-MAX_BOX_TOKENS = 32
 
 
 class CropAccuracy:
