@@ -101,7 +101,7 @@ class GRPOArguments(HeldOutArguments, GRPOConfig):
     num_generations_eval: int = field(default=1, metadata={"help": "of use to TRL alone: boxes are measured greedy"})
 
     def __post_init__(self):
-        check_least(self, num_generations=2, max_completion_length=1)
+        check_least(self, num_generations=2, max_completion_length=1, steps_per_generation=1, generation_batch_size=1)
         if not self.temperature > 0:
             raise UserError(f"--temperature {self.temperature}: expected more than 0; a group has to differ")
         for name, choices in CHOICES.items():  # TRL compares them when the first step is under way

@@ -163,7 +163,7 @@ def parse(argument_types: tuple[type, ...]) -> tuple[Any, ...]:
         return parser.parse_args_and_config()
     except UserError:
         raise
-    except (ValueError, TypeError, OSError, YAMLError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, YAMLError) as error:
         raise UserError(f"arguments: {error}") from error
 
 

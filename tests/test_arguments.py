@@ -66,6 +66,8 @@ def test_the_command_line_goes_before_the_config(monkeypatch):
         (SFT, "--max_length", "8", "no row may be cut"),
         (GRPO, "--num_generations", "0", "at least 2"),
         (GRPO, "--max_completion_length", "0", "at least 1"),
+        (GRPO, "--steps_per_generation", "0", "at least 1"),
+        (GRPO, "--generation_batch_size", "0", "at least 1"),
         (GRPO, "--temperature", "0.0", "more than 0"),
         (GRPO, "--loss_type", "foo", "grpo, bnpo, dr_grpo"),
         (GRPO, "--scale_rewards", "foo", "group, batch, none"),
