@@ -2,13 +2,15 @@
 
     python3 train_grpo.py --base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo
 
-TRL's own `GRPOTrainer` in its Dr. GRPO form. The policy goes on from the SFT adapter, a frozen copy of it is the
-reference. The reward is validity plus what a frozen reward VLM makes of `[full image, crop]`. Every flag of TRL's
-`GRPOConfig` works beside those below. Dropout is off, so that policy, reference and rollouts are one model (the
+TRL's `GRPOTrainer` in its Dr. GRPO form; rollouts, advantages and loss are its own. What is overridden: the completions
+of a prompt share their image, and a micro-batch holds whole groups (`cropvlm.sharing`); figures and pictures of the
+boxes are logged (`cropvlm.watching`); `evaluate` measures the accuracy with the current crops (`cropvlm.evaluation`);
+the model card is this project's. The policy goes on from the SFT adapter, a frozen copy of it is the reference. The
+reward is validity plus what a frozen reward VLM makes of `[full image, crop]`. TRL's flags of `GRPOConfig` go beside
+those below; rollouts by vLLM are not tried. Dropout is off, so that policy, reference and rollouts are one model (the
 released experiment left it on).
 """
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,21 +20,32 @@ from trl import GRPOConfig
 from cropvlm.arguments import (
     HeldOutArguments,
     PolicyArguments,
+    check_base,
+    check_least,
     checkpoint_to_resume,
     frozen_dtype,
+    load_policy_processor,
     load_training_rows,
+    note_base,
     parse,
     start,
 )
 from cropvlm.cli import UserError, run
+from cropvlm.data import then_transform
+from cropvlm.encoding import without_placeholders
 from cropvlm.evaluation import load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import disk_errors, finish
-from cropvlm.modeling import load_policy, load_processor, stop_token_ids
-from cropvlm.prompts import cropper_messages
+from cropvlm.modeling import load_policy, stop_token_ids
+from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 from cropvlm.watching import WatchedGRPOTrainer
 
-logger = logging.getLogger(__name__)
+CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 
 
 @dataclass
@@ -54,6 +67,10 @@ class GRPOPolicyArguments(PolicyArguments):
         default=50, metadata={"help": "steps between two pictures of boxes in {output_dir}/crops; 0 draws none"}
     )
 
+    def __post_init__(self):
+        check_least(self, reward_batch_size=1, log_crops_every=0)
+        super().__post_init__()
+
 
 @dataclass
 class GRPOArguments(HeldOutArguments, GRPOConfig):
@@ -66,7 +83,7 @@ class GRPOArguments(HeldOutArguments, GRPOConfig):
     gradient_accumulation_steps: int = 16
     temperature: float = 0.8
     top_k: int = field(default=50, metadata={"help": "what transformers sampled with by default at the time"})
-    max_completion_length: int = 32
+    max_completion_length: int = MAX_BOX_TOKENS
     loss_type: str = "dr_grpo"
     scale_rewards: str = "none"
     beta: float = field(default=0.01, metadata={"help": "weight of the KL divergence (k3) from the SFT model"})
@@ -83,18 +100,29 @@ class GRPOArguments(HeldOutArguments, GRPOConfig):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     num_generations_eval: int = field(default=1, metadata={"help": "of use to TRL alone: boxes are measured greedy"})
 
+    def __post_init__(self):
+        check_least(self, num_generations=2, max_completion_length=1, steps_per_generation=1, generation_batch_size=1)
+        if not self.temperature > 0:
+            raise UserError(f"--temperature {self.temperature}: expected more than 0; a group has to differ")
+        for name, choices in CHOICES.items():  # TRL compares them when the first step is under way
+            if getattr(self, name) not in choices:
+                raise UserError(f"--{name} {getattr(self, name)}: expected {', '.join(map(str, choices))}")
+        super().__post_init__()
 
-def prompt_rows(rows: Dataset) -> Dataset:
+
+def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
     """Let each row read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
 
     TRL reads a step's rows again for each of its micro-batches; the trainer opens their images once.
+
+    image_token: the processor's, which no question may hold: TRL takes the messages to its template as they are.
     """
 
     def to_prompts(batch: dict[str, list]) -> dict[str, list]:
-        columns = {name: batch[name] for name in ("image", "question", "answers", "question_id")}
-        return {"prompt": [cropper_messages(question) for question in batch["question"]], **columns}
+        prompts = [without_placeholders(cropper_messages(question), image_token) for question in batch["question"]]
+        return {"prompt": prompts} | {name: batch[name] for name in ("image", "question", "answers", "question_id")}
 
-    return rows.with_transform(to_prompts)
+    return then_transform(rows, to_prompts)
 
 
 def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> list:
@@ -112,7 +140,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
     if len(rows) < needed:
         raise UserError(f"{policy.dataset_path}: {len(rows)} rows, but one step takes {needed} prompts; give more rows")
     held_out = load_held_out_rows(args)
-    processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
+    processor = load_policy_processor(policy)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
     if not args.use_vllm:  # a sampled image token has no image to stand for; TRL sees to that from 1.16 on only
@@ -122,7 +150,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
         model=model,
         reward_funcs=make_rewards(policy, *answerer),
         args=args,
-        train_dataset=prompt_rows(rows),
+        train_dataset=prompt_rows(rows, processor.image_token),
         eval_dataset=held_out,
         processing_class=processor,
         log_crops_every=policy.log_crops_every,
@@ -137,8 +165,10 @@ def main() -> None:
     policy, args = parse((GRPOPolicyArguments, GRPOArguments))
     start(args, policy)
     checkpoint = checkpoint_to_resume(args)
+    check_base(policy.base_model, checkpoint)
     trainer = make_trainer(args, policy)
     with disk_errors(args.output_dir):
+        note_base(args, policy.base_model)
         trainer.train(resume_from_checkpoint=checkpoint)
         if "ref" in getattr(trainer.model, "peft_config", {}):
             trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it

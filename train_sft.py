@@ -4,11 +4,13 @@
 
 TRL's `SFTTrainer` with a LoRA adapter, on prompt-completion rows with images; the loss is on the completion
 ` [x1, y1, x2, y2].<end_of_utterance>` alone. `--eval_dataset_path` names rows on which the accuracy that `--vqa_model`
-reaches with the current crops is measured. Every flag of TRL's `SFTConfig` works beside those below. The adapter's
-weights are float32 (the released experiment: bfloat16); the computation is bfloat16 on a GPU.
+reaches with the current crops is measured. The flags of TRL's `SFTConfig` go beside those below, but for `--packing`
+and `--max_length`, which rows with images do not bear. The adapter's weights are float32 (the released experiment:
+bfloat16); the computation is bfloat16 on a GPU.
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +20,23 @@ from trl import SFTConfig, SFTTrainer
 from cropvlm.arguments import (
     HeldOutArguments,
     PolicyArguments,
+    check_base,
     checkpoint_to_resume,
     frozen_dtype,
+    load_policy_processor,
     load_training_rows,
+    note_base,
     open_training_image,
     parse,
     start,
 )
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import UserError, run
+from cropvlm.data import then_transform
 from cropvlm.encoding import chat_text
 from cropvlm.evaluation import CropAccuracyMixin, load_answerer, load_held_out_rows, measure_on
 from cropvlm.finishing import CardMixin, disk_errors, finish
-from cropvlm.modeling import END_OF_UTTERANCE, load_policy, load_processor, stop_token_ids
+from cropvlm.modeling import END_OF_UTTERANCE, load_policy, stop_token_ids
 from cropvlm.prompts import bbox_completion, cropper_messages
 
 logger = logging.getLogger(__name__)
@@ -55,18 +61,37 @@ class SFTArguments(HeldOutArguments, SFTConfig):
     max_length: int | None = field(default=None, metadata={"help": "None: cutting a row would cut its image tokens"})
     remove_unused_columns: bool = False  # the rows are made from the other columns when they are read
 
+    def __post_init__(self):
+        if self.packing:
+            raise UserError("--packing True: rows with images cannot be packed; leave the flag out")
+        if self.max_length is not None:
+            raise UserError(f"--max_length {self.max_length}: no row may be cut, its image tokens are; leave it out")
+        super().__post_init__()
+
+
+def bbox_problem(bbox: Any) -> str | None:
+    """Say why `bbox` is no box in percent, in words to count by; None if it is one."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
+        return "not four numbers"
+    if not all(0 <= value <= 100 for value in bbox):
+        return "outside of 0..100"
+    # The growth's truncation to whole percents makes some without an area.
+    return None if parse_bbox(bbox_completion(bbox)) else "without area"
+
 
 def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
     """Let each row read as `prompt`, `completion` (texts) and `image` (PIL), made when it is needed.
 
-    Boxes without an area (the growth's truncation to whole percents makes some) are left out: no crop can be cut from
-    them and the validity reward gives them nothing.
+    Rows whose box is none are left out and counted: no crop can be cut from it, the validity reward gives it nothing.
     """
-    usable = [i for i, bbox in enumerate(rows["bbox"][:]) if parse_bbox(bbox_completion(bbox)) is not None]
-    if len(usable) < len(rows):
-        logger.warning("%d of %d rows have a box without area and are left out", len(rows) - len(usable), len(rows))
+    problems = list(map(bbox_problem, rows["bbox"][:]))
+    counts = Counter(filter(None, problems))
+    listed = ", ".join(f"{count} {problem}" for problem, count in counts.items())
+    usable = [i for i, problem in enumerate(problems) if problem is None]
     if not usable:
-        raise UserError("no row has a usable bbox; expected four whole percents with x2 > x1 and y2 > y1")
+        raise UserError(f"no row has a usable bbox ({listed}); expected 0 <= x1 < x2 <= 100 percent, and y1, y2 so")
+    if counts:
+        logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), listed)
 
     def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
         return {
@@ -76,7 +101,7 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
             "image": list(map(open_training_image, batch["image"], batch["question_id"])),
         }
 
-    return rows.select(usable).with_transform(to_prompt_completion)
+    return then_transform(rows.select(usable), to_prompt_completion)
 
 
 class BoxSFTTrainer(CardMixin, CropAccuracyMixin, SFTTrainer):
@@ -87,7 +112,7 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> BoxSFTTrainer:
     """Load data, processor and model, in this order, and join them."""
     rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "bbox")
     held_out = load_held_out_rows(args)
-    processor = load_processor(policy.processor or policy.base_model, policy.longest_edge)
+    processor = load_policy_processor(policy)
     dataset = prompt_completion_rows(rows, processor)
     model = load_policy(policy.base_model, policy.lora_config(), frozen_dtype(args))
     model.generation_config.eos_token_id = stop_token_ids(model, processor)
@@ -104,8 +129,10 @@ def main() -> None:
     policy, args = parse((PolicyArguments, SFTArguments))
     start(args, policy)
     checkpoint = checkpoint_to_resume(args)
+    check_base(policy.base_model, checkpoint)
     trainer = make_trainer(args, policy)
     with disk_errors(args.output_dir):
+        note_base(args, policy.base_model)
         trainer.train(resume_from_checkpoint=checkpoint)
         finish(trainer, policy)
 

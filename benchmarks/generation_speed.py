@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from datasets import Dataset, Image
 from phases import Phases, clock
+from smolvlm import TILE, TILE_TOKENS, sizes
 from synthetic import photos
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
-    Idefics3Config,
     Idefics3ImageProcessor,
     Idefics3Processor,
 )
@@ -44,28 +44,6 @@ from generate_bbox import BoxPrompts
 from generate_final_answers import MODES, AnswerPrompts
 from miniature.checkpoints import build_smolvlm
 
-# SmolVLM-256M-Instruct, from its published configuration
-TILE, TILE_TOKENS = 512, 64
-TEXT = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49280,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-}
-VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": TILE,
-    "patch_size": 16,
-}
 # The counter knows CUDA's kernels of attention alone.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
@@ -89,13 +67,7 @@ def build(model_path: str | None, longest_edge: int, device: torch.device, dtype
         with tempfile.TemporaryDirectory() as folder:  # as the scripts load it
             whole.save_pretrained(folder)
             processor = load_processor(folder, longest_edge)
-        config = Idefics3Config(
-            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-            scale_factor=4,
-            tie_word_embeddings=False,
-            vision_config=VISION,
-            text_config=TEXT | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id},
-        )
+        config = sizes(tokenizer)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.generation_config = GenerationConfig()

@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,47 +28,28 @@ import numpy as np
 import torch
 from datasets import Dataset, Image
 from peft import get_peft_model
-from PIL import Image as PILImage
-from transformers import AutoConfig, Idefics3Config, Idefics3ForConditionalGeneration, PrinterCallback, TrainerCallback
+from phases import clock
+from smolvlm import TILE, TILE_TOKENS, sizes
+from synthetic import SIZES, jpeg
+from transformers import AutoConfig, Idefics3ForConditionalGeneration, PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cropvlm.crops import crop_or_corner, open_image
+from cropvlm.data import then_transform
 from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
 from cropvlm.prompts import bbox_completion
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.runs import positive
 from cropvlm.sharing import GroupedGRPOTrainer
-from miniature.checkpoints import TILE, build_smolvlm
+from miniature.checkpoints import TILE as SMALL_TILE
+from miniature.checkpoints import build_smolvlm
 from train_grpo import GRPOArguments, GRPOPolicyArguments, prompt_rows
 
 GRPO_ROWS = 31_000  # half of the paper's mixture
 G = 6
-REAL_TILE = 512  # px
-# SmolVLM-256M-Instruct, from its published configuration
-TEXT = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "intermediate_size": 1536,
-    "vocab_size": 49280,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
-    "tie_word_embeddings": False,
-    "pad_token_id": 2,
-}
-VISION = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "image_size": REAL_TILE,
-    "patch_size": 16,
-}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Models:
@@ -77,7 +57,7 @@ class Models:
 
     def __init__(self, args: argparse.Namespace):
         self.path, self.real = args.model_path, args.geometry == "real"
-        self.scale = 1 if self.real else REAL_TILE // TILE
+        self.scale = 1 if self.real else TILE // SMALL_TILE
 
     def processor(self, longest_edge: int) -> Any:
         """The processor for images of `longest_edge` px; the miniature's tiles are an eighth of that, and so is all."""
@@ -86,23 +66,19 @@ class Models:
         _, processor = build_smolvlm()
         processor.image_processor.size = {"longest_edge": longest_edge // self.scale}
         if self.real:
-            processor.image_processor.max_image_size = {"longest_edge": REAL_TILE}
-            processor.image_seq_len = 64
+            processor.image_processor.max_image_size = {"longest_edge": TILE}
+            processor.image_seq_len = TILE_TOKENS
         return processor
 
     def model(self, dtype: torch.dtype) -> Any:
         """An Idefics3 whose weights are the same every time."""
-        small, _ = build_smolvlm()
+        small, processor = build_smolvlm()
         torch.manual_seed(0)
         if not self.real:
             return small.to(dtype)
         if self.path:
             return Idefics3ForConditionalGeneration._from_config(AutoConfig.from_pretrained(self.path), dtype=dtype)
-        image_token = {"image_token_id": small.config.image_token_id}
-        config = Idefics3Config(
-            text_config=TEXT, vision_config=VISION, scale_factor=4, tie_word_embeddings=False, **image_token
-        )
-        model = Idefics3ForConditionalGeneration._from_config(config, dtype=dtype)
+        model = Idefics3ForConditionalGeneration._from_config(sizes(processor.tokenizer), dtype=dtype)
         model.generation_config = small.generation_config
         return model
 
@@ -125,16 +101,9 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        start = now()
+        start = clock(DEVICE)
         yield
-        self.seconds[part] += now() - start
-
-
-def now() -> float:
-    """Seconds, all that was sent to the GPU done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        self.seconds[part] += clock(DEVICE) - start
 
 
 class Measured:
@@ -219,19 +188,19 @@ class Stopwatch(TrainerCallback):
             self.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds, self.processor_seconds = now() - self.start, time.process_time() - self.processor_start
+        self.seconds, self.processor_seconds = clock(DEVICE) - self.start, time.process_time() - self.processor_start
         if state.global_step == self.warmup:
             self.begin()
 
     def begin(self) -> None:
         reset_peak_memory()
         self.trainer.clock.seconds.clear()
-        self.start, self.processor_start = now(), time.process_time()
+        self.start, self.processor_start = clock(DEVICE), time.process_time()
 
 
 def reset_peak_memory() -> None:
     gc.collect()
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -240,35 +209,31 @@ def reset_peak_memory() -> None:
 
 def peak_memory() -> float:
     """GiB, of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 2**20
 
 
 def make_rows(number: int) -> Dataset:
-    """Rows with JPEGs of smooth noise, 1024 x 768 and 768 x 1024 in turn."""
+    """Rows with JPEGs, across and upright in turn."""
     noise = np.random.default_rng(42)
-    rows = []
-    for i in range(number):
-        blots = PILImage.fromarray(noise.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        file = BytesIO()
-        blots.resize((1024, 768) if i % 2 == 0 else (768, 1024), PILImage.Resampling.BICUBIC).save(file, "JPEG")
-        image = {"bytes": file.getvalue(), "path": None}
-        question = ("What is written on the red sign?", "What is the number on that big blue plate?")[i % 2]
-        rows.append({"image": image, "question": question, "question_id": i, "answers": ["stop"] * 10})
+    questions = ("What is written on the red sign?", "What is the number on that big blue plate?")
+    rows = [
+        {
+            "image": {"bytes": jpeg(noise, SIZES[i % 2]), "path": None},
+            "question": questions[i % 2],
+            "question_id": i,
+            "answers": ["stop"] * 10,
+        }
+        for i in range(number)
+    ]
     return Dataset.from_list(rows).cast_column("image", Image(decode=False))
 
 
 def with_decoded_images(rows: Dataset) -> Dataset:
     """`rows` as TRL expects them: every access opens the image."""
-    to_prompts = rows.format["format_kwargs"]["transform"]
-
-    def to_decoded(batch: dict[str, list]) -> dict[str, list]:
-        columns = to_prompts(batch)
-        return columns | {"image": [open_image(source) for source in columns["image"]]}
-
-    return rows.with_transform(to_decoded)
+    return then_transform(rows, lambda batch: batch | {"image": [open_image(source) for source in batch["image"]]})
 
 
 def make_turns(number: int, processor: Any) -> list[list[int]]:
@@ -304,8 +269,8 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
             max_completion_length=args.new_tokens,
         )
         dtype = torch.bfloat16 if config.bf16 else torch.float32
-        processor, reward_processor = models.processor(args.longest_edge), models.processor(REAL_TILE)
-        rows = prompt_rows(make_rows(args.prompts))
+        processor, reward_processor = models.processor(args.longest_edge), models.processor(TILE)
+        rows = prompt_rows(make_rows(args.prompts), processor.image_token)
         if way == "ours":
             trainer_class, reward = MeasuredOurs, AnswerLikelihoodReward(answerer, reward_processor)
         else:
@@ -368,7 +333,7 @@ def main() -> None:
     parser.add_argument("--micro_prompts", type=positive, default=1, help="of a micro-step, in the first two ways")
     parser.add_argument("--new_tokens", type=positive, default=16, help="of each completion; about a box's length")
     parser.add_argument("--steps", type=positive, default=1, help="that are timed")
-    parser.add_argument("--warmup_steps", type=int, default=1 if torch.cuda.is_available() else 0)
+    parser.add_argument("--warmup_steps", type=int, default=1 if DEVICE.type == "cuda" else 0)
     parser.add_argument("--ways", nargs="+", choices=("ours", "trl", "released"), default=["ours", "trl", "released"])
     parser.add_argument("--model_path", help="folder with SmolVLM's configuration and tokenizer; weights stay random")
     args = parser.parse_args()
@@ -376,15 +341,14 @@ def main() -> None:
         parser.error("--prompts has to be a multiple of --micro_prompts")
     if args.model_path and args.geometry != "real":
         parser.error("--model_path goes with --geometry real")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     print(
         f"{args.geometry}, {args.longest_edge} px, {args.prompts} prompts x {G} completions, {args.new_tokens} tokens"
     )
     print(f"{name}, {dtype}, torch {torch.__version__}", flush=True)
     models = Models(args)
-    answerer = models.model(dtype).to(device).eval().requires_grad_(False)
+    answerer = models.model(dtype).to(DEVICE).eval().requires_grad_(False)
     results = {}
     for way in args.ways:
         results[way] = report(way, *measure(way, models, answerer, args), args)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +13,20 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from transformers import TrainingArguments, set_seed
+from transformers import ProcessorMixin, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 from yaml import YAMLError
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import load_rows
-from cropvlm.modeling import LORA_TARGETS
+from cropvlm.modeling import LORA_TARGETS, load_processor
 from cropvlm.predictions import check_writable
 
 logger = logging.getLogger(__name__)
+
+BASE_NOTE = "base_model.txt"  # in the output folder; scripts/train_grpo.sh reads it too
 
 
 @dataclass
@@ -52,7 +56,7 @@ class PolicyArguments:
         metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: hub id or folder"},
     )
     vqa_longest_edge: int | None = field(
-        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees"}
+        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees; None: its own way"}
     )
     use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
     lora_r: int = 128
@@ -62,13 +66,13 @@ class PolicyArguments:
         default=False, metadata={"help": "write the adapter merged into its base to {output_dir}/merged as well"}
     )
     gpu: int | None = field(
-        default=None, metadata={"help": "index of the one GPU to use; without a GPU the CPU is used"}
+        default=None, metadata={"help": "index of the one GPU to use, -1 for the CPU; without a GPU the CPU is used"}
     )
 
     def __post_init__(self):
-        for name in ("longest_edge", "lora_r", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: expected at least 1")
+        check_least(self, longest_edge=1, vqa_longest_edge=1, lora_r=1, lora_alpha=1)
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout}: expected at least 0 and less than 1")
         if self.merge and not self.use_lora:
             raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.
@@ -100,6 +104,7 @@ class HeldOutArguments:
     eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
 
     def __post_init__(self):
+        check_least(self, per_device_train_batch_size=1, gradient_accumulation_steps=1)
         settle_hardware(self)
         if self.eval_dataset_path is not None:
             if self.eval_strategy == "no":
@@ -111,19 +116,39 @@ class HeldOutArguments:
                 f"--eval_strategy {self.eval_strategy}: there is nothing to measure on; --eval_dataset_path?"
             )
         super().__post_init__()
+        for name in self.report_to:
+            if name not in (installed := get_available_reporting_integrations()):
+                raise UserError(f"--report_to {name}: expected none, all or what is installed: {', '.join(installed)}")
+
+
+def check_least(arguments: Any, **least: int) -> None:
+    """Compare each named argument that is not None with the least value it may have.
+
+    Raises:
+        UserError: it is less.
+    """
+    for name, bound in least.items():
+        value = getattr(arguments, name)
+        if value is not None and value < bound:
+            raise UserError(f"--{name} {value}: expected at least {bound}")
 
 
 def show_one_gpu(index: int) -> None:
-    """Let this process see no other GPU than number `index` of those it may see now.
+    """Let this process see no other GPU than number `index` of those it may see now; none for a negative number.
 
-    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`.
+    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`. Where
+    there is no GPU at all, nothing changes.
+
+    Raises:
+        UserError: there are GPUs, but not this one.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(index)] if visible is None else visible.split(",")[index : index + 1]
-    if names or not visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-    else:
-        raise UserError(f"--gpu {index}: CUDA_VISIBLE_DEVICES={visible} shows fewer GPUs; count from 0")
+    count = torch.cuda.device_count()  # unlike is_available(), this does not start CUDA
+    if index >= count > 0:
+        raise UserError(f"--gpu {index}: GPUs 0 to {count - 1} are to be seen here; name one of them")
+    if count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = list(map(str, range(count))) if visible is None else visible.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index >= 0 else ""
 
 
 def parse(argument_types: tuple[type, ...]) -> tuple[Any, ...]:
@@ -138,7 +163,7 @@ def parse(argument_types: tuple[type, ...]) -> tuple[Any, ...]:
         return parser.parse_args_and_config()
     except UserError:
         raise
-    except (ValueError, TypeError, OSError, YAMLError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, YAMLError) as error:
         raise UserError(f"arguments: {error}") from error
 
 
@@ -208,7 +233,8 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
         if not _is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: no whole checkpoint; name one, or True for the newest")
         return wanted
-    numbered = [(int(path.name.rsplit("-")[-1]), path) for path in Path(args.output_dir).glob("checkpoint-[0-9]*")]
+    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(args.output_dir).glob("*")]
+    numbered = [(int(match[1]), path) for match, path in matches if match]
     for _, path in sorted(numbered, reverse=True):
         if _is_whole(path):
             logger.warning("going on from %s", path)
@@ -217,12 +243,43 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     return None
 
 
+def check_base(base_model: str, checkpoint: str | None) -> None:
+    """Compare the base with the one that the run of `checkpoint` started from, where that is known.
+
+    Raises:
+        UserError: they differ; the checkpoint's weights belong to another model, or GRPO's reference would be another.
+    """
+    noted = Path(checkpoint).parent / BASE_NOTE if checkpoint else None
+    if noted and noted.is_file() and Path(start := noted.read_text().strip()).resolve() != Path(base_model).resolve():
+        raise UserError(
+            f"--base_model {base_model}: {checkpoint} comes from a run that started from {start}; name that one, "
+            f"or correct {noted} if the model has moved"
+        )
+
+
+def note_base(args: TrainingArguments, base_model: str) -> None:
+    """Write into the output folder what the run starts from, for those who go on with it."""
+    if args.process_index == 0:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(args.output_dir) / BASE_NOTE).write_text(f"{base_model}\n")
+
+
 def _is_whole(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())  # the last file that is written
     except (OSError, ValueError):
         return False
     return True
+
+
+def load_policy_processor(policy: PolicyArguments) -> ProcessorMixin:
+    """`--processor`, or the one of `--base_model`, at `--longest_edge`.
+
+    Raises:
+        UserError: none there, or one of another family than the cropper's.
+    """
+    remedy = "the cropper has to be an Idefics3 or SmolVLM"
+    return load_processor(policy.processor or policy.base_model, policy.longest_edge, remedy=remedy)
 
 
 def load_training_rows(

@@ -10,7 +10,7 @@ import binascii
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -369,6 +369,12 @@ def _encoded_images(rows: datasets.Dataset, benchmark: Benchmark, source: str) -
     paths = [None if path is None else {"path": str(folder / path), "bytes": None} for path in rows["image"]]
     images = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": undecoded}))
     return datasets.concatenate_datasets([rows.remove_columns("image"), images], axis=1)
+
+
+def then_transform(rows: datasets.Dataset, transform: Callable[[dict], dict]) -> datasets.Dataset:
+    """`rows` read through `transform`, after the transform that they have; `with_transform` would replace that one."""
+    first = rows.format["format_kwargs"].get("transform")
+    return rows.with_transform(transform if first is None else lambda batch: transform(first(batch)))
 
 
 def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -73,9 +73,22 @@ def image_key(image: Image.Image) -> bytes:
 
 def chat_text(processor: Any, messages: list[dict[str, Any]]) -> str:
     """The text of `messages` up to where the model writes. A question cannot smuggle in an image placeholder."""
-    token = processor.image_token
-    cleaned = [{**message, "content": [_without(token, part) for part in message["content"]]} for message in messages]
+    cleaned = without_placeholders(messages, processor.image_token)
     return processor.apply_chat_template(cleaned, add_generation_prompt=True)
+
+
+def without_placeholders(messages: list[dict[str, Any]], image_token: str) -> list[dict[str, Any]]:
+    """`messages` without `image_token` in their texts, where it would stand for an image that is not there."""
+    return [
+        {**message, "content": [_without(image_token, part) for part in message["content"]]} for message in messages
+    ]
+
+
+def drop_token(text: str, token: str) -> str:
+    """`text` without `token`, also where leaving one out would join the halves of another."""
+    while token in text:
+        text = text.replace(token, "")
+    return text
 
 
 def widen_strip(size: tuple[int, int]) -> tuple[int, int]:
@@ -142,15 +155,21 @@ def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
 def _portions(prepared: Prepared) -> Iterator[dict[str, Tensor]]:
     """The images' tensors, whole images together, as many at a time as the vision encoder takes at once."""
     values = [rows * prepared.images["pixel_values"][0].numel() for rows in prepared.image_rows["pixel_values"]]
+    for part in encoded_at_once(values):
+        yield {
+            name: tensor[sum(prepared.image_rows[name][: part.start]) : sum(prepared.image_rows[name][: part.stop])]
+            for name, tensor in prepared.images.items()
+        }
+
+
+def encoded_at_once(values: list[int]) -> Iterator[slice]:
+    """Cut images of so many `values` of pixel_values each into the runs that one call of the vision encoder takes."""
     start = 0
     while start < len(values):
         stop = start + 1
         while stop < len(values) and sum(values[start : stop + 1]) <= ENCODED_AT_ONCE:
             stop += 1
-        yield {
-            name: tensor[sum(prepared.image_rows[name][:start]) : sum(prepared.image_rows[name][:stop])]
-            for name, tensor in prepared.images.items()
-        }
+        yield slice(start, stop)
         start = stop
 
 
@@ -176,4 +195,4 @@ def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None)
 
 
 def _without(token: str, part: dict[str, Any]) -> dict[str, Any]:
-    return {**part, "text": part["text"].replace(token, "")} if part["type"] == "text" else part
+    return {**part, "text": drop_token(part["text"], token)} if part["type"] == "text" else part

@@ -19,11 +19,10 @@ from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
 from cropvlm.metrics import letter_accuracy
 from cropvlm.modeling import load_full_model, load_processor
-from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer, cropper_messages
+from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_messages, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
 
 BATCH_SIZE = 32
-MAX_BOX_TOKENS = 32
 
 
 class CropAccuracy:
@@ -103,7 +102,8 @@ def load_held_out_rows(args: HeldOutArguments) -> Dataset | None:
 
 def load_answerer(policy: PolicyArguments, args: Any) -> tuple[Any, Any]:
     """`--vqa_model`, frozen, and its processor."""
-    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
+    remedy = "say --vqa_longest_edge None"
+    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge, remedy=remedy)
     model = load_full_model(policy.vqa_model, frozen_dtype(args)).to(args.device).eval().requires_grad_(False)
     return model, processor
 

@@ -25,6 +25,10 @@ FIRST_BATCH_SIZE = {"cuda": 64, "cpu": 32}  # what `auto` starts from, in rows
 WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
 
 
+class BatchTooLarge(UserError):
+    """Out of GPU memory at a batch size that `generate_rows` may not halve."""
+
+
 class PromptSource(Protocol):
     """The prompts of every row, made when they are needed, possibly in a worker process."""
 
@@ -61,7 +65,7 @@ def generate_rows(
         min_new_tokens: for benchmarks, which want texts of equal length.
 
     Raises:
-        UserError: out of GPU memory at a batch size that may not be halved.
+        BatchTooLarge: out of GPU memory at a batch size that may not be halved.
     """
     size = FIRST_BATCH_SIZE[model.device.type] if batch_size == AUTO else int(batch_size)
     config = greedy(model, processor, max_new_tokens, min_new_tokens)
@@ -77,12 +81,17 @@ def generate_rows(
                         yield i, texts
         except torch.OutOfMemoryError:
             if batch_size != AUTO or size == 1:
-                raise UserError(f"out of GPU memory at batch size {size}; make it or the images smaller") from None
-            size //= 2
-            logger.warning("out of GPU memory: going on with batches of %d rows", size)
+                raise BatchTooLarge(f"out of GPU memory at batch size {size}; make it or the images smaller") from None
+            size = half(size)
         # After the handler: until then its traceback keeps the batch alive.
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def half(size: int) -> int:
+    """Half of the batch size that the GPU's memory was too small for, and a warning that says so."""
+    logger.warning("out of GPU memory: going on with batches of %d rows", size // 2)
+    return size // 2
 
 
 def generate_texts(

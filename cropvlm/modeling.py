@@ -18,7 +18,7 @@ from transformers.utils import is_torchvision_greater_or_equal
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cropvlm.cli import UserError
-from cropvlm.encoding import chat_text, model_inputs, prepare
+from cropvlm.encoding import chat_text, drop_token, model_inputs, prepare
 from cropvlm.prompts import answer_completion, answerer_messages
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def load_processor(
     longest_edge: int | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    remedy: str = "leave --longest_edge out",
 ) -> ProcessorMixin:
     """Return the processor of a model, ready for batches (padding on the left).
 
@@ -58,6 +59,7 @@ def load_processor(
         path: hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
         longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
         min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and Qwen2.5-VL).
+        remedy: what the user is told where a `longest_edge` cannot be set.
 
     Raises:
         UserError: no processor there, or its image sizes cannot be set in this way.
@@ -66,7 +68,7 @@ def load_processor(
     backend = "torchvision" if is_torchvision_greater_or_equal("0.27") else "pil"
     processor = _first_processor([path, adapter_base(path)], path, backend)
     processor.tokenizer.padding_side = "left"
-    _set_image_size(processor, path, longest_edge, min_pixels, max_pixels)
+    _set_image_size(processor, path, longest_edge, min_pixels, max_pixels, remedy)
     return processor
 
 
@@ -83,13 +85,13 @@ def _first_processor(candidates: list[str | None], path: str, backend: str) -> P
     raise UserError(f"{path}: no processor there ({first_line(reason)}); name a hub id or a folder that holds one")
 
 
-def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:
+def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels, remedy) -> None:
     image_processor = processor.image_processor
     size = _image_size(processor)
     by_area = {"shortest_edge", "longest_edge"} <= size.keys()  # Qwen's names for the bounds on the area
     if longest_edge is not None:
         if longest_edge_of(processor) is None:
-            raise UserError(f"--longest_edge {longest_edge}: {path} resizes images by {size}; leave the flag out")
+            raise UserError(f"{path} resizes images by {size}, not to a longest edge of {longest_edge} px; {remedy}")
         image_processor.size = {"longest_edge": longest_edge}
     if min_pixels is not None or max_pixels is not None:
         if not by_area:
@@ -168,7 +170,7 @@ def load_adapter(path: str, base_model_path: str | None = None, dtype=torch.floa
     """
     base = base_model_path or adapter_base(path)
     if not base:
-        raise UserError(f"{path}: its adapter_config.json names no base model; name it with --base_model_path")
+        raise UserError(f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path")
     model = load_full_model(base, dtype)
     _check_adapter_fits(model, path, base)
     try:
@@ -261,7 +263,7 @@ def first_line(error: object) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def load_policy(path: str, lora: LoraConfig | None, dtype: torch.dtype, base_model_path: str | None = None):
+def load_policy(path: str, lora: LoraConfig | None, dtype: torch.dtype):
     """Return the model to train, on the CPU: its trainable weights are float32, its frozen ones `dtype`.
 
     Args:
@@ -277,7 +279,7 @@ def load_policy(path: str, lora: LoraConfig | None, dtype: torch.dtype, base_mod
             raise UserError(
                 f"{path} is an adapter, so --use_lora False has nothing to train whole; name a merged model"
             )
-        return load_adapter(path, base_model_path, dtype, is_trainable=True)
+        return load_adapter(path, dtype=dtype, is_trainable=True)
     if lora is None:
         return load_full_model(path, torch.float32)
     return get_peft_model(load_full_model(path, dtype), lora)
@@ -328,9 +330,13 @@ def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
 
 
 def _turn_ids(model, processor, messages, answer: str) -> list[int]:
-    """Token ids of the answer's turn; a template that leaves a space or line break open gets no second one."""
+    """Token ids of the answer's turn, in which an image placeholder would stand for no image.
+
+    A template that leaves a space or line break open gets no second one.
+    """
     space = "" if chat_text(processor, messages)[-1].isspace() else " "
-    turn = processor.tokenizer(space + answer_completion(answer), add_special_tokens=False)["input_ids"]
+    text = drop_token(answer_completion(answer), processor.image_token)
+    turn = processor.tokenizer(space + text, add_special_tokens=False)["input_ids"]
     return [*turn, end_of_turn_id(model, processor)]
 
 

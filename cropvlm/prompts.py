@@ -16,6 +16,7 @@ TEACHER = (
 )
 OUTLINE = "Outline the region in the image that would help answer this question."
 BRIEF_ANSWER = "Give a very brief answer."
+MAX_BOX_TOKENS = 32  # of what the cropper writes (METHOD: GRPO)
 
 
 def teacher_messages(question: str) -> Messages:

@@ -7,11 +7,13 @@ the reference answer, or the accuracy of the answer that it generates.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 
 from cropvlm import boxes
+from cropvlm.cli import UserError
 from cropvlm.crops import crop_or_corner
-from cropvlm.generation import generate_texts
+from cropvlm.generation import BatchTooLarge, generate_texts, half
 from cropvlm.metrics import anls, most_common_answer, vqa_accuracy
 from cropvlm.modeling import answer_log_likelihood
 from cropvlm.prompts import answerer_messages, clean_answer
@@ -27,15 +29,14 @@ def validity_reward(completions: Sequence[Completion], **columns: Any) -> list[f
     return [boxes.validity(completion_text(completion)) for completion in completions]
 
 
-class AnswerLikelihoodReward:
-    """Log-likelihood of the most frequent reference answer given full image and crop (the paper's better reward).
+class _AnswererReward:
+    """What the frozen reward VLM makes of `[full image, crop]`, each distinct crop scored once.
 
     Args:
-        model, processor: the frozen reward VLM, as `cropvlm.modeling` loads it.
-        batch_size: completions in one forward pass; None takes all of a step.
+        model, processor: the reward VLM, as `cropvlm.modeling` loads it.
+        batch_size: completions in one forward pass; None takes all of a step. Halved for good where the GPU's memory
+            is too small for it.
     """
-
-    __name__ = "answer_likelihood_reward"  # what TRL logs it as
 
     def __init__(self, model: Any, processor: Any, batch_size: int | None = None):
         self.model, self.processor, self.batch_size = model, processor, batch_size
@@ -48,24 +49,50 @@ class AnswerLikelihoodReward:
         answers: Sequence[Sequence[str]],
         **columns: Any,
     ) -> list[float]:
-        """Return one log-likelihood (at most 0) per completion; a broken box gets the corner's.
+        """Return one score per completion; a broken box gets the corner's.
 
         image: the full-resolution image of each completion, decoded; a group shares one object.
         """
         crops, order = distinct_crops(completions, image, question, answers)
-        scores = answer_log_likelihood(
-            self.model,
-            self.processor,
-            [(image[i], crop) for i, crop in crops],
-            [question[i] for i, _ in crops],
-            [most_common_answer(answers[i]) for i, _ in crops],
-            batch_size=self.batch_size,
-        ).tolist()
+        rows = [((image[i], crop), question[i], answers[i]) for i, crop in crops]
+        scores: list[float] = []
+        while len(scores) < len(rows):
+            size = self.batch_size or len(rows)
+            try:
+                scores += self.score(*zip(*rows[len(scores) : len(scores) + size], strict=True))
+                continue
+            except (torch.OutOfMemoryError, BatchTooLarge):
+                size = min(size, len(rows) - len(scores))
+                if size == 1:
+                    raise UserError(
+                        "out of GPU memory in the reward even with --reward_batch_size 1; "
+                        "make --vqa_longest_edge or --per_device_train_batch_size smaller"
+                    ) from None
+                self.batch_size = half(size)
+            # After the handler: until then its traceback keeps the batch alive.
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
         return [scores[n] for n in order]
 
+    def score(
+        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], answers: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """One score per row, in one batch. images: full image and crop of each row."""
+        raise NotImplementedError
 
-class AnswerAccuracyReward:
-    """Accuracy of the reward VLM's greedy answer to full image and crop.
+
+class AnswerLikelihoodReward(_AnswererReward):
+    """Log-likelihood (at most 0) of the most frequent reference answer (the paper's better reward)."""
+
+    __name__ = "answer_likelihood_reward"  # what TRL logs it as
+
+    def score(self, images: Sequence, questions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+        references = list(map(most_common_answer, answers))
+        return answer_log_likelihood(self.model, self.processor, images, questions, references).tolist()
+
+
+class AnswerAccuracyReward(_AnswererReward):
+    """Accuracy (0..1) of the reward VLM's greedy answer.
 
     Rows with 10 references are scored by VQA accuracy, others by ANLS (threshold 0.5), each row by its own. Both are
     told from the row alone, so that a batch may mix data sets.
@@ -73,29 +100,11 @@ class AnswerAccuracyReward:
 
     __name__ = "answer_accuracy_reward"
 
-    def __init__(self, model: Any, processor: Any, batch_size: int | None = None):
-        self.model, self.processor, self.batch_size = model, processor, batch_size
-
-    def __call__(
-        self,
-        completions: Sequence[Completion],
-        image: Sequence[Image.Image],
-        question: Sequence[str],
-        answers: Sequence[Sequence[str]],
-        **columns: Any,
-    ) -> list[float]:
-        """Return one accuracy (0..1) per completion; a broken box gets the corner's."""
-        crops, order = distinct_crops(completions, image, question, answers)
-        texts = generate_texts(
-            self.model,
-            self.processor,
-            [answerer_messages(question[i], 2) for i, _ in crops],
-            [(image[i], crop) for i, crop in crops],
-            max_new_tokens=MAX_ANSWER_TOKENS,
-            batch_size=self.batch_size or len(crops),
-        )
-        scores = [answer_accuracy(clean_answer(text), answers[i]) for (i, _), text in zip(crops, texts, strict=True)]
-        return [scores[n] for n in order]
+    def score(self, images: Sequence, questions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+        messages = [answerer_messages(question, 2) for question in questions]
+        options = {"max_new_tokens": MAX_ANSWER_TOKENS, "batch_size": len(questions)}
+        texts = generate_texts(self.model, self.processor, messages, images, **options)
+        return [answer_accuracy(clean_answer(text), own) for text, own in zip(texts, answers, strict=True)]
 
 
 def answer_accuracy(prediction: str, references: Sequence[str]) -> float:

@@ -7,20 +7,23 @@ flow through the one encoding as they would through the copies.
 """
 
 import copy
+import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl import GRPOTrainer
 
 from cropvlm.arguments import open_training_image
-from cropvlm.encoding import process_image
+from cropvlm.encoding import encoded_at_once, process_image
 
 
 class SharedImages:
-    """Stands between one Idefics3 (or SmolVLM) model and the processor that TRL is given.
+    """Stands between an Idefics3 (or SmolVLM) model and the processor that TRL is given.
 
     Args:
         model: the policy, with or without PEFT around it. Its `get_image_features` still takes pixels as well.
@@ -32,13 +35,17 @@ class SharedImages:
 
     def __init__(self, model: Any, processor: Any):
         self._image_processor = processor
-        self._model = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-        self._encode = self._model.get_image_features
-        self._model.get_image_features = self.get_image_features
+        self._model = self.bind(model)
         self.processor = copy.copy(processor)
         # A plain function: saving the processor copies its attributes deeply, a bound method with all it is bound to.
         self.processor._process_images = lambda images, **kwargs: self.number_images(images)
         self.forget()
+
+    def bind(self, model: Any) -> Any:
+        """Let `model` take numbers in place of pixels, for its own encoder; return the part of it that encodes."""
+        encoding = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        encoding.get_image_features = functools.partial(self._get_image_features, encoding.get_image_features)
+        return encoding
 
     def forget(self) -> None:
         """Drop all images; numbers given out before are no longer known."""
@@ -61,18 +68,20 @@ class SharedImages:
             self._tiles.append(tensors["pixel_values"].to(self._model.device))
         return self._numbers[id(image)]
 
-    def get_image_features(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any):
-        """Encode as the model does; of numbered images each distinct one once, its features placed at every copy."""
+    def _get_image_features(
+        self, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Encode as a model does; of numbered images each distinct one once, its features placed at every copy."""
         if pixel_values.is_floating_point():
-            return self._encode(pixel_values, pixel_attention_mask, **kwargs)
+            return encode(pixel_values, pixel_attention_mask, **kwargs)
         numbers = pixel_values.flatten().tolist()
         distinct = list(dict.fromkeys(numbers))
-        tiles = [self._tiles[n] for n in distinct]
-        outputs = self._encode(torch.cat(tiles), **kwargs)
-        features = torch.stack(list(outputs.pooler_output))  # (tiles, tokens of a tile, D)
-        by_number = dict(zip(distinct, features.split([len(each) for each in tiles]), strict=True))
-        outputs.pooler_output = [by_number[n].flatten(0, 1) for n in numbers]
-        return outputs
+        features: dict[int, Tensor] = {}
+        for part in encoded_at_once([self._tiles[n].numel() for n in distinct]):
+            tiles = [self._tiles[n] for n in distinct[part]]
+            encoded = torch.stack(list(encode(torch.cat(tiles), **kwargs).pooler_output))  # (tiles, tokens of one, D)
+            features |= zip(distinct[part], encoded.split([len(each) for each in tiles]), strict=True)
+        return BaseModelOutputWithPooling(pooler_output=[features[n].flatten(0, 1) for n in numbers])
 
 
 def open_images(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,6 +102,8 @@ class GroupedGRPOTrainer(GRPOTrainer):
     def __init__(self, model: Any, processing_class: Any, **kwargs: Any):
         self.shared_images = SharedImages(model, processing_class)
         super().__init__(model=model, processing_class=self.shared_images.processor, **kwargs)
+        if self.ref_model is not None:  # a whole model's; an adapter's reference is a second adapter of the same model
+            self.shared_images.bind(self.accelerator.unwrap_model(self.ref_model))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = open_images(inputs)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Stage 2, GRPO:  bash scripts/train_grpo.sh GPU [flags of train_grpo.py]
 # Starts from the newest SFT model under models/sft_* (a finished one or a checkpoint) unless --base_model names one.
+# With --resume_from_checkpoint it keeps the one that the run started from, as train_grpo.py noted it.
 # Without a GPU the CPU is used and the number does not matter.
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ ]]; then
@@ -11,8 +12,24 @@ GPU=$1
 shift
 source "$(dirname "$0")/setup.sh"
 
-base=()
-if [[ " $* " != *" --base_model"[\ =]* && " $* " != *" --config"[\ =]* ]]; then
+base=() named='' resume='' output=models/grpo_512 previous=''
+for word in "$@"; do
+    case $word in
+        --base[-_]model | --base[-_]model=* | --config | --config=*) named=yes ;;
+        --output[-_]dir=*) output=${word#*=} ;;
+        --resume[-_]from[-_]checkpoint=*) resume=${word#*=} ;;
+    esac
+    case $previous in
+        --output[-_]dir) output=$word ;;
+        --resume[-_]from[-_]checkpoint) resume=$word ;;
+    esac
+    previous=$word
+done
+noted=$output/base_model.txt
+if [[ -z $named && -f $noted && ! $resume =~ ^([Ff]alse|None|)$ ]]; then
+    base=(--base_model "$(<"$noted")")
+    echo "going on with the SFT model that this run started from: ${base[1]}" >&2
+elif [[ -z $named ]]; then
     weights=$(ls -t models/sft_*/{,checkpoint-*/}{adapter_model,model}.safetensors 2>/dev/null | head -n 1 || true)
     if [[ -z $weights ]]; then
         echo "error: no SFT model under models/sft_*; run scripts/train_sft.sh first, or name one with --base_model" >&2

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from real_files import QWEN, SHARED, SMOLVLM, real_files
 
 settings.register_profile("unhurried", deadline=None)  # a loaded machine is no failure
 settings.load_profile("unhurried")
 # Nothing is downloaded, and no test may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +80,19 @@ def hurried(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def shared_hub() -> Path:
-    """The real SmolVLM and Qwen2.5-VL tokenizers and configurations, where they lie beside the repository."""
-    if not (SHARED / "hub").is_dir():
-        pytest.skip(f"the real tokenizers and configurations are not at {SHARED / 'hub'}")
-    return SHARED / "hub"
+def real_smolvlm() -> Path:
+    """The real SmolVLM's tokenizer and configurations."""
+    return _real_files(*SMOLVLM)
+
+
+@pytest.fixture(scope="session")
+def real_qwen() -> Path:
+    """The real Qwen2.5-VL's tokenizer and the settings of its image processor."""
+    return _real_files(*QWEN)
+
+
+def _real_files(folder: str, repo: str) -> Path:
+    found = real_files(folder, repo)
+    if found is None:
+        pytest.skip(f"the real tokenizer and configurations are neither at {SHARED / folder} nor, of {repo}, cached")
+    return found

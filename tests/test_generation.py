@@ -317,8 +317,8 @@ def test_merge_keeps_an_image_of_two_parts_once(tiny_smolvlm):
 
 
 @pytest.mark.parametrize("longest_edge", [512, 1024, 2048])
-def test_the_real_processor_sees_the_same_tokens_and_tiles(shared_hub, longest_edge):
-    processor = load_processor(str(shared_hub / "SmolVLM-256M-Instruct"), longest_edge=longest_edge)
+def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest_edge):
+    processor = load_processor(str(real_smolvlm), longest_edge=longest_edge)
     # 4:3 and 1:3 images: 1 and 1, 2x2+1 and 2x1+1, or 4x3+1 and 4x2+1 tiles of 512 px, of 64 tokens each.
     tiles = {512: (1, 1), 1024: (5, 3), 2048: (13, 9)}[longest_edge]
     prompts = pair(noise(400, 300), noise(100, 300, seed=1))

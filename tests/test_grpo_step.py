@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "grpo_step.py"
 @pytest.mark.slow
 def test_the_three_ways_agree_over_a_whole_step(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--prompts", "2", "--longest_edge", "1024", "--new_tokens", "4"])
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])  # as when it is run
     runpy.run_path(str(SCRIPT), run_name="__main__")
     output = capsys.readouterr().out
     for way in ("ours", "trl", "released"):

@@ -24,9 +24,10 @@ def test_importing_one_finds_what_it_needs_and_does_nothing(path, capsys):
 @pytest.mark.slow
 def test_generation_speed_says_that_both_ways_write_the_same(monkeypatch, capsys):
     import generation_speed
+    import smolvlm
 
-    monkeypatch.setitem(generation_speed.TEXT, "num_hidden_layers", 1)
-    monkeypatch.setitem(generation_speed.VISION, "num_hidden_layers", 1)
+    monkeypatch.setitem(smolvlm.TEXT, "num_hidden_layers", 1)
+    monkeypatch.setitem(smolvlm.VISION, "num_hidden_layers", 1)
     flags = "--rows 3 --single_rows 2 --box_tokens 3 --answer_tokens 2 --dtype float32 --profile --peak_tflops 1"
     monkeypatch.setattr(sys, "argv", ["generation_speed.py", *flags.split()])
     generation_speed.main()

@@ -82,10 +82,10 @@ def test_clean_answer(text, answer):
     assert clean_answer(text) == answer
 
 
-def test_prompts_in_the_real_smolvlm_template(shared_hub):
+def test_prompts_in_the_real_smolvlm_template(real_smolvlm):
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(shared_hub / "SmolVLM-256M-Instruct")
+    processor = AutoProcessor.from_pretrained(real_smolvlm)
     prompt = cropper_messages(QUESTION)
     expected = (
         "<|im_start|>User:<image>What does the nasa sign say?\n"
@@ -102,10 +102,10 @@ def test_prompts_in_the_real_smolvlm_template(shared_hub):
     )
 
 
-def test_prompts_in_the_real_qwen_template(shared_hub):
+def test_prompts_in_the_real_qwen_template(real_qwen):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shared_hub / "Qwen2.5-VL-tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(real_qwen)
     rendered = tokenizer.apply_chat_template(teacher_messages(QUESTION), add_generation_prompt=True, tokenize=False)
     assert rendered == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

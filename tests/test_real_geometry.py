@@ -27,13 +27,13 @@ TURNS = [" [0, 5, 100, 95].<end_of_utterance>", " [12, 0, 13, 100].<end_of_utter
 
 
 @pytest.fixture(scope="module")
-def real_config(shared_hub):
-    return AutoConfig.from_pretrained(shared_hub / "SmolVLM-256M-Instruct")
+def real_config(real_smolvlm):
+    return AutoConfig.from_pretrained(real_smolvlm)
 
 
 @pytest.fixture(scope="module")
-def processor_path(shared_hub):
-    return str(shared_hub / "SmolVLM-256M-Instruct")
+def processor_path(real_smolvlm):
+    return str(real_smolvlm)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_grpo_at_512(base_model, processor_path, data, tmp_path):
     args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options, **groups)
     processor = modeling.load_processor(processor_path, 512)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "load_processor", lambda *_: processor)  # the reward VLM's folder holds none
+        patch.setattr(evaluation, "load_processor", lambda *_, **__: processor)  # the reward VLM's folder holds none
         trainer = train_grpo.make_trainer(args, policy)
     trainer.reward_funcs[0] = lambda completions, **columns: [len(completion_text(text)) for text in completions]
     end_of_turn = 49279

@@ -1,6 +1,7 @@
 """SIGKILL, then the same command with `--resume_from_checkpoint True`: the weights of a run that was never stopped."""
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -52,10 +53,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_
     rows = datasets.load_from_disk(str(tiny_world))["train"]
     rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(tmp_path / "data"))
     flags = ["--base_model", tiny_smolvlm, "--dataset_path", tmp_path / "data", "--longest_edge", 64, "--lora_r", 4]
+    flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 2]
+    flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
     flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
     if script == "train_grpo":
-        flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64, "--num_generations", 3]
-        flags += ["--per_device_train_batch_size", 3, "--max_completion_length", 8]
+        flags += ["--num_generations", 3, "--per_device_train_batch_size", 3, "--max_completion_length", 8]
     flags += ["--gradient_accumulation_steps", 2, "--disable_tqdm", True, "--output_dir"]
     flags = list(map(str, flags))
 
@@ -73,6 +75,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_
     assert undisturbed.keys() == resumed.keys()
     for name, weight in undisturbed.items():
         assert torch.allclose(resumed[name], weight, rtol=0, atol=1e-6), name
+    states = [json.loads((tmp_path / name / "checkpoint-4" / "trainer_state.json").read_text()) for name in names[:2]]
+    measured = [[entry for entry in state["log_history"] if "eval_accuracy" in entry] for state in states]
+    assert [entry["step"] for entry in measured[0]] == [2, 4]
+    assert measured[0] == measured[1]
     assert any((halfway[name] - weight).abs().max() > 1e-4 for name, weight in undisturbed.items())
 
 

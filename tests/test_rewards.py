@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from cropvlm import rewards
+from cropvlm import generation, modeling, rewards
+from cropvlm.cli import UserError
 from cropvlm.crops import crop_bbox
+from cropvlm.encoding import model_inputs
 from cropvlm.modeling import answer_log_likelihood, load_model, load_processor
 
 TEN = ["stop"] * 7 + ["halt"] * 2 + ["sign"]
@@ -84,6 +87,47 @@ def test_likelihood_in_small_batches(reward_vlm):
     }
     whole = rewards.AnswerLikelihoodReward(*reward_vlm)(**columns)
     assert rewards.AnswerLikelihoodReward(*reward_vlm, batch_size=2)(**columns) == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
+def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch, caplog):
+    """Room for two: of five completions 5 and 2 are tried, then 2, 2, 1 go through; the next step starts at 2."""
+    columns = {
+        "completions": [message(f" [{i}, 0, 90, 90].") for i in range(5)],
+        "image": [picture(1)] * 5,
+        "question": ["Which?"] * 5,
+        "answers": [TEN] * 5,
+    }
+    expected = kind(*reward_vlm)(**columns)
+    sizes = limit_memory(monkeypatch, 2)
+    reward = kind(*reward_vlm)
+    assert reward(**columns) == pytest.approx(expected, abs=1e-4)
+    assert reward(**columns) == pytest.approx(expected, abs=1e-4)
+    assert sizes == [5, 2, 2, 1, 2, 2, 1]
+    assert caplog.text.count("out of GPU memory") == 1
+
+
+@pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
+def test_out_of_memory_with_one_completion_is_one_line(kind, reward_vlm, monkeypatch):
+    limit_memory(monkeypatch, 0)
+    columns = {"image": [picture(1)], "question": ["Which?"], "answers": [TEN]}
+    with pytest.raises(UserError, match="--reward_batch_size 1"):
+        kind(*reward_vlm)(completions=[message(" [0, 0, 90, 90].")], **columns)
+
+
+def limit_memory(monkeypatch, most):
+    """Run out of GPU memory with more than so many prompts at once; return a list of the sizes that are tried."""
+    sizes = []
+
+    def inputs(model, prepared, pad_token_id):
+        sizes.append(len(prepared.input_ids))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model_inputs(model, prepared, pad_token_id)
+
+    monkeypatch.setattr(modeling, "model_inputs", inputs)
+    monkeypatch.setattr(generation, "model_inputs", inputs)
+    return sizes
 
 
 @pytest.mark.parametrize(

@@ -189,9 +189,9 @@ def test_a_model_of_another_kind_is_no_teacher(tiny_smolvlm):
         pixel_budget(load_processor(str(tiny_smolvlm)), str(tiny_smolvlm))
 
 
-def test_the_budget_of_the_real_processor(shared_hub):
+def test_the_budget_of_the_real_processor(real_qwen):
     from transformers import AutoImageProcessor
 
-    settings = AutoImageProcessor.from_pretrained(shared_hub / "Qwen2.5-VL-tokenizer")
+    settings = AutoImageProcessor.from_pretrained(real_qwen)
     factor = settings.patch_size * settings.merge_size
     assert PixelBudget() == (settings.size["shortest_edge"], settings.size["longest_edge"], factor)

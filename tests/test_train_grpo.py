@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 import torch
 from datasets import load_from_disk
 from PIL import Image
+from published import hrbench
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trl import GRPOTrainer
 
 import train_grpo
-from cropvlm import arguments, evaluation, modeling, sharing, watching
+import train_sft
+from cropvlm import arguments, encoding, evaluation, modeling, sharing, watching
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
 from cropvlm.data import load_rows
@@ -74,7 +78,7 @@ def test_defaults_are_the_papers(tmp_path):
 
 
 def test_a_group_shares_one_decoded_image(tiny_world):
-    rows = train_grpo.prompt_rows(load_rows(tiny_world, "train"))
+    rows = train_grpo.prompt_rows(load_rows(tiny_world, "train"), "<image>")
     first, same, other = rows.__getitems__([0, 0, 1])
     assert first["prompt"] == cropper_messages(first["question"])
     assert len(first["answers"]) == 10
@@ -82,6 +86,34 @@ def test_a_group_shares_one_decoded_image(tiny_world):
     assert opened["image"].size == open_image(first["image"]).size
     assert opened["image"] is same["image"]
     assert opened["image"] is not other["image"]
+
+
+def test_a_question_and_an_answer_may_hold_an_image_placeholder(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """In neither does it stand for an image: the prompt has the one image's token, and a whole step goes through."""
+    rows = load_from_disk(str(tiny_world))["train"].remove_columns(["question", "answers"]).select(range(2))
+    rows = rows.add_column("question", ["Where is the <image>?", "Is <im<image>age> <IMAGE> a tag?"])
+    rows.add_column("answers", [["<image>"], ["an <image>"] * 10]).save_to_disk(str(tmp_path / "data"))
+    trainer = make_trainer(
+        tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm, max_steps=1, save_strategy="no"
+    )
+    texts = [row["prompt"][0]["content"][1]["text"].split("\n")[0] for row in trainer.train_dataset]
+    assert texts == ["Where is the ?", "Is   a tag?"]
+    assert trainer.train_dataset[0]["question"] == "Where is the <image>?"
+    trainer.train()
+
+
+@pytest.mark.parametrize("module", [train_grpo, train_sft])
+def test_rows_with_base64_images_can_be_trained_on(module, tiny_smolvlm, tmp_path):
+    """HR-Bench's are, and are decoded when a row is read."""
+    hrbench().add_column("bbox", [[1, 2, 3, 4]] * 2).save_to_disk(tmp_path / "data")
+    if module is train_sft:
+        rows = arguments.load_training_rows(str(tmp_path / "data"), None, None, "bbox")
+        rows = list(train_sft.prompt_completion_rows(rows, modeling.load_processor(str(tiny_smolvlm), 64)))
+    else:
+        rows = arguments.load_training_rows(str(tmp_path / "data"), None, None, "answers")
+        rows = open_images(list(train_grpo.prompt_rows(rows, "<image>")))
+    assert len(rows) == 2
+    assert all(isinstance(row["image"], Image.Image) for row in rows)
 
 
 def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
@@ -106,11 +138,17 @@ def test_the_policy_goes_on_from_the_adapter_with_a_frozen_copy(sft_adapter, tin
     assert any(".ref." in name for name in weights)
 
 
-def test_one_step_moves_the_policy_and_nothing_else(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """At the paper's learning rate of 5e-6, which bfloat16 weights would round away."""
-    trainer = make_trainer(
-        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, warmup_steps=0, save_strategy="no"
-    )
+@pytest.mark.parametrize("bf16", [False, True])
+def test_one_step_moves_the_policy_and_nothing_else(bf16, sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """At the paper's learning rate of 5e-6, which bfloat16 weights would round away: the compute alone is bfloat16."""
+    options = {"max_steps": 1, "warmup_steps": 0, "save_strategy": "no", "bf16": bf16}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
+    assert trainer.args.learning_rate == 5e-6
+    dtypes = {"trained": set(), "frozen": set()}
+    for name, weight in trainer.model.named_parameters():
+        if "lora_" not in name or ".default." in name:
+            dtypes["trained" if weight.requires_grad else "frozen"].add(weight.dtype)
+    assert dtypes == {"trained": {torch.float32}, "frozen": {torch.bfloat16 if bf16 else torch.float32}}
     trainer.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
@@ -143,6 +181,9 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         modeling.load_model(str(folder), device="cpu")
         modeling.load_processor(str(folder), 64)
+    another = ["--base_model", tiny_smolvlm, "--resume_from_checkpoint", True]
+    with pytest.raises(UserError, match=f"started from {sft_adapter}; name that one"):
+        run_main(monkeypatch, *flags, *another)
 
 
 def test_the_best_checkpoint_by_accuracy_on_held_out_rows_is_kept(
@@ -169,7 +210,22 @@ def test_the_best_checkpoint_by_accuracy_on_held_out_rows_is_kept(
     assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
 
 
-def test_a_checkpoint_and_a_merged_model_are_taken_too(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """Policy and reference are what the checkpoint holds, which is not what its run started from."""
+    options = {"max_steps": 1, "save_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3}
+    first = make_trainer(tmp_path / "first", sft_adapter, tiny_world, tiny_smolvlm, **options)
+    first.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
+    first.train()
+    checkpoint = tmp_path / "first" / "checkpoint-1"
+    second = dict(make_trainer(tmp_path / "out", checkpoint, tiny_world, tiny_smolvlm).model.named_parameters())
+    start, saved = (load_file(folder / "adapter_model.safetensors") for folder in (sft_adapter, checkpoint))
+    assert any(not torch.equal(weight, start[name]) for name, weight in saved.items())
+    for name, weight in saved.items():
+        for adapter in ("default", "ref"):
+            assert torch.equal(second[name.removesuffix("weight") + f"{adapter}.weight"], weight), name
+
+
+def test_a_merged_model_gets_a_fresh_adapter(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     merged = tmp_path / "merged"
     modeling.load_model(str(sft_adapter), device="cpu").save_pretrained(merged)
     modeling.load_processor(str(sft_adapter)).save_pretrained(merged)
@@ -273,28 +329,78 @@ def test_every_image_is_decoded_and_preprocessed_once_a_step(
     assert len(preprocessed) == 4  # TRL asks for 12 rollouts' images, and for the same 12 once more
 
 
-def test_every_image_is_encoded_once_in_each_place(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    """Two prompts x 3 completions in micro-batches of one prompt: rollout, reference, policy 1 each, reward 1 + 3."""
-    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no")
-    tiles = {"policy": [], "reward": []}
+def count_tiles(monkeypatch, model):
+    """A list that grows by the number of tiles of each pass of the model's vision encoder."""
+    tiles = []
+    encode = model.model.vision_model.forward
+    forward = lambda **kwargs: tiles.append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
+    monkeypatch.setattr(model.model.vision_model, "forward", forward)
+    return tiles
 
-    def count(model, name):
-        encode = model.model.vision_model.forward
-        forward = lambda **kwargs: tiles[name].append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
-        monkeypatch.setattr(model.model.vision_model, "forward", forward)
 
-    count(trainer.model.get_base_model(), "policy")
-    count(trainer.reward_funcs[1].model, "reward")
-    boxes = iter(range(1, 100))  # from 1 on: a crop that is the whole image would be encoded with it
+def write_boxes(monkeypatch, trainer):
+    """Let all completions read as boxes, no two alike and none the whole image, which would be encoded with it."""
+    boxes = iter(range(1, 100))
     monkeypatch.setattr(
         trainer.processing_class,
         "batch_decode",
         lambda ids, **options: [f"[{next(boxes)}, 0, 100, 100]." for _ in ids],
         raising=False,
     )
+
+
+@pytest.mark.parametrize(("longest_edge", "tiles"), [(64, 1), (256, 4 * 4 + 1)])
+def test_every_image_is_encoded_once_in_each_place(
+    longest_edge, tiles, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    """Two prompts x 6 completions in micro-batches of one prompt, one tile an image, and 17 as at 2048 px.
+
+    Per prompt: rollout, reference and policy an image's tiles each; reward, always at one tile, 1 + 6.
+    """
+    monkeypatch.setattr(arguments, "open_image", lambda source: open_image(source).resize((128, 128)))
+    options = {"num_generations": 6, "per_device_train_batch_size": 6, "max_steps": 1, "save_strategy": "no"}
+    size = {"longest_edge": longest_edge}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy=size, **options)
+    policy = count_tiles(monkeypatch, trainer.model.get_base_model())
+    reward = count_tiles(monkeypatch, trainer.reward_funcs[1].model)
+    write_boxes(monkeypatch, trainer)
     trainer.train()
-    assert tiles["policy"] == [2, 1, 1, 1, 1]  # rollouts of both prompts at once; reference and policy by prompt
-    assert tiles["reward"] == [2 * (1 + 3)]
+    # Rollouts of both prompts at once; reference and policy by prompt.
+    assert policy == [2 * tiles, tiles, tiles, tiles, tiles]
+    assert reward == [2 * (1 + 6)]
+
+
+def test_many_numbered_images_are_encoded_in_portions(tiny_smolvlm, monkeypatch):
+    """Three images of 5, 5 and 3 tiles, at most 8 tiles a call: 5, then 5 + 3. The features do not change."""
+    model, processor = modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm, 128)
+    shared = SharedImages(model, processor)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (128, side, 3), np.uint8)) for side in (128, 128, 40)]
+    numbers = shared.number_images([[image] for image in images])[0]["pixel_values"]
+    assert [len(tiles) for tiles in shared._tiles] == [5, 5, 3]
+    expected = model.model.get_image_features(numbers).pooler_output
+    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", 8 * 3 * 64 * 64)
+    tiles = count_tiles(monkeypatch, model)
+    features = model.model.get_image_features(numbers).pooler_output
+    assert tiles == [5, 5 + 3]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features, expected, strict=True))
+
+
+def test_every_weight_is_trained_against_a_reference_of_its_own(tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    """`--use_lora False`: TRL loads the reference as a second model, which encodes each image once as well."""
+    options = {"max_steps": 1, "save_strategy": "no", "warmup_steps": 0, "learning_rate": 1e-3}
+    trainer = make_trainer(tmp_path, tiny_smolvlm, tiny_world, tiny_smolvlm, policy={"use_lora": False}, **options)
+    policy = count_tiles(monkeypatch, trainer.model)
+    reference = count_tiles(monkeypatch, trainer.ref_model)
+    trainer.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
+    before = {name: weight.clone() for name, weight in trainer.ref_model.named_parameters()}
+    trainer.train()
+    assert reference == [1, 1]
+    assert policy[0] == 2
+    assert set(policy[1:]) == {1}
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert len(moved) > 0.9 * len(before)
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.named_parameters())
 
 
 def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
@@ -312,6 +418,18 @@ def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, 
         assert inputs["prompt_ids"].shape[0] == 3
         assert (inputs["prompt_ids"] == inputs["prompt_ids"][0]).all()
         assert inputs["advantages"].sum().abs() < 1e-4  # a whole group's
+
+
+def test_a_step_by_default_is_16_prompts_of_6_completions(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    names = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
+    options = {name: train_grpo.GRPOArguments.__dataclass_fields__[name].default for name in names}
+    options |= {"max_steps": 1, "save_strategy": "no", "max_completion_length": 2}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
+    asked = []
+    trainer.reward_funcs[0] = lambda completions, question_id, **columns: asked.extend(question_id) or [0.0] * 96
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert sorted(Counter(asked).values()) == [6] * 16
 
 
 def test_pixels_are_still_encoded(tiny_smolvlm):
@@ -347,6 +465,21 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=message):
         run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path), *flags)
+
+
+def test_a_reward_vlm_that_resizes_in_its_own_way(sft_adapter, tiny_qwen, tiny_world, tmp_path, monkeypatch):
+    """It needs `--vqa_longest_edge None`; the message says so."""
+    flags = flags_for(sft_adapter, tiny_qwen, tiny_world, tmp_path)
+    with pytest.raises(UserError, match="longest edge of 64 px; say --vqa_longest_edge None"):
+        run_main(monkeypatch, *flags)
+    monkeypatch.setattr(train_grpo.WatchedGRPOTrainer, "train", lambda self, **options: None)
+    run_main(monkeypatch, *flags, "--vqa_longest_edge", None)
+
+
+def test_a_policy_of_another_family_is_refused(tiny_smolvlm, tiny_qwen, tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match="the cropper has to be an Idefics3 or SmolVLM"):
+        run_main(monkeypatch, *flags_for(tiny_qwen, tiny_smolvlm, tiny_world, tmp_path))
 
 
 def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, caplog):

@@ -58,10 +58,29 @@ def test_grpo_starts_from_the_newest_sft_model_and_says_which(checkout):
     assert "--base_model models/sft_1024/checkpoint-1000" in call(checkout, "train_grpo.sh", "0").stdout
 
 
-@pytest.mark.parametrize("flag", ["--base_model", "--config"])
-def test_grpo_starts_from_what_is_named(flag, checkout):
+@pytest.mark.parametrize("flags", ["--base_model other", "--base-model other", "--base-model=other", "--config other"])
+def test_grpo_starts_from_what_is_named(flags, checkout):
     make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
-    assert call(checkout, "train_grpo.sh", "0", flag, "other").stdout == f"train_grpo.py --gpu 0 {flag} other\n"
+    result = call(checkout, "train_grpo.sh", "0", *flags.split())
+    assert (result.stdout, result.stderr) == (f"train_grpo.py --gpu 0 {flags}\n", "")
+
+
+@pytest.mark.parametrize("output", ["", "--output_dir out ", "--output-dir=out "])
+def test_grpo_goes_on_with_the_model_that_it_started_from(output, checkout):
+    """Though a newer one is there by now."""
+    make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
+    make_model(checkout, "sft_1024", "adapter_model.safetensors", 30)
+    folder = checkout / ("out" if output else "models/grpo_512")
+    folder.mkdir(parents=True)
+    (folder / "base_model.txt").write_text("models/sft_512\n")
+    for resume in ("--resume_from_checkpoint True", "--resume-from-checkpoint=True"):
+        flags = f"{output}{resume}"
+        result = call(checkout, "train_grpo.sh", "0", *flags.split())
+        assert result.stdout == f"train_grpo.py --gpu 0 --base_model models/sft_512 {flags}\n"
+        assert result.stderr == "going on with the SFT model that this run started from: models/sft_512\n"
+    for resume in ("", "--resume_from_checkpoint False"):
+        result = call(checkout, "train_grpo.sh", "0", *f"{output}{resume}".split())
+        assert "--base_model models/sft_1024" in result.stdout
 
 
 def test_grpo_without_an_sft_model_is_refused(checkout):

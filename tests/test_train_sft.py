@@ -194,16 +194,27 @@ def test_weights_without_lora(tiny_smolvlm, sft_data, tmp_path, monkeypatch, cap
 def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_path, caplog):
     import datasets
 
-    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(4))
-    boxes = [BOX, None, [10, 20, 10, 40], BOX]
-    rows = rows.add_column("bbox", boxes)
+    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(9))
+    boxes = [BOX, None, [10, 20, 10, 40], BOX, [10, 20, 30], [1, 2, 3, 4, 5], [10, 20, 110, 40], [10, -1, 30, 40]]
+    rows = rows.add_column("bbox", [*boxes, [1, None, 3, 4]])
     rows.save_to_disk(str(tmp_path / "data"))
     policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
     trainer = make_trainer(tmp_path / "out", policy)
     assert len(trainer.train_dataset) == 2
     assert "1 rows have no bbox" in caplog.text
     assert str(rows[1]["question_id"]) in caplog.text
-    assert "1 of 3 rows have a box without area" in caplog.text
+    listed = "1 without area, 3 not four numbers, 2 outside of 0..100"
+    assert f"6 of 8 rows are left out by their bbox: {listed}" in caplog.text
+
+
+def test_rows_all_without_a_usable_box_are_refused(tiny_world, tiny_smolvlm, tmp_path, monkeypatch):
+    import datasets
+
+    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(2))
+    rows.add_column("bbox", [[1, 2, 3], [0, 0, 640, 480]]).save_to_disk(str(tmp_path / "data"))
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match="1 not four numbers, 1 outside of 0..100"):
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

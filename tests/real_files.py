@@ -1,0 +1,18 @@
+"""Where the published tokenizers and configurations lie on this machine, if they do."""
+
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "hub"
+SMOLVLM = ("SmolVLM-256M-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct")
+QWEN = ("Qwen2.5-VL-tokenizer", "Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+def real_files(folder: str, repo: str, shared: Path = SHARED, cache_dir: Path | None = None) -> Path | None:
+    """The files of a model: those beside the repository, else those in the hub cache; None where neither has them."""
+    if (shared / folder).is_dir():
+        return shared / folder
+    names = ("tokenizer_config.json", "preprocessor_config.json")
+    cached = [try_to_load_from_cache(repo, name, cache_dir=cache_dir) for name in names]
+    return Path(cached[0]).parent if all(isinstance(path, str) for path in cached) else None
