@@ -21,13 +21,11 @@ full image; boxes are joined to rows on question_id.
 """
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +38,7 @@ from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.encoding import Prompt
 from cropvlm.modeling import device_and_dtype, load_model, load_processor, longest_edge_of
 from cropvlm.predictions import (
+    Journal,
     build_meta,
     check_writable,
     join_on_question_id,
@@ -53,15 +52,17 @@ from cropvlm.runs import (
     add_common_flags,
     data_sources,
     device_index,
+    failed_before,
     fill_missing,
     fingerprint,
     gather,
     generate_missing,
-    journal_for,
+    only_journals_are_left,
+    open_journals,
     positive,
     questions_key,
     rank,
-    remove,
+    refuse_doubles,
     shard,
     start_logging,
 )
@@ -107,13 +108,12 @@ class Job:
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Load and check all that is asked for: data sets, boxes, outputs."""
-    if not args.bbox:
-        return [job_of(args, source) for source in data_sources(args)]
-    boxes = {bbox: read_predictions(bbox)[: args.max_samples] for bbox in args.bbox}
-    jobs = [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
-    for output, times in Counter(path for job in jobs for path in job.outputs.values()).items():
-        if times > 1:
-            raise UserError(f"{times} of the --bbox would be answered in {output}; run them one by one with --name")
+    if args.bbox:
+        boxes = {bbox: read_predictions(bbox)[: args.max_samples] for bbox in args.bbox}
+        jobs = [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
+    else:
+        jobs = [job_of(args, source) for source in data_sources(args)]
+    refuse_doubles(path for job in jobs for path in job.outputs.values())
     return jobs
 
 
@@ -227,24 +227,27 @@ def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]
     return settings
 
 
-def write_answers(args: argparse.Namespace, job: Job, answerer: Callable) -> int:
+def write_answers(
+    args: argparse.Namespace,
+    job: Job,
+    settings: dict[Path, dict],
+    all_journals: dict[Path, Journal],
+    answerer: Callable,
+) -> int:
     """Answer every row of one data set and write its files; return how many images could not be read."""
     start = time.monotonic()
-    settings = {mode: settings_of(args, job, mode) for mode in job.outputs}
     part, boxes = shard(job.rows), shard(job.boxes)
     ids = list(part["question_id"])
-    with contextlib.ExitStack() as stack:
-        journals = [stack.enter_context(journal_for(path, settings[mode])) for mode, path in job.outputs.items()]
-        prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
-        if server := server_of(args):
-            fill_missing(journals, ids, lambda done: answer_rows(server, prompts, resize_for(args), done))
-        else:
-            generate_missing(args, journals, ids, prompts, answerer)
-        seconds = round(time.monotonic() - start, 1)
-        for mode, journal in zip(job.outputs, journals, strict=True):
-            records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
-            failed = write_mode(args, job, mode, settings[mode], records, seconds)
-        remove(journals)
+    journals = [all_journals[path] for path in job.outputs.values()]
+    prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
+    if server := server_of(args):
+        fill_missing(journals, ids, lambda done: answer_rows(server, prompts, resize_for(args), done))
+    else:
+        generate_missing(args, journals, ids, prompts, answerer)
+    seconds = round(time.monotonic() - start, 1)
+    for (mode, path), journal in zip(job.outputs.items(), journals, strict=True):
+        records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
+        failed = write_mode(args, job, mode, settings[path], records, seconds)
     return failed
 
 
@@ -273,7 +276,12 @@ def main() -> int:
     jobs = jobs_of(args)  # checked, all of them, before the model loads
     processor = None if server_of(args) else load_answerer_processor(args)
     answerer = functools.cache(lambda: (load_answerer(args), processor))
-    failed = sum(write_answers(args, job, answerer) for job in jobs)
+    settings = {path: settings_of(args, job, mode) for job in jobs for mode, path in job.outputs.items()}
+    with open_journals(settings) as journals:
+        if only_journals_are_left(journals, [job.rows["question_id"] for job in jobs for _ in job.outputs]):
+            failed = failed_before(journals)
+        else:
+            failed = sum(write_answers(args, job, settings, journals, answerer) for job in jobs)
     return COMPLETE_WITH_FAILURES if failed and rank() == 0 else 0
 
 

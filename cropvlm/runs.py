@@ -1,12 +1,14 @@
 """What the two prediction scripts share: their flags, the journal of a run, and rows split over processes."""
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from cropvlm.cli import UserError
 from cropvlm.generation import PromptSource, generate_rows
-from cropvlm.predictions import Journal
+from cropvlm.predictions import Journal, read_meta
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +102,47 @@ def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"dataset_path": name, "dataset": None} | common for name in datasets]
 
 
-def journal_for(output: Path, settings: dict[str, Any]) -> Journal:
-    """The journal of this process for the target `output`; every process has its own."""
+def refuse_doubles(outputs: Iterable[Path]) -> None:
+    """Raise `UserError` where one file would be written twice by one command."""
+    for output, times in Counter(outputs).items():
+        if times > 1:
+            raise UserError(f"{output} would be written {times} times; run them one by one with --name")
+
+
+@contextlib.contextmanager
+def open_journals(settings: dict[Path, dict[str, Any]]) -> Iterator[dict[Path, Journal]]:
+    """This process's journals for all files of a command, by file; every process has its own.
+
+    settings: by file, in the order in which they are written. The journals are removed together when all files stand,
+    and none is when the run ends before: a data set that is done need not be done again for the sake of the next one.
+    """
     suffix = f".rank{rank()}" if rank() else ""
-    return Journal(output.with_name(output.name + suffix), settings | {"processes": num_processes()})
+    with contextlib.ExitStack() as stack:
+        journals = {}
+        for path, content in settings.items():
+            journal = Journal(path.with_name(path.name + suffix), content | {"processes": num_processes()})
+            journals[path] = stack.enter_context(journal)
+        yield journals
+        if num_processes() > 1:
+            PartialState().wait_for_everyone()  # until the first one has written the files
+        for journal in journals.values():
+            journal.remove()
+
+
+def only_journals_are_left(journals: dict[Path, Journal], ids: list[list]) -> bool:
+    """Whether a run of this command wrote all its files, and was killed while it removed its journals.
+
+    ids: every question_id of each file. The first journals are gone then and the others whole, which no earlier moment
+    leaves: a file's rows begin when those before are done. Of one process only: several remove theirs at once.
+    """
+    begun = [bool(journal.rows) for journal in journals.values()]
+    if num_processes() > 1 or not any(begun) or begun[0]:
+        return False
+    left = list(zip(journals.values(), ids, strict=True))[begun.index(True) :]
+    return all(journal.rows.keys() >= set(of_file) for journal, of_file in left) and all(
+        path.is_file() and read_meta(path).get("settings", {}) | {"processes": 1} == journal.settings
+        for path, journal in journals.items()
+    )
 
 
 def shard(rows: Any) -> Any:
@@ -181,9 +220,6 @@ def gather(records: list[dict], ids: list) -> list[dict]:
     return [by_id[i] for i in ids]
 
 
-def remove(journals: list[Journal]) -> None:
-    """Delete the journals when the final files stand: no process before the one that writes them."""
-    if num_processes() > 1:
-        PartialState().wait_for_everyone()
-    for journal in journals:
-        journal.remove()
+def failed_before(paths: Iterable[Path]) -> int:
+    """How many rows of files that stand have failed, as their meta files say."""
+    return sum(read_meta(path)["counts"]["failed"] for path in paths)

@@ -313,7 +313,7 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
         (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
         (
             ["--bbox", "world_bbox.json", "other/world_bbox.json"],
-            "2 of the --bbox would be answered in predictions/world_",
+            "_answers.json would be written 2 times; run them one by one with --name",
         ),
         (["--modes", "other"], "invalid choice: 'other'"),
     ],
