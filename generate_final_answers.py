@@ -228,17 +228,13 @@ def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]
 
 
 def write_answers(
-    args: argparse.Namespace,
-    job: Job,
-    settings: dict[Path, dict],
-    all_journals: dict[Path, Journal],
-    answerer: Callable,
+    args: argparse.Namespace, job: Job, settings: dict[Path, dict], opened: dict[Path, Journal], answerer: Callable
 ) -> int:
     """Answer every row of one data set and write its files; return how many images could not be read."""
     start = time.monotonic()
     part, boxes = shard(job.rows), shard(job.boxes)
     ids = list(part["question_id"])
-    journals = [all_journals[path] for path in job.outputs.values()]
+    journals = [opened[path] for path in job.outputs.values()]
     prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
     if server := server_of(args):
         fill_missing(journals, ids, lambda done: answer_rows(server, prompts, resize_for(args), done))
