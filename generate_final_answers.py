@@ -230,7 +230,7 @@ def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]
 def write_answers(
     args: argparse.Namespace, job: Job, settings: dict[Path, dict], opened: dict[Path, Journal], answerer: Callable
 ) -> int:
-    """Answer every row of one data set and write its files; return how many images could not be read."""
+    """Answer every row of one data set and write its files; return how many answers there are none of."""
     start = time.monotonic()
     part, boxes = shard(job.rows), shard(job.boxes)
     ids = list(part["question_id"])
@@ -241,16 +241,17 @@ def write_answers(
     else:
         generate_missing(args, journals, ids, prompts, answerer)
     seconds = round(time.monotonic() - start, 1)
+    failed = 0
     for (mode, path), journal in zip(job.outputs.items(), journals, strict=True):
         records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
-        failed = write_mode(args, job, mode, settings[path], records, seconds)
+        failed += write_mode(args, job, mode, settings[path], records, seconds)
     return failed
 
 
 def write_mode(
     args: argparse.Namespace, job: Job, mode: str, settings: dict[str, Any], records: list[dict], seconds: float
 ) -> int:
-    """Write the answer file of one mode; return how many images could not be read."""
+    """Write the answer file of one mode; return how many rows failed."""
     answers = [record | {"answer": clean_answer(record["answer"])} for record in records]
     failed = sum("failed" in record for record in records)
     empty = sum(not record["answer"] for record in answers) - failed  # what a server refuses to answer is one

@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import json
 import logging
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +21,10 @@ from cropvlm.modeling import device_and_dtype, load_model, load_processor
 from cropvlm.predictions import Journal
 from cropvlm.prompts import teacher_messages
 from cropvlm.remote import answer_rows, server_of
-from cropvlm.runs import device_index, fingerprint, num_processes, rank, worker_count
+from cropvlm.runs import Outcomes, device_index, fingerprint, num_processes, rank, worker_count
 from cropvlm.teacher import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
 
 logger = logging.getLogger(__name__)
-
-Outcomes = Iterable[tuple[int, list[str] | ValueError]]
 
 
 def teacher_settings(args: argparse.Namespace) -> dict:

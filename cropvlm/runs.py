@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
-# (row index, one text per journal or why there are none), as they come
-Outcomes = Iterable[tuple[int, list[str] | ValueError]]
+# (row index, one text per prompt or why there is none; or why there are none for the row), as they come
+Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
 
 
 def batch_size(text: str) -> int | str:
@@ -202,12 +202,14 @@ def fill_missing(journals: list[Journal], ids: list, generate: Callable[[list[in
 def fill(journals: list[Journal], ids: list, outcomes: Outcomes) -> None:
     """Keep the texts of every row, the first in the first journal and so on, or why there are none."""
     for i, texts in outcomes:
-        failed = isinstance(texts, ValueError)
-        if failed:
-            logger.warning("question_id %r: %s", ids[i], texts)
-        for journal, text in zip(journals, [""] * len(journals) if failed else texts, strict=True):
-            logger.debug("%r: %r", ids[i], text)
-            journal.append([{"question_id": ids[i], "answer": text} | ({"failed": str(texts)} if failed else {})])
+        texts = [texts] * len(journals) if isinstance(texts, ValueError) else texts
+        for error in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
+            logger.warning("question_id %r: %s", ids[i], error)
+        for journal, text in zip(journals, texts, strict=True):
+            failed = isinstance(text, ValueError)
+            record = {"answer": "", "failed": str(text)} if failed else {"answer": text}
+            logger.debug("%r: %r", ids[i], record["answer"])
+            journal.append([{"question_id": ids[i]} | record])
 
 
 def gather(records: list[dict], ids: list) -> list[dict]:
