@@ -123,12 +123,16 @@ def read_predictions(path: str | Path) -> list[dict]:
 
 
 def read_meta(path: str | Path) -> dict:
-    """The meta of the prediction file `path`; empty if there is none beside it."""
+    """The meta of the prediction file `path`; empty if there is none beside it. Raises `UserError` if it is none."""
     if not meta_path(path).exists():
         return {}
     meta = _read_json(meta_path(path))
     if not isinstance(meta, dict):
         raise UserError(f"{meta_path(path)} is no meta file: it holds a {type(meta).__name__}, expected an object")
+    for key, kind in {"dataset_path": str, "dataset": str, "split": str, "max_samples": int}.items():
+        value = meta.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(f"{meta_path(path)}: {key} is {value!r}, expected a value of type {kind.__name__} or null")
     return meta
 
 
