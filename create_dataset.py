@@ -39,7 +39,7 @@ from cropvlm.hub import licence, prepare_repository, push
 from cropvlm.mixture import halve, load_sources, parse_source
 from cropvlm.remote import add_api_flags, server_of
 from cropvlm.responses import assist, collect, open_journal, teacher_settings
-from cropvlm.runs import batch_size, positive, rank, start_logging
+from cropvlm.runs import batch_size, positive, rank, start_logging, whole_number
 from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow
 from cropvlm.teacher_report import draw_report, summarise, write_card
 
@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     add("--from_journal", action="store_true", help="grow and save again, without the teacher")
     add("--push_to_hub", metavar="REPO", help="send both parts and the card there as well")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
+    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")

@@ -42,6 +42,13 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
 
 
+def whole_number(text: str) -> int:
+    """The type of flags that may be 0."""
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, 0 or more")
+
+
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `generate_bbox.py` and `generate_final_answers.py` share."""
     add = parser.add_argument
@@ -51,7 +58,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--name", help="{name} of the files; default: the data set's")
     add("--max_samples", type=positive, help="only the first so many rows")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
+    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text")
 

@@ -174,6 +174,7 @@ def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world,
         (["--output", "/proc/boxes.json"], "cannot write"),
         (["--batch_size", "0"], "neither a positive number nor auto"),
         (["--max_samples", "-1"], "no positive whole number"),
+        (["--num_workers", "-1"], "no whole number, 0 or more"),
         (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "leave --output out"),
     ],
 )
