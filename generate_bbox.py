@@ -3,8 +3,9 @@
     python3 generate_bbox.py --model_path models/grpo_512
 
 A record's answer is the model's raw text; generate_final_answers.py reads it as a box. An interrupted run goes on
-where it stopped when the same command is given again. Exit code 3: complete, but some images could not be read.
-On several GPUs: accelerate launch generate_bbox.py --model_path ...
+where it stopped when the same command is given again. Exit code 3: complete, but for some images that could not be
+read; the meta file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1
+and a traceback of its own, ChildFailedError, where the script ends with 2 or 3)
 
 Differences from the released experiment: rows are generated in batches; a `{name}_bbox.meta.json` says what was run.
 """
@@ -23,7 +24,7 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import dataset_name, load_rows
 from cropvlm.encoding import Prompt
-from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor
 from cropvlm.predictions import Journal, build_meta, check_writable, write_predictions
 from cropvlm.prompts import cropper_messages
 from cropvlm.runs import (
@@ -31,9 +32,11 @@ from cropvlm.runs import (
     data_sources,
     device_index,
     failed_before,
+    failures,
     fingerprint,
     gather,
     generate_missing,
+    name_failures,
     only_journals_are_left,
     open_journals,
     positive,
@@ -115,6 +118,8 @@ def settings_of(args: argparse.Namespace, source: dict, rows: Any) -> dict:
         "model_path": args.model_path,
         "model_files": fingerprint(args.model_path),
         "base_model_path": args.base_model_path,
+        "base_model_files": fingerprint(args.base_model_path or adapter_base(args.model_path)),
+        "dtype": str(device_and_dtype(device_index(args.gpu))[1]),
         "dataset_path": source["dataset_path"],
         "questions": questions_key(rows),
         "dataset": source["dataset"],
@@ -143,9 +148,11 @@ def write_boxes(args: argparse.Namespace, job: Job, journal: Journal, cropper: C
     counts = count(records) | {"seconds": round(time.monotonic() - start, 1)}
     if rank() == 0:
         models = {"cropper": args.model_path, "cropper_base": args.base_model_path}
-        meta = build_meta(**job.source, models=models, settings=job.settings, counts=counts)
+        failed = failures(records)
+        meta = build_meta(**job.source, models=models, settings=job.settings, counts=counts, failed=failed)
         write_predictions(job.output, records, meta)
         logger.info("%s: %s", job.output, counts)
+        name_failures(job.output, failed)
     return counts["failed"]
 
 

@@ -7,7 +7,9 @@
 writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answers.json. Data set, split and number of
 rows are read from the box file's meta unless flags say otherwise. A box that is none is answered with the full image
 in the crop's place, and counted. An interrupted run goes on where it stopped when the same command is given again.
-Exit code 3: complete, but some images could not be read. On several GPUs: accelerate launch generate_final_answers.py
+Exit code 3: complete, but for some images that could not be read, or prompts that the server rejected; the meta files
+name them. On several GPUs: accelerate launch generate_final_answers.py ... (which ends with 1 and a traceback of its
+own, ChildFailedError, where the script ends with 2 or 3)
 
 SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
 alone would make it 2048 px.
@@ -36,7 +38,7 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.encoding import Prompt
-from cropvlm.modeling import device_and_dtype, load_model, load_processor, longest_edge_of
+from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor, longest_edge_of
 from cropvlm.predictions import (
     Journal,
     build_meta,
@@ -53,10 +55,12 @@ from cropvlm.runs import (
     data_sources,
     device_index,
     failed_before,
+    failures,
     fill_missing,
     fingerprint,
     gather,
     generate_missing,
+    name_failures,
     only_journals_are_left,
     open_journals,
     positive,
@@ -207,11 +211,20 @@ def resize_for(args: argparse.Namespace) -> Callable:
     return functools.partial(fit_longest_edge, longest_edge=args.longest_edge)
 
 
+def local_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides a text of a local model."""
+    return {
+        "vqa_model_path": args.vqa_model_path,
+        "model_files": fingerprint(args.vqa_model_path),
+        "base_model_files": fingerprint(adapter_base(args.vqa_model_path)),
+        "dtype": str(device_and_dtype(device_index(args.gpu))[1]),
+    }
+
+
 def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]:
     """What decides an answer: another one of these and a journal is refused."""
     server = server_of(args)
-    local = {"vqa_model_path": args.vqa_model_path, "model_files": fingerprint(args.vqa_model_path)}
-    settings = (api_settings(server) if server else local) | {
+    settings = (api_settings(server) if server else local_settings(args)) | {
         "dataset_path": job.source["dataset_path"],
         "questions": questions_key(job.rows),
         "dataset": job.source["dataset"],
@@ -253,18 +266,19 @@ def write_mode(
 ) -> int:
     """Write the answer file of one mode; return how many rows failed."""
     answers = [record | {"answer": clean_answer(record["answer"])} for record in records]
-    failed = sum("failed" in record for record in records)
-    empty = sum(not record["answer"] for record in answers) - failed  # what a server refuses to answer is one
-    counts = {"rows": len(records), "failed": failed, "empty_answers": empty, "seconds": seconds}
+    failed = failures(records)
+    empty = sum(not record["answer"] for record in answers) - len(failed)  # what a server refuses to answer is one
+    counts = {"rows": len(records), "failed": len(failed), "empty_answers": empty, "seconds": seconds}
     if mode == "cropvlm":
         counts["invalid_boxes"] = sum(parse_bbox(text) is None for text in job.boxes)
     if rank() == 0:
         server = server_of(args)
         models = {"answerer": server.model, "server": server.base} if server else {"answerer": args.vqa_model_path}
-        content = build_meta(**job.source, models=models, settings=settings, counts=counts)
+        content = build_meta(**job.source, models=models, settings=settings, counts=counts, failed=failed)
         write_predictions(job.outputs[mode], answers, content)
         logger.info("%s: %s", job.outputs[mode], counts)
-    return failed
+        name_failures(job.outputs[mode], failed)
+    return len(failed)
 
 
 def main() -> int:

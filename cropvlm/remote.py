@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import openai
 from openai._base_client import MAX_RETRY_AFTER_DELAY
 from PIL import Image
@@ -74,9 +73,9 @@ def base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         parts.port  # noqa: B018 (raises where it is no number)
-        httpx2.URL(text)
+        (parts.hostname or "").encode("idna")
         good = parts.scheme in ("http", "https") and parts.hostname and text.isprintable() and " " not in text
-    except (ValueError, httpx2.InvalidURL):
+    except ValueError:
         good = False
     if not good:  # not shown either: it may hold a password all the same
         raise argparse.ArgumentTypeError("this is no URL such as http://localhost:8000/v1")
@@ -307,7 +306,7 @@ def _explain(server: Server, error: openai.OpenAIError) -> UserError | Rejected:
     """What to tell the user of an error that retries did not mend. The client's own words may hold the key."""
     again = "what is done is kept, the same command goes on from there"
     match error:
-        case openai.APITimeoutError() if isinstance(error.__cause__, httpx2.ConnectTimeout):
+        case openai.APITimeoutError() if type(error.__cause__).__name__ == "ConnectTimeout":
             return UserError(f"{server.base} cannot be reached (ConnectTimeout), {RETRIES + 1} times over; {again}")
         case openai.APITimeoutError():
             return UserError(f"{server.base} sent nothing for {server.timeout:g} s, {RETRIES + 1} times over; {again}")

@@ -22,6 +22,9 @@ from cropvlm.predictions import Journal, read_meta
 
 logger = logging.getLogger(__name__)
 
+# What from_pretrained reads of a folder.
+MODEL_FILES = ("*.safetensors", "*.bin", "*.index.json", "*config.json", "*.model", "*.jinja", "chat_template.json")
+MODEL_FILES += ("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt")
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
 # (row index, one text per prompt or why there is none; or why there are none for the row), as they come
@@ -161,10 +164,13 @@ def shard(rows: Any) -> Any:
 
 
 def fingerprint(path: str | None) -> str | None:
-    """What tells whether a local file or folder has changed under its name; None for a hub id."""
-    if path is None or not Path(path).exists():
+    """What tells whether the model in a local folder has changed under its name; None for a hub id.
+
+    Only files of a model, its tokenizer and processor count: a run may write its own files beside them.
+    """
+    if path is None or not Path(path).is_dir():
         return None
-    files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
+    files = sorted({file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
@@ -219,14 +225,31 @@ def fill(journals: list[Journal], ids: list, outcomes: Outcomes) -> None:
             journal.append([{"question_id": ids[i]} | record])
 
 
+def exchange(items: list) -> list:
+    """The items of all processes, on each of them; waits for the slowest."""
+    if num_processes() == 1:
+        return items
+    # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
+    PartialState(cpu=True, timeout=datetime.timedelta(days=7))
+    return gather_object(items)
+
+
 def gather(records: list[dict], ids: list) -> list[dict]:
-    """The records of all processes in the order of `ids`; waits for the slowest process."""
-    if num_processes() > 1:
-        # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
-        PartialState(cpu=True, timeout=datetime.timedelta(days=7))
-        records = gather_object(records)
-    by_id = {record["question_id"]: record for record in records}
+    """The records of all processes in the order of `ids`."""
+    by_id = {record["question_id"]: record for record in exchange(records)}
     return [by_id[i] for i in ids]
+
+
+def failures(records: list[dict]) -> list[dict]:
+    """The rows of `records` that failed: `question_id` and `reason`."""
+    return [{"question_id": r["question_id"], "reason": r["failed"]} for r in records if "failed" in r]
+
+
+def name_failures(output: Path, failed: list[dict]) -> None:
+    """Log the rows of a file that failed, whichever run or process met them."""
+    if failed:
+        listed = "; ".join(f"question_id {row['question_id']!r}: {row['reason']}" for row in failed)
+        logger.warning("%s: %d failed: %s", output, len(failed), listed)
 
 
 def failed_before(paths: Iterable[Path]) -> int:

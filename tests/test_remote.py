@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-import httpx2
 import openai
 import pytest
 from fake_server import CUT, HALF, KEY, LASTING, SILENCE, FakeServer, completion, error, open_url
+from openai._base_client import httpx2
 from PIL import Image
 
 from cropvlm import remote

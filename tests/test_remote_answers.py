@@ -153,6 +153,9 @@ def test_a_rejected_crop_leaves_the_answer_without_it(script, server, boxes):
     answers = {m: [r["answer"] for r in read(f"predictions/world_{m}_answers.json")] for m in ("base", "cropvlm")}
     assert answers["base"] == ["Yes"] * 12
     assert answers["cropvlm"] == ["Yes", "", *["Yes"] * 10]
+    failed = {mode: read(f"predictions/world_{mode}_answers.meta.json")["failed"] for mode in answers}
+    reason = "rejected by the server: error 400, 'too small'"
+    assert ([row["reason"] for row in failed["cropvlm"]], failed["base"]) == ([reason], [])
 
 
 @pytest.mark.parametrize("fault", [None, *LASTING])
