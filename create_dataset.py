@@ -13,6 +13,7 @@ interruption. `--from_journal` grows and saves again without the teacher, with o
 --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher (--api_base: vLLM, SGLang);
 --min_pixels and --max_pixels must then lie within the server's own bounds.
 Exit code 3: complete, but for rows whose image could not be read or was rejected by the server; they are named.
+Under accelerate launch that is 1, with a traceback of the launcher's own (ChildFailedError), as is 2, a mistake.
 
 Differences from the released experiment: the teacher answers in batches; its boxes are mapped back from the image
 as it saw it to the original before they grow; rows without references are left out of the GRPO part.
@@ -37,9 +38,10 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, open_image
 from cropvlm.hub import licence, prepare_repository, push
 from cropvlm.mixture import halve, load_sources, parse_source
+from cropvlm.predictions import Journal
 from cropvlm.remote import add_api_flags, server_of
-from cropvlm.responses import assist, collect, open_journal, teacher_settings
-from cropvlm.runs import batch_size, positive, rank, start_logging
+from cropvlm.responses import assist, collect, teacher_settings
+from cropvlm.runs import batch_size, positive, rank, start_logging, whole_number
 from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow
 from cropvlm.teacher_report import draw_report, summarise, write_card
 
@@ -68,7 +70,7 @@ def parse_args() -> argparse.Namespace:
     add("--from_journal", action="store_true", help="grow and save again, without the teacher")
     add("--push_to_hub", metavar="REPO", help="send both parts and the card there as well")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
+    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
@@ -216,7 +218,7 @@ def main() -> int:
         assist(args, sft_rows)
         return 0
     settings = teacher_settings(args)
-    with open_journal(args, settings) as journal:
+    with Journal(args.output_path, settings) as journal:
         records = collect(args, journal, sft_rows)
         boxed_rows, boxes, report = add_boxes(sft_rows, records, args.growth)
         parts = {"sft": boxed_rows}

@@ -3,8 +3,9 @@
     python3 generate_bbox.py --model_path models/grpo_512
 
 A record's answer is the model's raw text; generate_final_answers.py reads it as a box. An interrupted run goes on
-where it stopped when the same command is given again. Exit code 3: complete, but some images could not be read.
-On several GPUs: accelerate launch generate_bbox.py --model_path ...
+where it stopped when the same command is given again. Exit code 3: complete, but for some images that could not be
+read; the meta file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1
+and a traceback of its own, ChildFailedError, where the script ends with 2 or 3)
 
 Differences from the released experiment: rows are generated in batches; a `{name}_bbox.meta.json` says what was run.
 """
@@ -14,6 +15,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,25 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import dataset_name, load_rows
 from cropvlm.encoding import Prompt
-from cropvlm.modeling import device_and_dtype, load_model, load_processor
-from cropvlm.predictions import build_meta, check_writable, write_predictions
+from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor
+from cropvlm.predictions import Journal, build_meta, check_writable, write_predictions
 from cropvlm.prompts import cropper_messages
 from cropvlm.runs import (
     add_common_flags,
     data_sources,
     device_index,
+    failed_before,
+    failures,
     fingerprint,
     gather,
     generate_missing,
-    journal_for,
+    name_failures,
+    only_journals_are_left,
+    open_journals,
     positive,
     questions_key,
     rank,
-    remove,
+    refuse_doubles,
     shard,
     start_logging,
 )
@@ -57,6 +63,26 @@ def parse_args() -> argparse.Namespace:
     if args.output and args.dataset and len(args.dataset) > 1:
         raise UserError("--output names one file, --dataset several data sets; leave --output out")
     return args
+
+
+@dataclass
+class Job:
+    """One data set to box."""
+
+    source: dict[str, Any]  # as load_rows takes it
+    rows: Any
+    output: Path
+    settings: dict[str, Any]
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """Load and check all that is asked for: data sets and outputs."""
+    jobs = []
+    for source in data_sources(args):
+        rows = load_rows(**source)
+        jobs.append(Job(source, rows, output_path(args, source), settings_of(args, source, rows)))
+    refuse_doubles(job.output for job in jobs)
+    return jobs
 
 
 class BoxPrompts:
@@ -92,6 +118,8 @@ def settings_of(args: argparse.Namespace, source: dict, rows: Any) -> dict:
         "model_path": args.model_path,
         "model_files": fingerprint(args.model_path),
         "base_model_path": args.base_model_path,
+        "base_model_files": fingerprint(args.base_model_path or adapter_base(args.model_path)),
+        "dtype": str(device_and_dtype(device_index(args.gpu))[1]),
         "dataset_path": source["dataset_path"],
         "questions": questions_key(rows),
         "dataset": source["dataset"],
@@ -110,21 +138,21 @@ def output_path(args: argparse.Namespace, source: dict) -> Path:
     return output
 
 
-def write_boxes(args: argparse.Namespace, source: dict, rows: Any, output: Path, cropper: Callable) -> int:
+def write_boxes(args: argparse.Namespace, job: Job, journal: Journal, cropper: Callable) -> int:
     """Box every row of one data set and write its file; return how many images could not be read."""
     start = time.monotonic()
-    settings = settings_of(args, source, rows)
-    with journal_for(output, settings) as journal:
-        part = shard(rows)
-        ids = list(part["question_id"])
-        generate_missing(args, [journal], ids, BoxPrompts(part), cropper)
-        records = gather([journal.rows[i] for i in ids], rows["question_id"])
-        counts = count(records) | {"seconds": round(time.monotonic() - start, 1)}
-        if rank() == 0:
-            models = {"cropper": args.model_path, "cropper_base": args.base_model_path}
-            write_predictions(output, records, build_meta(**source, models=models, settings=settings, counts=counts))
-            logger.info("%s: %s", output, counts)
-        remove([journal])
+    part = shard(job.rows)
+    ids = list(part["question_id"])
+    generate_missing(args, [journal], ids, BoxPrompts(part), cropper)
+    records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
+    counts = count(records) | {"seconds": round(time.monotonic() - start, 1)}
+    if rank() == 0:
+        models = {"cropper": args.model_path, "cropper_base": args.base_model_path}
+        failed = failures(records)
+        meta = build_meta(**job.source, models=models, settings=job.settings, counts=counts, failed=failed)
+        write_predictions(job.output, records, meta)
+        logger.info("%s: %s", job.output, counts)
+        name_failures(job.output, failed)
     return counts["failed"]
 
 
@@ -142,10 +170,13 @@ def count(records: list[dict]) -> dict:
 def main() -> int:
     args = parse_args()
     start_logging(args)
-    # Every data set and output is checked before the model loads.
-    jobs = [(source, load_rows(**source), output_path(args, source)) for source in data_sources(args)]
+    jobs = jobs_of(args)  # checked, all of them, before the model loads
     cropper = functools.cache(lambda: load_cropper(args))
-    failed = sum(write_boxes(args, *job, cropper) for job in jobs)
+    with open_journals({job.output: job.settings for job in jobs}) as journals:
+        if only_journals_are_left(journals, [job.rows["question_id"] for job in jobs]):
+            failed = failed_before(journals)
+        else:
+            failed = sum(write_boxes(args, job, journals[job.output], cropper) for job in jobs)
     return COMPLETE_WITH_FAILURES if failed and rank() == 0 else 0
 
 

@@ -7,7 +7,9 @@
 writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answers.json. Data set, split and number of
 rows are read from the box file's meta unless flags say otherwise. A box that is none is answered with the full image
 in the crop's place, and counted. An interrupted run goes on where it stopped when the same command is given again.
-Exit code 3: complete, but some images could not be read. On several GPUs: accelerate launch generate_final_answers.py
+Exit code 3: complete, but for some images that could not be read, or prompts that the server rejected; the meta files
+name them. On several GPUs: accelerate launch generate_final_answers.py ... (which ends with 1 and a traceback of its
+own, ChildFailedError, where the script ends with 2 or 3)
 
 SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
 alone would make it 2048 px.
@@ -21,13 +23,11 @@ full image; boxes are joined to rows on question_id.
 """
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,9 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.encoding import Prompt
-from cropvlm.modeling import device_and_dtype, load_model, load_processor, longest_edge_of
+from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor, longest_edge_of
 from cropvlm.predictions import (
+    Journal,
     build_meta,
     check_writable,
     join_on_question_id,
@@ -53,15 +54,19 @@ from cropvlm.runs import (
     add_common_flags,
     data_sources,
     device_index,
+    failed_before,
+    failures,
     fill_missing,
     fingerprint,
     gather,
     generate_missing,
-    journal_for,
+    name_failures,
+    only_journals_are_left,
+    open_journals,
     positive,
     questions_key,
     rank,
-    remove,
+    refuse_doubles,
     shard,
     start_logging,
 )
@@ -107,13 +112,12 @@ class Job:
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Load and check all that is asked for: data sets, boxes, outputs."""
-    if not args.bbox:
-        return [job_of(args, source) for source in data_sources(args)]
-    boxes = {bbox: read_predictions(bbox)[: args.max_samples] for bbox in args.bbox}
-    jobs = [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
-    for output, times in Counter(path for job in jobs for path in job.outputs.values()).items():
-        if times > 1:
-            raise UserError(f"{times} of the --bbox would be answered in {output}; run them one by one with --name")
+    if args.bbox:
+        boxes = {bbox: read_predictions(bbox)[: args.max_samples] for bbox in args.bbox}
+        jobs = [job_of(args, source_of(args, bbox), bbox, records) for bbox, records in boxes.items()]
+    else:
+        jobs = [job_of(args, source) for source in data_sources(args)]
+    refuse_doubles(path for job in jobs for path in job.outputs.values())
     return jobs
 
 
@@ -207,11 +211,20 @@ def resize_for(args: argparse.Namespace) -> Callable:
     return functools.partial(fit_longest_edge, longest_edge=args.longest_edge)
 
 
+def local_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides a text of a local model."""
+    return {
+        "vqa_model_path": args.vqa_model_path,
+        "model_files": fingerprint(args.vqa_model_path),
+        "base_model_files": fingerprint(adapter_base(args.vqa_model_path)),
+        "dtype": str(device_and_dtype(device_index(args.gpu))[1]),
+    }
+
+
 def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]:
     """What decides an answer: another one of these and a journal is refused."""
     server = server_of(args)
-    local = {"vqa_model_path": args.vqa_model_path, "model_files": fingerprint(args.vqa_model_path)}
-    settings = (api_settings(server) if server else local) | {
+    settings = (api_settings(server) if server else local_settings(args)) | {
         "dataset_path": job.source["dataset_path"],
         "questions": questions_key(job.rows),
         "dataset": job.source["dataset"],
@@ -227,44 +240,45 @@ def settings_of(args: argparse.Namespace, job: Job, mode: str) -> dict[str, Any]
     return settings
 
 
-def write_answers(args: argparse.Namespace, job: Job, answerer: Callable) -> int:
-    """Answer every row of one data set and write its files; return how many images could not be read."""
+def write_answers(
+    args: argparse.Namespace, job: Job, settings: dict[Path, dict], opened: dict[Path, Journal], answerer: Callable
+) -> int:
+    """Answer every row of one data set and write its files; return how many answers there are none of."""
     start = time.monotonic()
-    settings = {mode: settings_of(args, job, mode) for mode in job.outputs}
     part, boxes = shard(job.rows), shard(job.boxes)
     ids = list(part["question_id"])
-    with contextlib.ExitStack() as stack:
-        journals = [stack.enter_context(journal_for(path, settings[mode])) for mode, path in job.outputs.items()]
-        prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
-        if server := server_of(args):
-            fill_missing(journals, ids, lambda done: answer_rows(server, prompts, resize_for(args), done))
-        else:
-            generate_missing(args, journals, ids, prompts, answerer)
-        seconds = round(time.monotonic() - start, 1)
-        for mode, journal in zip(job.outputs, journals, strict=True):
-            records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
-            failed = write_mode(args, job, mode, settings[mode], records, seconds)
-        remove(journals)
+    journals = [opened[path] for path in job.outputs.values()]
+    prompts = AnswerPrompts(part, boxes, list(job.outputs), job.instruction)
+    if server := server_of(args):
+        fill_missing(journals, ids, lambda done: answer_rows(server, prompts, resize_for(args), done))
+    else:
+        generate_missing(args, journals, ids, prompts, answerer)
+    seconds = round(time.monotonic() - start, 1)
+    failed = 0
+    for (mode, path), journal in zip(job.outputs.items(), journals, strict=True):
+        records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
+        failed += write_mode(args, job, mode, settings[path], records, seconds)
     return failed
 
 
 def write_mode(
     args: argparse.Namespace, job: Job, mode: str, settings: dict[str, Any], records: list[dict], seconds: float
 ) -> int:
-    """Write the answer file of one mode; return how many images could not be read."""
+    """Write the answer file of one mode; return how many rows failed."""
     answers = [record | {"answer": clean_answer(record["answer"])} for record in records]
-    failed = sum("failed" in record for record in records)
-    empty = sum(not record["answer"] for record in answers) - failed  # what a server refuses to answer is one
-    counts = {"rows": len(records), "failed": failed, "empty_answers": empty, "seconds": seconds}
+    failed = failures(records)
+    empty = sum(not record["answer"] for record in answers) - len(failed)  # what a server refuses to answer is one
+    counts = {"rows": len(records), "failed": len(failed), "empty_answers": empty, "seconds": seconds}
     if mode == "cropvlm":
         counts["invalid_boxes"] = sum(parse_bbox(text) is None for text in job.boxes)
     if rank() == 0:
         server = server_of(args)
         models = {"answerer": server.model, "server": server.base} if server else {"answerer": args.vqa_model_path}
-        content = build_meta(**job.source, models=models, settings=settings, counts=counts)
+        content = build_meta(**job.source, models=models, settings=settings, counts=counts, failed=failed)
         write_predictions(job.outputs[mode], answers, content)
         logger.info("%s: %s", job.outputs[mode], counts)
-    return failed
+        name_failures(job.outputs[mode], failed)
+    return len(failed)
 
 
 def main() -> int:
@@ -273,7 +287,12 @@ def main() -> int:
     jobs = jobs_of(args)  # checked, all of them, before the model loads
     processor = None if server_of(args) else load_answerer_processor(args)
     answerer = functools.cache(lambda: (load_answerer(args), processor))
-    failed = sum(write_answers(args, job, answerer) for job in jobs)
+    settings = {path: settings_of(args, job, mode) for job in jobs for mode, path in job.outputs.items()}
+    with open_journals(settings) as journals:
+        if only_journals_are_left(journals, [job.rows["question_id"] for job in jobs for _ in job.outputs]):
+            failed = failed_before(journals)
+        else:
+            failed = sum(write_answers(args, job, settings, journals, answerer) for job in jobs)
     return COMPLETE_WITH_FAILURES if failed and rank() == 0 else 0
 
 

@@ -5,11 +5,14 @@
 Details come first; the last line is the score alone, 0 to 100. Predictions are joined to the data set on `question_id`;
 a file with missing, doubled or strange ids is refused. Data set, split and number of rows are those of the file's meta
 file unless given. As in the paper, VQA accuracy compares the lower-cased prediction with the references as they stand;
-`--metric vqa_official` normalises both. HR-Bench is the mean over its cycles.
+`--metric vqa_official` normalises both. HR-Bench is the mean over its cycles; errors and intervals take the rows of one
+question, which all cycles ask, together.
 """
 
 import argparse
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import numpy as np
 from cropvlm.cli import UserError, run
 from cropvlm.data import BENCHMARKS, load_rows, metric_for
 from cropvlm.metrics import anls, letter_accuracy, official_vqa_accuracy, option_letter, vqa_accuracy
-from cropvlm.predictions import check_writable, join_on_question_id, read_meta, read_predictions, write_json
+from cropvlm.predictions import check_writable, join_on_question_id, meta_path, read_meta, read_predictions, write_json
 
 METRICS = {"vqa": vqa_accuracy, "vqa_official": official_vqa_accuracy, "anls": anls, "letter": letter_accuracy}
 NAMES = {"vqa": "VQA accuracy", "vqa_official": "official VQA accuracy", "anls": "ANLS", "letter": "letter accuracy"}
@@ -38,7 +41,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--metric", choices=METRICS, help="default: the data set's own")
     parser.add_argument("--compare", metavar="OTHER", help="another prediction file for the same rows")
     parser.add_argument("--output", metavar="FILE", help="write score and details there as JSON")
-    return parser.parse_args()
+    args = parser.parse_args()
+    inputs = [path for path in (args.predictions_file, args.compare) if path]
+    if args.output and any(Path(args.output).resolve() in map(Path.resolve, (Path(p), meta_path(p))) for p in inputs):
+        raise UserError(f"--output {args.output} would overwrite what is scored; name another file")
+    return args
 
 
 def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -62,9 +69,28 @@ def cycle_weights(cycles: Sequence | None, n: int) -> np.ndarray:
     return 1 / (len(size) * size[cycle])
 
 
-def standard_error(values: np.ndarray) -> float | None:
-    """Of the mean; None for a single value."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+def questions_of(rows: Any) -> list[str]:
+    """What question each row asks: the cycles of HR-Bench ask one with its options in another order."""
+    if "cycle_category" not in rows.column_names or "question" not in rows.column_names:
+        return [str(i) for i in range(len(rows))]
+    return ["\n".join(sorted(re.sub("(?m)^[A-D][.] ", "", text).split("\n"))) for text in rows["question"]]
+
+
+def by_question(values: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over the rows of each question: of the weighted values, and of the weights."""
+    _, group = np.unique(list(questions), return_inverse=True)
+    return np.bincount(group, weights * values), np.bincount(group, weights)
+
+
+def standard_error(values: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> float | None:
+    """Of the weighted mean over independent questions (their rows are not); None for a single question.
+
+    With a row per question and equal weights this is the deviation of the values over the root of their number.
+    """
+    sums, sizes = by_question(values, weights, questions)
+    n = len(sums)
+    residuals = sums - sums.sum() / sizes.sum() * sizes
+    return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / sizes.sum()) if n > 1 else None
 
 
 def by_group(scores: np.ndarray, weights: np.ndarray, groups: Sequence) -> dict[str, dict[str, float]]:
@@ -79,21 +105,25 @@ def by_group(scores: np.ndarray, weights: np.ndarray, groups: Sequence) -> dict[
     }
 
 
-def compare(scores: np.ndarray, others: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """The paired difference scores - others with a 95% bootstrap interval over rows (seeded), and how many moved."""
+def compare(scores: np.ndarray, others: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> dict[str, Any]:
+    """The paired difference scores - others with a 95% bootstrap interval (seeded), and how many rows moved.
+
+    Questions are drawn, each with all its rows: those of HR-Bench's cycles rise and fall together.
+    """
     differences = scores - others
+    sums, sizes = by_question(differences, weights, questions)
     rng = np.random.default_rng(0)
-    n = len(differences)
+    n = len(sums)
     means = []
     for _ in range(RESAMPLES):
         sample = rng.integers(n, size=n)
-        means.append(np.average(differences[sample], weights=weights[sample]))
+        means.append(sums[sample].sum() / sizes[sample].sum())
     low, high = np.percentile(means, [2.5, 97.5])
     return {
         "other_score": float(others @ weights),
         "difference": float(differences @ weights),
         "interval_95": [float(low), float(high)],
-        "standard_error": standard_error(differences),
+        "standard_error": standard_error(differences, weights, questions),
         "better": int((differences > 0).sum()),
         "worse": int((differences < 0).sum()),
         "equal": int((differences == 0).sum()),
@@ -128,12 +158,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
     scores = score_rows(source["metric"], predictions[0], references)
     weights = cycle_weights(columns.get("cycle_category"), len(scores))
+    all_questions = questions_of(rows)
+    questions = [all_questions[i] for i in scored]
     ids = list(rows["question_id"])
     result = {
         "predictions_file": args.predictions_file,
         **source,
         "score": float(scores @ weights),
-        "standard_error": standard_error(scores),
+        "standard_error": standard_error(scores, weights, questions),
         "questions": len(scored),
         "without_references": [ids[i] for i, references in enumerate(all_references) if not references],
         "empty_answers": sum(not answer for answer in predictions[0]),
@@ -144,7 +176,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         result[f"by_{name}"] = by_group(scores, weights, groups)
     if args.compare:
         others = score_rows(source["metric"], predictions[1], references)
-        result["compare"] = {"predictions_file": args.compare, **compare(scores, others, weights)}
+        result["compare"] = {"predictions_file": args.compare, **compare(scores, others, weights, questions)}
     return result
 
 

@@ -14,6 +14,7 @@ class UserError(ValueError):
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0 complete, 3 complete with failures listed, 2 for a user's mistake.
 
+    `accelerate launch` makes 1 of 2 and 3, and adds a traceback of its own (ChildFailedError) below the script's lines.
     Only `UserError` is taken for a mistake of the user's; any other exception keeps its traceback.
     """
     try:

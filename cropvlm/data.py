@@ -6,7 +6,6 @@ encoded: `{"bytes": ..., "path": ...}`, which `cropvlm.crops.open_image` opens.
 """
 
 import base64
-import binascii
 import json
 import logging
 from collections import Counter
@@ -386,7 +385,7 @@ def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def _base64_bytes(text: str | None) -> bytes:
     try:
         return base64.b64decode(text or "")
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one; a character beyond ASCII raises it bare
         return b""  # opening it reports this row's image as unreadable
 
 

@@ -3,8 +3,7 @@
 import errno
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib import metadata
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import Trainer
 from cropvlm.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
 from cropvlm.cli import UserError
 from cropvlm.modeling import adapter_base, load_model, load_processor
-from cropvlm.predictions import LIBRARIES
+from cropvlm.predictions import library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def model_card(trainer: Any, name: str) -> str:
         steps=trainer.state.global_step,
         figures=_listed(latest_figures(trainer.state.log_history)),
         settings=_listed(vars(policy) | own_settings),
-        versions=_listed(_versions()),
+        versions=_listed(library_versions()),
     )
 
 
@@ -98,14 +97,6 @@ def latest_figures(log_history: list[dict[str, Any]]) -> dict[str, Any]:
     """The last logged value of each figure."""
     latest = {key: value for entry in log_history for key, value in entry.items() if isinstance(value, (int, float))}
     return {key: f"{value:.4g}" for key, value in latest.items() if key != "step"}
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for library in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[library] = metadata.version(library)
-    return versions
 
 
 def _listed(values: dict[str, Any]) -> str:

@@ -63,6 +63,15 @@ def meta_path(path: str | Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".meta.json")
 
 
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that decide what a model says, as installed."""
+    versions = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions
+
+
 def build_meta(
     *,
     dataset_path: str,
@@ -72,16 +81,14 @@ def build_meta(
     settings: dict[str, Any],
     counts: dict[str, Any],
     dataset: str | None = None,
+    failed: list[dict] | None = None,
 ) -> dict[str, Any]:
     """The content of a meta file: the arguments as given, and the versions of the installed libraries.
 
     `dataset_path`, `split`, `max_samples` and `dataset` are what the next stage hands to `cropvlm.data.load_rows`,
-    so that it sees the same rows. `counts` holds rows, invalid boxes and seconds where they mean something.
+    so that it sees the same rows. `counts` holds rows, invalid boxes and seconds where they mean something,
+    `failed` the `question_id` of each row that has no answer, and the `reason`.
     """
-    versions = {}
-    for library in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[library] = metadata.version(library)
     return {
         "dataset_path": str(dataset_path),
         "dataset": dataset,
@@ -89,8 +96,9 @@ def build_meta(
         "max_samples": max_samples,
         "models": models,
         "settings": settings,
-        "versions": versions,
+        "versions": library_versions(),
         "counts": counts,
+        "failed": failed or [],
     }
 
 
@@ -123,12 +131,16 @@ def read_predictions(path: str | Path) -> list[dict]:
 
 
 def read_meta(path: str | Path) -> dict:
-    """The meta of the prediction file `path`; empty if there is none beside it."""
+    """The meta of the prediction file `path`; empty if there is none beside it. Raises `UserError` if it is none."""
     if not meta_path(path).exists():
         return {}
     meta = _read_json(meta_path(path))
     if not isinstance(meta, dict):
         raise UserError(f"{meta_path(path)} is no meta file: it holds a {type(meta).__name__}, expected an object")
+    for key, kind in {"dataset_path": str, "dataset": str, "split": str, "max_samples": int}.items():
+        value = meta.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(f"{meta_path(path)}: {key} is {value!r}, expected a value of type {kind.__name__} or null")
     return meta
 
 
@@ -160,8 +172,8 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
 class Journal:
     """The rows that a run has done so far, as JSON lines beside its target, so that a killed run can go on.
 
-    The first line holds the run's settings: what decides the rows' content (models, data set, split, sizes,
-    prompt), not what only decides the speed (batch size, GPU). Every further line is one row, a dict with
+    The first line holds the run's settings: what decides the rows' content (models, their dtype, data set, split,
+    sizes, prompt), not what only decides the speed (batch size, which GPU). Every further line is one row, a dict with
     `question_id`. The file is locked while the journal is open. A last line cut by SIGKILL is dropped.
 
         with Journal(output, settings) as journal:

@@ -15,13 +15,14 @@ import contextlib
 import io
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+from openai._base_client import MAX_RETRY_AFTER_DELAY
 from PIL import Image
 
 from cropvlm.cli import UserError
@@ -69,11 +70,17 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
 
 def base_url(text: str) -> str:
     """The type of `--api_base`. A password in it is refused unseen: the URL is written into logs and meta files."""
-    parts = urlsplit(text)
-    if parts.username or parts.password or parts.query:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 (raises where it is no number)
+        (parts.hostname or "").encode("idna")
+        good = parts.scheme in ("http", "https") and parts.hostname and text.isprintable() and " " not in text
+    except ValueError:
+        good = False
+    if not good:  # not shown either: it may hold a password all the same
+        raise argparse.ArgumentTypeError("this is no URL such as http://localhost:8000/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise argparse.ArgumentTypeError(f"a URL with a user, password or query; put the key into ${KEY} instead")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL such as http://localhost:8000/v1")
     return text
 
 
@@ -119,8 +126,10 @@ def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Imag
 
 def answer_rows(
     server: Server, source: PromptSource, resize: Callable[[Image.Image], Image.Image], done: Collection[int] = ()
-) -> Iterator[tuple[int, list[str] | UnreadableImage | Rejected]]:
+) -> Iterator[tuple[int, list[str | Rejected] | UnreadableImage]]:
     """Yield (row index, texts of its prompts), or why there are none, as the server answers: `generate_rows` afar.
+
+    Each prompt stands by itself: one that is rejected has `Rejected` in the place of its text.
 
     Args:
         server: at most `server.concurrency` of its requests are under way at a time.
@@ -130,35 +139,47 @@ def answer_rows(
 
     Raises:
         UserError: the key is missing or refused, the server cannot be reached, has no such model, does not answer in
-            spite of retries, or rejects all it is asked. Answers that were under way are yielded before.
+            spite of retries, or rejects all it is asked, or all of a row's first prompts, or second ones. Answers that
+            were under way are yielded before.
     """
     client = connect(server)
     waiting = deque(sorted(set(range(len(source))) - set(done)))
-    rejected: list[tuple[int, Rejected]] = []  # since the last answer
-    answered, fault = bool(done), None
+    held: list[tuple[int, list[str | Rejected]]] = []  # rows with a rejected prompt, until another row's has a text
+    rejected = Counter()  # by the prompt's place in its row: rejections since the last text
+    answered: set[int] = set()  # places that have had a text
+    fault = None
     outcomes = _in_parallel(client, lambda i: _answer(client, server, source, i, resize), waiting, server.concurrency)
     with contextlib.closing(outcomes):
         for i, task in outcomes:
             error = task.exception()
             if error is None:
-                yield i, task.result()
-                yield from rejected
-                rejected, answered = [], True
+                texts = task.result()
+                for place, text in enumerate(texts):
+                    rejected[place] = rejected[place] + 1 if isinstance(text, Rejected) else 0
+                answered |= {place for place in range(len(texts)) if not rejected[place]}
+                held.append((i, texts))
+                yield from [row for row in held if not _in_doubt(row[1], rejected)]
+                held = [row for row in held if _in_doubt(row[1], rejected)]
             elif isinstance(error, UnreadableImage):
                 yield i, error
-            elif isinstance(error, Rejected):
-                rejected.append((i, error))
             elif isinstance(error, UserError):
                 fault = fault or error
             else:
                 raise error
-            if len(rejected) > MOST_REJECTED or fault:
+            if fault or max(rejected.values(), default=0) > MOST_REJECTED:
                 waiting.clear()
-    if len(rejected) > MOST_REJECTED or (rejected and not answered):
-        fault = fault or UserError(f"{server.base} answers no row any more: {rejected[0][1]}")
+    for place, times in rejected.items():
+        if times > MOST_REJECTED or (times and not done and place not in answered):
+            reason = next(texts[place] for _, texts in held if isinstance(texts[place], Rejected))
+            fault = fault or UserError(f"{server.base} answers no row any more: {reason}")
     if fault:
         raise fault
-    yield from rejected
+    yield from held
+
+
+def _in_doubt(texts: list[str | Rejected], rejected: Counter) -> bool:
+    """Whether a prompt of the row is rejected, and none in its place has had a text since."""
+    return any(isinstance(text, Rejected) and rejected[place] for place, text in enumerate(texts))
 
 
 def connect(server: Server) -> openai.AsyncOpenAI:
@@ -203,9 +224,15 @@ async def _stop(client: openai.AsyncOpenAI, tasks: Iterable[asyncio.Task]) -> No
 
 async def _answer(
     client: openai.AsyncOpenAI, server: Server, source: PromptSource, i: int, resize: Callable
-) -> list[str]:
+) -> list[str | Rejected]:
     chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, server.image_format))
-    return [await _ask(client, server, messages) for messages in chats]
+    texts = []
+    for messages in chats:
+        try:
+            texts.append(await _ask(client, server, messages))
+        except Rejected as error:
+            texts.append(error)
+    return texts
 
 
 def to_chats(prompts: list[Prompt], resize: Callable, image_format: str) -> list[list[dict[str, Any]]]:
@@ -279,6 +306,8 @@ def _explain(server: Server, error: openai.OpenAIError) -> UserError | Rejected:
     """What to tell the user of an error that retries did not mend. The client's own words may hold the key."""
     again = "what is done is kept, the same command goes on from there"
     match error:
+        case openai.APITimeoutError() if type(error.__cause__).__name__ == "ConnectTimeout":
+            return UserError(f"{server.base} cannot be reached (ConnectTimeout), {RETRIES + 1} times over; {again}")
         case openai.APITimeoutError():
             return UserError(f"{server.base} sent nothing for {server.timeout:g} s, {RETRIES + 1} times over; {again}")
         case openai.APIConnectionError():
@@ -290,12 +319,20 @@ def _explain(server: Server, error: openai.OpenAIError) -> UserError | Rejected:
             said = f"error {error.status_code}, {_quote(_message(error))}"
             if error.status_code == 404:
                 return UserError(f"{server.base} knows no {server.model} ({said}); check --api_model and --api_base")
+            if (wait := _wait_asked_for(error)) is not None:
+                return UserError(f"{server.base} sends {said} and asks to wait {wait:.0f} s; {again} after that")
             if error.status_code == 429 or error.status_code >= 500:
                 return UserError(f"{server.base} still sends {said} after {RETRIES} retries; {again}")
             if error.status_code in (400, 413, 422):
                 return Rejected(f"rejected by the server: {said}")
             return UserError(f"{server.base} sends {said}; {again}")
     return UserError(f"{server.base}: {_quote(str(error))}")
+
+
+def _wait_asked_for(error: openai.APIStatusError) -> float | None:
+    """Seconds that the server asks to wait, where they are more than the client waits before it tries again."""
+    seconds = error.response.headers.get("retry-after", "")
+    return float(seconds) if seconds.isdecimal() and int(seconds) > MAX_RETRY_AFTER_DELAY else None
 
 
 def _message(error: openai.APIStatusError) -> str:

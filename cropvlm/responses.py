@@ -5,11 +5,8 @@ its own, at the end or, after an interruption, when the next run begins.
 """
 
 import argparse
-import contextlib
-import datetime
 import json
 import logging
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +19,10 @@ from cropvlm.modeling import device_and_dtype, load_model, load_processor
 from cropvlm.predictions import Journal
 from cropvlm.prompts import teacher_messages
 from cropvlm.remote import answer_rows, server_of
-from cropvlm.runs import device_index, fingerprint, num_processes, rank, worker_count
+from cropvlm.runs import Outcomes, device_index, exchange, fingerprint, num_processes, rank, worker_count
 from cropvlm.teacher import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
 
 logger = logging.getLogger(__name__)
-
-Outcomes = Iterable[tuple[int, list[str] | ValueError]]
 
 
 def teacher_settings(args: argparse.Namespace) -> dict:
@@ -37,7 +32,8 @@ def teacher_settings(args: argparse.Namespace) -> dict:
         if args.api_model:
             teacher |= {"image_format": args.image_format}
         else:
-            teacher |= {"model_files": fingerprint(args.model_path)}
+            dtype = str(device_and_dtype(device_index(args.gpu))[1])
+            teacher |= {"model_files": fingerprint(args.model_path), "dtype": dtype}
         sizes = {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
         return teacher | sizes | {"prompt": teacher_messages("{question}")}
     path = Journal(args.output_path, {}).path
@@ -48,17 +44,6 @@ def teacher_settings(args: argparse.Namespace) -> dict:
         raise UserError(f"--from_journal: {path} is no journal ({error}); leave the flag out to make one") from error
 
 
-@contextlib.contextmanager
-def open_journal(args: argparse.Namespace, settings: dict):
-    """The journal beside `--output_path`; an empty one is not left behind, so that it binds nobody to its settings."""
-    with Journal(args.output_path, settings) as journal:
-        try:
-            yield journal
-        finally:
-            if not journal.rows:
-                journal.remove()
-
-
 def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[dict]:
     """The record (see `teacher.outline`) of every row, in order. The first process calls it, the others `assist`.
 
@@ -66,8 +51,8 @@ def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[d
     Raises `UserError` with `--from_journal` if there are any.
     """
     _take_over(args, journal)
-    known = _exchange(list(journal.rows.values()))
-    measured = _exchange(measure(_share(rows)))
+    known = exchange(list(journal.rows.values()))
+    measured = exchange(measure(_share(rows)))
     missing = _missing(measured, known)
     if args.from_journal and missing:
         raise UserError(
@@ -77,19 +62,19 @@ def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[d
     logger.info("%d of %d responses are in %s", len(rows) - len(missing), len(rows), journal.path)
     if missing:
         _ask(args, journal, rows, measured, known)
-        _exchange([])  # waits until the others have let go of their journals
+        exchange([])  # waits until the others have let go of their journals
         _take_over(args, journal)
     return [journal.rows[question_id] for question_id in rows["question_id"]]
 
 
 def assist(args: argparse.Namespace, rows: Dataset) -> None:
     """What every process but the first does: ask for its share, and leave its journal to the first."""
-    known = _exchange([])
-    measured = _exchange(measure(_share(rows)))
+    known = exchange([])
+    measured = exchange(measure(_share(rows)))
     if _missing(measured, known) and not args.from_journal:
         with Journal(f"{args.output_path}.rank{rank()}", teacher_settings(args)) as journal:
             _ask(args, journal, rows, measured, known)
-        _exchange([])
+        exchange([])
 
 
 def _ask(args: argparse.Namespace, journal: Journal, rows: Dataset, measured: list[dict], known: list[dict]) -> None:
@@ -147,15 +132,3 @@ def _take_over(args: argparse.Namespace, journal: Journal) -> None:
 def _share(rows: Dataset) -> Dataset:
     """This process's rows: every n-th, so that each process gets some of every source."""
     return rows.select(range(rank(), len(rows), num_processes())) if num_processes() > 1 else rows
-
-
-def _exchange(items: list) -> list:
-    """The items of all processes, on each of them; waits for the slowest."""
-    if num_processes() == 1:
-        return items
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
-    PartialState(cpu=True, timeout=datetime.timedelta(days=7))
-    return gather_object(items)

@@ -1,12 +1,14 @@
 """What the two prediction scripts share: their flags, the journal of a run, and rows split over processes."""
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ from tqdm import tqdm
 
 from cropvlm.cli import UserError
 from cropvlm.generation import PromptSource, generate_rows
-from cropvlm.predictions import Journal
+from cropvlm.predictions import Journal, read_meta
 
 logger = logging.getLogger(__name__)
 
+# What from_pretrained reads of a folder.
+MODEL_FILES = ("*.safetensors", "*.bin", "*.index.json", "*config.json", "*.model", "*.jinja", "chat_template.json")
+MODEL_FILES += ("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt")
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
-# (row index, one text per journal or why there are none), as they come
-Outcomes = Iterable[tuple[int, list[str] | ValueError]]
+# (row index, one text per prompt or why there is none; or why there are none for the row), as they come
+Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
 
 
 def batch_size(text: str) -> int | str:
@@ -40,6 +45,13 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
 
 
+def whole_number(text: str) -> int:
+    """The type of flags that may be 0."""
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, 0 or more")
+
+
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `generate_bbox.py` and `generate_final_answers.py` share."""
     add = parser.add_argument
@@ -49,7 +61,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--name", help="{name} of the files; default: the data set's")
     add("--max_samples", type=positive, help="only the first so many rows")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=int, help="processes that preprocess images; default: 0 on a CPU, the cores on a GPU")
+    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text")
 
@@ -100,10 +112,47 @@ def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"dataset_path": name, "dataset": None} | common for name in datasets]
 
 
-def journal_for(output: Path, settings: dict[str, Any]) -> Journal:
-    """The journal of this process for the target `output`; every process has its own."""
+def refuse_doubles(outputs: Iterable[Path]) -> None:
+    """Raise `UserError` where one file would be written twice by one command."""
+    for output, times in Counter(outputs).items():
+        if times > 1:
+            raise UserError(f"{output} would be written {times} times; run them one by one with --name")
+
+
+@contextlib.contextmanager
+def open_journals(settings: dict[Path, dict[str, Any]]) -> Iterator[dict[Path, Journal]]:
+    """This process's journals for all files of a command, by file; every process has its own.
+
+    settings: by file, in the order in which they are written. The journals are removed together when all files stand,
+    and none is when the run ends before: a data set that is done need not be done again for the sake of the next one.
+    """
     suffix = f".rank{rank()}" if rank() else ""
-    return Journal(output.with_name(output.name + suffix), settings | {"processes": num_processes()})
+    with contextlib.ExitStack() as stack:
+        journals = {}
+        for path, content in settings.items():
+            journal = Journal(path.with_name(path.name + suffix), content | {"processes": num_processes()})
+            journals[path] = stack.enter_context(journal)
+        yield journals
+        if num_processes() > 1:
+            PartialState().wait_for_everyone()  # until the first one has written the files
+        for journal in journals.values():
+            journal.remove()
+
+
+def only_journals_are_left(journals: dict[Path, Journal], ids: list[list]) -> bool:
+    """Whether a run of this command wrote all its files, and was killed while it removed its journals.
+
+    ids: every question_id of each file. The first journals are gone then and the others whole, which no earlier moment
+    leaves: a file's rows begin when those before are done. Of one process only: several remove theirs at once.
+    """
+    begun = [bool(journal.rows) for journal in journals.values()]
+    if num_processes() > 1 or not any(begun) or begun[0]:
+        return False
+    left = list(zip(journals.values(), ids, strict=True))[begun.index(True) :]
+    return all(journal.rows.keys() >= set(of_file) for journal, of_file in left) and all(
+        path.is_file() and read_meta(path).get("settings", {}) | {"processes": 1} == journal.settings
+        for path, journal in journals.items()
+    )
 
 
 def shard(rows: Any) -> Any:
@@ -115,10 +164,13 @@ def shard(rows: Any) -> Any:
 
 
 def fingerprint(path: str | None) -> str | None:
-    """What tells whether a local file or folder has changed under its name; None for a hub id."""
-    if path is None or not Path(path).exists():
+    """What tells whether the model in a local folder has changed under its name; None for a hub id.
+
+    Only files of a model, its tokenizer and processor count: a run may write its own files beside them.
+    """
+    if path is None or not Path(path).is_dir():
         return None
-    files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
+    files = sorted({file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
@@ -163,27 +215,43 @@ def fill_missing(journals: list[Journal], ids: list, generate: Callable[[list[in
 def fill(journals: list[Journal], ids: list, outcomes: Outcomes) -> None:
     """Keep the texts of every row, the first in the first journal and so on, or why there are none."""
     for i, texts in outcomes:
-        failed = isinstance(texts, ValueError)
-        if failed:
-            logger.warning("question_id %r: %s", ids[i], texts)
-        for journal, text in zip(journals, [""] * len(journals) if failed else texts, strict=True):
-            logger.debug("%r: %r", ids[i], text)
-            journal.append([{"question_id": ids[i], "answer": text} | ({"failed": str(texts)} if failed else {})])
+        texts = [texts] * len(journals) if isinstance(texts, ValueError) else texts
+        for error in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
+            logger.warning("question_id %r: %s", ids[i], error)
+        for journal, text in zip(journals, texts, strict=True):
+            failed = isinstance(text, ValueError)
+            record = {"answer": "", "failed": str(text)} if failed else {"answer": text}
+            logger.debug("%r: %r", ids[i], record["answer"])
+            journal.append([{"question_id": ids[i]} | record])
+
+
+def exchange(items: list) -> list:
+    """The items of all processes, on each of them; waits for the slowest."""
+    if num_processes() == 1:
+        return items
+    # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
+    PartialState(cpu=True, timeout=datetime.timedelta(days=7))
+    return gather_object(items)
 
 
 def gather(records: list[dict], ids: list) -> list[dict]:
-    """The records of all processes in the order of `ids`; waits for the slowest process."""
-    if num_processes() > 1:
-        # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
-        PartialState(cpu=True, timeout=datetime.timedelta(days=7))
-        records = gather_object(records)
-    by_id = {record["question_id"]: record for record in records}
+    """The records of all processes in the order of `ids`."""
+    by_id = {record["question_id"]: record for record in exchange(records)}
     return [by_id[i] for i in ids]
 
 
-def remove(journals: list[Journal]) -> None:
-    """Delete the journals when the final files stand: no process before the one that writes them."""
-    if num_processes() > 1:
-        PartialState().wait_for_everyone()
-    for journal in journals:
-        journal.remove()
+def failures(records: list[dict]) -> list[dict]:
+    """The rows of `records` that failed: `question_id` and `reason`."""
+    return [{"question_id": r["question_id"], "reason": r["failed"]} for r in records if "failed" in r]
+
+
+def name_failures(output: Path, failed: list[dict]) -> None:
+    """Log the rows of a file that failed, whichever run or process met them."""
+    if failed:
+        listed = "; ".join(f"question_id {row['question_id']!r}: {row['reason']}" for row in failed)
+        logger.warning("%s: %d failed: %s", output, len(failed), listed)
+
+
+def failed_before(paths: Iterable[Path]) -> int:
+    """How many rows of files that stand have failed, as their meta files say."""
+    return sum(read_meta(path)["counts"]["failed"] for path in paths)

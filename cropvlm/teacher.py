@@ -141,7 +141,7 @@ class TeacherPrompts:
 
 
 def outline(
-    outcomes: Iterable[tuple[int, list[str] | ValueError]], measured: list[dict], budget: PixelBudget
+    outcomes: Iterable[tuple[int, list[str | ValueError] | ValueError]], measured: list[dict], budget: PixelBudget
 ) -> Iterator[dict]:
     """Yield the teacher's record of each row.
 
@@ -150,11 +150,12 @@ def outline(
     `seen_size` (width and height of the image as the teacher saw it), or with `error`.
     """
     for i, texts in outcomes:
-        if isinstance(texts, ValueError):
-            yield measured[i] | {"error": str(texts)}
+        text = texts if isinstance(texts, ValueError) else texts[0]
+        if isinstance(text, ValueError):
+            yield measured[i] | {"error": str(text)}
         else:
             seen_size = list(teacher_size(measured[i]["size"], budget))
-            yield measured[i] | {"seen_size": seen_size, "teacher_response": texts[0]}
+            yield measured[i] | {"seen_size": seen_size, "teacher_response": text}
 
 
 @dataclass(frozen=True)

@@ -1,87 +1,48 @@
-"""The paper's benchmarks, from copies with their published columns through stages 4 to 6, several at once."""
+"""The scripts in benchmarks/ still fit the code that they measure."""
 
-import dataclasses
-import json
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
-from published import COPY_OF, write_copies
 
-import generate_bbox
-import generate_final_answers
-import vqa_accuracy
-from cropvlm import data, runs
-from cropvlm.cli import run
-from cropvlm.prompts import BRIEF_ANSWER
-
-# What a model may answer to the two rows of each, and the score (see below).
-ANSWERS = {
-    "textvqa": (["nokia", "you"], 50),  # all ten agree; none of ten
-    "docvqa": (["0.281", "x"], 90),  # 0.280 is one edit of five characters away, 0.8; exact
-    "infovqa": (["4", "Five"], 100),  # the case does not count
-    "stvqa": (["b", "zzz"], 50),
-    "vstar": (["B", "The answer is B"], 50),  # B and A are right
-    "hrbench4k": (["A. red", "Blue"], 50),  # "Blue" is no letter; cycles 0 and 1 have a row each: (100 + 0) / 2
-    "hrbench8k": (["(a)", "B"], 100),
-}
-INSTRUCTIONS = dict.fromkeys(ANSWERS, BRIEF_ANSWER) | {
-    "vstar": "Answer with the option's letter from the given choices directly.",
-    "hrbench4k": "Answer the option letter directly.",
-    "hrbench8k": "Answer the option letter directly.",
-}
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.fixture
-def script(monkeypatch, tmp_path):
-    """Run a script in an empty folder, with copies of the benchmarks in the hub's place; its exit code."""
-    write_copies(tmp_path / "copies")
-    for name, copy in COPY_OF.items():
-        moved = dataclasses.replace(data.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
-        monkeypatch.setitem(data.BENCHMARKS, name, moved)
-    monkeypatch.chdir(tmp_path)
-
-    def call(module, *flags) -> int:
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
-        with pytest.raises(SystemExit) as ended:
-            run(module.main)
-        return ended.value.code
-
-    return call
+@pytest.fixture(autouse=True)
+def beside_the_scripts(monkeypatch):
+    """Let their modules be found, as when one of them is run; the path that they add themselves goes as well."""
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
 
 
-def read(path: str) -> list | dict:
-    return json.loads(Path(path).read_text())
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_importing_one_finds_what_it_needs_and_does_nothing(path, capsys):
+    runpy.run_path(str(path))
+    assert capsys.readouterr().out == ""
 
 
-def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch):
-    model = ["--max_new_tokens", 2, "--gpu", -1]
-    assert script(generate_bbox, "--model_path", tiny_smolvlm, "--dataset", *ANSWERS, "--longest_edge", 64, *model) == 0
-    boxes = [f"predictions/{name}_bbox.json" for name in ANSWERS]
-    assert [read(path)[0].keys() for path in boxes] == [{"question_id", "answer"}] * 7
+@pytest.mark.slow
+def test_generation_speed_says_that_both_ways_write_the_same(monkeypatch, capsys):
+    import generation_speed
+    import smolvlm
 
-    asked = {}  # by benchmark: the last line of its prompts
-
-    def answer(model, processor, prompts, **_):
-        name = list(ANSWERS)[len(asked)]
-        asked[name] = {messages[0]["content"][-1]["text"].split("\n")[-1] for i in (0, 1) for messages, _ in prompts[i]}
-        return ((i, [text, f" {text}.\n"]) for i, text in enumerate(ANSWERS[name][0]))
-
-    monkeypatch.setattr(runs, "generate_rows", answer)
-    assert script(generate_final_answers, "--bbox", *boxes, "--vqa_model_path", tiny_smolvlm, *model) == 0
-    assert asked == {name: {instruction} for name, instruction in INSTRUCTIONS.items()}
-    for name, (_, score) in ANSWERS.items():
-        for mode in ("base", "cropvlm"):
-            file = f"predictions/{name}_{mode}_answers.json"
-            assert script(vqa_accuracy, "--predictions_file", file, "--output", "score.json") == 0
-            result = read("score.json")
-            assert result["score"] == pytest.approx(score), name
-            assert result["metric"] == data.BENCHMARKS[name].metric
-    assert result["by_cycle_category"].keys() == {"0", "1"}
-    assert result["by_category"].keys() == {"single", "cross"}
+    monkeypatch.setitem(smolvlm.TEXT, "num_hidden_layers", 1)
+    monkeypatch.setitem(smolvlm.VISION, "num_hidden_layers", 1)
+    flags = "--rows 3 --single_rows 2 --box_tokens 3 --answer_tokens 2 --dtype float32 --profile --peak_tflops 1"
+    monkeypatch.setattr(sys, "argv", ["generation_speed.py", *flags.split()])
+    generation_speed.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith("times as fast; same text in 2 of 2 rows") for line in lines) == 2  # boxes, answers
+    # Rows 0 and 1 ask about one image, row 2 about another; a tile is 17.7 GFLOP in the one layer, 1.2 for patches,
+    # 0.9 in the connector: 2 * 19.8 / 3 = 13.2, and some 0.7 for a prompt and 3 tokens.
+    gflop = [float(line.split()[0]) for line in lines if " GFLOP a row; " in line]
+    assert gflop[0] == pytest.approx(13.9, rel=0.1)
 
 
-def test_the_baseline_of_all_benchmarks_at_once(script, tiny_smolvlm):
-    flags = ["--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 1, "--gpu", -1]
-    assert script(generate_final_answers, "--dataset", *ANSWERS, "--modes", "base", *flags) == 0
-    assert [len(read(f"predictions/{name}_base_answers.json")) for name in ANSWERS] == [2] * 7
+def test_rows_in_a_journal(tmp_path):
+    from memory import rows_in
+
+    journal = tmp_path / "a.journal.jsonl"
+    assert rows_in(journal) == 0
+    journal.write_text('{"settings": {}}\n{"question_id": 1, "answer": ""}\n{"quest')
+    assert rows_in(journal) == 1

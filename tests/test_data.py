@@ -155,6 +155,11 @@ def test_hrbench_with_one_index_for_all_cycles_gets_unique_ids(tmp_path):
 
 
 def test_a_broken_base64_image_is_empty_bytes(tmp_path):
+    hrbench().remove_columns("image").add_column("image", ["abc", "gr\u00fcn"]).save_to_disk(tmp_path)
+    assert [row["image"] for row in load_rows(tmp_path)] == [{"bytes": b"", "path": None}] * 2
+
+
+def test_no_base64_at_all_is_empty_bytes(tmp_path):
     hrbench().remove_columns("image").add_column("image", ["abc", None]).save_to_disk(tmp_path)
     assert [row["image"] for row in load_rows(tmp_path)] == [{"bytes": b"", "path": None}] * 2
 

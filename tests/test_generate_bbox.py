@@ -1,6 +1,7 @@
 """generate_bbox.py: the box file and its meta, going on after an interruption, what the user gets wrong."""
 
 import json
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +14,7 @@ from processes import REPO, kill_script, launch_script, run_script
 import generate_bbox
 from cropvlm import runs
 from cropvlm.cli import UserError, run
+from cropvlm.crops import UnreadableImage
 from cropvlm.modeling import load_model, load_processor
 
 
@@ -112,7 +114,59 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(script, tmp_path, 
     assert broken == [record | ({"answer": ""} if i in (2, 7) else {}) for i, record in enumerate(good)]
     assert json.loads(Path("broken.meta.json").read_text())["counts"]["failed"] == 2
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [text.split(":")[0] for text in warnings] == [f"question_id {ids[2]}", f"question_id {ids[7]}"]
+    named = [f"question_id {ids[i]}" for i in (2, 7)]
+    assert [text.split(":")[0] for text in warnings] == [*named, "broken.json"]
+    assert all(f"{name}: unreadable image" in warnings[-1] for name in named)
+
+
+def test_rows_that_failed_before_an_interruption_are_named(script, tiny_world, monkeypatch, caplog):
+    error = UnreadableImage("unreadable image: gone")
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(3, error)]))
+    with pytest.raises(KeyError):
+        script("--output", "a.json")
+    caplog.clear()
+    monkeypatch.setattr(runs, "generate_rows", lambda *_, **__: ((i, ["x"]) for i in range(12) if i != 3))
+    assert script("--output", "a.json") == 3
+    failed = {"question_id": question_ids(tiny_world)[3], "reason": "unreadable image: gone"}
+    assert json.loads(Path("a.meta.json").read_text())["failed"] == [failed]
+    assert f"a.json: 1 failed: question_id {failed['question_id']!r}: unreadable image: gone" in caplog.text
+
+
+def test_a_run_whose_files_lie_in_the_models_folder_goes_on(script, cropper, tmp_path, monkeypatch):
+    shutil.copytree(cropper, tmp_path / "model")
+    flags = ["--model_path", "model", "--output", "model/boxes.json"]
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["x"])]))
+    with pytest.raises(KeyError):
+        script(*flags)
+    monkeypatch.setattr(runs, "generate_rows", lambda *_, **__: ((i, ["x"]) for i in range(1, 12)))
+    assert script(*flags) == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_a_model_that_has_changed_is_told(tmp_path, name):
+    (tmp_path / "model.safetensors").write_text("x")
+    before = runs.fingerprint(str(tmp_path))
+    (tmp_path / "boxes.json.journal.jsonl").write_text("x")
+    assert runs.fingerprint(str(tmp_path)) == before
+    (tmp_path / name).write_text("another")
+    assert runs.fingerprint(str(tmp_path)) != before
+
+
+def test_rows_of_another_dtype_or_base_are_not_mixed_in(script, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["x"])]))
+    base = tmp_path / "base"
+    base.mkdir()
+    flags = ["--output", "a.json", "--base_model_path", base]
+    with pytest.raises(KeyError):
+        script(*flags)
+    (base / "config.json").write_text("{}")
+    assert script(*flags) == 2
+    assert "other settings (base_model_files" in capsys.readouterr().err.splitlines()[-1]
+    (base / "config.json").unlink()
+    device = torch.device("cpu")
+    monkeypatch.setattr(generate_bbox, "device_and_dtype", lambda *_: (device, torch.bfloat16))
+    assert script(*flags) == 2
+    assert "dtype 'torch.float32' there, 'torch.bfloat16' here" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
@@ -174,6 +228,7 @@ def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world,
         (["--output", "/proc/boxes.json"], "cannot write"),
         (["--batch_size", "0"], "neither a positive number nor auto"),
         (["--max_samples", "-1"], "no positive whole number"),
+        (["--num_workers", "-1"], "no whole number, 0 or more"),
         (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "leave --output out"),
     ],
 )

@@ -283,6 +283,16 @@ def test_a_journal_for_other_boxes_is_refused(script, boxes, tiny_world, monkeyp
     )
 
 
+def test_answers_of_another_dtype_are_not_mixed_in(script, boxes, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
+    with pytest.raises(KeyError):
+        script("--bbox", boxes)
+    device = torch.device("cpu")
+    monkeypatch.setattr(generate_final_answers, "device_and_dtype", lambda *_: (device, torch.bfloat16))
+    assert script("--bbox", boxes) == 2
+    assert "dtype 'torch.float32' there, 'torch.bfloat16' here" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, monkeypatch):
     images = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))["image"][:2]
     columns = {"image": list(images), "text": ["Which?\n(A) red\n(B) blue"] * 2, "label": ["A", "B"]}
@@ -313,7 +323,7 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
         (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
         (
             ["--bbox", "world_bbox.json", "other/world_bbox.json"],
-            "2 of the --bbox would be answered in predictions/world_",
+            "_answers.json would be written 2 times; run them one by one with --name",
         ),
         (["--modes", "other"], "invalid choice: 'other'"),
     ],

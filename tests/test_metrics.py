@@ -1,5 +1,7 @@
 """Scores: hand-worked values, the steps of the normaliser, and what counts as an option letter."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +139,35 @@ LETTERS = {
     "letter A": ("A", "A"),
     "A as a subject": ("A is right", "A"),
     "A on a line of its own": ("A\nred", "A"),
+    "opening, a denied one announced": ("B\n\nOption A is incorrect", "B"),
+    "opening, a denied one in the reason": ("B because option A is not red", "B"),
+    "opening, another announced": ("B\nOption A shows a car", "B"),
+    "opening, another as a subject": ("D\nA is wrong", "D"),
+    "opening, another with its text": ("B, D is blue too", "B"),
+    "opening a with a comma": ("a, the red one", "A"),
+    "opening a on a line of its own": ("a\nbecause it is red", "A"),
+    "opening a with a dash": ("a - the red one", "A"),
+    "opening a as a subject": ("a is right", "A"),
+    "opening a and its reason": ("a because it is red", "A"),
+    "opening in lower case on a line of its own": ("c\nbecause it is red", "C"),
+    "opening in lower case with text": ("b blue", "B"),
+    "opening with a dash": ("B - blue", "B"),
+    "opening with a colon": ("b: blue", "B"),
+    "opening and an article": ("B, a red one", "B"),
+    "bold with text": ("**B** blue", "B"),
+    "A before a capital": ("A Red", "A"),
+    "the same twice": ("B. The answer is B", "B"),
+    "the same as a list": ("B\nB", "B"),
+    "the only one not denied": ("A is wrong, B is right", "B"),
+    "one instead of another": ("It is not A but B", "B"),
+    "all others denied": ("A, B and C are wrong, so D", "D"),
+    "none of two, the third": ("neither A nor B, it is C", "C"),
+    "denied with an apostrophe": ("It isn't A. I would say B", "B"),
+    "a list, then the answer": ("(A) red\n(B) blue\nThe answer is B", "B"),
+    "two, then the answer": ("A or B? The answer is B", "B"),
+    "answer before option": ("Option A shows a car. The answer is B.", "B"),
+    "answer that is an option": ("Answer: option (c)", "C"),
+    "option with its text": ("Option B blue", "B"),
 }
 NO_LETTERS = {
     "Blue is not B": "Blue",
@@ -149,6 +180,29 @@ NO_LETTERS = {
     "word": "bad",
     "two letters": "A or B",
     "two letters in lower case": "a, b",
+    "two letters, the first a capital": "A, b",
+    "two letters and": "C and d",
+    "two letters in brackets": "(A) or (B)",
+    "two letters with a slash": "B/C",
+    "two letters on lines": "B\nC",
+    "two announced": "The answer is B or C",
+    "two announced, the word once": "Option A or B",
+    "two announced, the word twice": "Option A or option B",
+    "all letters": "A B C D",
+    "all letters with commas": "A, B, C, D",
+    "a list": "(A) red\n(B) blue",
+    "a list in one line": "(A) red (B) blue (C) green (D) grey",
+    "a list in lower case": "a) red\nb) blue",
+    "a list with dots": "A. red\nB. blue",
+    "denied": "The answer is not A",
+    "denied as a subject": "A is not right",
+    "denied as an option": "Option A is incorrect.",
+    "denied with an apostrophe": "It isn't B",
+    "two denied": "not A or B",
+    "all but one denied in words": "neither a nor b",
+    "an article before a capital": "a Coke",
+    "an announced article before a capital": "The answer is a Coca-Cola",
+    "an article after an option's word": "option a red bus",
     "no option has it": "E",
     "empty": "",
     "refusal": "I can't see that.",
@@ -166,6 +220,13 @@ def test_option_letter(text, letter):
 def test_no_option_letter(text):
     assert option_letter(text) is None
     assert letter_accuracy(text, ["A"]) == 0
+
+
+@pytest.mark.parametrize("text", ["a, ", "A or ", "not A ", "(B) ", "B ", "\n", "A is not ", "option a "], ids=repr)
+def test_an_endless_answer_is_read_in_no_time(text):
+    start = time.monotonic()
+    option_letter(text * 3000)
+    assert time.monotonic() - start < 5
 
 
 def test_most_common_answer():

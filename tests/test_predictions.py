@@ -58,6 +58,7 @@ def test_meta_names_every_library_and_what_load_rows_needs():
         "models": {"cropper": "m"},
         "settings": {"s": 1},
         "counts": {"rows": 3},
+        "failed": [],
     }
 
 

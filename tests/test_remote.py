@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
+import openai
 import pytest
 from fake_server import CUT, HALF, KEY, LASTING, SILENCE, FakeServer, completion, error, open_url
+from openai._base_client import httpx2
 from PIL import Image
 
 from cropvlm import remote
@@ -225,6 +227,25 @@ def test_nobody_listens():
         next(outcomes)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_wait_that_is_too_long_is_said(server, monkeypatch, status):
+    monkeypatch.setattr("fake_server.SOON", {"Retry-After": "600"})
+    server.react = lambda text, times: error(status, "later")
+    _, said = ask_in_vain(server, "a")
+    assert f"sends error {status}, 'later' and asks to wait 600 s; what is done is kept" in said
+    assert server.asked["a"] == 1
+
+
+def test_a_timeout_of_the_connection_is_no_silence():
+    request = httpx2.Request("POST", "http://127.0.0.1/v1")
+    timeout = openai.APITimeoutError(request)
+    timeout.__cause__ = httpx2.ConnectTimeout("")
+    server = Server("http://127.0.0.1/v1", "m", 7)
+    assert "cannot be reached (ConnectTimeout)" in str(remote._explain(server, timeout))
+    timeout.__cause__ = httpx2.ReadTimeout("")
+    assert "sent nothing for 120 s" in str(remote._explain(server, timeout))
+
+
 def test_answers_under_way_are_kept_when_another_row_ends_the_run(server):
     gone = threading.Event()
 
@@ -249,11 +270,28 @@ def test_answers_under_way_are_kept_when_another_row_ends_the_run(server):
 def test_a_rejected_row_fails_alone(server):
     server.react = lambda text, times: error(400, "image too small") if text in "ad" else f"Answer to {text}"
     outcomes = dict(ask(server, list("abcd")))
-    assert {i: str(o) for i, o in outcomes.items() if isinstance(o, remote.Rejected)} == {
+    assert {i: str(o[0]) for i, o in outcomes.items() if isinstance(o[0], remote.Rejected)} == {
         0: "rejected by the server: error 400, 'image too small'",
         3: "rejected by the server: error 400, 'image too small'",
     }
     assert outcomes[1] == ["Answer to b"]
+
+
+def test_a_rejected_prompt_leaves_the_others_of_its_row_alone(server):
+    server.react = lambda text, times: error(400, "too small") if text == "b crop" else f"Answer to {text}"
+    outcomes = dict(ask(server, [[f"{row} base", f"{row} crop"] for row in "abc"]))
+    assert outcomes[0] == ["Answer to a base", "Answer to a crop"]
+    assert outcomes[1][0] == "Answer to b base"
+    assert str(outcomes[1][1]) == "rejected by the server: error 400, 'too small'"
+    assert outcomes[2] == ["Answer to c base", "Answer to c crop"]
+
+
+def test_prompts_that_are_rejected_in_every_row_end_the_run(server):
+    server.react = lambda text, times: error(400, "one image only") if "crop" in text else "Coke"
+    outcomes, said = ask_in_vain(server, [[f"{row} base", f"{row} crop"] for row in range(30)])
+    assert "answers no row any more: rejected by the server: error 400, 'one image only'" in said
+    assert outcomes == []
+    assert sum(server.asked.values()) == 2 * 11
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -342,7 +380,25 @@ def test_white_space_around_a_key_does_no_harm(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url", [f"https://user:{KEY}@host/v1", f"https://{KEY}@host/v1", f"https://host/v1?key={KEY}", "host:80", "", "/v1"]
+    "url",
+    [
+        f"https://user:{KEY}@host/v1",
+        f"https://{KEY}@host/v1",
+        f"https://host/v1?key={KEY}",
+        f"https://host/v1#{KEY}",
+        f"https://user:{KEY}@[bad/v1",
+        f"user:{KEY}@host/v1",
+        "host:80",
+        "",
+        "/v1",
+        "http://localhost:abc/v1",
+        "http://localhost:99999/v1",
+        "http://local\x00host/v1",
+        "http://local\nhost/v1",
+        "http://local host/v1",
+        "http://xn--\u00e9/v1",
+    ],
+    ids=ascii,
 )
 def test_a_base_url_with_a_password_is_refused_unseen(url):
     with pytest.raises(argparse.ArgumentTypeError) as raised:

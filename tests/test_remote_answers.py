@@ -147,6 +147,17 @@ def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxe
     assert "rejected by the server: error 400, 'too long'" in caplog.text
 
 
+def test_a_rejected_crop_leaves_the_answer_without_it(script, server, boxes):
+    server.react = lambda text, times: error(400, "too small") if server.asked.total() == 4 else "Yes."
+    assert script("--bbox", boxes) == 3  # base and cropvlm of the first row, then of the second
+    answers = {m: [r["answer"] for r in read(f"predictions/world_{m}_answers.json")] for m in ("base", "cropvlm")}
+    assert answers["base"] == ["Yes"] * 12
+    assert answers["cropvlm"] == ["Yes", "", *["Yes"] * 10]
+    failed = {mode: read(f"predictions/world_{mode}_answers.meta.json")["failed"] for mode in answers}
+    reason = "rejected by the server: error 400, 'too small'"
+    assert ([row["reason"] for row in failed["cropvlm"]], failed["base"]) == ([reason], [])
+
+
 @pytest.mark.parametrize("fault", [None, *LASTING])
 def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, capfd, fault):
     caplog.set_level(logging.DEBUG)

@@ -185,8 +185,52 @@ def test_the_interval_covers_at_its_rate(monkeypatch):
     monkeypatch.setattr(vqa_accuracy, "RESAMPLES", 400)
     rng = np.random.default_rng(1)
     weights = vqa_accuracy.cycle_weights(None, 60)
-    intervals = [vqa_accuracy.compare(*rng.choice([0, 100], size=(2, 60)), weights)["interval_95"] for _ in range(100)]
+    questions = list(map(str, range(60)))
+    pairs = [rng.choice([0, 100], size=(2, 60)) for _ in range(100)]
+    intervals = [vqa_accuracy.compare(*pair, weights, questions)["interval_95"] for pair in pairs]
     assert 88 <= sum(low <= 0 <= high for low, high in intervals) <= 100
+
+
+def test_the_cycles_of_a_question_count_as_one(world, score):
+    """Four cycles that agree tell no more than one: error and interval are those of 10 questions, not of 40 rows."""
+    texts = ["red", "blue", "green", "grey"]
+    rows = {name: [] for name in HR_ROWS}
+    for i in range(40):
+        question, cycle = divmod(i, 4)
+        options = texts[cycle:] + texts[:cycle]
+        values = [i, f"{question}?", *options, "A", "single", str(cycle), "AAAA"]
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+    world(rows, {i: "A" if i // 4 < 6 else "B" for i in range(40)})
+    write_predictions("other.json", [{"question_id": i, "answer": "A" if i // 4 < 3 else "B"} for i in range(40)], {})
+    assert score("--compare", "other.json", "--output", "out.json")[0] == 0
+    result = json.loads(Path("out.json").read_text())
+    # 6 of 10 right: 100 * sqrt(0.6 * 0.4 / 9) = 16.33. 3 of 10 differ: 100 * sqrt(0.3 * 0.7 / 9) = 15.28.
+    assert result["standard_error"] == pytest.approx(16.33, abs=0.01)
+    assert result["compare"]["standard_error"] == pytest.approx(15.28, abs=0.01)
+    # Ten draws with a chance of 0.3: 2.8% of them hold none, 4.7% six or more, 1.1% seven or more.
+    assert result["compare"]["interval_95"] == [0, 60]
+
+
+@pytest.mark.parametrize("output", ["p.json", "./p.json", "other.json", "p.meta.json", "link.json"])
+def test_what_is_scored_is_not_overwritten(world, score, output):
+    world(VQA_ROWS, VQA_PREDICTIONS)
+    records = [{"question_id": i, "answer": ""} for i in (1, 2, 3)]
+    write_predictions("other.json", records, {})
+    Path("link.json").symlink_to("p.json")
+    before = Path(output).read_bytes()
+    code, _, error = score("--compare", "other.json", "--output", output)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "would overwrite what is scored" in error
+    assert Path(output).read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [{"max_samples": "2"}, {"max_samples": True}, {"split": 1}, {"dataset_path": []}])
+def test_a_meta_file_of_wrong_types_is_refused(world, score, wrong):
+    world(VQA_ROWS, VQA_PREDICTIONS, **wrong)
+    code, _, error = score()
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"p.meta.json: {next(iter(wrong))} is" in error
 
 
 def test_rows_without_references_are_said_and_not_scored(world, score):
