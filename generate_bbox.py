@@ -26,7 +26,7 @@ from cropvlm.data import dataset_name, load_rows
 from cropvlm.encoding import Prompt
 from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor
 from cropvlm.predictions import Journal, build_meta, check_writable, write_predictions
-from cropvlm.prompts import cropper_messages
+from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.runs import (
     add_common_flags,
     data_sources,
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     add("--base_model_path", help="the adapter's base, where it has moved")
     add("--output", help="the file; default: predictions/{name}_bbox.json")
     add("--longest_edge", type=positive, default=512, help="pixels of the longer side of the image (default 512)")
-    add("--max_new_tokens", type=positive, default=32, help="of a box (default 32)")
+    add("--max_new_tokens", type=positive, default=MAX_BOX_TOKENS, help="of a box (default 32)")
     add_common_flags(parser)
     args = parser.parse_args()
     if args.output and args.dataset and len(args.dataset) > 1:
