@@ -62,8 +62,9 @@ def open_journal(args: argparse.Namespace, settings: dict):
 def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[dict]:
     """The record (see `teacher.outline`) of every row, in order. The first process calls it, the others `assist`.
 
-    Only rows that the journal lacks, or holds for another image or question of that id, are asked for.
-    Raises `UserError` with `--from_journal` if there are any.
+    Only rows that the journal lacks, or holds for another image or question of that id, are asked for. A row whose
+    image is found unreadable now is a row with an error, whatever the journal holds.
+    Raises `UserError` with `--from_journal` if there are any to ask for.
     """
     _take_over(args, journal)
     known = _exchange(list(journal.rows.values()))
@@ -79,7 +80,8 @@ def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[d
         _ask(args, journal, rows, measured, known)
         _exchange([])  # waits until the others have let go of their journals
         _take_over(args, journal)
-    return [journal.rows[question_id] for question_id in rows["question_id"]]
+    records = journal.rows | {record["question_id"]: record for record in measured if "error" in record}
+    return [records[question_id] for question_id in rows["question_id"]]
 
 
 def assist(args: argparse.Namespace, rows: Dataset) -> None:
@@ -130,9 +132,12 @@ def _ask_server(args: argparse.Namespace, prompts: TeacherPrompts, done: list[in
 
 
 def _missing(measured: list[dict], known: list[dict]) -> list[dict]:
-    """The measured rows to which no response is known; one to another image or question does not count."""
+    """The measured rows, with a readable image, to which no response is known.
+
+    One to another image or question of that id does not count.
+    """
     keys = {record["question_id"]: record["key"] for record in known}
-    return [record for record in measured if keys.get(record["question_id"]) != record["key"]]
+    return [record for record in measured if "error" not in record and keys.get(record["question_id"]) != record["key"]]
 
 
 def _take_over(args: argparse.Namespace, journal: Journal) -> None:

@@ -25,7 +25,7 @@ from cropvlm.boxes import (
     unreadable_kind,
 )
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, image_size, open_image
+from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
 from cropvlm.encoding import Prompt, widen_strip
 from cropvlm.prompts import teacher_messages
 from cropvlm.runs import rank
@@ -101,14 +101,13 @@ def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, 
 def measure(rows: Any) -> list[dict]:
     """What is known of each row before the teacher sees it: `question_id`, `key`, and `size`, or `error`.
 
-    The key is a checksum of image and question: a response kept under it is one to this very row. The size (width,
-    height) is read from the image's header; the error says why there is none.
+    The key is a checksum of the image's file and the question: a response kept under it is one to this very row. The
+    size (width, height) is read from the image's header; the error says why there is none.
     """
     measured = []
     columns = rows.select_columns(["image", "question", "question_id"])
     for row in tqdm(columns, unit="row", desc="image sizes", disable=rank() > 0):
-        image = row["image"] or {}
-        encoded = image.get("bytes") or str(image.get("path")).encode()
+        encoded = encoded_image(row["image"])
         known = {"question_id": row["question_id"], "key": zlib.crc32(row["question"].encode(), zlib.crc32(encoded))}
         try:
             known["size"] = list(image_size(row["image"]))

@@ -175,6 +175,38 @@ def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world
     assert str(rows[2]["question_id"]) in caplog.text
 
 
+@pytest.fixture
+def pictures(tmp_path, tiny_world) -> Path:
+    """A saved data set of ten rows whose images are files beside it: 0.png to 9.png."""
+    rows = content(tiny_world / "train")[:10]
+    for i, row in enumerate(rows):
+        picture = tmp_path / f"{i}.png"
+        picture.write_bytes(row["image"]["bytes"])
+        row["image"] = str(picture)
+    Dataset.from_list(rows).save_to_disk(tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
+    assert script("--dataset_path", str(pictures)) == 0
+    everyone = list(asked)
+    asked.clear()
+    (pictures.parent / "3.png").write_bytes((pictures.parent / "9.png").read_bytes())
+    assert script("--dataset_path", str(pictures)) == 0
+    assert asked == [everyone[3]]
+
+
+def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictures, tmp_path, caplog):
+    assert script("--dataset_path", str(pictures)) == 0
+    before = content(tmp_path / "made_sft")
+    (tmp_path / "2.png").unlink()
+    assert script("--dataset_path", str(pictures), "--from_journal") == 3
+    assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
+        before[i]["question_id"] for i in (0, 1, 3, 4)
+    ]
+    assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
+
+
 def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
     rows = content(tiny_world / "train")[:4]
     for row in rows:
