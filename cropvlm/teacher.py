@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from cropvlm.boxes import (
@@ -51,11 +51,15 @@ class PixelBudget(NamedTuple):
 
 
 def pixel_budget(processor: ProcessorMixin, path: str) -> PixelBudget:
-    """The budget of a processor. Raises `UserError` unless it resizes as Qwen2.5-VL: boxes could not be mapped."""
-    settings = processor.image_processor
-    if not hasattr(settings, "merge_size"):
+    """The budget of a processor.
+
+    Raises `UserError` unless it is Qwen2.5-VL's: boxes could not be mapped. Qwen2-VL and Qwen3-VL resize images alike,
+    but write boxes from 0 to 1000.
+    """
+    if not isinstance(processor, Qwen2_5_VLProcessor):
         kind = type(processor).__name__
-        raise UserError(f"{path}: {kind} is no teacher that writes boxes in pixels; give a Qwen2.5-VL")
+        raise UserError(f"{path}: {kind} is of no teacher that writes boxes in pixels it sees; give a Qwen2.5-VL")
+    settings = processor.image_processor
     factor = settings.patch_size * settings.merge_size
     return PixelBudget(settings.size["shortest_edge"], settings.size["longest_edge"], factor).checked()
 
