@@ -65,12 +65,12 @@ def docvqa(ids: tuple[str, str] = ("49153", "24580"), answers: tuple = (["0.28",
     )
 
 
-def infovqa(ids: tuple[str, str] = ("98313", "98314")) -> datasets.Dataset:
+def infovqa(ids: tuple[str, str] = ("98313", "98314"), answers: tuple = (["4"], ["5", "five"])) -> datasets.Dataset:
     return table(
         {"questionId": TEXT, "question": TEXT, "answers": List(TEXT), "image": IMAGE, "ocr": TEXT},
         questionId=list(ids),
         question=["what is it?", "who?"],
-        answers=[["4"], ["5", "five"]],
+        answers=list(answers),
         image=IMAGES,
         ocr=["{}", "{}"],
     )
