@@ -12,7 +12,8 @@ Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the
 interruption. `--from_journal` grows and saves again without the teacher, with other `--growth` for instance. With
 --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher (--api_base: vLLM, SGLang);
 --min_pixels and --max_pixels must then lie within the server's own bounds.
-Exit code 3: complete, but for rows whose image could not be read or was rejected by the server; they are named.
+Exit code 3: complete, but for rows whose image could not be read or was rejected by the server; they are named. Under
+`accelerate launch` exit codes 2 and 3 both become 1, and accelerate's own exception follows what is said here.
 
 Differences from the released experiment: the teacher answers in batches; its boxes are mapped back from the image
 as it saw it to the original before they grow; rows without references are left out of the GRPO part.
@@ -208,8 +209,6 @@ def main() -> int:
     start_logging(args)
     set_seed(SEED)
     folders = output_folders(args)
-    if args.push_to_hub and rank() == 0:
-        prepare_repository(args.push_to_hub)
     sft_rows, rest = halve(load_sources(args.dataset_path, args.split, args.max_samples), args.sft_share)
     grpo_rows = with_references(rest)
     if rank() > 0:
@@ -217,6 +216,8 @@ def main() -> int:
         return 0
     settings = teacher_settings(args)
     with open_journal(args, settings) as journal:
+        if args.push_to_hub:
+            prepare_repository(args.push_to_hub)
         records = collect(args, journal, sft_rows)
         boxed_rows, boxes, report = add_boxes(sft_rows, records, args.growth)
         parts = {"sft": boxed_rows}

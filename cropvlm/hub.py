@@ -26,7 +26,7 @@ def licence(dataset_path: str) -> str:
 
 
 def prepare_repository(repo: str) -> None:
-    """Create the data set repository, private, if it is not there: before hours of work, not after.
+    """Create the data set repository, private, if it is not there: before hours of the teacher's work, not after.
 
     Raises `UserError` if it cannot be written to.
     """

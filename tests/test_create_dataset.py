@@ -241,6 +241,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, m
     assert not list(tmp_path.glob("*made*"))
 
 
+def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(create_dataset, "prepare_repository", made.append)
+    monkeypatch.setattr(create_dataset, "push", lambda repo, folders: None)
+    assert script("--push_to_hub", "me/boxes", "--dataset_path", "no/such/folder") == 2
+    assert script("--push_to_hub", "me/boxes", "--from_journal") == 2
+    assert made == []
+    assert script("--push_to_hub", "me/boxes") == 0
+    assert made == ["me/boxes"]
+
+
 def test_another_teacher_does_not_mix_with_a_begun_journal(script, asked, tmp_path, capfd):
     assert script() == 0
     assert script("--max_pixels", "10000") == 2
