@@ -9,9 +9,9 @@ The second makes a mixture, with shares and caps. Beside the rows of the SFT par
 `teacher_report.png` and the card. On several GPUs: accelerate launch create_dataset.py ...
 
 Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the same command goes on after an
-interruption. `--from_journal` grows and saves again without the teacher, with other `--growth` for instance. With
---api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher (--api_base: vLLM, SGLang);
---min_pixels and --max_pixels must then lie within the server's own bounds.
+interruption, and asks again for what a server rejected. `--from_journal` grows and saves again without the teacher,
+with other `--growth` for instance. With --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher
+(--api_base: vLLM, SGLang); --min_pixels and --max_pixels must then lie within the server's own bounds.
 Exit code 3: complete, but for rows whose image could not be read or was rejected by the server; they are named. Under
 `accelerate launch` exit codes 2 and 3 both become 1, and accelerate's own exception follows what is said here.
 

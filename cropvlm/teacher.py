@@ -150,11 +150,14 @@ def outline(
 
     outcomes: (row index, its text or why there is none), as `generate_rows` or `remote.answer_rows` yield them for
     `TeacherPrompts`. budget: of the teacher that was asked. A record is what was measured, with `teacher_response` and
-    `seen_size` (width and height of the image as the teacher saw it), or with `error`.
+    `seen_size` (width and height of the image as the teacher saw it), or with `error`; `rejected` where that is no
+    unreadable image, but a server's refusal to take the request, which another time may go well.
     """
     for i, texts in outcomes:
-        if isinstance(texts, ValueError):
+        if isinstance(texts, UnreadableImage):
             yield measured[i] | {"error": str(texts)}
+        elif isinstance(texts, ValueError):
+            yield measured[i] | {"error": str(texts), "rejected": True}
         else:
             seen_size = list(teacher_size(measured[i]["size"], budget))
             yield measured[i] | {"seen_size": seen_size, "teacher_response": texts[0]}

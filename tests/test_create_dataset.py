@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
-from fake_server import open_url
+from fake_server import error, open_url
 from PIL import Image as PILImage
 
 import create_dataset
-from cropvlm import responses
+from cropvlm import remote, responses
 from cropvlm.cli import run
 from cropvlm.teacher import PixelBudget
 
@@ -410,6 +410,31 @@ def test_the_next_run_takes_over_what_other_processes_did(script, asked, tmp_pat
     assert script() == 0
     assert asked == everyone[10:]
     assert not list(tmp_path.glob("*rank*"))
+
+
+def test_what_a_server_rejected_is_asked_for_again(script, tmp_path, server, hurried, monkeypatch, tiny_world):
+    def react(text, times):
+        return error(413, "Too large") if any(question in text for question in too_large) else "[0, 0, 28, 28]"
+
+    monkeypatch.setattr(remote, "MOST_REJECTED", 2)
+    monkeypatch.setattr(responses, "MOST_REJECTED", 2)
+    rows = content(tiny_world / "train")
+    for i, row in enumerate(rows):
+        row["question"] = f"What is number {i}?"
+    # Not three in a row, which would be the server's fault.
+    too_large, server.react = {rows[i]["question"] for i in (1, 3, 5, 7, 9)}, react
+    flags = ["--api_base", server.url, "--api_model", "qwen", "--api_concurrency", "1"]
+    flags += ["--dataset_path", str(save_rows(tmp_path / "numbers", rows))]
+    assert script(*flags) == 3
+    assert script(*flags) == 3  # the five are asked for again, alone; still rejected
+    assert sum(server.asked.values()) == 12 + 5
+    assert script(*flags, "--from_journal") == 3
+    too_large.remove(rows[9]["question"])
+    assert script(*flags) == 3
+    assert sum(server.asked.values()) == 12 + 5 + 5
+    assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
+        rows[i]["question_id"] for i in (0, 2, 4, 6, 8, 9, 10, 11)
+    ]
 
 
 def test_a_server_is_the_teacher(script, tmp_path, server, hurried):
