@@ -38,10 +38,11 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
 from cropvlm.crops import UnreadableImage, open_image
 from cropvlm.hub import licence, prepare_repository, push
 from cropvlm.mixture import halve, load_sources, parse_source
+from cropvlm.predictions import Journal
 from cropvlm.remote import add_api_flags, server_of
 from cropvlm.responses import assist, collect, open_journal, teacher_settings
 from cropvlm.runs import batch_size, positive, rank, start_logging
-from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow
+from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow, measure
 from cropvlm.teacher_report import draw_report, summarise, write_card
 
 logger = logging.getLogger("cropvlm.create_dataset")
@@ -104,19 +105,30 @@ def with_references(rows: Dataset | None) -> Dataset | None:
     return keep(rows, kept, "no references, left out of the GRPO part")
 
 
-def with_readable_images(rows: Dataset) -> Dataset:
-    """The GRPO part's rows whose image can be decoded: training would stop at another, hours from now."""
+def with_readable_images(rows: Dataset, journal: Journal) -> Dataset:
+    """The GRPO part's rows whose image can be decoded: training would stop at another, hours from now.
 
-    def is_readable(i: int) -> bool:
+    What was found is kept in the journal, beside the teacher's responses, so that no image is decoded at every run.
+    """
+
+    def is_known(record: dict) -> bool:
+        kept = journal.rows.get(record["question_id"], {})
+        return "error" in record or (kept.get("key") == record["key"] and not kept.get("rejected"))
+
+    def decode(i: int) -> dict:
         try:
             open_image(rows[i]["image"])
-        except UnreadableImage:
-            return False
-        return True
+        except UnreadableImage as error:
+            return measured[i] | {"error": str(error)}
+        return measured[i] | {"readable": True}
 
+    measured = measure(rows)
+    unknown = [i for i, record in enumerate(measured) if not is_known(record)]
     with ThreadPoolExecutor(max_workers=4) as threads:  # few: a scan of 100 megapixels takes 300 MB
-        checks = tqdm(threads.map(is_readable, range(len(rows))), total=len(rows), unit="row", desc="GRPO images")
-        kept = [i for i, good in enumerate(checks) if good]
+        for record in tqdm(threads.map(decode, unknown), total=len(unknown), unit="row", desc="GRPO images"):
+            journal.append([record])
+    records = [record if "error" in record else journal.rows[record["question_id"]] for record in measured]
+    kept = [i for i, record in enumerate(records) if "error" not in record]
     if not kept:
         raise UserError(f"none of the {len(rows)} images of the GRPO part can be read; check the data set")
     return keep(rows, kept, "unreadable images, left out of the GRPO part")
@@ -222,7 +234,7 @@ def main() -> int:
         boxed_rows, boxes, report = add_boxes(sft_rows, records, args.growth)
         parts = {"sft": boxed_rows}
         if grpo_rows is not None:
-            parts["grpo"] = with_readable_images(grpo_rows)
+            parts["grpo"] = with_readable_images(grpo_rows, journal)
             unreadable = len(grpo_rows) - len(parts["grpo"])
             without_references = len(rest) - len(grpo_rows)
             report["left_out_of_grpo"] = {"no references": without_references, "unreadable images": unreadable}
