@@ -1,11 +1,7 @@
 """create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,13 +9,13 @@ from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
 from fake_server import error, open_url
 from PIL import Image as PILImage
+from processes import kill_launch, kill_script, launch_script, run_script
 
 import create_dataset
 from cropvlm import remote, responses
 from cropvlm.cli import run
 from cropvlm.teacher import PixelBudget
 
-REPO = Path(__file__).resolve().parents[1]
 # Responses of five rows whose images are 1000x1000 and seen so, and their boxes as METHOD grows them. Areas 0.001,
 # 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.
 RESPONSES = [
@@ -139,26 +135,46 @@ def test_a_run_again_needs_no_teacher(script, asked, tmp_path):
     assert content(tmp_path / "made_sft") == before
 
 
+# create_dataset.py, which writes the number of rows of every batch into the file named first.
+COUNTED = """
+import sys
+from pathlib import Path
+import create_dataset
+from cropvlm import cli, generation
+batches, generate = Path(sys.argv.pop(1)), generation._generate_batch
+def note_and_generate(model, processor, items, config):
+    with batches.open("a") as file:
+        print(len(items), file=file)
+    return generate(model, processor, items, config)
+generation._generate_batch = note_and_generate
+cli.run(create_dataset.main)
+"""
+
+
 @pytest.mark.slow
 def test_sigkill_and_go_on(tmp_path, tiny_world, tiny_qwen):
-    def command(output) -> list[str]:
-        flags = {"--dataset_path": tiny_world, "--model_path": tiny_qwen, "--output_path": output}
-        flags |= {"--max_new_tokens": 32, "--batch_size": 1}
-        return [sys.executable, str(REPO / "create_dataset.py"), *[str(x) for item in flags.items() for x in item]]
+    def command(output) -> list:
+        flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--output_path", tmp_path / output]
+        return ["-c", COUNTED, tmp_path / f"{output}.batches", *flags, "--max_new_tokens", "32", "--batch_size", "4"]
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     journal = tmp_path / "made.journal.jsonl"
-    process = subprocess.Popen(command(tmp_path / "made"), env=environment, stderr=subprocess.DEVNULL)
-    while not journal.exists() or journal.read_text().count("\n") < 4:
-        time.sleep(0.02)
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_script(command("made"), journal, rows=5)  # in the second of three batches, or behind it
+    kept = journal.read_text()
     assert not (tmp_path / "made_sft").exists()
     for output in ("made", "undisturbed"):
-        subprocess.run(command(tmp_path / output), env=environment, check=True, capture_output=True)
+        run_script(command(output))
     for part in ("sft", "grpo"):
         assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
+    whole = kept[: kept.rindex("\n") + 1]
+    assert journal.read_text().startswith(whole)
+    assert sorted(journal.read_text().splitlines()) == sorted(
+        (tmp_path / "undisturbed.journal.jsonl").read_text().splitlines()
+    )
+    asked = {
+        name: sum(map(int, (tmp_path / f"{name}.batches").read_text().split())) for name in ("made", "undisturbed")
+    }
+    assert asked["undisturbed"] == 12
+    assert 12 <= asked["made"] <= 12 + 4  # over both runs: at most a batch twice
 
 
 def save_rows(folder: Path, rows: list[dict]) -> Path:
@@ -279,7 +295,32 @@ def test_the_journal_holds_raw_responses(script, asked, tmp_path):
     assert script("--max_samples", "4") == 0
     header, *rows = map(json.loads, (tmp_path / "made.journal.jsonl").read_text().splitlines())
     assert header["settings"]["max_new_tokens"] == 8
-    assert [row["teacher_response"] for row in rows] == [text for text, _ in RESPONSES[:2]]
+    assert [row["teacher_response"] for row in rows[:2]] == [text for text, _ in RESPONSES[:2]]
+    assert [row["readable"] for row in rows[2:]] == [True, True]  # of the GRPO part
+
+
+def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
+    def open_and_note(source):
+        opened.append(Path(source["path"]).name)
+        return open_image(source)
+
+    opened, open_image = [], create_dataset.open_image
+    monkeypatch.setattr(create_dataset, "open_image", open_and_note)
+    flags = ["--dataset_path", str(pictures)]
+    assert script(*flags) == 0
+    assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]
+    opened.clear()
+    (pictures.parent / "8.png").write_bytes((pictures.parent / "9.png").read_bytes()[:-500])
+    (pictures.parent / "6.png").unlink()
+    assert script(*flags, "--from_journal") == 3
+    assert opened == ["8.png"]  # another file than before; that of 6 is not there
+    assert script(*flags, "--from_journal") == 3
+    assert opened == ["8.png"]
+    # All of them boxed: what is known of images is no response. Then what has a response can be read.
+    assert script(*flags, "--sft_share", "1.0") == 3
+    assert len(asked) == 5 + 3
+    assert script(*flags) == 3
+    assert opened == ["8.png"]
 
 
 def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
@@ -330,6 +371,15 @@ def test_a_mixture(script, asked, tmp_path, tiny_world):
     assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 0}
     assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
     assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
+
+
+def test_rows_without_references_are_counted_by_source_and_named(caplog):
+    ids, sources = ["a/1", "a/2", "b/1", "b/2", "b/3"], ["a", "a", "b", "b", "b"]
+    answers = [["yes"], [], [], ["no"], []]
+    rows = Dataset.from_dict({"question_id": ids, "source": sources, "answers": answers})
+    assert create_dataset.with_references(rows)["question_id"][:] == ["a/1", "b/2"]
+    assert "no references, left out of the GRPO part: {'a': 1, 'b': 2} (a/2, b/1, b/3)" in caplog.text
+    assert create_dataset.with_references(None) is None
 
 
 def test_saved_sets_are_no_larger_than_their_sources(script, asked, tmp_path, tiny_world):
@@ -386,14 +436,15 @@ def test_report_and_card_lie_beside_the_rows(script, asked, tmp_path):
 
 @pytest.mark.slow
 def test_accelerate_launch_splits_the_rows(script, tmp_path, tiny_world, tiny_qwen):
-    assert script() == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--max_new_tokens", "8"]
-    argv = [*launch, REPO / "create_dataset.py", *flags, "--output_path", tmp_path / "two"]
-    done = subprocess.run(
-        list(map(str, argv)), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPO
-    )
+    assert script("--max_new_tokens", "32") == 0
+    flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--max_new_tokens", "32", "--batch_size", "1"]
+    argv = ["create_dataset.py", *flags, "--output_path", tmp_path / "two"]
+    journals = [tmp_path / f"two{name}.journal.jsonl" for name in ("", ".rank1")]
+    kill_launch(argv, journals, rows=1)
+    kept = [journal.read_text().count("\n") - 1 for journal in journals]
+    done = launch_script(argv)
     assert done.returncode == 0, done.stderr
+    assert f"{sum(kept)} of 12 responses are in" in done.stderr  # those of both processes
     assert "6/6" in done.stderr  # the first process's half of the 12 rows
     for part in ("sft", "grpo"):
         assert content(tmp_path / f"two_{part}") == content(tmp_path / f"made_{part}")
