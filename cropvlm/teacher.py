@@ -18,7 +18,7 @@ from cropvlm.boxes import (
     GROWTH,
     Bbox,
     area_cut_points,
-    area_multiplier,
+    area_fifth,
     expand_bbox,
     parse_teacher_bbox,
     rescale_bbox,
@@ -195,6 +195,6 @@ def grow(records: list[dict], growth: Sequence[float] = GROWTH) -> tuple[list[Gr
     cut_points = area_cut_points(areas)
     grown = []
     for (kind, bbox_px, size), area in zip(boxes, areas, strict=True):
-        fifth = area_multiplier(area, cut_points, growth=range(5))
+        fifth = area_fifth(area, cut_points)
         grown.append(GrownBox(kind, bbox_px, size, area, fifth, expand_bbox(bbox_px, *size, growth[fifth])))
     return grown, cut_points
