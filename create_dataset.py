@@ -9,11 +9,11 @@ The second makes a mixture, with shares and caps. Beside the rows of the SFT par
 `teacher_report.png` and the card. On several GPUs: accelerate launch create_dataset.py ...
 
 Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the same command goes on after an
-interruption. `--from_journal` grows and saves again without the teacher, with other `--growth` for instance. With
---api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher (--api_base: vLLM, SGLang);
---min_pixels and --max_pixels must then lie within the server's own bounds.
-Exit code 3: complete, but for rows whose image could not be read or was rejected by the server; they are named.
-Under accelerate launch that is 1, with a traceback of the launcher's own (ChildFailedError), as is 2, a mistake.
+interruption, and asks again for what a server rejected. `--from_journal` grows and saves again without the teacher,
+with other `--growth` for instance. With --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher
+(--api_base: vLLM, SGLang); --min_pixels and --max_pixels must then lie within the server's own bounds.
+Exit code 3: complete, but for rows whose image could not be read or was rejected by the server; they are named. Under
+`accelerate launch` exit codes 2 and 3 both become 1, and accelerate's own exception follows what is said here.
 
 Differences from the released experiment: the teacher answers in batches; its boxes are mapped back from the image
 as it saw it to the original before they grow; rows without references are left out of the GRPO part.
@@ -42,7 +42,7 @@ from cropvlm.predictions import Journal
 from cropvlm.remote import add_api_flags, server_of
 from cropvlm.responses import assist, collect, teacher_settings
 from cropvlm.runs import batch_size, positive, rank, start_logging, whole_number
-from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow
+from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow, measure
 from cropvlm.teacher_report import draw_report, summarise, write_card
 
 logger = logging.getLogger("cropvlm.create_dataset")
@@ -105,19 +105,30 @@ def with_references(rows: Dataset | None) -> Dataset | None:
     return keep(rows, kept, "no references, left out of the GRPO part")
 
 
-def with_readable_images(rows: Dataset) -> Dataset:
-    """The GRPO part's rows whose image can be decoded: training would stop at another, hours from now."""
+def with_readable_images(rows: Dataset, journal: Journal) -> Dataset:
+    """The GRPO part's rows whose image can be decoded: training would stop at another, hours from now.
 
-    def is_readable(i: int) -> bool:
+    What was found is kept in the journal, beside the teacher's responses, so that no image is decoded at every run.
+    """
+
+    def is_known(record: dict) -> bool:
+        kept = journal.rows.get(record["question_id"], {})
+        return "error" in record or (kept.get("key") == record["key"] and not kept.get("rejected"))
+
+    def decode(i: int) -> dict:
         try:
             open_image(rows[i]["image"])
-        except UnreadableImage:
-            return False
-        return True
+        except UnreadableImage as error:
+            return measured[i] | {"error": str(error)}
+        return measured[i] | {"readable": True}
 
+    measured = measure(rows)
+    unknown = [i for i, record in enumerate(measured) if not is_known(record)]
     with ThreadPoolExecutor(max_workers=4) as threads:  # few: a scan of 100 megapixels takes 300 MB
-        checks = tqdm(threads.map(is_readable, range(len(rows))), total=len(rows), unit="row", desc="GRPO images")
-        kept = [i for i, good in enumerate(checks) if good]
+        for record in tqdm(threads.map(decode, unknown), total=len(unknown), unit="row", desc="GRPO images"):
+            journal.append([record])
+    records = [record if "error" in record else journal.rows[record["question_id"]] for record in measured]
+    kept = [i for i, record in enumerate(records) if "error" not in record]
     if not kept:
         raise UserError(f"none of the {len(rows)} images of the GRPO part can be read; check the data set")
     return keep(rows, kept, "unreadable images, left out of the GRPO part")
@@ -210,8 +221,6 @@ def main() -> int:
     start_logging(args)
     set_seed(SEED)
     folders = output_folders(args)
-    if args.push_to_hub and rank() == 0:
-        prepare_repository(args.push_to_hub)
     sft_rows, rest = halve(load_sources(args.dataset_path, args.split, args.max_samples), args.sft_share)
     grpo_rows = with_references(rest)
     if rank() > 0:
@@ -219,11 +228,13 @@ def main() -> int:
         return 0
     settings = teacher_settings(args)
     with Journal(args.output_path, settings) as journal:
+        if args.push_to_hub:
+            prepare_repository(args.push_to_hub)
         records = collect(args, journal, sft_rows)
         boxed_rows, boxes, report = add_boxes(sft_rows, records, args.growth)
         parts = {"sft": boxed_rows}
         if grpo_rows is not None:
-            parts["grpo"] = with_readable_images(grpo_rows)
+            parts["grpo"] = with_readable_images(grpo_rows, journal)
             unreadable = len(grpo_rows) - len(parts["grpo"])
             without_references = len(rest) - len(grpo_rows)
             report["left_out_of_grpo"] = {"no references": without_references, "unreadable images": unreadable}

@@ -154,12 +154,9 @@ def area_cut_points(areas: Sequence[float]) -> tuple[float, float, float, float]
     return c1, c2, c3, c4
 
 
-def area_multiplier(area: float, cut_points: Sequence[float], growth: Sequence[float] = GROWTH) -> float:
-    """Return what the area of a box grows by: `growth[i]` below the i-th cut point, `growth[-1]` from the last on."""
-    for cut_point, multiplier in zip(cut_points, growth, strict=False):
-        if area < cut_point:
-            return multiplier
-    return growth[-1]
+def area_fifth(area: float, cut_points: Sequence[float]) -> int:
+    """Return the fifth that the area of a box lies in: 0 below the first cut point to 4 from the last on."""
+    return sum(area >= cut_point for cut_point in cut_points)
 
 
 def expand_bbox(bbox_px: Sequence[float], width: int, height: int, area_multiplier: float) -> tuple[int, int, int, int]:

@@ -76,6 +76,19 @@ def image_size(source: Any) -> tuple[int, int]:
         raise _unreadable(error) from error
 
 
+def encoded_image(source: dict[str, Any] | None) -> bytes:
+    """The file of an image as `datasets.Image(decode=False)` yields it, bytes or path; empty if there is none to read.
+
+    >>> encoded_image({"bytes": b"GIF89a", "path": "a.gif"})
+    b'GIF89a'
+    """
+    source = source or {}
+    if not source.get("bytes") and source.get("path"):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a path with a zero byte
+            return Path(source["path"]).read_bytes()
+    return source.get("bytes") or b""
+
+
 def _unreadable(error: Exception) -> UnreadableImage:
     # Pillow's words for an unknown format hold a memory address, which no report should.
     reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)

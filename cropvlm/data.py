@@ -21,6 +21,8 @@ from huggingface_hub.errors import HTTPError
 
 from cropvlm.cli import UserError
 
+logger = logging.getLogger(__name__)
+
 NEEDED = ("image", "question", "question_id")
 LETTERS = ("A", "B", "C", "D")
 ROW_NUMBER = "row number"
@@ -131,7 +133,7 @@ def load_rows(
         max_samples: the first so many rows; None takes all.
         dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known hub id or the
             columns tell.
-        default_split: the split to take where none is asked for and the data set has it.
+        default_split: the split to take where none is asked for and the data set has it; a warning says if not.
         need: columns of the schema that the caller uses; without `image` that column stays as published.
 
     Returns: a `Dataset`, memory-mapped; iterating over it holds one row at a time.
@@ -205,20 +207,24 @@ def _load_raw(
     source, config = _location(dataset_path)
     wanted = [default_split, known.split if known else None]
     if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
-        raw = _from_disk(source, split, wanted)
+        raw, chosen = _from_disk(source, split, wanted)
     else:
-        raw = _from_repository(source, config, known, split, wanted)
+        raw, chosen = _from_repository(source, config, known, split, wanted)
     if len(raw) == 0:
         raise UserError(f"{dataset_path} has no rows (split {raw.split})")
+    if default_split and not split and chosen not in (None, default_split):
+        logger.warning("%s has no split %s: its rows are of %s", dataset_path, default_split, chosen)
     return raw, known or _by_columns(raw.column_names), source
 
 
-def _from_disk(source: str, split: str | None, wanted: list[str | None]) -> datasets.Dataset:
+def _from_disk(source: str, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
+    """The rows and the name of their split, None where none is kept."""
     folder = Path(source)
     try:
         if (folder / "dataset_dict.json").is_file():
             there = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-            return datasets.load_from_disk(str(folder / _choose_split(source, split, wanted, there)))
+            split = _choose_split(source, split, wanted, there)
+            return datasets.load_from_disk(str(folder / split)), split
         saved = datasets.load_from_disk(source)
     except UserError:
         raise
@@ -228,17 +234,17 @@ def _from_disk(source: str, split: str | None, wanted: list[str | None]) -> data
         raise UserError(f"{source} is no readable data set ({_one_line(error)}); save it again") from error
     if split and str(saved.split) != split:
         raise UserError(f"{source} has no splits, {split!r} was asked for; leave the split out")
-    return saved
+    return saved, None if saved.split is None else str(saved.split)
 
 
 def _from_repository(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
-) -> datasets.Dataset:
-    """Load from the hub, or from a folder with a copy of a hub repository."""
+) -> tuple[datasets.Dataset, str]:
+    """Load from the hub, or from a folder with a copy of a hub repository: the rows and the name of their split."""
     looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
     if not Path(source).is_dir() and (looks_local or Path(source).exists()):
         raise UserError(f"no data set at {source}: no such folder")
-    files = known.data_files if known else {}
+    files = _unlisted_files(source, config, known)
     with _hub_errors(source):
         if known and known.config and not config and known.config in datasets.get_dataset_config_names(source):
             config = known.config
@@ -247,8 +253,18 @@ def _from_repository(
             there = [*datasets.get_dataset_split_names(source, config), *files]
             split = _choose_split(source, split, wanted, there)
         if split in files:
-            return datasets.load_dataset(source, data_files={split: files[split]}, split=split)
-        return datasets.load_dataset(source, config, split=split)
+            return datasets.load_dataset(source, data_files={split: files[split]}, split=split), split
+        return datasets.load_dataset(source, config, split=split), split
+
+
+def _unlisted_files(source: str, config: str | None, known: Benchmark | None) -> dict[str, str]:
+    """Split -> files, of splits that the card does not list. A folder with a copy need not hold them all."""
+    if not Path(source).is_dir():
+        return dict(known.data_files) if known else {}
+    copied = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
+    files = copied.data_files if copied else {}
+    # The split that a benchmark is scored on is read from these files or not at all: V*'s others inflate the score.
+    return {split: glob for split, glob in files.items() if split == copied.split or any(Path(source).glob(glob))}
 
 
 @contextmanager

@@ -10,23 +10,24 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from cropvlm.cli import UserError
 from cropvlm.data import BENCHMARKS
 
+UNKNOWN_LICENCE = "see the source"
 HUB_ERRORS = (OSError, ValueError, HTTPError, LocalTokenNotFoundError)
 
 
 def licence(dataset_path: str) -> str:
-    """The licence that a data set's page on the hub declares; where to look if none is to be had from there."""
+    """The licence that a data set's page on the hub declares, several with commas; `UNKNOWN_LICENCE` if it does not."""
     known = BENCHMARKS.get(dataset_path)
     hub_id = known.hub_id if known else dataset_path.split(":")[0]
     if not Path(dataset_path).exists():
         with contextlib.suppress(*HUB_ERRORS):
             card = HfApi().dataset_info(hub_id, timeout=10).card_data
-            if card and card.get("license"):
-                return str(card["license"])
-    return "see the source"
+            if card and (declared := card.get("license")):
+                return declared if isinstance(declared, str) else ", ".join(declared)
+    return UNKNOWN_LICENCE
 
 
 def prepare_repository(repo: str) -> None:
-    """Create the data set repository, private, if it is not there: before hours of work, not after.
+    """Create the data set repository, private, if it is not there: before hours of the teacher's work, not after.
 
     Raises `UserError` if it cannot be written to.
     """

@@ -1,7 +1,7 @@
 """A training mixture: several data sets in one schema, ids that stay unique, each source halved for SFT and GRPO."""
 
-from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from datasets import Dataset, Image, List, Value, concatenate_datasets
@@ -68,9 +68,11 @@ def load_sources(entries: list[str], split: str | None = None, max_samples: int 
     max_samples: the first so many rows of each. Raises `UserError` for two sources of one name, and as `load_rows`.
     """
     sources = [parse_source(entry) for entry in entries]
-    names = Counter(source.name for source in sources)
-    if doubled := [name for name, count in names.items() if count > 1]:
-        raise UserError(f"{doubled[0]} is given twice in --dataset_path; ids would collide, name each source once")
+    for one, other in combinations(sources, 2):
+        if Path(one.path) == Path(other.path):
+            raise UserError(f"{one.path} is given twice in --dataset_path; name each source once")
+        if one.name == other.name:
+            raise UserError(f"{one.path} and {other.path} are both called {one.name}, so ids could collide; rename one")
     loaded = [load_source(source, split, max_samples) for source in sources]
     return loaded if len(loaded) == 1 else [_in_schema(rows) for rows in loaded]
 

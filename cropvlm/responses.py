@@ -7,7 +7,9 @@ its own, at the end or, after an interruption, when the next run begins.
 import argparse
 import json
 import logging
+from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset
@@ -18,7 +20,7 @@ from cropvlm.generation import generate_rows
 from cropvlm.modeling import device_and_dtype, load_model, load_processor
 from cropvlm.predictions import Journal
 from cropvlm.prompts import teacher_messages
-from cropvlm.remote import answer_rows, server_of
+from cropvlm.remote import MOST_REJECTED, answer_rows, server_of
 from cropvlm.runs import Outcomes, device_index, exchange, fingerprint, num_processes, rank, worker_count
 from cropvlm.teacher import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
 
@@ -47,13 +49,15 @@ def teacher_settings(args: argparse.Namespace) -> dict:
 def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[dict]:
     """The record (see `teacher.outline`) of every row, in order. The first process calls it, the others `assist`.
 
-    Only rows that the journal lacks, or holds for another image or question of that id, are asked for.
-    Raises `UserError` with `--from_journal` if there are any.
+    Only rows that the journal lacks, or holds for another image or question of that id, are asked for; without
+    `--from_journal` those as well that a server rejected. A row whose image is found unreadable now is a row with an
+    error, whatever the journal holds.
+    Raises `UserError` with `--from_journal` if there are any to ask for.
     """
     _take_over(args, journal)
     known = exchange(list(journal.rows.values()))
     measured = exchange(measure(_share(rows)))
-    missing = _missing(measured, known)
+    missing = _missing(args, measured, known)
     if args.from_journal and missing:
         raise UserError(
             f"{journal.path} has no response to {len(missing)} of {len(rows)} rows, {missing[0]['question_id']!r} "
@@ -64,14 +68,15 @@ def collect(args: argparse.Namespace, journal: Journal, rows: Dataset) -> list[d
         _ask(args, journal, rows, measured, known)
         exchange([])  # waits until the others have let go of their journals
         _take_over(args, journal)
-    return [journal.rows[question_id] for question_id in rows["question_id"]]
+    records = journal.rows | {record["question_id"]: record for record in measured if "error" in record}
+    return [records[question_id] for question_id in rows["question_id"]]
 
 
 def assist(args: argparse.Namespace, rows: Dataset) -> None:
     """What every process but the first does: ask for its share, and leave its journal to the first."""
     known = exchange([])
     measured = exchange(measure(_share(rows)))
-    if _missing(measured, known) and not args.from_journal:
+    if _missing(args, measured, known) and not args.from_journal:
         with Journal(f"{args.output_path}.rank{rank()}", teacher_settings(args)) as journal:
             _ask(args, journal, rows, measured, known)
         exchange([])
@@ -82,12 +87,14 @@ def _ask(args: argparse.Namespace, journal: Journal, rows: Dataset, measured: li
     rows = _share(rows)
     by_id = {record["question_id"]: record for record in measured}
     measured = [by_id[question_id] for question_id in rows["question_id"]]
-    missing = {record["question_id"] for record in _missing(measured, known)}
+    missing = {record["question_id"] for record in _missing(args, measured, known)}
     if not missing:
         return
+    rejected = {record["question_id"] for record in known if record.get("rejected")} & missing
     done = [i for i, record in enumerate(measured) if record["question_id"] not in missing]
+    again = [i for i, record in enumerate(measured) if record["question_id"] in rejected]
     prompts = TeacherPrompts(rows, measured)
-    outcomes, budget = _ask_server(args, prompts, done) if args.api_model else _ask_model(args, prompts, done)
+    outcomes, budget = _ask_server(args, prompts, done, again) if args.api_model else _ask_model(args, prompts, done)
     records = outline(outcomes, measured, budget)
     progress = {"total": len(rows), "initial": len(done), "unit": "row", "desc": "teacher", "smoothing": 0.05}
     for record in tqdm(records, **progress, disable=rank() > 0):
@@ -106,18 +113,37 @@ def _ask_model(args: argparse.Namespace, prompts: TeacherPrompts, done: list[int
     return generate_rows(model, processor, prompts, done=done, **options), budget
 
 
-def _ask_server(args: argparse.Namespace, prompts: TeacherPrompts, done: list[int]) -> tuple[Outcomes, PixelBudget]:
-    """What a server's Qwen2.5-VL says. It gets images at a size that it keeps, so that its boxes can be mapped back."""
+def _ask_server(
+    args: argparse.Namespace, prompts: TeacherPrompts, done: list[int], again: list[int]
+) -> tuple[Outcomes, PixelBudget]:
+    """What a server's Qwen2.5-VL says. It gets images at a size that it keeps, so that its boxes can be mapped back.
+
+    again: rows that it rejected before. They come last and in small groups: more rejections in a row than a group has
+    would be taken for a fault of the server.
+    """
     own = PixelBudget()
     budget = PixelBudget(args.min_pixels or own.min_pixels, args.max_pixels or own.max_pixels).checked()
     resize = partial(resize_for_teacher, budget=budget)
-    return answer_rows(server_of(args), prompts, resize, done), budget
+
+    def ask(wanted: Iterable[int]) -> Outcomes:
+        return answer_rows(server_of(args), prompts, resize, everything.difference(wanted))
+
+    everything = set(range(len(prompts)))
+    groups = [again[start : start + MOST_REJECTED] for start in range(0, len(again), MOST_REJECTED)]
+    return chain.from_iterable(map(ask, [everything.difference(done, again), *groups])), budget
 
 
-def _missing(measured: list[dict], known: list[dict]) -> list[dict]:
-    """The measured rows to which no response is known; one to another image or question does not count."""
-    keys = {record["question_id"]: record["key"] for record in known}
-    return [record for record in measured if keys.get(record["question_id"]) != record["key"]]
+def _missing(args: argparse.Namespace, measured: list[dict], known: list[dict]) -> list[dict]:
+    """The measured rows, with a readable image, to which no response is known.
+
+    One to another image or question of that id does not count, nor, without `--from_journal`, a rejection.
+    """
+
+    def is_answered(record: dict) -> bool:
+        return "teacher_response" in record or ("error" in record and (args.from_journal or not record.get("rejected")))
+
+    keys = {record["question_id"]: record["key"] for record in known if is_answered(record)}
+    return [record for record in measured if "error" not in record and keys.get(record["question_id"]) != record["key"]]
 
 
 def _take_over(args: argparse.Namespace, journal: Journal) -> None:

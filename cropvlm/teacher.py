@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from cropvlm.boxes import (
     GROWTH,
     Bbox,
     area_cut_points,
-    area_multiplier,
+    area_fifth,
     expand_bbox,
     parse_teacher_bbox,
     rescale_bbox,
     unreadable_kind,
 )
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, image_size, open_image
+from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
 from cropvlm.encoding import Prompt, widen_strip
 from cropvlm.prompts import teacher_messages
 from cropvlm.runs import rank
@@ -51,11 +51,15 @@ class PixelBudget(NamedTuple):
 
 
 def pixel_budget(processor: ProcessorMixin, path: str) -> PixelBudget:
-    """The budget of a processor. Raises `UserError` unless it resizes as Qwen2.5-VL: boxes could not be mapped."""
-    settings = processor.image_processor
-    if not hasattr(settings, "merge_size"):
+    """The budget of a processor.
+
+    Raises `UserError` unless it is Qwen2.5-VL's: boxes could not be mapped. Qwen2-VL and Qwen3-VL resize images alike,
+    but write boxes from 0 to 1000.
+    """
+    if not isinstance(processor, Qwen2_5_VLProcessor):
         kind = type(processor).__name__
-        raise UserError(f"{path}: {kind} is no teacher that writes boxes in pixels; give a Qwen2.5-VL")
+        raise UserError(f"{path}: {kind} is of no teacher that writes boxes in pixels it sees; give a Qwen2.5-VL")
+    settings = processor.image_processor
     factor = settings.patch_size * settings.merge_size
     return PixelBudget(settings.size["shortest_edge"], settings.size["longest_edge"], factor).checked()
 
@@ -101,14 +105,13 @@ def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, 
 def measure(rows: Any) -> list[dict]:
     """What is known of each row before the teacher sees it: `question_id`, `key`, and `size`, or `error`.
 
-    The key is a checksum of image and question: a response kept under it is one to this very row. The size (width,
-    height) is read from the image's header; the error says why there is none.
+    The key is a checksum of the image's file and the question: a response kept under it is one to this very row. The
+    size (width, height) is read from the image's header; the error says why there is none.
     """
     measured = []
     columns = rows.select_columns(["image", "question", "question_id"])
     for row in tqdm(columns, unit="row", desc="image sizes", disable=rank() > 0):
-        image = row["image"] or {}
-        encoded = image.get("bytes") or str(image.get("path")).encode()
+        encoded = encoded_image(row["image"])
         known = {"question_id": row["question_id"], "key": zlib.crc32(row["question"].encode(), zlib.crc32(encoded))}
         try:
             known["size"] = list(image_size(row["image"]))
@@ -147,12 +150,15 @@ def outline(
 
     outcomes: (row index, its text or why there is none), as `generate_rows` or `remote.answer_rows` yield them for
     `TeacherPrompts`. budget: of the teacher that was asked. A record is what was measured, with `teacher_response` and
-    `seen_size` (width and height of the image as the teacher saw it), or with `error`.
+    `seen_size` (width and height of the image as the teacher saw it), or with `error`; `rejected` where that is no
+    unreadable image, but a server's refusal to take the request, which another time may go well.
     """
     for i, texts in outcomes:
         text = texts if isinstance(texts, ValueError) else texts[0]
-        if isinstance(text, ValueError):
+        if isinstance(text, UnreadableImage):
             yield measured[i] | {"error": str(text)}
+        elif isinstance(text, ValueError):
+            yield measured[i] | {"error": str(text), "rejected": True}
         else:
             seen_size = list(teacher_size(measured[i]["size"], budget))
             yield measured[i] | {"seen_size": seen_size, "teacher_response": text}
@@ -190,6 +196,6 @@ def grow(records: list[dict], growth: Sequence[float] = GROWTH) -> tuple[list[Gr
     cut_points = area_cut_points(areas)
     grown = []
     for (kind, bbox_px, size), area in zip(boxes, areas, strict=True):
-        fifth = area_multiplier(area, cut_points, growth=range(5))
+        fifth = area_fifth(area, cut_points)
         grown.append(GrownBox(kind, bbox_px, size, area, fifth, expand_bbox(bbox_px, *size, growth[fifth])))
     return grown, cut_points

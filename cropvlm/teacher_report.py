@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cropvlm.boxes import area_cut_points, bbox_area_pct, pct_to_px
 from cropvlm.crops import open_image
+from cropvlm.hub import UNKNOWN_LICENCE
 from cropvlm.teacher import GrownBox
 
 SHEET_COLUMNS, SHEET_ROWS, TILE = 6, 4, 240  # 24 boxes, pixels a side
@@ -142,6 +143,8 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
     return "\n".join(
         [
             "---",
+            "license:",
+            *[f"- {name}" for name in _licences(sources)],
             "task_categories:",
             "- visual-question-answering",
             "tags:",
@@ -171,6 +174,12 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
             "",
         ]
     )
+
+
+def _licences(sources: list[dict]) -> list[str]:
+    """The licences of all sources as the hub names them, each once: `other` for what is unknown."""
+    named = [s["licence"].replace(UNKNOWN_LICENCE, "other").split(", ") for s in sources]
+    return list(dict.fromkeys(name for names in named for name in names))
 
 
 def _public(path: str) -> str:

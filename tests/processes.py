@@ -24,10 +24,27 @@ def kill_script(argv: list, journal: Path, rows: int) -> None:
     process.wait()
 
 
+# Two processes. Without --multi_gpu and a GPU it would start only one; port 0 is any that is free.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--main_process_port", "0"]
+
+
 def launch_script(argv: list) -> subprocess.CompletedProcess:
-    """Run a script as two processes of `accelerate launch`. Without --multi_gpu and a GPU it would start only one."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    """Run a script as two processes of `accelerate launch`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*launch, *map(str, argv)], capture_output=True, text=True, env=environment, cwd=REPO, check=False
+        [*LAUNCH, *map(str, argv)], capture_output=True, text=True, env=environment, cwd=REPO, check=False
     )
+
+
+def kill_launch(argv: list, journals: list[Path], rows: int) -> None:
+    """Launch a script and end all its processes by SIGKILL once each of their journals holds so many rows."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*LAUNCH, *map(str, argv)], stderr=subprocess.DEVNULL, env=environment, cwd=REPO)
+    while not all(journal.exists() and journal.read_text().count("\n") > rows for journal in journals):
+        assert process.poll() is None, "it was done before it could be killed"
+        time.sleep(0.01)
+    children = [file.read_text() for file in Path(f"/proc/{process.pid}/task").glob("*/children")]
+    for pid in (process.pid, *map(int, " ".join(children).split())):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()

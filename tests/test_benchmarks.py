@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ still fit the code that they measure."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -37,6 +38,30 @@ def test_generation_speed_says_that_both_ways_write_the_same(monkeypatch, capsys
     # 0.9 in the connector: 2 * 19.8 / 3 = 13.2, and some 0.7 for a prompt and 3 tokens.
     gflop = [float(line.split()[0]) for line in lines if " GFLOP a row; " in line]
     assert gflop[0] == pytest.approx(13.9, rel=0.1)
+
+
+@pytest.mark.slow
+def test_teacher_speed_says_that_both_ways_write_the_same(monkeypatch, capsys):
+    import teacher_speed
+
+    flags = "--rows 4 --single_rows 3 --new_tokens 3"
+    monkeypatch.setattr(sys, "argv", ["teacher_speed.py", *flags.split()])
+    teacher_speed.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "same text in 3 of 3 rows"
+    assert lines[1].endswith("rows/s (3 rows)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["", "--real_budget --num_workers 2"])
+def test_teacher_memory_runs_to_the_end(monkeypatch, capsys, tmp_path, flags):
+    import teacher_memory
+
+    monkeypatch.setattr(sys, "argv", ["teacher_memory.py", "--rows", "4", "--folder", str(tmp_path), *flags.split()])
+    teacher_memory.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("4 rows of 1 megapixel, exit code 0, ")
+    assert float(re.search(r"own memory: ([\d.]+) GiB", lines[1])[1]) > 0.1
 
 
 def test_rows_in_a_journal(tmp_path):

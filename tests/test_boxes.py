@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cropvlm.boxes import (
     GROWTH,
     area_cut_points,
-    area_multiplier,
+    area_fifth,
     bbox_area_pct,
     bbox_iou,
     expand_bbox,
@@ -288,7 +288,6 @@ def test_area_cut_points_need_areas():
         area_cut_points([])
 
 
-def test_area_multiplier_is_chosen_below_each_cut_point():
-    cut_points = (2, 4, 7, 9)
-    assert [area_multiplier(area, cut_points) for area in range(12)] == [45, 45, 10, 10, 4, 4, 4, 2, 2, 1, 1, 1]
-    assert area_multiplier(3, cut_points, growth=(9, 8, 7, 6, 5)) == 8
+def test_a_fifth_begins_at_its_cut_point():
+    assert [area_fifth(area, (2, 4, 7, 9)) for area in range(12)] == [0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4]
+    assert [area_fifth(area, (2, 2, 2, 9)) for area in range(4)] == [0, 0, 3, 3]

@@ -1,25 +1,21 @@
 """create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
-from fake_server import open_url
+from fake_server import error, open_url
 from PIL import Image as PILImage
+from processes import kill_launch, kill_script, launch_script, run_script
 
 import create_dataset
-from cropvlm import responses
+from cropvlm import remote, responses
 from cropvlm.cli import run
 from cropvlm.teacher import PixelBudget
 
-REPO = Path(__file__).resolve().parents[1]
 # Responses of five rows whose images are 1000x1000 and seen so, and their boxes as METHOD grows them. Areas 0.001,
 # 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.
 RESPONSES = [
@@ -139,26 +135,46 @@ def test_a_run_again_needs_no_teacher(script, asked, tmp_path):
     assert content(tmp_path / "made_sft") == before
 
 
+# create_dataset.py, which writes the number of rows of every batch into the file named first.
+COUNTED = """
+import sys
+from pathlib import Path
+import create_dataset
+from cropvlm import cli, generation
+batches, generate = Path(sys.argv.pop(1)), generation._generate_batch
+def note_and_generate(model, processor, items, config):
+    with batches.open("a") as file:
+        print(len(items), file=file)
+    return generate(model, processor, items, config)
+generation._generate_batch = note_and_generate
+cli.run(create_dataset.main)
+"""
+
+
 @pytest.mark.slow
 def test_sigkill_and_go_on(tmp_path, tiny_world, tiny_qwen):
-    def command(output) -> list[str]:
-        flags = {"--dataset_path": tiny_world, "--model_path": tiny_qwen, "--output_path": output}
-        flags |= {"--max_new_tokens": 32, "--batch_size": 1}
-        return [sys.executable, str(REPO / "create_dataset.py"), *[str(x) for item in flags.items() for x in item]]
+    def command(output) -> list:
+        flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--output_path", tmp_path / output]
+        return ["-c", COUNTED, tmp_path / f"{output}.batches", *flags, "--max_new_tokens", "32", "--batch_size", "4"]
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     journal = tmp_path / "made.journal.jsonl"
-    process = subprocess.Popen(command(tmp_path / "made"), env=environment, stderr=subprocess.DEVNULL)
-    while not journal.exists() or journal.read_text().count("\n") < 4:
-        time.sleep(0.02)
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_script(command("made"), journal, rows=5)  # in the second of three batches, or behind it
+    kept = journal.read_text()
     assert not (tmp_path / "made_sft").exists()
     for output in ("made", "undisturbed"):
-        subprocess.run(command(tmp_path / output), env=environment, check=True, capture_output=True)
+        run_script(command(output))
     for part in ("sft", "grpo"):
         assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
+    whole = kept[: kept.rindex("\n") + 1]
+    assert journal.read_text().startswith(whole)
+    assert sorted(journal.read_text().splitlines()) == sorted(
+        (tmp_path / "undisturbed.journal.jsonl").read_text().splitlines()
+    )
+    asked = {
+        name: sum(map(int, (tmp_path / f"{name}.batches").read_text().split())) for name in ("made", "undisturbed")
+    }
+    assert asked["undisturbed"] == 12
+    assert 12 <= asked["made"] <= 12 + 4  # over both runs: at most a batch twice
 
 
 def save_rows(folder: Path, rows: list[dict]) -> Path:
@@ -173,6 +189,38 @@ def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world
     kept = [row["question_id"] for row in content(tmp_path / "made_sft")]
     assert kept == [rows[i]["question_id"] for i in (0, 1, 3)]
     assert str(rows[2]["question_id"]) in caplog.text
+
+
+@pytest.fixture
+def pictures(tmp_path, tiny_world) -> Path:
+    """A saved data set of ten rows whose images are files beside it: 0.png to 9.png."""
+    rows = content(tiny_world / "train")[:10]
+    for i, row in enumerate(rows):
+        picture = tmp_path / f"{i}.png"
+        picture.write_bytes(row["image"]["bytes"])
+        row["image"] = str(picture)
+    Dataset.from_list(rows).save_to_disk(tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
+    assert script("--dataset_path", str(pictures)) == 0
+    everyone = list(asked)
+    asked.clear()
+    (pictures.parent / "3.png").write_bytes((pictures.parent / "9.png").read_bytes())
+    assert script("--dataset_path", str(pictures)) == 0
+    assert asked == [everyone[3]]
+
+
+def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictures, tmp_path, caplog):
+    assert script("--dataset_path", str(pictures)) == 0
+    before = content(tmp_path / "made_sft")
+    (tmp_path / "2.png").unlink()
+    assert script("--dataset_path", str(pictures), "--from_journal") == 3
+    assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
+        before[i]["question_id"] for i in (0, 1, 3, 4)
+    ]
+    assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
 
 
 def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
@@ -209,6 +257,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, m
     assert not list(tmp_path.glob("*made*"))
 
 
+def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(create_dataset, "prepare_repository", made.append)
+    monkeypatch.setattr(create_dataset, "push", lambda repo, folders: None)
+    assert script("--push_to_hub", "me/boxes", "--dataset_path", "no/such/folder") == 2
+    assert script("--push_to_hub", "me/boxes", "--from_journal") == 2
+    assert made == []
+    assert script("--push_to_hub", "me/boxes") == 0
+    assert made == ["me/boxes"]
+
+
 def test_another_teacher_does_not_mix_with_a_begun_journal(script, asked, tmp_path, capfd):
     assert script() == 0
     assert script("--max_pixels", "10000") == 2
@@ -236,7 +295,32 @@ def test_the_journal_holds_raw_responses(script, asked, tmp_path):
     assert script("--max_samples", "4") == 0
     header, *rows = map(json.loads, (tmp_path / "made.journal.jsonl").read_text().splitlines())
     assert header["settings"]["max_new_tokens"] == 8
-    assert [row["teacher_response"] for row in rows] == [text for text, _ in RESPONSES[:2]]
+    assert [row["teacher_response"] for row in rows[:2]] == [text for text, _ in RESPONSES[:2]]
+    assert [row["readable"] for row in rows[2:]] == [True, True]  # of the GRPO part
+
+
+def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
+    def open_and_note(source):
+        opened.append(Path(source["path"]).name)
+        return open_image(source)
+
+    opened, open_image = [], create_dataset.open_image
+    monkeypatch.setattr(create_dataset, "open_image", open_and_note)
+    flags = ["--dataset_path", str(pictures)]
+    assert script(*flags) == 0
+    assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]
+    opened.clear()
+    (pictures.parent / "8.png").write_bytes((pictures.parent / "9.png").read_bytes()[:-500])
+    (pictures.parent / "6.png").unlink()
+    assert script(*flags, "--from_journal") == 3
+    assert opened == ["8.png"]  # another file than before; that of 6 is not there
+    assert script(*flags, "--from_journal") == 3
+    assert opened == ["8.png"]
+    # All of them boxed: what is known of images is no response. Then what has a response can be read.
+    assert script(*flags, "--sft_share", "1.0") == 3
+    assert len(asked) == 5 + 3
+    assert script(*flags) == 3
+    assert opened == ["8.png"]
 
 
 def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
@@ -288,6 +372,15 @@ def test_a_mixture(script, asked, tmp_path, tiny_world):
     assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 0}
     assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
     assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
+
+
+def test_rows_without_references_are_counted_by_source_and_named(caplog):
+    ids, sources = ["a/1", "a/2", "b/1", "b/2", "b/3"], ["a", "a", "b", "b", "b"]
+    answers = [["yes"], [], [], ["no"], []]
+    rows = Dataset.from_dict({"question_id": ids, "source": sources, "answers": answers})
+    assert create_dataset.with_references(rows)["question_id"][:] == ["a/1", "b/2"]
+    assert "no references, left out of the GRPO part: {'a': 1, 'b': 2} (a/2, b/1, b/3)" in caplog.text
+    assert create_dataset.with_references(None) is None
 
 
 def test_saved_sets_are_no_larger_than_their_sources(script, asked, tmp_path, tiny_world):
@@ -344,14 +437,15 @@ def test_report_and_card_lie_beside_the_rows(script, asked, tmp_path):
 
 @pytest.mark.slow
 def test_accelerate_launch_splits_the_rows(script, tmp_path, tiny_world, tiny_qwen):
-    assert script() == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--max_new_tokens", "8"]
-    argv = [*launch, REPO / "create_dataset.py", *flags, "--output_path", tmp_path / "two"]
-    done = subprocess.run(
-        list(map(str, argv)), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPO
-    )
+    assert script("--max_new_tokens", "32") == 0
+    flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--max_new_tokens", "32", "--batch_size", "1"]
+    argv = ["create_dataset.py", *flags, "--output_path", tmp_path / "two"]
+    journals = [tmp_path / f"two{name}.journal.jsonl" for name in ("", ".rank1")]
+    kill_launch(argv, journals, rows=1)
+    kept = [journal.read_text().count("\n") - 1 for journal in journals]
+    done = launch_script(argv)
     assert done.returncode == 0, done.stderr
+    assert f"{sum(kept)} of 12 responses are in" in done.stderr  # those of both processes
     assert "6/6" in done.stderr  # the first process's half of the 12 rows
     for part in ("sft", "grpo"):
         assert content(tmp_path / f"two_{part}") == content(tmp_path / f"made_{part}")
@@ -368,6 +462,31 @@ def test_the_next_run_takes_over_what_other_processes_did(script, asked, tmp_pat
     assert script() == 0
     assert asked == everyone[10:]
     assert not list(tmp_path.glob("*rank*"))
+
+
+def test_what_a_server_rejected_is_asked_for_again(script, tmp_path, server, hurried, monkeypatch, tiny_world):
+    def react(text, times):
+        return error(413, "Too large") if any(question in text for question in too_large) else "[0, 0, 28, 28]"
+
+    monkeypatch.setattr(remote, "MOST_REJECTED", 2)
+    monkeypatch.setattr(responses, "MOST_REJECTED", 2)
+    rows = content(tiny_world / "train")
+    for i, row in enumerate(rows):
+        row["question"] = f"What is number {i}?"
+    # Not three in a row, which would be the server's fault.
+    too_large, server.react = {rows[i]["question"] for i in (1, 3, 5, 7, 9)}, react
+    flags = ["--api_base", server.url, "--api_model", "qwen", "--api_concurrency", "1"]
+    flags += ["--dataset_path", str(save_rows(tmp_path / "numbers", rows))]
+    assert script(*flags) == 3
+    assert script(*flags) == 3  # the five are asked for again, alone; still rejected
+    assert sum(server.asked.values()) == 12 + 5
+    assert script(*flags, "--from_journal") == 3
+    too_large.remove(rows[9]["question"])
+    assert script(*flags) == 3
+    assert sum(server.asked.values()) == 12 + 5 + 5
+    assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
+        rows[i]["question_id"] for i in (0, 2, 4, 6, 8, 9, 10, 11)
+    ]
 
 
 def test_a_server_is_the_teacher(script, tmp_path, server, hurried):

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import datasets
 import pytest
-from published import BLUE, IMAGE, IMAGES, RED, TEXT, hrbench, table, textvqa, write_copies
+from published import BLUE, IMAGE, IMAGES, RED, TEXT, hrbench, table, textvqa, write_copies, write_docvqa
 
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
 from cropvlm.data import BENCHMARKS, benchmark_for, dataset_name, load_rows, metric_for
 
+DOCVQA_TEST = "  - split: test\n    path: DocVQA/test-*\n"
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -182,6 +183,35 @@ def test_splits(copies):
     assert list(load_rows(copies / "splits", default_split="train")["question_id"]) == [34602, 34603]
     assert list(load_rows(copies / "splits", dataset="textvqa")["question_id"]) == [34603, 34602]
     assert list(load_rows(copies / "textvqa", default_split="train")["question_id"]) == [34602, 34603]
+
+
+@pytest.mark.parametrize("config", ["DocVQA", "InfographicVQA"])
+@pytest.mark.parametrize("named", [False, True])
+def test_training_rows_of_a_copy_whose_card_does_not_list_them(tmp_path, caplog, config, named):
+    path, dataset = f"{tmp_path}:{config}", {"DocVQA": "docvqa", "InfographicVQA": "infovqa"}[config]
+    source = {"dataset_path": tmp_path, "dataset": dataset} if named else {"dataset_path": path}
+    write_docvqa(tmp_path)
+    assert list(load_rows(**source, default_split="train")["question_id"]) == ["337", "338"]
+    assert caplog.text == ""
+    for file in tmp_path.glob("*/t*.parquet"):  # train and test
+        file.unlink()
+    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace(DOCVQA_TEST, ""))
+    rows = load_rows(**source, default_split="train")
+    assert list(rows["question_id"]) == (["49153", "24580"] if config == "DocVQA" else ["98313", "98314"])
+    assert "has no split train: its rows are of validation" in caplog.text
+
+
+def test_a_saved_set_of_another_split_is_said(tmp_path, caplog):
+    textvqa().to_parquet(tmp_path / "rows.parquet")
+    alone = datasets.load_dataset("parquet", data_files={"validation": str(tmp_path / "rows.parquet")})["validation"]
+    alone.save_to_disk(tmp_path / "alone")
+    datasets.DatasetDict(validation=textvqa()).save_to_disk(tmp_path / "dict")
+    for name in ("alone", "dict"):
+        load_rows(tmp_path / name, default_split="train")
+        assert f"{tmp_path}/{name} has no split train: its rows are of validation" in caplog.text
+    caplog.clear()
+    load_rows(tmp_path / "dict", "validation", default_split="train")  # asked for
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("max_samples", "rows"), [(1, 1), (2, 2), (9, 2), (None, 2)])

@@ -1,5 +1,7 @@
 """Sending the training sets to the hub, on a hub that is played here: what goes there, and what fails early."""
 
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 from huggingface_hub import DatasetCard
@@ -73,6 +75,13 @@ def test_new_repositories_are_private(monkeypatch):
     played = PlayedHub(monkeypatch)
     hub.prepare_repository("me/boxes")
     assert played.calls == [("create", "me/boxes", {"repo_type": "dataset", "private": True, "exist_ok": True})]
+
+
+@pytest.mark.parametrize(("declared", "expected"), [("mit", "mit"), (["mit", "cc-by-4.0"], "mit, cc-by-4.0")])
+def test_licence_on_the_hub(monkeypatch, declared, expected):
+    info = SimpleNamespace(card_data={"license": declared})
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda api, hub_id, timeout: info)
+    assert hub.licence("someone/set") == expected
 
 
 def test_licence_without_a_network(tmp_path):

@@ -1,66 +1,35 @@
 """Mixtures: the paper's four sources with their published columns, brought to one schema; shares, caps and halves."""
 
 import dataclasses
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Value, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image as PILImage
+from published import RED, docvqa, hrbench, infovqa, stvqa, textvqa
 
 from cropvlm import data
 from cropvlm.cli import UserError
 from cropvlm.mixture import Source, halve, load_sources, parse_source
 
-TEXT, TEXTS = Value("string"), List(Value("string"))
-
-
-def jpeg(number: int) -> dict:
-    file = BytesIO()
-    PILImage.new("RGB", (60 + number, 40), (10 * number, 0, 0)).save(file, "JPEG")
-    return {"bytes": file.getvalue(), "path": f"{number}.jpg"}
+TEXT = Value("string")
+# Of each source: two rows as published, and the column and values of the ids that more of them get.
+PUBLISHED = {
+    "textvqa": (textvqa, "question_id", Value("int32"), range),
+    "docvqa": (docvqa, "questionId", TEXT, lambda rows: [str(49153 + i) for i in range(rows)]),
+    "infovqa": (lambda: infovqa(answers=(None, ["5", "five"])), "questionId", TEXT, lambda rows: map(str, range(rows))),
+    "stvqa": (stvqa, None, None, None),
+}
 
 
 def published(name: str, rows: int) -> Dataset:
-    """A few rows with the columns and types of the published data set."""
-    images = [jpeg(i) for i in range(rows)]
-    questions = [f"What is number {i}?" for i in range(rows)]
-    answers = [[f"answer {i}"] * 10 for i in range(rows)]
-    columns = {
-        "textvqa": {
-            "image_id": (TEXT, [f"i{i}" for i in range(rows)]),
-            "question_id": (Value("int32"), list(range(rows))),
-            "question": (TEXT, questions),
-            "image": (Image(), images),
-            "answers": (TEXTS, answers),
-            "ocr_tokens": (TEXTS, [["OCR"]] * rows),
-        },
-        "docvqa": {
-            "questionId": (TEXT, [str(49153 + i) for i in range(rows)]),
-            "question": (TEXT, questions),
-            "question_types": (TEXTS, [["layout"]] * rows),
-            "image": (Image(), images),
-            "docId": (Value("int64"), list(range(rows))),
-            "answers": (TEXTS, answers),
-        },
-        "infovqa": {
-            "questionId": (TEXT, [str(i) for i in range(rows)]),
-            "question": (TEXT, questions),
-            "answers": (TEXTS, [None, *answers[1:]]),  # published so: the first has no references
-            "image": (Image(), images),
-            "ocr": (TEXT, ["{}"] * rows),
-        },
-        "stvqa": {
-            "path": (TEXT, [f"coco-text/{i}.jpg" for i in range(rows)]),
-            "question": (TEXT, questions),
-            "answer": (TEXTS, answers),
-            "image": (Image(), images),
-        },
-    }[name]
-    features = Features({key: feature for key, (feature, _) in columns.items()})
-    return Dataset.from_dict({key: values for key, (_, values) in columns.items()}, features=features)
+    """So many rows with the columns and types of the published data set. Of infovqa the first has no references."""
+    make_pair, column, feature, ids = PUBLISHED[name]
+    repeated = concatenate_datasets([make_pair()] * (rows // 2 + 1)).select(range(rows))
+    if column is None:
+        return repeated
+    return repeated.remove_columns(column).add_column(column, list(ids(rows)), feature=feature)
 
 
 @pytest.fixture
@@ -115,8 +84,8 @@ def test_the_four_published_schemas_become_one(four_sources):
         assert rows.features == sources[0].features
     assert [rows["question_id"][0] for rows in sources] == ["textvqa/0", "docvqa/49153", "infovqa/0", "stvqa/0"]
     assert [rows["source"][0] for rows in sources] == ["textvqa", "docvqa", "infovqa", "stvqa"]
-    assert sources[2]["answers"][:2] == [[], ["answer 1"] * 10]  # null references: an empty list
-    assert sources[3][2]["image"]["bytes"] == jpeg(2)["bytes"]
+    assert sources[2]["answers"][:2] == [[], ["5", "five"]]  # null references: an empty list
+    assert sources[3][2]["image"]["bytes"] == RED
 
 
 def test_shares_and_caps(four_sources):
@@ -142,11 +111,16 @@ def test_the_same_source_twice(four_sources):
         load_sources(["docvqa", "stvqa", "docvqa=2"])
 
 
+def test_two_folders_of_one_name(tmp_path):
+    folders = [str(tmp_path / parent / "boxes") for parent in ("a", "b")]
+    with pytest.raises(UserError, match=f"{folders[0]} and {folders[1]} are both called boxes.*; rename one"):
+        load_sources(folders)
+
+
 def test_images_that_are_text(tmp_path):
-    rows = published("textvqa", 2).remove_columns("image").add_column("image", ["QUJD", "QUJD"])
-    rows.save_to_disk(str(tmp_path / "text"))
-    with pytest.raises(UserError):
-        load_sources([str(tmp_path / "text"), str(tmp_path / "text")])
+    hrbench().save_to_disk(str(tmp_path / "text"))  # base64
+    with pytest.raises(UserError, match="keeps its images as"):
+        load_sources([str(tmp_path / "text")])
 
 
 def test_every_source_is_halved(four_sources):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import create_dataset
 from cropvlm.cli import UserError
 from cropvlm.data import BENCHMARKS
+from cropvlm.responses import teacher_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -133,6 +135,23 @@ def test_everything_of_note_is_in_the_tree():
     wanted = {str(path) for path in files} | rest - {f"{folder}/" for folder in folders}
     assert len(wanted) > 20
     assert sorted(wanted - tree().keys()) == []
+
+
+def test_training_sets_of_other_teachers_lie_elsewhere(monkeypatch):
+    """In one place the second command would refuse the journal of the first; --from_journal follows its own."""
+    kept, last = {}, None
+    for call in filter(None, map(python_call, commands())):
+        if call[0] != "create_dataset.py":
+            continue
+        monkeypatch.setattr(sys, "argv", call)
+        args = create_dataset.parse_args()
+        if args.from_journal:
+            assert args.output_path == last
+        else:
+            settings = teacher_settings(args)
+            assert kept.setdefault(args.output_path, settings) == settings, call
+        last = args.output_path
+    assert len(kept) > 2
 
 
 def test_the_links_and_paths_in_the_text_are_there():

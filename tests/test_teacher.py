@@ -8,6 +8,7 @@ from datasets import Image as DatasetImage
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Qwen2VLProcessor, Qwen2VLVideoProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from cropvlm.boxes import rescale_bbox
 from cropvlm.cli import UserError
@@ -187,6 +188,18 @@ def test_prompt_reaches_the_teacher(processor):
 def test_a_model_of_another_kind_is_no_teacher(tiny_smolvlm):
     with pytest.raises(UserError, match="give a Qwen2.5-VL"):
         pixel_budget(load_processor(str(tiny_smolvlm)), str(tiny_smolvlm))
+
+
+@pytest.mark.parametrize(
+    ("processor_class", "video_class"),
+    [(Qwen2VLProcessor, Qwen2VLVideoProcessor), (Qwen3VLProcessor, Qwen3VLVideoProcessor)],
+)
+def test_teachers_that_write_boxes_from_0_to_1000(processor, tmp_path, processor_class, video_class):
+    template = processor.chat_template
+    other = processor_class(processor.image_processor, processor.tokenizer, video_class(), chat_template=template)
+    other.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"{processor_class.__name__} is of no teacher .* give a Qwen2.5-VL"):
+        pixel_budget(load_processor(str(tmp_path)), str(tmp_path))
 
 
 def test_the_budget_of_the_real_processor(real_qwen):

@@ -1,6 +1,7 @@
 """The teacher's report: counts worked out by hand, the picture, the card."""
 
 import pytest
+from huggingface_hub import DatasetCard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,9 @@ def test_card():
     assert "Teacher: teacher (a local folder), greedy" in gone  # the card goes to the hub
     assert card.startswith("---\n")
     assert "| a | someone/a | cc-by-4.0 | 6 | 7 |" in card
+    licences = ["cc-by-4.0", "see the source", "mit, cc-by-4.0"]
+    mixed = write_card(report, SETTINGS, [sources[0] | {"licence": licence} for licence in licences])
+    assert DatasetCard(mixed).data.license == ["cc-by-4.0", "other", "mit"]
     assert "Teacher: Qwen/Qwen2.5-VL-7B-Instruct, greedy, at most 128 new tokens" in card
     assert "images of its own least to 1003520 pixels" in card
     assert "Cut points of relative area: 1.000%, 4.000%, 9.000%, 100.000%" in card
