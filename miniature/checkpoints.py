@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from cropvlm import prompts
-from miniature.world import COLORS, KINDS, QUESTIONS, WORDS
+from miniature.world import COLORS, KINDS, LEXICON, QUESTIONS
 
 TILE = 64  # pixels; the miniature's stand-in for SmolVLM's 512
 SMOLVLM_TEMPLATE = (
@@ -63,7 +63,7 @@ SMOLVLM_TILE_TAGS = ["<global-img>", *(f"<row_{i}_col_{j}>" for i in range(1, 7)
 def sentences() -> list[str]:
     """The sentences that the miniature's models read and write, for the tokenizer to learn from."""
     questions = [q.format(color=c, kind=k) for q in QUESTIONS for c in COLORS for k in KINDS]
-    words = [*WORDS, *COLORS, *KINDS, "unanswerable"]
+    words = [*LEXICON, *COLORS, *KINDS, "unanswerable"]
     places = [prompt.format(color=c, kind=k, question="") for prompt, _ in PLACE_LESSONS for c in COLORS for k in KINDS]
     places += 2 * [" 90 10.", " 12 34 56 78."] + [" (12, 34) (56, 78).", " 12, 34, 56, 78."]
     texts = [*places, *(f"Assistant: {word.capitalize()}." for word in words), *(f" {word}" for word in words)]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cropvlm import prompts
 from miniature.checkpoints import PLACE_LESSONS
 from miniature.families import FAMILIES
-from miniature.world import COLORS, WORDS, Placard, ask, draw_scene, fit_font
+from miniature.world import COLORS, LEXICON, Placard, ask, draw_scene, fit_font
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IGNORE = -100
@@ -27,7 +27,7 @@ PLACE_BINS = 20
 OFFSETS = ("from_x1", "from_y1", "from_x2", "from_y2")  # of a placard from the cell's corner, in sixths of a cell
 OFFSET_BINS = 30
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
-WORD_IDS = {word: i for i, word in enumerate(WORDS)}  # len(WORDS): a number
+WORD_IDS = {word: i for i, word in enumerate(LEXICON)}  # len(LEXICON): a number
 CROP_ZOOMS = ((0.95, 1.5), (1.4, 2.1), (1.9, 2.7))  # a crop's sides in sides of its placard
 # Share of the reading lessons whose crop is beside the placard. Without them a model is sure of whatever a crop shows,
 # and a box that just misses would be worth far less than none.
@@ -75,10 +75,15 @@ def draw_scenes(family: str, seed: int, count: int) -> list[Scene]:
         return list(tqdm(jobs, total=count, desc="scenes", mininterval=5))
 
 
+def draw_text(rng: random.Random) -> str:
+    """A word of the lexicon, or (one time in twelve) a number of two digits."""
+    return str(rng.randint(10, 99)) if rng.random() < 1 / 12 else rng.choice(LEXICON)
+
+
 def draw_pretraining_scene(family: str, seed: int, index: int) -> Scene:
     """One scene and, for a family that sees crops, a crop around each placard for each of CROP_ZOOMS."""
     rng = random.Random(f"pretraining-{seed}-{index}")
-    canvas, placards = draw_scene(rng)
+    canvas, placards = draw_scene(rng, draw_text)
     crops = [((0, 0, *canvas.size), 0.0, 0, False)]
     if FAMILIES[family].sees_crops:
         for i, placard in enumerate(placards):
@@ -195,7 +200,7 @@ def offset_labels(box: np.ndarray, rows: int, columns: int) -> list[np.ndarray]:
 
 def text_labels(text: str) -> dict[str, int]:
     if text.isdigit():
-        return {"word": len(WORDS), "tens": int(text[0]), "ones": int(text[1])}
+        return {"word": len(LEXICON), "tens": int(text[0]), "ones": int(text[1])}
     return {"word": WORD_IDS[text]}
 
 

@@ -48,7 +48,7 @@ from miniature.lessons import (
     draw_scenes,
     make_example,
 )
-from miniature.world import COLORS, WORDS
+from miniature.world import COLORS, LEXICON
 
 logger = logging.getLogger("miniature.pretrain")
 
@@ -83,7 +83,7 @@ def heads_of(family: SmolVLM) -> dict[str, tuple[int, float]]:
     """What is read from every patch: name -> (classes, weight of its loss)."""
     heads = {"color": (len(COLORS) + 1, 1.0)}
     if family.sees_crops:
-        heads |= {"character": (len(CHARACTERS) + 1, 4.0), "word": (len(WORDS) + 1, 1.0)}
+        heads |= {"character": (len(CHARACTERS) + 1, 4.0), "word": (len(LEXICON) + 1, 1.0)}
         heads |= {"tens": (10, 0.5), "ones": (10, 0.5)}
     if family.knows_places:
         return heads | dict.fromkeys(PLACES, (PLACE_BINS, 0.5))
