@@ -28,7 +28,7 @@ OFFSETS = ("from_x1", "from_y1", "from_x2", "from_y2")  # of a placard from the 
 OFFSET_BINS = 30
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
 WORD_IDS = {word: i for i, word in enumerate(LEXICON)}  # len(LEXICON): a number
-CROP_ZOOMS = ((0.95, 1.5), (1.4, 2.1), (1.9, 2.7))  # a crop's sides in sides of its placard
+CROP_ZOOMS = ((0.95, 1.5), (1.3, 2.2), (1.8, 3.0))  # a crop's sides in sides of its placard
 # Share of the reading lessons whose crop is beside the placard. Without them a model is sure of whatever a crop shows,
 # and a box that just misses would be worth far less than none.
 MISSED_SHARE = 0.3
@@ -76,8 +76,8 @@ def draw_scenes(family: str, seed: int, count: int) -> list[Scene]:
 
 
 def draw_text(rng: random.Random) -> str:
-    """A word of the lexicon, or (one time in twelve) a number of two digits."""
-    return str(rng.randint(10, 99)) if rng.random() < 1 / 12 else rng.choice(LEXICON)
+    """A word of the lexicon, or (a sixth of the time) a number of two digits."""
+    return str(rng.randint(10, 99)) if rng.random() < 1 / 6 else rng.choice(LEXICON)
 
 
 def draw_pretraining_scene(family: str, seed: int, index: int) -> Scene:

@@ -54,7 +54,7 @@ logger = logging.getLogger("miniature.pretrain")
 
 LOOK_BATCH, TALK_BATCH = 96, 64
 FULL_SHARE = 0.25  # of the pictures from which the tower learns, where crops are seen as well
-FIRST_ZOOM, LAST_ZOOM = 1.5, 2.7  # crops begin tight; they widen by ZOOM_STEP when most of a term's texts were read
+FIRST_ZOOM, LAST_ZOOM = 1.5, 3.0  # crops begin tight; they widen by ZOOM_STEP when most of a term's texts were read
 ZOOM_STEP = 1.1
 TERM = 25  # steps between two looks at how far the pupil is
 PROBE_LAYER = 1  # of the language model, from 0: what a colour's word knows about its placard after this layer

@@ -65,25 +65,8 @@ LEXICON = [
     "west",
     "zoo",
 ]
-# What the world shows: those that the tiny reader tells apart at twice a tight crop's sides, nine times in ten.
-WORDS = (
-    "bus",
-    "cafe",
-    "exit",
-    "farm",
-    "gate",
-    "inn",
-    "left",
-    "museum",
-    "park",
-    "pool",
-    "pub",
-    "sale",
-    "school",
-    "shop",
-    "stop",
-    "zoo",
-)
+# What the world shows: what the tiny reader still tells apart, nine times in ten, at twice a tight crop's sides.
+WORDS = ("bus", "exit", "farm", "inn", "left", "museum", "pub", "sale", "school", "zoo")
 QUESTIONS = (
     "What is written on the {color} {kind}?",
     "What does the {color} {kind} say?",
