@@ -101,9 +101,10 @@ def test_a_gpu_that_is_not_there_is_refused(visible, monkeypatch):
 
 
 @pytest.mark.parametrize("index", [0, 3, -1])
-def test_without_a_gpu_any_number_is_taken(index, monkeypatch):
+def test_without_a_gpu_nothing_changes(index, monkeypatch):
     see_gpus(monkeypatch, 0, None)
     show_one_gpu(index)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def see_gpus(monkeypatch, count, visible):
