@@ -1,0 +1,11 @@
+"""TRL's GRPO trainer under train_grpo.py's arguments, small enough for a test."""
+
+import train_grpo
+
+
+def make_grpo_trainer(tmp_path, model, data, vqa_model, policy=None, **options):
+    options = {"num_generations": 3, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2} | options
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    paths = {"base_model": str(model), "dataset_path": str(data), "vqa_model": str(vqa_model)}
+    sizes = {"longest_edge": 64, "vqa_longest_edge": 64, "lora_r": 4}
+    return train_grpo.make_trainer(args, train_grpo.GRPOPolicyArguments(**(paths | sizes | (policy or {}))))
