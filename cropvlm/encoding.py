@@ -19,9 +19,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 MAX_ASPECT_RATIO = 100
-# Values of pixel_values in one call of the vision encoder: 64 of SmolVLM's tiles fill a GPU. A batch of 64 rows at
-# 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16.
-ENCODED_AT_ONCE = 64 * 3 * 512 * 512
+# Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
+# 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
+# caches are best used by one.
+TILE = 3 * 512 * 512
+ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
 
 # Chat messages with {"type": "image"} placeholders, and the images for them in order.
 Prompt = tuple[list[dict[str, Any]], list[Image.Image]]
@@ -146,28 +148,29 @@ def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
     """The features of each distinct image, (image_tokens, D) each."""
     accepted = inspect.signature(model.get_image_features).parameters
     features = []
-    for part in _portions(prepared):
+    for part in _portions(prepared, model.device):
         images = {k: v.to(model.device, non_blocking=True) for k, v in part.items() if k in accepted}
         features += model.get_image_features(**images, return_dict=True).pooler_output
     return list(torch.cat(features).split(prepared.image_tokens))
 
 
-def _portions(prepared: Prepared) -> Iterator[dict[str, Tensor]]:
+def _portions(prepared: Prepared, device: torch.device) -> Iterator[dict[str, Tensor]]:
     """The images' tensors, whole images together, as many at a time as the vision encoder takes at once."""
     values = [rows * prepared.images["pixel_values"][0].numel() for rows in prepared.image_rows["pixel_values"]]
-    for part in encoded_at_once(values):
+    for part in encoded_at_once(values, device):
         yield {
             name: tensor[sum(prepared.image_rows[name][: part.start]) : sum(prepared.image_rows[name][: part.stop])]
             for name, tensor in prepared.images.items()
         }
 
 
-def encoded_at_once(values: list[int]) -> Iterator[slice]:
+def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
     """Cut images of so many `values` of pixel_values each into the runs that one call of the vision encoder takes."""
+    most = ENCODED_AT_ONCE.get(device.type, ENCODED_AT_ONCE["cuda"])
     start = 0
     while start < len(values):
         stop = start + 1
-        while stop < len(values) and sum(values[start : stop + 1]) <= ENCODED_AT_ONCE:
+        while stop < len(values) and sum(values[start : stop + 1]) <= most:
             stop += 1
         yield slice(start, stop)
         start = stop

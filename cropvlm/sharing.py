@@ -77,7 +77,7 @@ class SharedImages:
         numbers = pixel_values.flatten().tolist()
         distinct = list(dict.fromkeys(numbers))
         features: dict[int, Tensor] = {}
-        for part in encoded_at_once([self._tiles[n].numel() for n in distinct]):
+        for part in encoded_at_once([self._tiles[n].numel() for n in distinct], self._model.device):
             tiles = [self._tiles[n] for n in distinct[part]]
             encoded = torch.stack(list(encode(torch.cat(tiles), **kwargs).pooler_output))  # (tiles, tokens of one, D)
             features |= zip(distinct[part], encoded.split([len(each) for each in tiles]), strict=True)

@@ -19,8 +19,6 @@ LLAVA=miniature/models/llava     # the answerer that no training stage sees
 P=predictions/$NAME              # what does not depend on GRPO
 R=predictions/$RUN               # what does
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error
-# The C library keeps memory that is freed: with models as small as these, asking the system anew costs more than a step.
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=200000000
 
 # step RESULT COMMAND...: run the command unless its result is there.
 step() {
@@ -57,7 +55,7 @@ step "models/${NAME}_sft/adapter_model.safetensors" python3 train_sft.py \
 step "models/${RUN}_grpo/adapter_model.safetensors" python3 train_grpo.py --reward "$REWARD" \
     --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
     --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
-    --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 3e-4 \
+    --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 8e-5 \
     --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
 
 # 4. Boxes for the held-out rows.

@@ -150,7 +150,7 @@ def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, 
     hook = model.model.vision_model.register_forward_pre_hook(
         lambda _, args, kwargs: tiles.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", most * 3 * 64 * 64)
+    monkeypatch.setitem(encoding.ENCODED_AT_ONCE, "cpu", most * 3 * 64 * 64)
     features = encode_images(model, merge(parts))
     hook.remove()
     assert tiles == calls
@@ -161,7 +161,7 @@ def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, 
 def test_portions_do_not_change_the_texts(vlm, monkeypatch):
     rows = [(noise(200 + 9 * i, 150, seed=i), noise(40 + i, 30, seed=100 + i)) for i in range(4)]
     together = dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6))
-    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", 1)
+    monkeypatch.setitem(encoding.ENCODED_AT_ONCE, "cpu", 1)
     assert dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6)) == together
 
 

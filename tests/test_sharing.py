@@ -155,7 +155,7 @@ def test_many_numbered_images_are_encoded_in_portions(tiny_smolvlm, monkeypatch)
     numbers = shared.number_images([[image] for image in images])[0]["pixel_values"]
     assert [len(tiles) for tiles in shared._tiles] == [5, 5, 3]
     expected = model.model.get_image_features(numbers).pooler_output
-    monkeypatch.setattr(encoding, "ENCODED_AT_ONCE", 8 * 3 * 64 * 64)
+    monkeypatch.setitem(encoding.ENCODED_AT_ONCE, "cpu", 8 * 3 * 64 * 64)
     tiles = count_tiles(monkeypatch, model)
     features = model.model.get_image_features(numbers).pooler_output
     assert tiles == [5, 5 + 3]
