@@ -4,4 +4,5 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
-python3 -m pytest "$@"
+# A process per core, so each with one thread.
+OMP_NUM_THREADS=1 python3 -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
