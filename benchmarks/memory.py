@@ -22,18 +22,21 @@ class Watched:
 def own_memory(pid: int) -> int:
     """Bytes of anonymous and shared memory of a process and its descendants.
 
-    Pages of memory-mapped files on disk are the system's cache, can be dropped at any time and do not count.
+    A page that several of them have, as after a fork, counts once (proportional set size). Pages of memory-mapped files
+    on disk are the system's cache, can be dropped at any time and do not count.
     """
     total = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        except OSError:
+            if int(fields["Pid"]) == pid:
+                rollup = (status.parent / "smaps_rollup").read_text().splitlines()[1:]
+                parts = dict(line.split(":", 1) for line in rollup)
+                total += sum(int(parts.get(key, "0 kB").split()[0]) * 1024 for key in ("Pss_Anon", "Pss_Shmem"))
+            elif int(fields["PPid"]) == pid:
+                total += own_memory(int(fields["Pid"]))
+        except OSError:  # it has ended
             continue
-        if int(fields["Pid"]) == pid:
-            total += sum(int(fields.get(key, "0 kB").split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
-        elif int(fields["PPid"]) == pid:
-            total += own_memory(int(fields["Pid"]))
     return total
 
 
