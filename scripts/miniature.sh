@@ -32,20 +32,37 @@ step() {
     fi
 }
 
+# together FUNCTION FUNCTION: run two steps at once, with a thread each: models as small as these gain little from a second
+# one, and starting a script nothing. What the second prints comes when both are done.
+together() {
+    local log second
+    log=$(mktemp)
+    OMP_NUM_THREADS=1 "$2" >"$log" 2>&1 &
+    second=$!
+    OMP_NUM_THREADS=1 "$1"
+    wait "$second" || { cat "$log" && exit 1; }
+    cat "$log" && rm "$log"
+}
+
 start=$SECONDS
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 
 # 1. The teacher's boxes: for the first half of the training rows and, to see how good they are, for the held-out rows.
 # The placards take up far more of their images than TextVQA's texts do of theirs: the boxes grow less.
-GROWTH=(--growth 3 2 1.5 1 1)
-step "${WORLD}_sft" python3 create_dataset.py --dataset_path "$WORLD" --split train --model_path $QWEN \
-    --output_path "$WORLD" --batch_size 64 "${GROWTH[@]}"
-step "${WORLD}_teacher_sft" python3 create_dataset.py --dataset_path "$WORLD" --split test --model_path $QWEN \
-    --output_path "${WORLD}_teacher" --sft_share 1.0 --batch_size 64 "${GROWTH[@]}"
-step "${P}_teacher_bbox.json" python3 -m miniature.boxes --dataset_path "${WORLD}_teacher_sft" --column bbox \
-    --output "${P}_teacher_bbox.json" --of "$WORLD" --split test
-step "${P}_true_bbox.json" python3 -m miniature.boxes --dataset_path "$WORLD" --split test --column true_bbox \
-    --output "${P}_true_bbox.json"
+TEACHER=(--model_path $QWEN --batch_size 64 --growth 3 2 1.5 1 1)
+training_boxes() {
+    step "${WORLD}_sft" python3 create_dataset.py --dataset_path "$WORLD" --split train --output_path "$WORLD" \
+        "${TEACHER[@]}"
+}
+known_boxes() {
+    step "${P}_true_bbox.json" python3 -m miniature.boxes --dataset_path "$WORLD" --split test --column true_bbox \
+        --output "${P}_true_bbox.json"
+    step "${WORLD}_teacher_sft" python3 create_dataset.py --dataset_path "$WORLD" --split test \
+        --output_path "${WORLD}_teacher" --sft_share 1.0 "${TEACHER[@]}"
+    step "${P}_teacher_bbox.json" python3 -m miniature.boxes --dataset_path "${WORLD}_teacher_sft" --column bbox \
+        --output "${P}_teacher_bbox.json" --of "$WORLD" --split test
+}
+together training_boxes known_boxes
 
 # 2. SFT, then 3. GRPO.
 step "models/${NAME}_sft/adapter_model.safetensors" python3 train_sft.py \
@@ -64,19 +81,31 @@ boxes() {
     step "$2" python3 generate_bbox.py --model_path "$1" --dataset_path "$WORLD" --split test --longest_edge 64 \
         --output "$2"
 }
-boxes "models/${NAME}_sft" "${P}_sft_bbox.json"
-boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"
+sft_boxes() { boxes "models/${NAME}_sft" "${P}_sft_bbox.json"; }
+grpo_boxes() { boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"; }
+together sft_boxes grpo_boxes
 
 # 5. Answers, with each of the boxes and without.
-SMALL=(--longest_edge 64 --max_new_tokens 8)
-step "${P}_base_answers.json" python3 generate_final_answers.py --modes base --name "$NAME" \
-    --dataset_path "$WORLD" --split test --vqa_model_path $SMOLVLM "${SMALL[@]}"
-step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-    --bbox "${P}"_{true,teacher,sft}_bbox.json --vqa_model_path $SMOLVLM "${SMALL[@]}"
-step "${R}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-    --bbox "${R}_grpo_bbox.json" --vqa_model_path $SMOLVLM "${SMALL[@]}"
-step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --name "${RUN}_unseen" \
-    --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test --vqa_model_path $LLAVA --max_new_tokens 8
+SMALL=(--vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8)
+crop_answers() {
+    step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${P}"_{true,teacher,sft}_bbox.json "${SMALL[@]}"
+}
+base_answers() {
+    step "${P}_base_answers.json" python3 generate_final_answers.py --modes base --name "$NAME" \
+        --dataset_path "$WORLD" --split test "${SMALL[@]}"
+}
+grpo_answers() {
+    step "${R}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${R}_grpo_bbox.json" "${SMALL[@]}"
+}
+unseen_answers() {
+    step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --name "${RUN}_unseen" \
+        --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test --vqa_model_path $LLAVA --max_new_tokens 8
+}
+smolvlm_answers() { base_answers && grpo_answers; }
+other_answers() { crop_answers && unseen_answers; }
+together smolvlm_answers other_answers
 
 # 6. Scores.
 for answers in "$P"_{base,true_cropvlm,teacher_cropvlm,sft_cropvlm} "$R"_{grpo_cropvlm,unseen_base,unseen_cropvlm}; do
