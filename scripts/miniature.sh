@@ -32,8 +32,8 @@ step() {
     fi
 }
 
-# together FUNCTION FUNCTION: run two steps at once, with a thread each: models as small as these gain little from a second
-# one, and starting a script nothing. What the second prints comes when both are done.
+# together FUNCTION FUNCTION: run the steps of both at once, a thread each: much of a short step is the start of a script,
+# which takes one core whatever it is given. What the second prints comes when both are done.
 together() {
     local log second
     log=$(mktemp)
@@ -87,24 +87,18 @@ together sft_boxes grpo_boxes
 
 # 5. Answers, with each of the boxes and without.
 SMALL=(--vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8)
-crop_answers() {
-    step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${P}"_{true,teacher,sft}_bbox.json "${SMALL[@]}"
-}
-base_answers() {
+smolvlm_answers() {
     step "${P}_base_answers.json" python3 generate_final_answers.py --modes base --name "$NAME" \
         --dataset_path "$WORLD" --split test "${SMALL[@]}"
-}
-grpo_answers() {
     step "${R}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${R}_grpo_bbox.json" "${SMALL[@]}"
 }
-unseen_answers() {
+other_answers() {
+    step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${P}"_{true,teacher,sft}_bbox.json "${SMALL[@]}"
     step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --name "${RUN}_unseen" \
         --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test --vqa_model_path $LLAVA --max_new_tokens 8
 }
-smolvlm_answers() { base_answers && grpo_answers; }
-other_answers() { crop_answers && unseen_answers; }
 together smolvlm_answers other_answers
 
 # 6. Scores.

@@ -44,6 +44,23 @@ def tiny_llava(checkpoints) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sft_adapter(tiny_smolvlm, tmp_path_factory):
+    """An adapter with random weights and its processor, as train_sft.py leaves them."""
+    import torch
+
+    from cropvlm import modeling
+    from train_grpo import GRPOPolicyArguments
+
+    folder = tmp_path_factory.mktemp("models") / "sft"
+    torch.manual_seed(0)
+    lora = GRPOPolicyArguments(lora_r=4, lora_alpha=8, lora_dropout=0.05).lora_config()
+    lora.init_lora_weights = False
+    modeling.load_policy(str(tiny_smolvlm), lora, torch.float32).save_pretrained(folder)
+    modeling.load_processor(str(tiny_smolvlm)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory) -> Path:
     """A `save_to_disk` folder with the splits `train` (24 rows) and `test` (12 rows) of the miniature world."""
     from miniature.world import write_world
@@ -96,20 +113,3 @@ def _real_files(folder: str, repo: str) -> Path:
     if found is None:
         pytest.skip(f"the real tokenizer and configurations are neither at {SHARED / folder} nor, of {repo}, cached")
     return found
-
-
-@pytest.fixture(scope="session")
-def sft_adapter(tiny_smolvlm, tmp_path_factory):
-    """An adapter with random weights and its processor, as train_sft.py leaves them."""
-    import torch
-
-    from cropvlm import modeling
-    from train_grpo import GRPOPolicyArguments
-
-    folder = tmp_path_factory.mktemp("models") / "sft"
-    torch.manual_seed(0)
-    lora = GRPOPolicyArguments(lora_r=4, lora_alpha=8, lora_dropout=0.05).lora_config()
-    lora.init_lora_weights = False
-    modeling.load_policy(str(tiny_smolvlm), lora, torch.float32).save_pretrained(folder)
-    modeling.load_processor(str(tiny_smolvlm)).save_pretrained(folder)
-    return folder
