@@ -26,6 +26,7 @@ class SmolVLM:
     sees_crops = True
     knows_places = True  # from the position embeddings of its vision tower
     answer_prefix = " "  # the template's text before the assistant's words
+    answers_weigh_alike = False  # in the loss, whatever their lengths; their tokens do where this is False
     patches_a_token = 4
 
     def __init__(self, seed: int = 0):
@@ -83,6 +84,7 @@ class Llava(SmolVLM):
 
     build = staticmethod(build_llava)
     lessons = (("read", 0.92), ("answer", 0.08))
+    answers_weigh_alike = True
     patches_a_token = 1
 
     @staticmethod

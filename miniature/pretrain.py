@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText
 
 from miniature.checkpoints import save
 from miniature.conversations import Conversation
@@ -64,18 +63,17 @@ GRID = 12  # rows or columns of tokens at most
 
 @dataclass(frozen=True)
 class Stage:
-    """How long one part of the lessons lasts, its highest learning rate, and the widest crops that it begins with."""
+    """How long one part of the lessons lasts, and its highest learning rate."""
 
     steps: int
     peak: float
-    zoom: float
 
 
-# Looking, then talking. A model that is taught once more starts at half the rates, with the widest crops.
+# Looking, then talking.
 LESSONS = {
-    "smolvlm": (Stage(3600, 2e-3, FIRST_ZOOM), Stage(3600, 1.5e-3, FIRST_ZOOM)),
-    "llava": (Stage(2000, 2e-3, FIRST_ZOOM), Stage(800, 1.5e-3, FIRST_ZOOM)),
-    "qwen": (Stage(700, 2e-3, FIRST_ZOOM), Stage(1200, 1.5e-3, FIRST_ZOOM)),
+    "smolvlm": (Stage(3600, 2e-3), Stage(3600, 1.5e-3)),
+    "llava": (Stage(3000, 2e-3), Stage(1800, 1.5e-3)),
+    "qwen": (Stage(700, 2e-3), Stage(2000, 1.5e-3)),
 }
 
 
@@ -100,7 +98,7 @@ def teach_to_look(family: SmolVLM, scenes: list[Scene], plan: Stage, rng: random
     parameters = [*family.model.parameters(), *linears.parameters()]
     optimizer, schedule = optimize(parameters, plan)
     by_shape = group([p for scene in scenes for p in scene.pictures], lambda picture: picture.tile.shape)
-    zoom, read = plan.zoom, []
+    zoom, read = FIRST_ZOOM, []
     for step in (progress := tqdm(range(plan.steps), desc="look", mininterval=10)):
         if step % TERM == 0:
             if read and np.mean(read) > 0.8:
@@ -256,7 +254,7 @@ def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: St
     parameters += probes.parameters()
     optimizer, schedule = optimize(parameters, plan)
     by_shape = group(scenes, lambda scene: scene.pictures[0].tile.shape)
-    zoom, seen = plan.zoom, {}
+    zoom, seen = FIRST_ZOOM, {}
     names, shares = zip(*family.lessons, strict=True)
     for step in tqdm(range(plan.steps), desc="talk", mininterval=10):
         lesson = rng.choices(names, shares)[0]
@@ -264,7 +262,7 @@ def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: St
         examples = [make_example(rng, scene, lesson, zoom) for scene in rng.choices(alike, k=TALK_BATCH)]
         batch = Conversation(family, examples)
         logits, targets = batch.logits(family)
-        loss = answer_loss(logits, targets)
+        loss = answer_loss(logits, targets, family.answers_weigh_alike)
         probed = probes.losses(batch)
         descend(loss + sum(probed.values()), parameters, optimizer, schedule)
         seen.setdefault(f"{lesson} right", []).append(share_right(family, lesson, logits.argmax(-1), targets))
@@ -278,8 +276,11 @@ def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: St
             seen = {}
 
 
-def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of (B, T, V) logits, averaged within each answer first, so that a short one counts like a long."""
+def answer_loss(logits: Tensor, targets: Tensor, answers_weigh_alike: bool) -> Tensor:
+    """Cross-entropy of (B, T, V) logits: the mean over all tokens or, so that the teacher's few short denials count
+    like its long outlines, over the answers' means."""
+    if not answers_weigh_alike:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")  # (B, T)
     return (losses.sum(1) / (targets != IGNORE).sum(1)).mean()
 
@@ -303,7 +304,7 @@ def optimize(parameters: list[nn.Parameter], plan: Stage):
     optimizer = torch.optim.AdamW(parameters, lr=plan.peak, weight_decay=0.01, betas=(0.9, 0.98))
 
     def share(step: int) -> float:
-        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / max(1, plan.steps))) / 2)
+        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / plan.steps)) / 2)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
@@ -320,7 +321,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--output_path", type=Path, required=True)
-    parser.add_argument("--start_from", help="folder of a model of this family, which is taught once more")
     parser.add_argument("--look_steps", type=int, help="other than in LESSONS, such as for a trial")
     parser.add_argument("--talk_steps", type=int, help="other than in LESSONS")
     parser.add_argument("--scenes", type=int, default=4000)
@@ -331,9 +331,6 @@ def main() -> None:
     start = time.monotonic()
     family = FAMILIES[args.family](args.seed)
     look, talk = LESSONS[args.family]
-    if args.start_from:
-        family.model = AutoModelForImageTextToText.from_pretrained(args.start_from, dtype=torch.float32)
-        look, talk = (replace(stage, peak=stage.peak / 2, zoom=LAST_ZOOM) for stage in (look, talk))
     if args.look_steps is not None:
         look = replace(look, steps=args.look_steps)
     if args.talk_steps is not None:
@@ -345,8 +342,7 @@ def main() -> None:
     family.model.train()
     teach_to_look(family, scenes, look, rng)
     keep_features(family, scenes)
-    if not args.start_from:
-        let_like_attend_to_like(family, scenes)
+    let_like_attend_to_like(family, scenes)
     teach_to_talk(family, probes, scenes, talk, rng)
     probes.remove()
     save(args.output_path, family.model.eval().to(torch.bfloat16), family.processor)

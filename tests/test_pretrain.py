@@ -1,5 +1,6 @@
 """What the miniature's models are taught from is what the real processors show them."""
 
+import math
 import random
 import sys
 
@@ -100,6 +101,14 @@ def test_reading_lessons_stay_within_the_zoom():
     shown = [make_example(rng, scene, "read", 1.5).pictures for _ in range(50)]
     assert all(full is scene.pictures[0] and (crop.missed or 0.9 < crop.zoom <= 1.5) for full, crop in shown)
     assert 5 < sum(crop.missed for _, crop in shown) < 30  # three in ten of 50
+
+
+def test_tokens_or_answers_weigh_alike_in_the_loss():
+    logits = torch.zeros(2, 3, 2)
+    logits[1, :, 1] = 100  # sure of its three tokens, where the other's one token costs log 2
+    targets = torch.tensor([[IGNORE, IGNORE, 0], [1, 1, 1]])
+    assert pretrain.answer_loss(logits, targets, answers_weigh_alike=False).item() == pytest.approx(math.log(2) / 4)
+    assert pretrain.answer_loss(logits, targets, answers_weigh_alike=True).item() == pytest.approx(math.log(2) / 2)
 
 
 @pytest.mark.slow
