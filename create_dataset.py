@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from cropvlm.boxes import GROWTH
-from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run
 from cropvlm.crops import UnreadableImage, open_image
 from cropvlm.hub import licence, prepare_repository, push
 from cropvlm.mixture import halve, load_sources, parse_source
@@ -51,7 +51,7 @@ SEED = 42
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add(
         "--dataset_path",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.boxes import bbox_area_pct, parse_bbox
-from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import dataset_name, load_rows
 from cropvlm.encoding import Prompt
@@ -51,7 +51,7 @@ logger = logging.getLogger("cropvlm.generate_bbox")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="cropper: hub id, folder, or PEFT adapter folder")
     add("--base_model_path", help="the adapter's base, where it has moved")

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.boxes import parse_bbox, pct_to_px
-from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, run
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run
 from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.encoding import Prompt
@@ -78,7 +78,7 @@ LONGEST_EDGE = 512  # of SmolVLM unless told otherwise: the size at which the re
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--bbox", nargs="+", help="box file(s) of generate_bbox.py; without one only --modes base")
     add("--vqa_model_path", default="HuggingFaceTB/SmolVLM-256M-Instruct", help="answerer: hub id or folder")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cropvlm.cli import UserError, run
+from cropvlm.cli import ArgumentParser, UserError, run
 from cropvlm.data import BENCHMARKS, load_rows, metric_for
 from cropvlm.metrics import anls, letter_accuracy, official_vqa_accuracy, option_letter, vqa_accuracy
 from cropvlm.predictions import check_writable, join_on_question_id, meta_path, read_meta, read_predictions, write_json
@@ -28,7 +28,7 @@ RESAMPLES = 10_000
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predictions_file", required=True, help="answers, as generate_final_answers.py writes them")
     parser.add_argument(
         "--dataset_path", help="hub id or folder (default: the meta file's; without one lmms-lab/textvqa)"

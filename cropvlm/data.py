@@ -158,12 +158,14 @@ def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
     return f"{name}_{config}" if config else name
 
 
-def benchmark_for(dataset_path: str | Path, dataset: str | None = None, split: str | None = None) -> Benchmark:
+def benchmark_for(
+    dataset_path: str | Path, dataset: str | None = None, split: str | None = None, default_split: str | None = None
+) -> Benchmark:
     """The entry of `BENCHMARKS` for a data set; for one with the schema's own columns that of textvqa.
 
     A folder or an unknown hub id is told by its columns, for which the split is opened as by `load_rows`.
     """
-    return _known(dataset_path, dataset) or _load_raw(dataset_path, split)[1]
+    return _known(dataset_path, dataset) or _load_raw(dataset_path, split, default_split=default_split)[1]
 
 
 def metric_for(dataset_path: str | Path, dataset: str | None = None, split: str | None = None) -> str:

@@ -23,6 +23,7 @@ from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_messages, cle
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
 
 BATCH_SIZE = 32
+HELD_OUT_SPLIT = "validation"  # where the data set has it
 
 
 class CropAccuracy:
@@ -96,7 +97,7 @@ def load_held_out_rows(args: HeldOutArguments) -> Dataset | None:
     if args.eval_dataset_path is None:
         return None
     return load_training_rows(
-        args.eval_dataset_path, args.eval_split, args.eval_max_samples, "answers", default_split="validation"
+        args.eval_dataset_path, args.eval_split, args.eval_max_samples, "answers", default_split=HELD_OUT_SPLIT
     )
 
 
@@ -113,7 +114,9 @@ def measure_on(trainer: Any, rows: Dataset, processor: Any, answerer: Any, answe
 
     processor: the policy's own, which takes images.
     """
-    benchmark = benchmark_for(trainer.args.eval_dataset_path, split=trainer.args.eval_split)
+    benchmark = benchmark_for(
+        trainer.args.eval_dataset_path, split=trainer.args.eval_split, default_split=HELD_OUT_SPLIT
+    )
     score = letter_accuracy if benchmark.metric == "letter" else answer_accuracy
     instruction = benchmark.instruction or BRIEF_ANSWER
     trainer.crop_accuracy = CropAccuracy(rows, answerer, answerer_processor, instruction, score)

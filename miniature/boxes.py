@@ -7,18 +7,23 @@
 import argparse
 
 from cropvlm.boxes import format_bbox
+from cropvlm.cli import ArgumentParser, run
 from cropvlm.data import load_rows
 from cropvlm.predictions import build_meta, write_predictions
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--dataset_path", required=True, help="where the boxes are")
     parser.add_argument("--split")
     parser.add_argument("--column", required=True, help="column of (x1, y1, x2, y2) in percent")
     parser.add_argument("--of", help="data set that the boxes are for; default: the same")
     parser.add_argument("--output", required=True)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     # The split of --of where it is given: the folder of boxes then has none.
     rows = load_rows(args.dataset_path, None if args.of else args.split)
     records = [
@@ -37,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cropvlm import prompts
 from cropvlm.boxes import parse_teacher_bbox
+from cropvlm.cli import ArgumentParser, run
 from cropvlm.generation import generate_texts
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.teacher import pixel_budget, teacher_size
@@ -97,13 +98,17 @@ def outlining(model, processor, model_path: str, asked: list) -> None:
     print(f"{len(usable)} of {len(asked)} outlines are boxes: " + center_errors(shares, [asked[i] for i in usable]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--model_path", required=True)
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     model = load_model(args.model_path)
     processor = load_processor(args.model_path, TILE if args.family == "smolvlm" else None)
     asked = list(questions(args.seed, args.scenes))
@@ -116,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cropvlm.cli import ArgumentParser, run
 from miniature.checkpoints import save
 from miniature.conversations import Conversation
 from miniature.families import FAMILIES, SmolVLM
@@ -317,15 +318,19 @@ def descend(loss: Tensor, parameters: list[nn.Parameter], optimizer, schedule) -
     schedule.step()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--output_path", type=Path, required=True)
     parser.add_argument("--look_steps", type=int, help="other than in LESSONS, such as for a trial")
     parser.add_argument("--talk_steps", type=int, help="other than in LESSONS")
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(args.seed)
     start = time.monotonic()
@@ -350,4 +355,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

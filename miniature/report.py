@@ -3,11 +3,12 @@
     python3 -m miniature.report --dataset_path datasets/miniature --name miniature
 
 reads predictions/{name}_*.json as the six scripts wrote them, and predictions/{run}_*.json where GRPO has a part in
-them; scores as `vqa_accuracy.py --metric vqa` does.
+them; scores as `vqa_accuracy.py --metric vqa` does. Ends with 3 where one of the paper's claims fails.
 """
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cropvlm.boxes import bbox_area_pct, parse_bbox, pct_to_px
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run
 from cropvlm.crops import crop_or_full_image, open_image
 from cropvlm.data import load_rows
 from cropvlm.metrics import vqa_accuracy
@@ -76,6 +78,28 @@ def paired_difference(after: Setting, before: Setting) -> tuple[float, float]:
     return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
+def placard_fit(boxes: list[str], placards: list[Sequence[int]]) -> tuple[float, float]:
+    """How boxes lie to the placards' own, which are in percent and rounded outwards.
+
+    Returns: the share of the boxes (0..1) that hold a placard, or all but 3% of its area; and the median of their
+    longer sides, each in the placard's side of that direction. A box that cannot be read is the whole image.
+    """
+    box = np.array([parse_bbox(text) or (0, 0, 100, 100) for text in boxes], float)
+    placard = np.array(placards, float)
+    sides, own = box[:, 2:] - box[:, :2], placard[:, 2:] - placard[:, :2]
+    shared = np.minimum(placard[:, 2:], box[:, 2:]) - np.maximum(placard[:, :2], box[:, :2])
+    held = np.clip(shared, 0, None).prod(1) / own.prod(1)
+    return float((held > 0.97).mean()), float(np.median((sides / own).max(1)))
+
+
+def fit_table(settings: dict[str, Setting], placards: list[Sequence[int]]) -> str:
+    lines = ["| boxes | hold the whole placard, % | sides, in the placard's (median) |", "|---|---|---|"]
+    for name in ("teacher box", "SFT", "GRPO"):
+        share, sides = placard_fit(settings[name].boxes, placards)
+        lines.append(f"| {name} | {100 * share:.1f} | {sides:.2f} |")
+    return "\n".join(lines)
+
+
 def claims(settings: dict[str, Setting]) -> list[tuple[str, bool]]:
     """What the paper claims, as far as so small a world can show it: a sentence with figures, and whether it holds."""
     mean = {name: 100 * setting.accuracies.mean() for name, setting in settings.items()}
@@ -134,25 +158,32 @@ def contact_sheet(rows, settings: dict[str, Setting], count: int = 12) -> Image.
     return sheet
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--dataset_path", default="datasets/miniature")
     parser.add_argument("--split", default="test")
     parser.add_argument("--name", default="miniature")
     parser.add_argument("--run", help="name of the GRPO run, where it is not the same")
     parser.add_argument("--predictions", type=Path, default=Path("predictions"))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Return 3 where a claim fails."""
+    args = parse_args()
     rows = load_rows(args.dataset_path, args.split)
-    run = args.run or args.name
-    settings = read_settings(args.predictions, args.name, run, rows)
-    summaries = [setting.summary(name) for name, setting in settings.items()]
-    write_json(args.predictions / f"{run}_results.json", summaries)
-    table = markdown(summaries)
-    verdicts = "\n".join(f"- {'holds' if holds else 'FAILS'}: {claim}" for claim, holds in claims(settings))
-    (args.predictions / f"{run}_results.md").write_text(f"{table}\n\n{verdicts}\n", encoding="utf-8")
-    contact_sheet(rows, settings).save(args.predictions / f"{run}_boxes.png")
-    print(f"{table}\n\n{verdicts}")
+    name = args.run or args.name
+    settings = read_settings(args.predictions, args.name, name, rows)
+    summaries = [setting.summary(title) for title, setting in settings.items()]
+    write_json(args.predictions / f"{name}_results.json", summaries)
+    judged = claims(settings)
+    verdicts = "\n".join(f"- {'holds' if holds else 'FAILS'}: {claim}" for claim, holds in judged)
+    text = f"{markdown(summaries)}\n\n{fit_table(settings, rows['true_bbox'])}\n\n{verdicts}"
+    (args.predictions / f"{name}_results.md").write_text(f"{text}\n", encoding="utf-8")
+    contact_sheet(rows, settings).save(args.predictions / f"{name}_boxes.png")
+    print(text)
+    return 0 if all(holds for _, holds in judged) else COMPLETE_WITH_FAILURES
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

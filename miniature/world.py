@@ -10,6 +10,7 @@ TextVQA (image, question, question_id, 10 answers) and, for the upper bound and 
 import argparse
 import io
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +21,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from cropvlm.cli import ArgumentParser, run
 
 COLORS = {
     "red": (200, 30, 35),
@@ -213,25 +216,33 @@ def draw_split(seed: int, split: str, rows: int, first_id: int, questions_per_im
     return Dataset.from_list(numbered, features=FEATURES)
 
 
-def write_world(output_path: str | Path, seed: int = 0, train: int = 2880, test: int = 640) -> DatasetDict:
-    """Write the splits `train` and `test` with `save_to_disk`; they share no image."""
+def write_world(output_path: str | Path, seed: int = 0, train: int = 2160, test: int = 640) -> DatasetDict:
+    """Write the splits `train` and `test` with `save_to_disk`, whole or not at all; they share no image."""
     world = DatasetDict(
         train=draw_split(seed, "train", train, first_id=1),
         test=draw_split(seed, "test", test, first_id=100_001),
     )
-    world.save_to_disk(str(output_path))
+    target = Path(output_path)
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    world.save_to_disk(unfinished)
+    unfinished.rename(target)
     return world
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output_path", default="datasets/miniature")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=2880, help="rows, half for SFT and half for GRPO")
+    parser.add_argument("--train", type=int, default=2160, help="rows, half for SFT and half for GRPO")
     parser.add_argument("--test", type=int, default=640, help="held-out rows")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     print(write_world(args.output_path, args.seed, args.train, args.test))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,10 +4,14 @@
 # before GRPO. Every step is one of the six scripts with other flags. What is done is not done again; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*
 set -euo pipefail
-source "$(dirname "$0")/setup.sh"
 
 SEED=${1:-0}
 REWARD=${2:-likelihood}
+if [[ $# -gt 2 || ! $SEED =~ ^[0-9]+$ || ! $REWARD =~ ^(likelihood|accuracy)$ ]]; then
+    echo "usage: bash scripts/miniature.sh [SEED] [likelihood|accuracy], such as: bash scripts/miniature.sh 0" >&2
+    exit 2
+fi
+source "$(dirname "$0")/setup.sh"
 NAME=miniature
 if [[ $SEED != 0 ]]; then NAME=miniature_seed$SEED; fi
 RUN=$NAME
@@ -39,7 +43,9 @@ together() {
     log=$(mktemp)
     OMP_NUM_THREADS=1 "$2" >"$log" 2>&1 &
     second=$!
+    trap 'echo "== waiting for the other step of the pair" >&2; wait' EXIT # should the first fail
     OMP_NUM_THREADS=1 "$1"
+    trap - EXIT
     wait "$second" || { cat "$log" && exit 1; }
     cat "$log" && rm "$log"
 }
@@ -51,7 +57,7 @@ step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 # The placards take up far more of their images than TextVQA's texts do of theirs: the boxes grow less.
 TEACHER=(--model_path $QWEN --batch_size 64 --growth 3 2 1.5 1 1)
 training_boxes() {
-    step "${WORLD}_sft" python3 create_dataset.py --dataset_path "$WORLD" --split train --output_path "$WORLD" \
+    step "${WORLD}_grpo" python3 create_dataset.py --dataset_path "$WORLD" --split train --output_path "$WORLD" \
         "${TEACHER[@]}"
 }
 known_boxes() {
@@ -106,5 +112,7 @@ for answers in "$P"_{base,true_cropvlm,teacher_cropvlm,sft_cropvlm} "$R"_{grpo_c
     score=$(python3 vqa_accuracy.py --predictions_file "${answers}_answers.json" --metric vqa | tail -n 1)
     echo "$(basename "$answers"): $score"
 done
-python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME" --run "$RUN"
+code=0
+python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME" --run "$RUN" || code=$? # 3 where a claim fails
 echo "$((SECONDS - start)) s; table and pictures: ${R}_results.json, ${R}_results.md, ${R}_boxes.png"
+exit $code

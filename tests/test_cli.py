@@ -2,7 +2,7 @@
 
 import pytest
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES, USER_ERROR, UserError, run
+from cropvlm.cli import COMPLETE_WITH_FAILURES, USER_ERROR, ArgumentParser, UserError, run
 
 
 def exit_code(main) -> int:
@@ -33,6 +33,11 @@ def test_a_mistake_of_the_users_is_one_line_and_code_2(capsys):
     out, err = capsys.readouterr()
     assert err == "error: split 'tset' is not there; there are: test, train\n"
     assert out == ""
+
+
+def test_a_wrong_flag_is_one_line_without_the_usage_block(capsys):
+    assert exit_code(lambda: ArgumentParser("A script.").parse_args(["--colour", "red"])) == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --colour red; --help lists the flags\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])

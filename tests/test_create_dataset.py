@@ -251,8 +251,10 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, message):
     (tmp_path / "taken_sft").mkdir()
     assert script(*[flag.replace("{tmp}", str(tmp_path)) for flag in flags]) == 2
-    last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "error: " in last
+    error = capfd.readouterr().err.strip()
+    assert "usage:" not in error
+    last = error.splitlines()[-1]
+    assert last.startswith("error: ")
     assert message in last
     assert not list(tmp_path.glob("*made*"))
 

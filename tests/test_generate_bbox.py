@@ -234,8 +234,9 @@ def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world,
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capsys, flags, message):
     assert script(*flags) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert message in error
+    error = capsys.readouterr().err
+    assert "usage:" not in error
+    assert message in error.splitlines()[-1]
     assert not list(tmp_path.rglob("*.json*"))
 
 

@@ -335,7 +335,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, cap
     (tmp_path / "bare_bbox.json").write_text('[{"question_id": 1, "answer": "x"}]')
     before = set(tmp_path.rglob("*.json*"))
     assert script(*flags) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err
+    assert "usage:" not in error
+    assert message in error.splitlines()[-1]
     assert set(tmp_path.rglob("*.json*")) == before
 
 

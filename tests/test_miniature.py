@@ -1,16 +1,25 @@
-"""The miniature's world and its report."""
+"""The miniature's world, its committed checkpoints and its report."""
 
 import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from datasets import DatasetDict
 from PIL import Image
 
 from cropvlm.boxes import format_bbox
 from cropvlm.data import load_rows
+from cropvlm.metrics import vqa_accuracy
+from cropvlm.modeling import load_model, load_processor
 from cropvlm.predictions import read_predictions, write_predictions
 from miniature import boxes, report
-from miniature.world import draw_row
+from miniature.families import FAMILIES
+from miniature.world import draw_row, write_world
+
+COMMITTED = Path(report.__file__).parent / "models"
 
 
 def test_the_same_seed_draws_the_same_rows():
@@ -43,7 +52,7 @@ def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, caps
 
     flags = ["--dataset_path", str(tiny_world), "--name", "mini", "--predictions", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["report", *flags])
-    report.main()
+    assert report.main() == 3  # one claim fails
     summaries = {summary["setting"]: summary for summary in json.loads((tmp_path / "mini_results.json").read_text())}
     assert list(summaries) == list(report.SETTINGS)
     assert summaries["no crop"] == {
@@ -53,10 +62,100 @@ def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, caps
         "mean_area_pct": 100.0,
         "questions": 12,
     }
-    assert summaries["true box"]["accuracy"] > 0
+    scores = [vqa_accuracy(answers[0], answers) for answers in rows["answers"]]
+    assert summaries["true box"]["accuracy"] == pytest.approx(100 * sum(scores) / 12, abs=0.01)
     assert summaries["true box"]["valid_boxes"] == 100
     assert summaries["true box"]["mean_area_pct"] == pytest.approx(summaries["GRPO"]["mean_area_pct"])
     # GRPO and SFT have the same answers here: no difference, so the claim that GRPO helps more fails.
-    assert "- FAILS: GRPO helps more: +0.0 over SFT" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.count("- holds: ") == 5
+    assert "- FAILS: GRPO helps more: +0.0 over SFT" in printed
+    assert "| teacher box | 100.0 | 1.00 |" in printed
+    assert printed == (tmp_path / "mini_results.md").read_text()
     with Image.open(tmp_path / "mini_boxes.png") as sheet:
-        assert sheet.width > 4 * report.THUMB
+        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    for color in ((0, 255, 0), (255, 0, 0), (0, 0, 255)):  # the three boxes and the frames of their crops
+        assert (pixels == color).all(1).sum() > 12 * report.THUMB
+
+
+# Right answers of a hundred, with which every claim just holds.
+AT_THE_BARS = {"no crop": 40, "true box": 85, "SFT": 50, "GRPO": 72, "unseen answerer, GRPO": 4}
+
+
+def verdicts(right: dict[str, int]) -> list[bool]:
+    settings = {
+        name: report.Setting((np.arange(100) < right.get(name, 0)).astype(float), None) for name in report.SETTINGS
+    }
+    return [holds for _, holds in report.claims(settings)]
+
+
+def test_the_claims_hold_at_their_bars():
+    assert verdicts(AT_THE_BARS) == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("claim", "changed"),
+    [
+        (0, {"no crop": 41}),
+        (1, {"true box": 84}),
+        (2, {"SFT": 49}),
+        (3, {"SFT": 69}),  # 3 fewer than with GRPO, at a standard error of 1.7
+        (4, {"GRPO": 71}),  # 31 of 45 points are 69%
+        (5, {"unseen answerer, GRPO": 3}),  # at a standard error of 1.7
+    ],
+)
+def test_a_claim_fails_just_below_its_bar(claim, changed):
+    assert not verdicts(AT_THE_BARS | changed)[claim]
+
+
+def test_the_paired_difference_by_hand():
+    after, before = (report.Setting(np.array(scores), None) for scores in ([1, 1, 0.6, 0], [0, 1, 0.3, 0.3]))
+    mean, error = report.paired_difference(after, before)
+    # Differences 100, 0, 30, -30: mean 25; squared deviations 5625 + 625 + 25 + 3025 = 9300 over 3, root 55.68, by 2.
+    assert mean == pytest.approx(25)
+    assert error == pytest.approx(27.84, abs=0.01)
+
+
+def test_how_boxes_lie_to_placards_by_hand():
+    placards = [[10, 20, 30, 40]] * 4
+    # The placard; one twice as wide and as high; its left half; no box, so the whole image: 5 times its sides.
+    boxes = ["[10, 20, 30, 40].", "[0, 10, 40, 50].", "[10, 20, 20, 40].", "none"]
+    assert report.placard_fit(boxes, placards) == (0.75, 1.5)  # longer sides 1, 2, 1, 5
+
+
+def test_a_world_that_was_not_finished_is_drawn_anew(tmp_path, monkeypatch):
+    def cut_off(self, folder):
+        folder.mkdir(parents=True)
+        (folder / "dataset_dict.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetDict, "save_to_disk", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            write_world(tmp_path / "world", train=2, test=2)
+    assert not (tmp_path / "world").exists()
+    write_world(tmp_path / "world", train=2, test=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    assert len(load_rows(str(tmp_path / "world"), "test")) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_committed_checkpoint_is_a_whole_model_that_the_command_makes(family):
+    folder = COMMITTED / family
+    built, processor = FAMILIES[family].build()
+    model = load_model(str(folder), device="cpu")
+    shapes = {name: weight.shape for name, weight in built.state_dict().items()}
+    assert {name: weight.shape for name, weight in model.state_dict().items()} == shapes
+    assert type(model) is type(built)
+    weights = torch.cat([weight.float().flatten() for weight in model.parameters()])
+    assert weights.isfinite().all()
+    committed = load_processor(str(folder))
+    assert type(committed) is type(processor)
+    assert committed.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert committed.chat_template == processor.chat_template
+
+
+def test_the_committed_checkpoints_are_small():
+    sizes = [path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file()]
+    assert len(sizes) > 3 * len(FAMILIES)
+    assert sum(sizes) <= 12 * 2**20

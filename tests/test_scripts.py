@@ -1,4 +1,4 @@
-"""The bash scripts: they parse, name no path of a machine, and reproduce.sh runs the stages in order and only once."""
+"""The bash scripts: they parse, name no path of a machine, and run the stages in order and only once."""
 
 import importlib.util
 import re
@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_readme import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -15,13 +16,16 @@ MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:home|root|work|mnt|data|scratch|User
 STUB = """#!/usr/bin/env bash
 echo "$*" >> calls.txt
 value() { sed -n "s/.* --$1 \\([^ ]*\\).*/\\1/p" <<< "$arguments"; }
+touching() { mkdir -p "$(dirname "$1")"; touch "$1"; }
 arguments=$*
 output_path=$(value output_path) output_dir=$(value output_dir) output=$(value output)
 case $1 in
     create_dataset.py) mkdir -p "${output_path}_sft" "${output_path}_grpo" ;;
-    train_*.py) mkdir -p "$output_dir"; touch "$output_dir/adapter_model.safetensors" ;;
-    generate_bbox.py) mkdir -p "$(dirname "$output")"; touch "$output" ;;
-    generate_final_answers.py) touch "$output_path"/textvqa_{base,cropvlm}_answers.json ;;
+    train_*.py) touching "$output_dir/adapter_model.safetensors" ;;
+    generate_bbox.py) touching "$output" ;;
+    generate_final_answers.py) touching "${output_path:=predictions}/textvqa_base_answers.json"
+        touch "$output_path/textvqa_cropvlm_answers.json" ;;
+    -m) [ -z "$output" ] || touching "$output"; [ -z "$output_path" ] || mkdir -p "$output_path" ;;
 esac
 [ "$1" != "${FAILING-}" ] || exit "$CODE"
 """
@@ -82,8 +86,14 @@ def checkout(tmp_path) -> Path:
 
 def reproduce(checkout: Path, *args: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
     """Run reproduce.sh; also return the python calls that it has made, each split into words."""
+    return call(checkout, "reproduce.sh", *args, **environment)
+
+
+def call(
+    checkout: Path, script: str, *args: str, **environment: str
+) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
     (checkout / "calls.txt").write_text("")
-    command = ["bash", checkout / "scripts" / "reproduce.sh", *args]
+    command = ["bash", checkout / "scripts" / script, *args]
     result = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True)
     return result, [line.split() for line in (checkout / "calls.txt").read_text().splitlines()]
 
@@ -145,3 +155,42 @@ def test_reproduce_wants_one_gpu(checkout, args):
     assert result.stderr.count("\n") == 1
     assert "reproduce.sh 0" in result.stderr
     assert calls == []
+
+
+@pytest.mark.parametrize("args", [("x",), ("0", "acuracy"), ("0", "accuracy", "1")])
+def test_the_miniature_refuses_what_it_does_not_know(checkout, args):
+    result, calls = call(checkout, "miniature.sh", *args)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert calls == []
+
+
+@pytest.mark.parametrize("args", [(), ("3", "accuracy")])
+def test_the_miniature_hands_flags_to_the_scripts_that_they_accept(checkout, args, monkeypatch):
+    result, calls = call(checkout, "miniature.sh", *args)
+    assert result.returncode == 0, result.stderr
+    assert {call[0] for call in calls} == {*STAGES, "-m"}
+    monkeypatch.chdir(ROOT)
+    for python_call in calls:
+        parse(
+            [python_call[1].replace(".", "/"), *python_call[2:]] if python_call[0] == "-m" else python_call, monkeypatch
+        )
+
+
+def test_the_miniatures_other_reward_shares_what_comes_before_grpo(checkout):
+    first = call(checkout, "miniature.sh", "1")[1]
+    second = call(checkout, "miniature.sh", "1", "accuracy")[1]
+    trainings = [[c[0] for c in calls if c[0].startswith("train")] for calls in (first, second)]
+    assert trainings == [["train_sft.py", "train_grpo.py"], ["train_grpo.py"]]
+    assert "create_dataset.py" not in {c[0] for c in second}
+    (grpo,) = [" ".join(c) for c in second if c[0] == "train_grpo.py"]
+    assert "--base_model models/miniature_seed1_sft" in grpo
+    assert "--output_dir models/miniature_seed1_accuracy_grpo" in grpo
+
+
+@pytest.mark.parametrize(("failing", "code"), [("create_dataset.py", 2), ("train_grpo.py", 1), ("generate_bbox.py", 2)])
+def test_the_miniature_stops_where_a_step_fails(checkout, failing, code):
+    result, calls = call(checkout, "miniature.sh", FAILING=failing, CODE=str(code))
+    assert result.returncode != 0
+    assert calls[-1][0] in (failing, "-m")  # the first of a pair, or its other half at work beside it
+    assert "vqa_accuracy.py" not in {c[0] for c in calls}

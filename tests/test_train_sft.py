@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
@@ -24,8 +25,6 @@ BOX = [10, 20, 30, 40]
 @pytest.fixture(scope="module")
 def sft_data(tiny_world, tmp_path_factory):
     """The miniature's training split with boxes, as create_dataset.py leaves it."""
-    import datasets
-
     rows = datasets.load_from_disk(str(tiny_world))["train"]
     folder = tmp_path_factory.mktemp("datasets") / "sft"
     rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(folder))
@@ -137,7 +136,10 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
     monkeypatch.setattr(evaluation, "generate_texts", generate_texts)
     monkeypatch.setattr(evaluation, "answer_accuracy", lambda answer, references: float(answer == "right"))
     flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
-    flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 3, "--max_steps", 2]
+    held_out = tmp_path / "held_out"  # of its two splits validation is taken, unasked
+    splits = datasets.load_from_disk(str(tiny_world))
+    datasets.DatasetDict(train=splits["train"], validation=splits["test"]).save_to_disk(str(held_out))
+    flags += ["--eval_dataset_path", held_out, "--eval_max_samples", 3, "--max_steps", 2]
     flags += [
         "--vqa_model",
         tiny_smolvlm,
@@ -182,18 +184,19 @@ def test_a_full_disk_is_one_line():
 
 
 def test_weights_without_lora(tiny_smolvlm, sft_data, tmp_path, monkeypatch, caplog):
-    run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), "--max_steps", 1, "--use_lora", False)
+    flags = ["--use_lora", False, "--max_steps", 1, "--warmup_steps", 0]
+    run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
     assert "every weight" in caplog.text
     assert not modeling.is_adapter(str(tmp_path))
     before, after = (
         dict(modeling.load_model(str(path), device="cpu").named_parameters()) for path in (tiny_smolvlm, tmp_path)
     )
     assert before.keys() == after.keys()
+    moved = [name for name, weight in before.items() if not torch.equal(weight, after[name])]
+    assert len(moved) > 0.9 * len(before)
 
 
 def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_path, caplog):
-    import datasets
-
     rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(9))
     boxes = [BOX, None, [10, 20, 10, 40], BOX, [10, 20, 30], [1, 2, 3, 4, 5], [10, 20, 110, 40], [10, -1, 30, 40]]
     rows = rows.add_column("bbox", [*boxes, [1, None, 3, 4]])
@@ -208,8 +211,6 @@ def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_pa
 
 
 def test_rows_all_without_a_usable_box_are_refused(tiny_world, tiny_smolvlm, tmp_path, monkeypatch):
-    import datasets
-
     rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(2))
     rows.add_column("bbox", [[1, 2, 3], [0, 0, 640, 480]]).save_to_disk(str(tmp_path / "data"))
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
@@ -238,8 +239,6 @@ def test_mistakes_are_refused_before_a_model_is_loaded(flags, message, tiny_smol
 
 def broken_data(sft_data, folder, damage):
     """The training rows, the third image damaged."""
-    import datasets
-
     rows = datasets.load_from_disk(str(sft_data)).cast_column("image", datasets.Image(decode=False))
     images = [damage(row["bytes"]) if i == 2 else row["bytes"] for i, row in enumerate(rows["image"])]
     images = [{"bytes": image, "path": None} for image in images]
