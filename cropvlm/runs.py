@@ -1,4 +1,4 @@
-"""What the two prediction scripts share: their flags, the journal of a run, and rows split over processes."""
+"""What the generating scripts share: their flags, the journal of a run, and rows split over processes."""
 
 import argparse
 import contextlib
