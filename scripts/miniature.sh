@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED] [likelihood|accuracy]
 # The second argument is GRPO's reward, by default the paper's better one; a run with the other shares all that comes
-# before GRPO. Every step is one of the six scripts with other flags. What is done is not done again; to start over:
+# before GRPO. Every step is one of the six scripts with other flags. Ends with 3 where one of the paper's claims fails.
+# What is done is not done again; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*
 set -euo pipefail
 
