@@ -93,6 +93,7 @@ def placard_fit(boxes: list[str], placards: list[Sequence[int]]) -> tuple[float,
 
 
 def fit_table(settings: dict[str, Setting], placards: list[Sequence[int]]) -> str:
+    """The Markdown table of `placard_fit`, for the boxes that a model has written."""
     lines = ["| boxes | hold the whole placard, % | sides, in the placard's (median) |", "|---|---|---|"]
     for name in ("teacher box", "SFT", "GRPO"):
         share, sides = placard_fit(settings[name].boxes, placards)

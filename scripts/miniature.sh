@@ -9,7 +9,7 @@ set -euo pipefail
 SEED=${1:-0}
 REWARD=${2:-likelihood}
 if [[ $# -gt 2 || ! $SEED =~ ^[0-9]+$ || ! $REWARD =~ ^(likelihood|accuracy)$ ]]; then
-    echo "usage: bash scripts/miniature.sh [SEED] [likelihood|accuracy], such as: bash scripts/miniature.sh 0" >&2
+    echo "error: expected nothing, or a seed and likelihood or accuracy: bash scripts/miniature.sh 0 accuracy" >&2
     exit 2
 fi
 source "$(dirname "$0")/setup.sh"
@@ -40,15 +40,17 @@ step() {
 # together FUNCTION FUNCTION: run the steps of both at once, a thread each: much of a short step is the start of a script,
 # which takes one core whatever it is given. What the second prints comes when both are done.
 together() {
-    local log second
+    local log second code=0
     log=$(mktemp)
     OMP_NUM_THREADS=1 "$2" >"$log" 2>&1 &
     second=$!
     trap 'echo "== waiting for the other step of the pair" >&2; wait' EXIT # should the first fail
     OMP_NUM_THREADS=1 "$1"
     trap - EXIT
-    wait "$second" || { cat "$log" && exit 1; }
-    cat "$log" && rm "$log"
+    wait "$second" || code=$?
+    cat "$log"
+    rm "$log"
+    return $code
 }
 
 start=$SECONDS

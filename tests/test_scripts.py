@@ -169,12 +169,10 @@ def test_the_miniature_refuses_what_it_does_not_know(checkout, args):
 def test_the_miniature_hands_flags_to_the_scripts_that_they_accept(checkout, args, monkeypatch):
     result, calls = call(checkout, "miniature.sh", *args)
     assert result.returncode == 0, result.stderr
-    assert {call[0] for call in calls} == {*STAGES, "-m"}
+    assert {script for script, *_ in calls} == {*STAGES, "-m"}
     monkeypatch.chdir(ROOT)
-    for python_call in calls:
-        parse(
-            [python_call[1].replace(".", "/"), *python_call[2:]] if python_call[0] == "-m" else python_call, monkeypatch
-        )
+    for script, *flags in calls:
+        parse([f"{flags[0].replace('.', '/')}.py", *flags[1:]] if script == "-m" else [script, *flags], monkeypatch)
 
 
 def test_the_miniatures_other_reward_shares_what_comes_before_grpo(checkout):
@@ -191,6 +189,6 @@ def test_the_miniatures_other_reward_shares_what_comes_before_grpo(checkout):
 @pytest.mark.parametrize(("failing", "code"), [("create_dataset.py", 2), ("train_grpo.py", 1), ("generate_bbox.py", 2)])
 def test_the_miniature_stops_where_a_step_fails(checkout, failing, code):
     result, calls = call(checkout, "miniature.sh", FAILING=failing, CODE=str(code))
-    assert result.returncode != 0
+    assert result.returncode == code
     assert calls[-1][0] in (failing, "-m")  # the first of a pair, or its other half at work beside it
     assert "vqa_accuracy.py" not in {c[0] for c in calls}
