@@ -34,16 +34,25 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from cropvlm.boxes import GROWTH
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run
+from cropvlm.cli import (
+    COMPLETE_WITH_FAILURES,
+    ArgumentParser,
+    UserError,
+    batch_size,
+    positive,
+    run,
+    start_logging,
+    whole_number,
+)
 from cropvlm.crops import UnreadableImage, open_image
-from cropvlm.hub import licence, prepare_repository, push
-from cropvlm.mixture import halve, load_sources, parse_source
-from cropvlm.predictions import Journal
-from cropvlm.remote import add_api_flags, server_of
-from cropvlm.responses import assist, collect, teacher_settings
-from cropvlm.runs import batch_size, positive, rank, start_logging, whole_number
-from cropvlm.teacher import DEFAULT_TEACHER, GrownBox, grow, measure
-from cropvlm.teacher_report import draw_report, summarise, write_card
+from cropvlm.runtime.journal import Journal
+from cropvlm.runtime.processes import rank
+from cropvlm.runtime.server import add_api_flags, server_of
+from cropvlm.teacher.asking import DEFAULT_TEACHER, GrownBox, grow, measure
+from cropvlm.teacher.hub import licence, prepare_repository, push
+from cropvlm.teacher.mixture import halve, load_sources, parse_source
+from cropvlm.teacher.report import draw_report, summarise, write_card
+from cropvlm.teacher.responses import assist, collect, teacher_settings
 
 logger = logging.getLogger("cropvlm.create_dataset")
 

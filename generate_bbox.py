@@ -20,32 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.boxes import bbox_area_pct, parse_bbox
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, positive, run, start_logging
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import dataset_name, load_rows
-from cropvlm.encoding import Prompt
-from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor
-from cropvlm.predictions import Journal, build_meta, check_writable, write_predictions
-from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
-from cropvlm.runs import (
-    add_common_flags,
-    data_sources,
-    device_index,
+from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_doubles
+from cropvlm.inference.predictions import build_meta, write_predictions
+from cropvlm.inference.run import (
     failed_before,
     failures,
-    fingerprint,
-    gather,
     generate_missing,
     name_failures,
     only_journals_are_left,
     open_journals,
-    positive,
-    questions_key,
-    rank,
-    refuse_doubles,
-    shard,
-    start_logging,
 )
+from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor
+from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, cropper_messages
+from cropvlm.runtime.files import check_writable
+from cropvlm.runtime.journal import Journal
+from cropvlm.runtime.processes import device_index, gather, rank, shard
+from cropvlm.runtime.provenance import fingerprint, questions_key
 
 logger = logging.getLogger("cropvlm.generate_bbox")
 

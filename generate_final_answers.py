@@ -34,42 +34,33 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.boxes import parse_bbox, pct_to_px
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, positive, run, start_logging
 from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
-from cropvlm.encoding import Prompt
-from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor, longest_edge_of
-from cropvlm.predictions import (
-    Journal,
+from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_doubles
+from cropvlm.inference.predictions import (
     build_meta,
-    check_writable,
     join_on_question_id,
     read_meta,
     read_predictions,
     write_predictions,
 )
-from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
-from cropvlm.remote import add_api_flags, answer_rows, api_settings, fit_longest_edge, server_of
-from cropvlm.runs import (
-    add_common_flags,
-    data_sources,
-    device_index,
+from cropvlm.inference.run import (
     failed_before,
     failures,
     fill_missing,
-    fingerprint,
-    gather,
     generate_missing,
     name_failures,
     only_journals_are_left,
     open_journals,
-    positive,
-    questions_key,
-    rank,
-    refuse_doubles,
-    shard,
-    start_logging,
 )
+from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor, longest_edge_of
+from cropvlm.prompts import BRIEF_ANSWER, Prompt, answerer_messages, clean_answer
+from cropvlm.runtime.files import check_writable
+from cropvlm.runtime.journal import Journal
+from cropvlm.runtime.processes import device_index, gather, rank, shard
+from cropvlm.runtime.provenance import fingerprint, questions_key
+from cropvlm.runtime.server import add_api_flags, answer_rows, api_settings, fit_longest_edge, server_of
 
 logger = logging.getLogger("cropvlm.generate_final_answers")
 

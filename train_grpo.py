@@ -3,42 +3,36 @@
     python3 train_grpo.py --base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo
 
 TRL's `GRPOTrainer` in its Dr. GRPO form; rollouts, advantages and loss are its own. What is overridden: the completions
-of a prompt share their image, and a micro-batch holds whole groups (`cropvlm.sharing`); figures and pictures of the
-boxes are logged (`cropvlm.watching`); `evaluate` measures the accuracy with the current crops (`cropvlm.evaluation`);
-the model card is this project's. The policy goes on from the SFT adapter, a frozen copy of it is the reference. The
-reward is validity plus what a frozen reward VLM makes of `[full image, crop]`. TRL's flags of `GRPOConfig` go beside
-those below; rollouts by vLLM are not tried. Dropout is off, so that policy, reference and rollouts are one model (the
-released experiment left it on).
+of a prompt share their image, and a micro-batch holds whole groups (`cropvlm/training/shared_images.py`); figures and
+pictures of the boxes are logged (`cropvlm/training/box_logging.py`); `evaluate` measures the accuracy with the current
+crops (`cropvlm/training/evaluation.py`); the model card is this project's. The policy goes on from the SFT adapter, a
+frozen copy of it is the reference. The reward is validity plus what a frozen reward VLM makes of `[full image, crop]`.
+TRL's flags of `GRPOConfig` go beside those below; rollouts by vLLM are not tried. Dropout is off, so that policy,
+reference and rollouts are one model (the released experiment left it on).
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from datasets import Dataset
 from trl import GRPOConfig
 
-from cropvlm.arguments import (
+from cropvlm.cli import UserError, run
+from cropvlm.modeling import load_policy, stop_token_ids
+from cropvlm.prompts import MAX_BOX_TOKENS
+from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
+from cropvlm.training.arguments import (
     HeldOutArguments,
     PolicyArguments,
-    check_base,
     check_least,
-    checkpoint_to_resume,
     frozen_dtype,
     load_policy_processor,
-    load_training_rows,
-    note_base,
     parse,
-    start,
 )
-from cropvlm.cli import UserError, run
-from cropvlm.data import then_transform
-from cropvlm.encoding import without_placeholders
-from cropvlm.evaluation import load_answerer, load_held_out_rows, measure_on
-from cropvlm.finishing import disk_errors, finish
-from cropvlm.modeling import load_policy, stop_token_ids
-from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
-from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
-from cropvlm.watching import WatchedGRPOTrainer
+from cropvlm.training.box_logging import WatchedGRPOTrainer
+from cropvlm.training.evaluation import load_answerer, load_held_out_rows, measure_on
+from cropvlm.training.rows import load_training_rows, prompt_rows
+from cropvlm.training.saving import disk_errors, finish
+from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, start
 
 CHOICES = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
@@ -108,21 +102,6 @@ class GRPOArguments(HeldOutArguments, GRPOConfig):
             if getattr(self, name) not in choices:
                 raise UserError(f"--{name} {getattr(self, name)}: expected {', '.join(map(str, choices))}")
         super().__post_init__()
-
-
-def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
-    """Let each row read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
-
-    TRL reads a step's rows again for each of its micro-batches; the trainer opens their images once.
-
-    image_token: the processor's, which no question may hold: TRL takes the messages to its template as they are.
-    """
-
-    def to_prompts(batch: dict[str, list]) -> dict[str, list]:
-        prompts = [without_placeholders(cropper_messages(question), image_token) for question in batch["question"]]
-        return {"prompt": prompts} | {name: batch[name] for name in ("image", "question", "answers", "question_id")}
-
-    return then_transform(rows, to_prompts)
 
 
 def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> list:

@@ -10,34 +10,17 @@ bfloat16); the computation is bfloat16 on a GPU.
 """
 
 import logging
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
-from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cropvlm.arguments import (
-    HeldOutArguments,
-    PolicyArguments,
-    check_base,
-    checkpoint_to_resume,
-    frozen_dtype,
-    load_policy_processor,
-    load_training_rows,
-    note_base,
-    open_training_image,
-    parse,
-    start,
-)
-from cropvlm.boxes import parse_bbox
 from cropvlm.cli import UserError, run
-from cropvlm.data import then_transform
-from cropvlm.encoding import chat_text
-from cropvlm.evaluation import CropAccuracyMixin, load_answerer, load_held_out_rows, measure_on
-from cropvlm.finishing import CardMixin, disk_errors, finish
-from cropvlm.modeling import END_OF_UTTERANCE, load_policy, stop_token_ids
-from cropvlm.prompts import bbox_completion, cropper_messages
+from cropvlm.modeling import load_policy, stop_token_ids
+from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype, load_policy_processor, parse
+from cropvlm.training.evaluation import CropAccuracyMixin, load_answerer, load_held_out_rows, measure_on
+from cropvlm.training.rows import load_training_rows, prompt_completion_rows
+from cropvlm.training.saving import CardMixin, disk_errors, finish
+from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, start
 
 logger = logging.getLogger(__name__)
 
@@ -67,41 +50,6 @@ class SFTArguments(HeldOutArguments, SFTConfig):
         if self.max_length is not None:
             raise UserError(f"--max_length {self.max_length}: no row may be cut, its image tokens are; leave it out")
         super().__post_init__()
-
-
-def bbox_problem(bbox: Any) -> str | None:
-    """Say why `bbox` is no box in percent, in words to count by; None if it is one."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
-        return "not four numbers"
-    if not all(0 <= value <= 100 for value in bbox):
-        return "outside of 0..100"
-    # The growth's truncation to whole percents makes some without an area.
-    return None if parse_bbox(bbox_completion(bbox)) else "without area"
-
-
-def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
-    """Let each row read as `prompt`, `completion` (texts) and `image` (PIL), made when it is needed.
-
-    Rows whose box is none are left out and counted: no crop can be cut from it, the validity reward gives it nothing.
-    """
-    problems = list(map(bbox_problem, rows["bbox"][:]))
-    counts = Counter(filter(None, problems))
-    listed = ", ".join(f"{count} {problem}" for problem, count in counts.items())
-    usable = [i for i, problem in enumerate(problems) if problem is None]
-    if not usable:
-        raise UserError(f"no row has a usable bbox ({listed}); expected 0 <= x1 < x2 <= 100 percent, and y1, y2 so")
-    if counts:
-        logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), listed)
-
-    def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
-        return {
-            "prompt": [chat_text(processor, cropper_messages(question)) for question in batch["question"]],
-            # The template would add a line break after the end of the turn, which inference never reaches.
-            "completion": [f" {bbox_completion(bbox)}{END_OF_UTTERANCE}" for bbox in batch["bbox"]],
-            "image": list(map(open_training_image, batch["image"], batch["question_id"])),
-        }
-
-    return then_transform(rows.select(usable), to_prompt_completion)
 
 
 class BoxSFTTrainer(CardMixin, CropAccuracyMixin, SFTTrainer):

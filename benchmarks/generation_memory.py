@@ -23,8 +23,8 @@ from synthetic import jpeg
 sys.path.insert(0, str(REPO))
 
 from cropvlm.boxes import format_bbox  # noqa: E402
-from cropvlm.predictions import write_json  # noqa: E402
-from cropvlm.runs import batch_size, positive  # noqa: E402
+from cropvlm.cli import batch_size, positive
+from cropvlm.runtime.files import write_json
 from miniature.checkpoints import TILE, build_smolvlm, save  # noqa: E402
 
 FEATURES = Features(

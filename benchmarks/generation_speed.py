@@ -35,11 +35,12 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cropvlm.boxes import format_bbox
+from cropvlm.cli import batch_size, positive
 from cropvlm.encoding import chat_text
 from cropvlm.generation import PromptSource, generate_rows, greedy
 from cropvlm.modeling import device_and_dtype, load_processor
 from cropvlm.prompts import BRIEF_ANSWER
-from cropvlm.runs import batch_size, positive, worker_count
+from cropvlm.runtime.processes import worker_count
 from generate_bbox import BoxPrompts
 from generate_final_answers import MODES, AnswerPrompts
 from miniature.checkpoints import build_smolvlm

@@ -36,16 +36,17 @@ from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cropvlm.cli import positive
 from cropvlm.crops import crop_or_corner, open_image
 from cropvlm.data import then_transform
 from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
 from cropvlm.prompts import bbox_completion
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
-from cropvlm.runs import positive
-from cropvlm.sharing import GroupedGRPOTrainer
+from cropvlm.training.rows import prompt_rows
+from cropvlm.training.shared_images import GroupedGRPOTrainer
 from miniature.checkpoints import TILE as SMALL_TILE
 from miniature.checkpoints import build_smolvlm
-from train_grpo import GRPOArguments, GRPOPolicyArguments, prompt_rows
+from train_grpo import GRPOArguments, GRPOPolicyArguments
 
 GRPO_ROWS = 31_000  # half of the paper's mixture
 G = 6

@@ -27,9 +27,9 @@ from synthetic import jpeg
 sys.path.insert(0, str(REPO))
 
 import create_dataset  # noqa: E402
-from cropvlm import responses  # noqa: E402
 from cropvlm.cli import run  # noqa: E402
-from cropvlm.teacher import PixelBudget  # noqa: E402
+from cropvlm.teacher import responses
+from cropvlm.teacher.asking import PixelBudget
 from miniature.checkpoints import build_qwen, save  # noqa: E402
 
 AS_ON_A_GPU = "--as_on_a_gpu"  # first argument of the process that is watched with --real_budget

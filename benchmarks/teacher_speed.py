@@ -19,13 +19,14 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cropvlm.cli import batch_size, positive
 from cropvlm.crops import open_image
 from cropvlm.encoding import chat_text
 from cropvlm.generation import generate_rows, greedy
 from cropvlm.modeling import device_and_dtype
 from cropvlm.prompts import teacher_messages
-from cropvlm.runs import batch_size, positive, worker_count
-from cropvlm.teacher import TeacherPrompts, measure
+from cropvlm.runtime.processes import worker_count
+from cropvlm.teacher.asking import TeacherPrompts, measure
 from miniature.checkpoints import build_qwen
 
 SFT_ROWS = 31_000  # half of the paper's mixture

@@ -29,6 +29,9 @@ _DECODE_ERRORS = (
 _EXIF_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, struct.error)
 
 
+MAX_ASPECT_RATIO = 100
+
+
 class UnreadableImage(ValueError):
     """The source of an image is missing or cannot be decoded."""
 
@@ -161,3 +164,23 @@ def crop_or_corner(image: Image.Image, text: str) -> Image.Image:
     if bbox_pct is None:
         return image.crop((0, 0, min(2, image.width), min(2, image.height)))
     return crop_bbox(image, bbox_pct)
+
+
+def full_and_crop(image: Image.Image, text: str) -> list[Image.Image]:
+    """Return `[full image, crop]` as the answerer gets it: the crop of the box in `text`, or `image` again."""
+    return [image, crop_or_full_image(image, text)[0]]
+
+
+def crop_size(size: tuple[int, int], text: str) -> tuple[int, int] | None:
+    """Return (width, height) of the crop that the box in `text` cuts out of an image of `size`; None without a box."""
+    bbox_pct = parse_bbox(text)
+    if bbox_pct is None:
+        return None
+    left, top, right, bottom = pct_to_px(bbox_pct, *size)
+    return right - left, bottom - top
+
+
+def widen_strip(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) with at most 100:1: Qwen2.5-VL refuses 200:1, CLIP's resize of the shorter side would explode."""
+    shortest = -(-max(size) // MAX_ASPECT_RATIO)
+    return max(size[0], shortest), max(size[1], shortest)

@@ -18,15 +18,14 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-MAX_ASPECT_RATIO = 100
+from cropvlm.crops import widen_strip
+from cropvlm.prompts import Prompt
+
 # Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
 # caches are best used by one.
 TILE = 3 * 512 * 512
 ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
-
-# Chat messages with {"type": "image"} placeholders, and the images for them in order.
-Prompt = tuple[list[dict[str, Any]], list[Image.Image]]
 
 
 @dataclass
@@ -91,12 +90,6 @@ def drop_token(text: str, token: str) -> str:
     while token in text:
         text = text.replace(token, "")
     return text
-
-
-def widen_strip(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) with at most 100:1: Qwen2.5-VL refuses 200:1, CLIP's resize of the shorter side would explode."""
-    shortest = -(-max(size) // MAX_ASPECT_RATIO)
-    return max(size[0], shortest), max(size[1], shortest)
 
 
 def merge(parts: list[Prepared]) -> Prepared:

@@ -6,17 +6,18 @@ with the row's index, so that the caller can restore the order of the data set.
 
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage
-from cropvlm.encoding import Prepared, Prompt, merge, model_inputs, prepare, widen_strip
+from cropvlm.crops import UnreadableImage, widen_strip
+from cropvlm.encoding import Prepared, merge, model_inputs, prepare
 from cropvlm.modeling import stop_token_ids
+from cropvlm.prompts import Prompt, PromptSource
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +28,6 @@ WINDOW = 16  # batches that are sorted by size together: enough to be alike, few
 
 class BatchTooLarge(UserError):
     """Out of GPU memory at a batch size that `generate_rows` may not halve."""
-
-
-class PromptSource(Protocol):
-    """The prompts of every row, made when they are needed, possibly in a worker process."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> list[Prompt]:
-        """The prompts of row `i`; images shared by several are the same objects. May raise UnreadableImage."""
-
-    def image_sizes(self, i: int) -> list[tuple[int, int]]:
-        """(width, height) of the row's distinct images, for grouping only; [] where unknown. Must be cheap."""
 
 
 def generate_rows(
@@ -230,3 +219,7 @@ def _generate_batch(
     return [
         list(itertools.islice(texts, len(item.input_ids))) if isinstance(item, Prepared) else item for item in items
     ]
+
+
+# (row index, one text per prompt or why there is none; or why there are none for the row), as they come
+Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]

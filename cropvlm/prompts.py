@@ -4,11 +4,15 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
+
+from PIL import Image
 
 from cropvlm.boxes import format_bbox
 
 Messages = list[dict[str, Any]]
+# Chat messages with {"type": "image"} placeholders, and the images for them in order.
+Prompt = tuple[Messages, list[Image.Image]]
 
 TEACHER = (
     "Outline the region in the image that would help answer the following question: {question}\n"
@@ -17,6 +21,18 @@ TEACHER = (
 OUTLINE = "Outline the region in the image that would help answer this question."
 BRIEF_ANSWER = "Give a very brief answer."
 MAX_BOX_TOKENS = 32  # of what the cropper writes (METHOD: GRPO)
+
+
+class PromptSource(Protocol):
+    """The prompts of every row, made when they are needed, possibly in a worker process."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> list[Prompt]:
+        """The prompts of row `i`; images shared by several are the same objects. May raise UnreadableImage."""
+
+    def image_sizes(self, i: int) -> list[tuple[int, int]]:
+        """(width, height) of the row's distinct images, for grouping only; [] where unknown. Must be cheap."""
 
 
 def teacher_messages(question: str) -> Messages:
@@ -39,6 +55,11 @@ def answerer_messages(question: str, num_images: int, instruction: str = BRIEF_A
         instruction: what the benchmark asks for; the paper's brief answer by default.
     """
     return _user_turn(num_images, f"{question.capitalize()}\n{instruction}")
+
+
+def answerer_prompt(question: str, images: Sequence[Image.Image], instruction: str = BRIEF_ANSWER) -> Prompt:
+    """Return the prompt of answerer and reward VLM with its images: the full image, and its crop if there is one."""
+    return answerer_messages(question, len(images), instruction), list(images)
 
 
 def _user_turn(num_images: int, text: str) -> Messages:

@@ -9,7 +9,7 @@ import argparse
 from cropvlm.boxes import format_bbox
 from cropvlm.cli import ArgumentParser, run
 from cropvlm.data import load_rows
-from cropvlm.predictions import build_meta, write_predictions
+from cropvlm.inference.predictions import build_meta, write_predictions
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,7 +20,7 @@ from cropvlm.boxes import parse_teacher_bbox
 from cropvlm.cli import ArgumentParser, run
 from cropvlm.generation import generate_texts
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.teacher import pixel_budget, teacher_size
+from cropvlm.teacher.asking import pixel_budget, teacher_size
 from miniature.checkpoints import TILE
 from miniature.families import FAMILIES
 from miniature.lessons import one_image_turn

@@ -19,8 +19,9 @@ from cropvlm.boxes import bbox_area_pct, parse_bbox, pct_to_px
 from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run
 from cropvlm.crops import crop_or_full_image, open_image
 from cropvlm.data import load_rows
+from cropvlm.inference.predictions import join_on_question_id, read_predictions
 from cropvlm.metrics import vqa_accuracy
-from cropvlm.predictions import join_on_question_id, read_predictions, write_json
+from cropvlm.runtime.files import write_json
 
 # setting -> (answer file, box file), each without the name (or, where GRPO has a part in the answers, the run) in front
 SETTINGS = {

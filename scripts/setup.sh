@@ -1,5 +1,5 @@
 # Sourced by the other scripts: make .venv once, install requirements.txt into it when that file has changed, and use it.
-# CROPVLM_PYTHON names another interpreter to start from (default python3, 3.10 or newer).
+# CROPVLM_PYTHON names another interpreter to start from (default python3, 3.11 or newer).
 # Interrupted, it goes on the next time: what says that all is installed is written last.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,8 +20,8 @@ make_venv() {
 
 if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
     python=${CROPVLM_PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        stop "Python 3.10 or newer is needed; name one with CROPVLM_PYTHON=/path/to/python3.12"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        stop "Python 3.11 or newer is needed; name one with CROPVLM_PYTHON=/path/to/python3.12"
     if ! .venv/bin/python3 -m pip --version >/dev/null 2>&1; then
         echo "setup: making .venv with $("$python" --version)" >&2
         make_venv "$python" || stop "$python can make no environment in .venv; install python3-venv, or free space"

@@ -85,7 +85,7 @@ def hurried(monkeypatch):
     from fake_server import KEY, time_limit
     from openai import _base_client
 
-    from cropvlm import remote
+    from cropvlm.runtime import server as remote
 
     monkeypatch.setattr(remote, "RETRIES", 3)
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)

@@ -12,9 +12,10 @@ from PIL import Image as PILImage
 from processes import kill_launch, kill_script, launch_script, run_script
 
 import create_dataset
-from cropvlm import remote, responses
 from cropvlm.cli import run
-from cropvlm.teacher import PixelBudget
+from cropvlm.runtime import server as remote
+from cropvlm.teacher import responses
+from cropvlm.teacher.asking import PixelBudget
 
 # Responses of five rows whose images are 1000x1000 and seen so, and their boxes as METHOD grows them. Areas 0.001,
 # 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.

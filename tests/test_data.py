@@ -10,9 +10,10 @@ import datasets
 import pytest
 from published import BLUE, IMAGE, IMAGES, RED, TEXT, hrbench, table, textvqa, write_copies, write_docvqa
 
+from cropvlm.benchmarks import BENCHMARKS
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
-from cropvlm.data import BENCHMARKS, benchmark_for, dataset_name, load_rows, metric_for
+from cropvlm.data import benchmark_for, dataset_name, load_rows, metric_for
 
 DOCVQA_TEST = "  - split: test\n    path: DocVQA/test-*\n"
 REPO = Path(__file__).resolve().parents[1]

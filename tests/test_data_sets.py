@@ -11,10 +11,11 @@ from published import COPY_OF, write_copies
 import generate_bbox
 import generate_final_answers
 import vqa_accuracy
-from cropvlm import data, runs
+from cropvlm import data
 from cropvlm.cli import run
-from cropvlm.predictions import Journal
+from cropvlm.inference import run as runs
 from cropvlm.prompts import BRIEF_ANSWER
+from cropvlm.runtime.journal import Journal
 
 # What a model may answer to the two rows of each, and the score (see below).
 ANSWERS = {

@@ -12,9 +12,9 @@ from datasets import Dataset, DatasetDict, Image, load_from_disk
 from processes import REPO, kill_script, launch_script, run_script
 
 import generate_bbox
-from cropvlm import runs
 from cropvlm.cli import UserError, run
 from cropvlm.crops import UnreadableImage
+from cropvlm.inference import run as runs
 from cropvlm.modeling import load_model, load_processor
 
 

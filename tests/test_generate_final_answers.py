@@ -12,11 +12,11 @@ from processes import REPO, kill_script, launch_script, run_script
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
-from cropvlm import runs
 from cropvlm.cli import run
 from cropvlm.crops import open_image
+from cropvlm.inference import run as runs
+from cropvlm.inference.predictions import build_meta, write_predictions
 from cropvlm.modeling import load_model, load_processor, longest_edge_of
-from cropvlm.predictions import build_meta, write_predictions
 from generate_final_answers import MODES, AnswerPrompts
 from miniature.world import draw_split
 

@@ -6,15 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropvlm.metrics import (
-    anls,
-    letter_accuracy,
-    most_common_answer,
-    normalize_answer,
-    official_vqa_accuracy,
-    option_letter,
-    vqa_accuracy,
-)
+from cropvlm.letters import letter_accuracy, option_letter
+from cropvlm.metrics import anls, most_common_answer, normalize_answer, official_vqa_accuracy, vqa_accuracy
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from PIL import Image
 
 from cropvlm.boxes import format_bbox
 from cropvlm.data import load_rows
+from cropvlm.inference.predictions import read_predictions, write_predictions
 from cropvlm.metrics import vqa_accuracy
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.predictions import read_predictions, write_predictions
 from miniature import boxes, report
 from miniature.families import FAMILIES
 from miniature.world import draw_row, write_world

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import create_dataset
+from cropvlm.benchmarks import BENCHMARKS
 from cropvlm.cli import UserError
-from cropvlm.data import BENCHMARKS
-from cropvlm.responses import teacher_settings
+from cropvlm.teacher.responses import teacher_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -168,7 +168,7 @@ def test_the_benchmarks_are_those_of_the_table():
 
 def test_the_examples_of_files_are_what_they_claim(tmp_path):
     from cropvlm.boxes import parse_bbox
-    from cropvlm.predictions import read_predictions
+    from cropvlm.inference.predictions import read_predictions
 
     (example,) = [text for language, text in BLOCKS if language == "json"]
     (tmp_path / "example.json").write_text(example)

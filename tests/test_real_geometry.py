@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import train_grpo
 import train_sft
-from cropvlm import evaluation, modeling
-from cropvlm.arguments import PolicyArguments
+from cropvlm import modeling
 from cropvlm.rewards import completion_text
-from cropvlm.sharing import SharedImages
+from cropvlm.training import evaluation
+from cropvlm.training.arguments import PolicyArguments
+from cropvlm.training.shared_images import SharedImages
 
 pytestmark = pytest.mark.slow
 BOXES = [[0, 5, 100, 95], [12, 0, 13, 100]]

@@ -19,9 +19,9 @@ from PIL import Image
 
 import generate_final_answers
 from cropvlm.cli import run
+from cropvlm.inference.predictions import build_meta, write_predictions
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.predictions import build_meta, write_predictions
-from cropvlm.remote import fit_longest_edge
+from cropvlm.runtime.server import fit_longest_edge
 
 pytestmark = pytest.mark.usefixtures("hurried")
 

@@ -17,13 +17,15 @@ from trainers import make_grpo_trainer as make_trainer
 
 import train_grpo
 import train_sft
-from cropvlm import arguments, evaluation, modeling, watching
+from cropvlm import modeling
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
 from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import cropper_messages
-from cropvlm.sharing import open_images
+from cropvlm.training import arguments, evaluation
+from cropvlm.training import box_logging as watching
+from cropvlm.training.shared_images import open_images
 
 
 def flags_for(model, vqa_model, data, output):

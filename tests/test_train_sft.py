@@ -12,12 +12,14 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForImageTextToText
 
 import train_sft
-from cropvlm import evaluation, finishing, modeling
-from cropvlm.arguments import PolicyArguments
+from cropvlm import modeling
 from cropvlm.cli import UserError
 from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import cropper_messages
+from cropvlm.training import evaluation
+from cropvlm.training import saving as finishing
+from cropvlm.training.arguments import PolicyArguments
 
 BOX = [10, 20, 30, 40]
 

@@ -11,7 +11,7 @@ import pytest
 
 import vqa_accuracy
 from cropvlm.cli import run
-from cropvlm.predictions import write_predictions
+from cropvlm.inference.predictions import write_predictions
 
 REPO = Path(__file__).resolve().parents[1]
 

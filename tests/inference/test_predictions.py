@@ -11,19 +11,18 @@ import datasets
 import pytest
 
 from cropvlm.cli import UserError
-from cropvlm.predictions import (
-    Journal,
+from cropvlm.inference.predictions import (
     build_meta,
-    check_writable,
     join_on_question_id,
     meta_path,
     read_meta,
     read_predictions,
-    write_json,
     write_predictions,
 )
+from cropvlm.runtime.files import check_writable, write_json
+from cropvlm.runtime.journal import Journal
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 RECORDS = [
     {"question_id": 7, "answer": "stop"},
     {"question_id": "7", "answer": ""},
@@ -249,7 +248,7 @@ def test_a_journal_that_cannot_be_written_is_refused(tmp_path):
 
 HOLD = """
 import os, sys, time
-from cropvlm.predictions import Journal
+from cropvlm.runtime.journal import Journal
 with Journal(sys.argv[1], {}) as journal:
     journal.append([{"question_id": 1, "answer": "a"}])
     child = os.fork()  # as a preprocessing worker, which outlives a killed parent
@@ -277,5 +276,6 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
 
 
 def test_neither_torch_nor_transformers_is_imported():
-    code = "import sys, cropvlm.predictions; sys.exit(bool({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
+    heavy = "{'torch', 'transformers', 'datasets'}"
+    code = f"import sys, cropvlm.inference.predictions; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0

@@ -16,7 +16,15 @@ from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import prepare
 from cropvlm.generation import generate_rows
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.teacher import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, read_response, teacher_size
+from cropvlm.teacher.asking import (
+    PixelBudget,
+    TeacherPrompts,
+    measure,
+    outline,
+    pixel_budget,
+    read_response,
+    teacher_size,
+)
 
 SIDES = st.integers(min_value=1, max_value=9000)
 

@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from cropvlm.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
 from cropvlm.cli import UserError
 from cropvlm.modeling import adapter_base, load_model, load_processor
-from cropvlm.predictions import library_versions
+from cropvlm.runtime.provenance import library_versions
+from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
 

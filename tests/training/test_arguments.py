@@ -10,18 +10,11 @@ import torch
 
 import train_grpo
 import train_sft
-from cropvlm.arguments import (
-    PolicyArguments,
-    check_base,
-    checkpoint_to_resume,
-    note_base,
-    parse,
-    settle_hardware,
-    show_one_gpu,
-)
 from cropvlm.cli import UserError
+from cropvlm.training.arguments import PolicyArguments, parse
+from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, settle_hardware, show_one_gpu
 
-CONFIGS = Path(__file__).resolve().parents[1] / "scripts" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "scripts" / "configs"
 SFT = (PolicyArguments, train_sft.SFTArguments)
 GRPO = (train_grpo.GRPOPolicyArguments, train_grpo.GRPOArguments)
 

@@ -25,11 +25,9 @@ import openai
 from openai._base_client import MAX_RETRY_AFTER_DELAY
 from PIL import Image
 
-from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage
-from cropvlm.encoding import Prompt, widen_strip
-from cropvlm.generation import PromptSource
-from cropvlm.runs import positive
+from cropvlm.cli import UserError, positive
+from cropvlm.crops import UnreadableImage, widen_strip
+from cropvlm.prompts import Prompt, PromptSource
 
 OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"

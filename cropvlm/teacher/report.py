@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cropvlm.boxes import area_cut_points, bbox_area_pct, pct_to_px
 from cropvlm.crops import open_image
-from cropvlm.hub import UNKNOWN_LICENCE
-from cropvlm.teacher import GrownBox
+from cropvlm.teacher.asking import GrownBox
+from cropvlm.teacher.hub import UNKNOWN_LICENCE
 
 SHEET_COLUMNS, SHEET_ROWS, TILE = 6, 4, 240  # 24 boxes, pixels a side
 TEACHER_COLOR, GROWN_COLOR, INK = (214, 39, 40), (31, 119, 180), (40, 40, 40)

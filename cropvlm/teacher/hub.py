@@ -7,8 +7,8 @@ from datasets import load_from_disk
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
+from cropvlm.benchmarks import BENCHMARKS
 from cropvlm.cli import UserError
-from cropvlm.data import BENCHMARKS
 
 UNKNOWN_LICENCE = "see the source"
 HUB_ERRORS = (OSError, ValueError, HTTPError, LocalTokenNotFoundError)

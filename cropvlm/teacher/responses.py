@@ -16,13 +16,14 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from cropvlm.cli import UserError
-from cropvlm.generation import generate_rows
+from cropvlm.generation import Outcomes, generate_rows
 from cropvlm.modeling import device_and_dtype, load_model, load_processor
-from cropvlm.predictions import Journal
 from cropvlm.prompts import teacher_messages
-from cropvlm.remote import MOST_REJECTED, answer_rows, server_of
-from cropvlm.runs import Outcomes, device_index, exchange, fingerprint, num_processes, rank, worker_count
-from cropvlm.teacher import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
+from cropvlm.runtime.journal import Journal
+from cropvlm.runtime.processes import device_index, exchange, num_processes, rank, worker_count
+from cropvlm.runtime.provenance import fingerprint
+from cropvlm.runtime.server import MOST_REJECTED, answer_rows, server_of
+from cropvlm.teacher.asking import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from huggingface_hub import DatasetCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropvlm.teacher import GrownBox, grow
-from cropvlm.teacher_report import draw_report, summarise, write_card
+from cropvlm.teacher.asking import GrownBox, grow
+from cropvlm.teacher.report import draw_report, summarise, write_card
 
 SETTINGS = {
     "model_path": "Qwen/Qwen2.5-VL-7B-Instruct",

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers.integrations import TensorBoardCallback
 
 from cropvlm.boxes import bbox_area_pct, bbox_iou, parse_bbox, pct_to_px
-from cropvlm.evaluation import CropAccuracyMixin
-from cropvlm.finishing import CardMixin
 from cropvlm.rewards import completion_text
-from cropvlm.sharing import GroupedGRPOTrainer
+from cropvlm.training.evaluation import CropAccuracyMixin
+from cropvlm.training.saving import CardMixin
+from cropvlm.training.shared_images import GroupedGRPOTrainer
 
 PICTURE_PROMPTS = 4
 PICTURE_SIDE = 480  # px

@@ -7,20 +7,15 @@ from typing import Any
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from cropvlm.arguments import (
-    HeldOutArguments,
-    PolicyArguments,
-    frozen_dtype,
-    load_training_rows,
-    open_training_image,
-)
 from cropvlm.crops import crop_or_full_image
 from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
-from cropvlm.metrics import letter_accuracy
+from cropvlm.letters import letter_accuracy
 from cropvlm.modeling import load_full_model, load_processor
 from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_messages, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
+from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
+from cropvlm.training.rows import load_training_rows, open_training_image
 
 BATCH_SIZE = 32
 HELD_OUT_SPLIT = "validation"  # where the data set has it

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from cropvlm.watching import COLORS, LINE, PICTURE_SIDE, box_figures, draw_group
+from cropvlm.training.box_logging import COLORS, LINE, PICTURE_SIDE, box_figures, draw_group
 
 
 def test_figures():

@@ -7,10 +7,12 @@ from PIL import Image
 from trainers import make_grpo_trainer as make_trainer
 from trl import GRPOTrainer
 
-from cropvlm import arguments, encoding, modeling, sharing
+from cropvlm import encoding, modeling
 from cropvlm.crops import open_image
 from cropvlm.prompts import bbox_completion, cropper_messages
-from cropvlm.sharing import SharedImages
+from cropvlm.training import arguments
+from cropvlm.training import shared_images as sharing
+from cropvlm.training.shared_images import SharedImages
 
 SIZES = [(90, 60), (200, 40), (130, 130)]
 

@@ -11,7 +11,7 @@ from published import RED, docvqa, hrbench, infovqa, stvqa, textvqa
 
 from cropvlm import data
 from cropvlm.cli import UserError
-from cropvlm.mixture import Source, halve, load_sources, parse_source
+from cropvlm.teacher.mixture import Source, halve, load_sources, parse_source
 
 TEXT = Value("string")
 # Of each source: two rows as published, and the column and values of the ids that more of them get.

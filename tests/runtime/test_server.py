@@ -13,11 +13,11 @@ from fake_server import CUT, HALF, KEY, LASTING, SILENCE, FakeServer, completion
 from openai._base_client import httpx2
 from PIL import Image
 
-from cropvlm import remote
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.prompts import answerer_messages
-from cropvlm.remote import (
+from cropvlm.runtime import server as remote
+from cropvlm.runtime.server import (
     Server,
     answer_rows,
     api_key,

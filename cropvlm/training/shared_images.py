@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl import GRPOTrainer
 
-from cropvlm.arguments import open_training_image
 from cropvlm.encoding import encoded_at_once, process_image
+from cropvlm.training.rows import open_training_image
 
 
 class SharedImages:

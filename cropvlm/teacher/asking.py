@@ -25,10 +25,9 @@ from cropvlm.boxes import (
     unreadable_kind,
 )
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
-from cropvlm.encoding import Prompt, widen_strip
-from cropvlm.prompts import teacher_messages
-from cropvlm.runs import rank
+from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image, widen_strip
+from cropvlm.prompts import Prompt, teacher_messages
+from cropvlm.runtime.processes import rank
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
 

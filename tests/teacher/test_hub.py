@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import DatasetCard
 
-from cropvlm import hub
 from cropvlm.cli import UserError
+from cropvlm.teacher import hub
 
 HUB_CARD = "---\nconfigs:\n- config_name: sft\n  data_files: sft/*.parquet\n---\n"
 

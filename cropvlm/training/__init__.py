@@ -1,0 +1,1 @@
+"""Steps 2 and 3: SFT and GRPO."""

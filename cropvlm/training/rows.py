@@ -1,0 +1,116 @@
+"""Rows to train on."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image
+
+from cropvlm.boxes import parse_bbox
+from cropvlm.cli import UserError
+from cropvlm.crops import UnreadableImage, image_size, open_image
+from cropvlm.data import load_rows, then_transform
+from cropvlm.encoding import chat_text, without_placeholders
+from cropvlm.modeling import END_OF_UTTERANCE
+from cropvlm.prompts import bbox_completion, cropper_messages
+
+logger = logging.getLogger(__name__)
+
+
+def load_training_rows(
+    dataset_path: str, split: str | None, max_samples: int | None, column: str, default_split: str = "train"
+) -> Dataset:
+    """Return the rows to train on, images encoded; those without a value in `column` are left out and named.
+
+    Raises:
+        UserError: no such data set, split or column, no row with a value in it, or an image that cannot be opened.
+    """
+    need = ("image", "question", "question_id", column)
+    rows = load_rows(dataset_path, split, max_samples, default_split=default_split, need=need)
+    values, ids = rows[column][:], rows["question_id"][:]
+    lacking = [question_id for value, question_id in zip(values, ids, strict=True) if not value]
+    if len(lacking) == len(rows):
+        raise UserError(f"{dataset_path}: no row has a value in the column {column!r}; there is nothing to train on")
+    if lacking:
+        logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, lacking[:20])
+        rows = rows.select([i for i, value in enumerate(values) if value])
+    _check_images(rows, dataset_path)
+    return rows
+
+
+def _check_images(rows: Dataset, dataset_path: str) -> None:
+    """Read every image's header: a file that is missing or no image must not end a run after hours."""
+    reasons = {}
+    for row in rows.select_columns(["question_id", "image"]):
+        try:
+            image_size(row["image"])
+        except UnreadableImage as error:
+            reasons[row["question_id"]] = error
+    if reasons:
+        raise UserError(
+            f"{dataset_path}: {len(reasons)} rows cannot be trained on, question_id {list(reasons)[:20]}; "
+            f"the first has an {next(iter(reasons.values()))}; leave these rows out"
+        )
+
+
+def open_training_image(source: Any, question_id: str | int) -> Image.Image:
+    """Return the image of a row, decoded.
+
+    Raises:
+        UserError: its header was good, but the rest is not.
+    """
+    try:
+        return open_image(source)
+    except UnreadableImage as error:
+        raise UserError(f"question_id {question_id!r} has an {error}; leave the row out of the data set") from error
+
+
+def bbox_problem(bbox: Any) -> str | None:
+    """Say why `bbox` is no box in percent, in words to count by; None if it is one."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
+        return "not four numbers"
+    if not all(0 <= value <= 100 for value in bbox):
+        return "outside of 0..100"
+    # The growth's truncation to whole percents makes some without an area.
+    return None if parse_bbox(bbox_completion(bbox)) else "without area"
+
+
+def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
+    """Let each row read as `prompt`, `completion` (texts) and `image` (PIL), made when it is needed.
+
+    Rows whose box is none are left out and counted: no crop can be cut from it, the validity reward gives it nothing.
+    """
+    problems = list(map(bbox_problem, rows["bbox"][:]))
+    counts = Counter(filter(None, problems))
+    listed = ", ".join(f"{count} {problem}" for problem, count in counts.items())
+    usable = [i for i, problem in enumerate(problems) if problem is None]
+    if not usable:
+        raise UserError(f"no row has a usable bbox ({listed}); expected 0 <= x1 < x2 <= 100 percent, and y1, y2 so")
+    if counts:
+        logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), listed)
+
+    def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
+        return {
+            "prompt": [chat_text(processor, cropper_messages(question)) for question in batch["question"]],
+            # The template would add a line break after the end of the turn, which inference never reaches.
+            "completion": [f" {bbox_completion(bbox)}{END_OF_UTTERANCE}" for bbox in batch["bbox"]],
+            "image": list(map(open_training_image, batch["image"], batch["question_id"])),
+        }
+
+    return then_transform(rows.select(usable), to_prompt_completion)
+
+
+def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
+    """Let each row read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
+
+    TRL reads a step's rows again for each of its micro-batches; the trainer opens their images once.
+
+    image_token: the processor's, which no question may hold: TRL takes the messages to its template as they are.
+    """
+
+    def to_prompts(batch: dict[str, list]) -> dict[str, list]:
+        prompts = [without_placeholders(cropper_messages(question), image_token) for question in batch["question"]]
+        return {"prompt": prompts} | {name: batch[name] for name in ("image", "question", "answers", "question_id")}
+
+    return then_transform(rows, to_prompts)
