@@ -245,7 +245,7 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
         (["--output_path", "{tmp}/taken"], "is no saved data set"),
         (["--longest_edge", "3"], "unrecognized arguments"),
         (["--batch_size", "0"], "--batch_size"),
-        (["--min_pixels", "30000"], "--min_pixels 30000 is more than --max_pixels 19600"),  # the tiny teacher's most
+        (["--min_pixels", "30000"], "images of at least 30000 and at most 19600 pixels"),  # the tiny teacher's most
         (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
     ],
 )

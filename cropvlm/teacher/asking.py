@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 from transformers import ProcessorMixin, Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from cropvlm.boxes import (
     GROWTH,
@@ -25,8 +24,9 @@ from cropvlm.boxes import (
     unreadable_kind,
 )
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image, widen_strip
+from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
 from cropvlm.prompts import Prompt, teacher_messages
+from cropvlm.qwen import qwen_size
 from cropvlm.runtime.processes import rank
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -72,9 +72,7 @@ def teacher_size(size: Size, budget: PixelBudget = PixelBudget()) -> Size:  # no
     >>> teacher_size((1023, 681))
     (1036, 672)
     """
-    width, height = widen_strip(size)
-    height, width = smart_resize(height, width, budget.factor, budget.min_pixels, budget.max_pixels)
-    return width, height
+    return qwen_size(size, budget.min_pixels, budget.max_pixels, budget.factor)
 
 
 def resize_for_teacher(image: Image.Image, budget: PixelBudget) -> Image.Image:
