@@ -105,7 +105,7 @@ def generate_rows(
 
 
 def _log_cause(i: int, outcome: Any) -> None:
-    if isinstance(outcome, FailedRow):
+    if isinstance(outcome, FailedRow) and outcome.details:
         logger.debug("row %d: %s", i, outcome.details)
 
 
@@ -275,7 +275,7 @@ class _Preparation(torch.utils.data.Dataset):
             prompts = self.source[i]
             self._check_length(prompts)
             return self.prepare_row(self.processor, prompts, self.dtype)
-        except UnreadableImage as error:
+        except (UnreadableImage, FailedRow) as error:
             return error
         except Exception as error:
             reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)[:100]}"
@@ -288,7 +288,7 @@ class _Preparation(torch.utils.data.Dataset):
             if self.context and len(text.encode(errors="replace")) > self.context:  # else it has no more tokens
                 tokens = len(self.processor.tokenizer(text)["input_ids"])
                 if tokens > self.context:
-                    raise ValueError(f"a question of {tokens} tokens; the model's context holds {self.context}")
+                    raise FailedRow(f"a question of {tokens} tokens; the model's context holds {self.context}")
 
 
 def _prepared_batches(
