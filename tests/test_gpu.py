@@ -54,19 +54,8 @@ def test_the_six_scripts_in_bfloat16(tmp_path, monkeypatch, caplog, tiny_world, 
     data, size = ["--dataset_path", tiny_world], ["--longest_edge", 64]
     assert call(monkeypatch, "create_dataset.py", *data, "--model_path", tiny_qwen, "--output_path", "datasets/m") == 0
 
-    small = [
-        "--lora_r",
-        4,
-        "--lora_alpha",
-        8,
-        "--report_to",
-        "none",
-        "--disable_tqdm",
-        "True",
-        "--save_steps",
-        1,
-        *size,
-    ]
+    small = ["--lora_r", 4, "--lora_alpha", 8, "--report_to", "none", "--disable_tqdm", "True", *size]
+    small += ["--save_steps", 1, "--max_steps", 2]
     tune = ["--base_model", tiny_smolvlm, "--dataset_path", "datasets/m_sft", "--output_dir", "models/sft"]
     zoom = ["--base_model", "models/sft", "--dataset_path", "datasets/m_grpo", "--output_dir", "models/grpo"]
     zoom += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
