@@ -60,7 +60,8 @@ from cropvlm.runtime.files import check_writable
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, gather, rank, shard
 from cropvlm.runtime.provenance import fingerprint, questions_key
-from cropvlm.runtime.server import add_api_flags, answer_rows, api_settings, fit_longest_edge, server_of
+from cropvlm.runtime.server import answer_rows, api_settings, fit_longest_edge
+from cropvlm.runtime.server_arguments import add_api_flags, server_of
 
 logger = logging.getLogger("cropvlm.generate_final_answers")
 

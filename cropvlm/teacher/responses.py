@@ -22,7 +22,8 @@ from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, exchange, num_processes, rank, worker_count
 from cropvlm.runtime.provenance import fingerprint
-from cropvlm.runtime.server import MOST_REJECTED, answer_rows, server_of
+from cropvlm.runtime.server import MOST_REJECTED, answer_rows
+from cropvlm.runtime.server_arguments import server_of
 from cropvlm.teacher.asking import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
 
 logger = logging.getLogger(__name__)
