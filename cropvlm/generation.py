@@ -15,8 +15,7 @@ from transformers import GenerationConfig
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, widen_strip
-from cropvlm.encoding import Prepared, merge, model_inputs, prepare
-from cropvlm.modeling import stop_token_ids
+from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
 from cropvlm.prompts import Prompt, PromptSource
 
 logger = logging.getLogger(__name__)

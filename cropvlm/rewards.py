@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from cropvlm import boxes
-from cropvlm.cli import UserError
 from cropvlm.crops import crop_or_corner
 from cropvlm.generation import BatchTooLarge, generate_texts, half
 from cropvlm.metrics import anls, most_common_answer, vqa_accuracy
@@ -64,10 +63,7 @@ class _AnswererReward:
             except (torch.OutOfMemoryError, BatchTooLarge):
                 size = min(size, len(rows) - len(scores))
                 if size == 1:
-                    raise UserError(
-                        "out of GPU memory in the reward even with --reward_batch_size 1; "
-                        "make --vqa_longest_edge or --per_device_train_batch_size smaller"
-                    ) from None
+                    raise BatchTooLarge("out of GPU memory in the reward with one completion at a time") from None
                 self.batch_size = half(size)
             # After the handler: until then its traceback keeps the batch alive.
             if self.model.device.type == "cuda":
