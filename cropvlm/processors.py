@@ -42,8 +42,8 @@ def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
     for candidate in filter(None, candidates):
         try:
             with loading(candidate):
-                # No backend named: transformers takes torchvision, which has LANCZOS as PIL does from 0.27 on, and before
-                # that PIL for the processors that need LANCZOS (Idefics3, SmolVLM).
+                # No backend named: transformers takes torchvision, which has LANCZOS as PIL does from 0.27 on, and
+                # before that PIL for the processors that need LANCZOS (Idefics3, SmolVLM).
                 processor = AutoProcessor.from_pretrained(candidate, **NO_CODE)
                 if getattr(processor, "image_processor", None) and getattr(processor, "tokenizer", None):
                     return processor
