@@ -1,18 +1,15 @@
-"""What the teacher did, for people to look at: counts and cut points, a picture, and the data set's card."""
+"""What the teacher did, for people to look at: counts and cut points, and a picture."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cropvlm.boxes import area_cut_points, bbox_area_pct, pct_to_px
 from cropvlm.crops import open_image
-from cropvlm.teacher.asking import GrownBox
-from cropvlm.teacher.hub import UNKNOWN_LICENCE
+from cropvlm.teacher.growing import GrownBox
 
 SHEET_COLUMNS, SHEET_ROWS, TILE = 6, 4, 240  # 24 boxes, pixels a side
 TEACHER_COLOR, GROWN_COLOR, INK = (214, 39, 40), (31, 119, 180), (40, 40, 40)
@@ -123,66 +120,3 @@ def _draw_tile(row: dict, box: GrownBox) -> Image.Image:
         draw.rectangle([4 + value * scale for value in bbox], outline=color, width=line)
     draw.text((4, TILE - 16), row["question"][:46], fill=INK, font=font)
     return tile
-
-
-def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
-    """The text of the data set's card, Markdown with its YAML head.
-
-    report: as `summarise` returns it. settings: what the journal names. sources: `name`, `path`, `licence` and
-    the number of rows in `sft` and `grpo`, for each.
-    """
-    table = [
-        f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
-    ]
-    cut_points = ", ".join(f"{100 * point:.3f}%" for point in report["cut_points"])
-    growth = [f"x{factor:g}" for factor in report["growth"]]
-    fifths = [f"{rows} rows {factor}" for rows, factor in zip(report["rows_by_fifth"], growth, strict=True)]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report["responses"].items())
-    least, most = settings["min_pixels"] or "its own least", settings["max_pixels"] or "its own most"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers"))
-    return "\n".join(
-        [
-            "---",
-            "license:",
-            *[f"- {name}" for name in _licences(sources)],
-            "task_categories:",
-            "- visual-question-answering",
-            "tags:",
-            "- cropvlm",
-            "---",
-            "",
-            "# Training data of CropVLM",
-            "",
-            "Images and questions of the sources below. The SFT part has, per question, a box that helps to answer it",
-            "(`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown if it is",
-            "small. No human drew a box. The GRPO part is the other rows, without boxes. Images are the sources' own",
-            "files, byte for byte.",
-            "",
-            "| source | from | licence | SFT rows | GRPO rows |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            f"- Teacher: {_public(settings['model_path'])}, greedy, at most {settings['max_new_tokens']} new tokens, "
-            f"images of {least} to {most} pixels",
-            f"- Prompt: `{settings['prompt'][0]['content'][-1]['text']!r}`",
-            f"- Responses: {kinds}. What names no box counts as the whole image.",
-            f"- Cut points of relative area: {cut_points}",
-            f"- Growth of the area, smallest fifth first: {', '.join(fifths)}",
-            f"- Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}",
-            "",
-            "`teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.",
-            "",
-        ]
-    )
-
-
-def _licences(sources: list[dict]) -> list[str]:
-    """The licences of all sources as the hub names them, each once: `other` for what is unknown."""
-    named = [s["licence"].replace(UNKNOWN_LICENCE, "other").split(", ") for s in sources]
-    return list(dict.fromkeys(name for names in named for name in names))
-
-
-def _public(path: str) -> str:
-    """A hub id as it stands; of a local folder, there still or not, its name, not where it lies."""
-    is_local = Path(path).exists() or path.startswith(("/", ".", "~"))
-    return f"{Path(path).name} (a local folder)" if is_local else path
