@@ -34,9 +34,12 @@ def describe_sources(sources: Sequence[Source], parts: Mapping[str, Dataset]) ->
 
 
 def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
-    """Return the text of the data set's card, Markdown with its YAML head.
+    """Return the data set's card: Markdown with a YAML head.
 
-    report: as `summarise` returns it. settings: as the journal names them. sources: as `describe_sources` returns them.
+    Args:
+        report: as `summarise` returns it.
+        settings: of the teacher, as its journal holds them.
+        sources: `name`, `path`, `licence` and the number of rows in `sft` and `grpo` of each.
     """
     table = [
         f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
@@ -45,7 +48,7 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
     growth = [f"x{factor:g}" for factor in report["growth"]]
     fifths = [f"{rows} rows {factor}" for rows, factor in zip(report["rows_by_fifth"], growth, strict=True)]
     kinds = ", ".join(f"{count} {kind}" for kind, count in report["responses"].items())
-    least, most = settings["min_pixels"] or "its own least", settings["max_pixels"] or "its own most"
+    least, most = settings["min_pixels"] or "its own minimum", settings["max_pixels"] or "its own maximum"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers"))
     return "\n".join(
         [
@@ -60,10 +63,10 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
             "",
             "# Training data of CropVLM",
             "",
-            "Images and questions of the sources below. The SFT part has, per question, a box that helps to answer it",
-            "(`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown if it is",
-            "small. No human drew a box. The GRPO part is the other rows, without boxes. Images are the sources' own",
-            "files, byte for byte.",
+            "Images and questions from the sources below. Each row of the SFT part has a box that helps to answer its",
+            "question (`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown",
+            "if small. No human drew a box. The GRPO part holds the other rows, without boxes. Images are the",
+            "sources' own files, byte for byte.",
             "",
             "| source | from | licence | SFT rows | GRPO rows |",
             "|---|---|---|---|---|",
@@ -72,7 +75,7 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
             f"- Teacher: {_public(settings['model_path'])}, greedy, at most {settings['max_new_tokens']} new tokens, "
             f"images of {least} to {most} pixels",
             f"- Prompt: `{settings['prompt'][0]['content'][-1]['text']!r}`",
-            f"- Responses: {kinds}. What names no box counts as the whole image.",
+            f"- Responses: {kinds}. A response without a box counts as the whole image.",
             f"- Cut points of relative area: {cut_points}",
             f"- Growth of the area, smallest fifth first: {', '.join(fifths)}",
             f"- Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}",

@@ -11,7 +11,7 @@ from cropvlm.cli import remedy
 from cropvlm.crops import crop_or_full_image
 from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
-from cropvlm.letters import letter_accuracy
+from cropvlm.metrics import letter_accuracy
 from cropvlm.modeling import ImageSizeError, load_full_model, load_processor
 from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_messages, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
