@@ -229,7 +229,7 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
     for row in rows:
         row["image"]["bytes"] = b"no image"
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
-    assert "none of the 2 images could be boxed" in capsys.readouterr().err
+    assert "none of the 2 rows could be boxed: unreadable image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
         (["--batch_size", "0"], "--batch_size"),
         # The tiny teacher's most are 19600.
         (["--min_pixels", "30000"], "at least 30000 and at most 19600 pixels"),
-        (["--max_pixels", "783"], "do not exist; change --min_pixels and --max_pixels"),
+        (["--max_pixels", "783", "--min_pixels", "1"], "do not exist; change --min_pixels and --max_pixels"),
         (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
     ],
 )

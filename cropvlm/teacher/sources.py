@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import dataclass
 
+from cropvlm.cli import one_line
 from cropvlm.data import dataset_name
 
 
@@ -35,7 +36,10 @@ def parse_source(text: str) -> Source:
             )
     if not path.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a benchmark, a Hub id or a folder, got an empty name")
-    return Source(path, dataset_name(path), limit)
+    try:
+        return Source(path, dataset_name(path), limit)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(one_line(error)) from error
 
 
 def _limit(number: str) -> int | float | None:
