@@ -133,10 +133,10 @@ class PolicyArguments:
         Raises:
             UserError: none there, or one of another family than the cropper's.
         """
-        from cropvlm.modeling import load_processor
+        from cropvlm.modeling import ImageSizeError, load_processor
 
-        words = "the cropper has to be an Idefics3 or SmolVLM"
-        return load_processor(self.processor or self.base_model, self.longest_edge, remedy=words)
+        with remedy("the cropper has to be an Idefics3 or SmolVLM", ImageSizeError):
+            return load_processor(self.processor or self.base_model, self.longest_edge)
 
     def load_policy(self, dtype: torch.dtype, processor: Any) -> Any:
         """The model to train, on the CPU; its generation ends at the processor's end of turn.
@@ -145,17 +145,18 @@ class PolicyArguments:
         """
         from cropvlm.modeling import load_policy, stop_token_ids
 
-        model = load_policy(self.base_model, self.lora_config(), dtype)
+        model = load_policy(self.base_model, self.lora_config(), dtype, self.attn_implementation)
         model.generation_config.eos_token_id = stop_token_ids(model, processor)
         return model
 
     def load_answerer(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
         """The frozen reward VLM, which also answers held-out questions, and its processor."""
-        from cropvlm.modeling import load_full_model, load_processor
+        from cropvlm.modeling import ImageSizeError, load_full_model, load_processor
 
-        processor = load_processor(self.vqa_model, self.vqa_longest_edge, remedy="say --vqa_longest_edge None")
-        model = load_full_model(self.vqa_model, dtype).to(device).eval().requires_grad_(False)
-        return model, processor
+        with remedy("say --vqa_longest_edge None", ImageSizeError):
+            processor = load_processor(self.vqa_model, self.vqa_longest_edge)
+        model = load_full_model(self.vqa_model, dtype, self.attn_implementation)
+        return model.to(device).eval().requires_grad_(False), processor
 
 
 @dataclass
@@ -199,12 +200,14 @@ class TrainerArguments:
 @contextlib.contextmanager
 def training_remedies() -> Iterator[None]:
     """Name the flags that help where memory runs out in training."""
+    from cropvlm.generation import BatchTooLarge
     from cropvlm.training.trl_overrides import MicroStepTooLarge, RolloutTooLarge
 
     then = "and go on with --resume_from_checkpoint True"
     rollout = f"lower --steps_per_generation or --longest_edge {then}"
     micro_step = f"lower --per_device_train_batch_size or --longest_edge {then}"
-    with remedy(rollout, RolloutTooLarge), remedy(micro_step, MicroStepTooLarge):
+    reward = f"lower --reward_batch_size or --vqa_longest_edge {then}"
+    with remedy(rollout, RolloutTooLarge), remedy(micro_step, MicroStepTooLarge), remedy(reward, BatchTooLarge):
         yield
 
 

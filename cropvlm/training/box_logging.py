@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers.integrations import TensorBoardCallback
 
-from cropvlm.boxes import bbox_area_pct, bbox_iou, parse_bbox, pct_to_px
+from cropvlm.boxes import bbox_area_pct, bbox_iou, parse_bbox
+from cropvlm.drawing import INK, LINE, contact_sheet, tile
 
 PICTURE_PROMPTS = 4
 PICTURE_SIDE = 480  # px
-LINE = 18  # px
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
@@ -45,22 +45,11 @@ def box_figures(texts: Sequence[str], rewards: Tensor, num_generations: int) -> 
 
 def draw_group(image: Image.Image, question: str, texts: Sequence[str], rewards: Sequence[float]) -> Image.Image:
     """Return a picture of one prompt: its boxes on the image, and below the question, each text and its reward."""
-    font = ImageFont.load_default(size=12)
-    canvas = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE + LINE * (len(texts) + 2)), "white")
-    picture = ImageOps.contain(image, (PICTURE_SIDE, PICTURE_SIDE))
-    draw = ImageDraw.Draw(picture)
-    lines = [("black", question)]
-    for text, reward, color in zip(texts, rewards, itertools.cycle(COLORS), strict=False):
-        bbox_pct = parse_bbox(text)
-        if bbox_pct is not None:
-            left, top, right, bottom = pct_to_px(bbox_pct, *picture.size)
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=2)
-        lines.append((color, f"{reward:8.3f}  {text.strip()}"))
-    canvas.paste(picture)
-    draw = ImageDraw.Draw(canvas)
-    for i, (color, line) in enumerate(lines):
-        draw.text((4, PICTURE_SIDE + 4 + LINE * i), " ".join(line.split())[:80], fill=color, font=font)
-    return canvas
+    colored = list(zip(texts, itertools.cycle(COLORS), strict=False))
+    boxes = [(bbox_pct, color) for text, color in colored if (bbox_pct := parse_bbox(text)) is not None]
+    written = [f"{reward:8.3f}  {text}" for text, reward in zip(texts, rewards, strict=True)]
+    lines = [(question, INK), *zip(written, (color for _, color in colored), strict=True)]
+    return tile(image, (PICTURE_SIDE, PICTURE_SIDE + LINE * len(lines)), boxes=boxes, lines=lines)
 
 
 def draw_groups(
@@ -77,10 +66,7 @@ def draw_groups(
     groups = [
         draw_group(rows[i]["image"], rows[i]["question"], texts[i : i + size], rewards[i : i + size]) for i in starts
     ]
-    picture = Image.new("RGB", (PICTURE_SIDE * len(groups), max(group.height for group in groups)), "white")
-    for i, group in enumerate(groups):
-        picture.paste(group, (PICTURE_SIDE * i, 0))
-    return picture
+    return contact_sheet(groups, columns=len(groups))
 
 
 def log_picture(picture: Image.Image, output_dir: str, step: int, callbacks: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ from cropvlm.boxes import parse_bbox
 from cropvlm.crops import full_and_crop
 from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
-from cropvlm.letters import letter_accuracy
+from cropvlm.metrics import letter_accuracy
 from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_prompt, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
 from cropvlm.training.arguments import TrainerArguments

@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 from PIL import Image
 from transformers import (
+    AutoConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     PrinterCallback,
@@ -27,7 +28,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from cropvlm.cli import UserError
+from cropvlm.loading import NO_CODE, loading
+from cropvlm.modeling import adapter_base
 
 NEW_TOKENS = 2
 WIDTH = 8
@@ -46,16 +48,11 @@ def rehearse(args: TrainingArguments, policy: Any, make_trainer: Callable[[Train
     processor = policy.load_processor()
     with tempfile.TemporaryDirectory() as folder, _quiet():
         toy = f"{folder}/model"
-        toy_model(processor).save_pretrained(toy)
+        toy_model(processor, _ties_embeddings(policy.base_model)).save_pretrained(toy)
         processor.save_pretrained(toy)
         toy_rows(getattr(args, "generation_batch_size", 16)).save_to_disk(f"{folder}/rows")
-        try:
+        with loading("these settings cannot be trained with"):
             _take_one_step(make_trainer(*_with_toys(args, policy, toy, f"{folder}/rows")))
-        except UserError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"these settings cannot be trained with: {reason} ({type(error).__name__})") from error
     set_seed(args.seed)
 
 
@@ -94,7 +91,12 @@ def toy_rows(number: int) -> datasets.Dataset:
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
-def toy_model(processor: Any) -> Idefics3ForConditionalGeneration:
+def _ties_embeddings(base_model: str) -> bool:
+    with loading(f"{base_model}: its configuration cannot be read"):
+        return AutoConfig.from_pretrained(adapter_base(base_model) or base_model, **NO_CODE).tie_word_embeddings
+
+
+def toy_model(processor: Any, tie_word_embeddings: bool) -> Idefics3ForConditionalGeneration:
     """An Idefics3 of one layer that takes what `processor` makes."""
     tile = processor.image_processor.max_image_size["longest_edge"]
     sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -104,6 +106,7 @@ def toy_model(processor: Any) -> Idefics3ForConditionalGeneration:
         vision_config={"image_size": tile, "patch_size": tile // math.isqrt(processor.image_seq_len), **sizes},
         text_config=text | tokens,
         scale_factor=1,
+        tie_word_embeddings=tie_word_embeddings,
         image_token_id=processor.image_token_id,
         pad_token_id=tokens["pad_token_id"],
     )
