@@ -14,7 +14,7 @@ from transformers import Trainer
 from cropvlm.cli import UserError
 from cropvlm.modeling import adapter_base, load_model, load_processor
 from cropvlm.runtime.provenance import library_versions
-from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
+from cropvlm.training.arguments import PolicyArguments, TrainerArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def model_card(trainer: Any, name: str) -> str:
         pipeline_tag="image-text-to-text",
         tags=sorted({"cropvlm", *trainer._tag_names}),
     )
-    names = HeldOutArguments.__annotations__ | type(args).__annotations__
+    names = TrainerArguments.__annotations__ | type(args).__annotations__
     own_settings = {name: getattr(args, name) for name in names}
     return CARD.format(
         card_data=data.to_yaml(),
