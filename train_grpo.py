@@ -31,8 +31,7 @@ from cropvlm.training.arguments import (
 from cropvlm.training.box_logging import WatchedGRPOTrainer
 from cropvlm.training.evaluation import load_answerer, load_held_out_rows, measure_on
 from cropvlm.training.rows import load_training_rows, prompt_rows
-from cropvlm.training.saving import disk_errors, finish
-from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, start
+from cropvlm.training.run import train
 
 CHOICES = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
@@ -142,16 +141,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> WatchedGRP
 
 def main() -> None:
     policy, args = parse((GRPOPolicyArguments, GRPOArguments))
-    start(args, policy)
-    checkpoint = checkpoint_to_resume(args)
-    check_base(policy.base_model, checkpoint)
-    trainer = make_trainer(args, policy)
-    with disk_errors(args.output_dir):
-        note_base(args, policy.base_model)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if "ref" in getattr(trainer.model, "peft_config", {}):
-            trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it
-        finish(trainer, policy)
+    train(args, policy, make_trainer)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from cropvlm.modeling import load_policy, stop_token_ids
 from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype, load_policy_processor, parse
 from cropvlm.training.evaluation import CropAccuracyMixin, load_answerer, load_held_out_rows, measure_on
 from cropvlm.training.rows import load_training_rows, prompt_completion_rows
-from cropvlm.training.saving import CardMixin, disk_errors, finish
-from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, start
+from cropvlm.training.run import train
+from cropvlm.training.saving import CardMixin
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +75,7 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> BoxSFTTrainer:
 
 def main() -> None:
     policy, args = parse((PolicyArguments, SFTArguments))
-    start(args, policy)
-    checkpoint = checkpoint_to_resume(args)
-    check_base(policy.base_model, checkpoint)
-    trainer = make_trainer(args, policy)
-    with disk_errors(args.output_dir):
-        note_base(args, policy.base_model)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        finish(trainer, policy)
+    train(args, policy, make_trainer)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """The rows that a run has done so far, so that a killed run can go on."""
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cropvlm.cli import UserError
+from cropvlm.runtime.files import open_locked
 
 
 class Journal:
@@ -39,7 +38,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open_locked()
+            self._file = open_locked(self.path)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}; name another output") from error
         try:
@@ -64,20 +63,6 @@ class Journal:
     def remove(self) -> None:
         """Delete the file. Call it when the final file stands."""
         self.path.unlink(missing_ok=True)
-
-    def _open_locked(self):
-        while True:
-            file = self.path.open("a+b")
-            try:
-                # A record lock belongs to this process alone. flock would pass to forked preprocessing
-                # workers, and those outlive a killed parent by seconds: the rerun would be refused.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                raise UserError(f"another run is writing here ({self.path} is locked); wait for it to end") from None
-            if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                return file
-            file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
 
     def _load(self) -> None:
         self._file.seek(0)

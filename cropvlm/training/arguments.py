@@ -12,12 +12,9 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 from yaml import YAMLError
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, remedy
 from cropvlm.modeling import LORA_TARGETS, load_processor
-from cropvlm.training.setup import (
-    settle_hardware,
-    show_one_gpu,
-)
+from cropvlm.training.setup import GPUError, LaunchError, settle_hardware, show_one_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +67,8 @@ class PolicyArguments:
             raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.
         if self.gpu is not None and "LOCAL_RANK" not in os.environ:
-            show_one_gpu(self.gpu)
+            with remedy("name another one with --gpu", GPUError):
+                show_one_gpu(self.gpu)
 
     def lora_config(self) -> LoraConfig | None:
         """The fresh adapter to train, or None to train every weight."""
@@ -98,7 +96,8 @@ class HeldOutArguments:
 
     def __post_init__(self):
         check_least(self, per_device_train_batch_size=1, gradient_accumulation_steps=1)
-        settle_hardware(self)
+        with remedy("for two processes on the CPU: accelerate launch --multi_gpu --num_processes 2 ...", LaunchError):
+            settle_hardware(self)
         if self.eval_dataset_path is not None:
             if self.eval_strategy == "no":
                 self.eval_strategy = "steps"
