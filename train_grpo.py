@@ -18,7 +18,6 @@ from trl import GRPOConfig
 from cropvlm.cli import UserError, run
 from cropvlm.prompts import MAX_BOX_TOKENS
 from cropvlm.training.arguments import WARMUP, PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
-from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, start
 
 
 @dataclass
@@ -111,20 +110,10 @@ def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> 
 
 def main() -> None:
     policy, args = parse((GRPOPolicyArguments, GRPOArguments), __doc__)
-    start(args, policy)
-    from cropvlm.training.rehearsal import rehearse
-    from cropvlm.training.saving import disk_errors, finish
+    from cropvlm.training.run import train
 
-    checkpoint = checkpoint_to_resume(args)
-    check_base(policy.base_model, checkpoint)
-    rehearse(args, policy, make_trainer)
-    trainer = make_trainer(args, policy)
-    with disk_errors(args.output_dir), training_remedies():
-        note_base(args, policy.base_model)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if "ref" in getattr(trainer.model, "peft_config", {}):
-            trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it
-        finish(trainer, policy)
+    with training_remedies():
+        train(args, policy, make_trainer)
 
 
 if __name__ == "__main__":

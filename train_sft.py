@@ -16,7 +16,6 @@ from trl import SFTConfig
 
 from cropvlm.cli import UserError, run
 from cropvlm.training.arguments import WARMUP, PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
-from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, start
 
 
 @dataclass
@@ -74,18 +73,10 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
 
 def main() -> None:
     policy, args = parse((PolicyArguments, SFTArguments), __doc__)
-    start(args, policy)
-    from cropvlm.training.rehearsal import rehearse
-    from cropvlm.training.saving import disk_errors, finish
+    from cropvlm.training.run import train
 
-    checkpoint = checkpoint_to_resume(args)
-    check_base(policy.base_model, checkpoint)
-    rehearse(args, policy, make_trainer)
-    trainer = make_trainer(args, policy)
-    with disk_errors(args.output_dir), training_remedies():
-        note_base(args, policy.base_model)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        finish(trainer, policy)
+    with training_remedies():
+        train(args, policy, make_trainer)
 
 
 if __name__ == "__main__":

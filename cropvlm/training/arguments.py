@@ -24,7 +24,7 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
 from cropvlm.cli import UserError, remedy
-from cropvlm.training.setup import settle_hardware, show_one_gpu
+from cropvlm.training.setup import GPUError, LaunchError, settle_hardware, show_one_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,8 @@ class PolicyArguments:
             raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.
         if self.gpu is not None and "LOCAL_RANK" not in os.environ:
-            show_one_gpu(self.gpu)
+            with remedy("name another one with --gpu", GPUError):
+                show_one_gpu(self.gpu)
 
     def lora_config(self) -> Any:
         """The fresh adapter to train (`peft.LoraConfig`), or None to train every weight."""
@@ -183,7 +184,8 @@ class TrainerArguments:
             )
         if self.train_sampling_strategy == "group_by_length":
             raise UserError("--train_sampling_strategy group_by_length: rows have no length; leave it out")
-        settle_hardware(self)
+        with remedy("for two processes on the CPU: accelerate launch --multi_gpu --num_processes 2 ...", LaunchError):
+            settle_hardware(self)
         if self.eval_dataset_path is not None:
             if self.eval_strategy == "no":
                 self.eval_strategy = "steps"
