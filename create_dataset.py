@@ -47,7 +47,7 @@ from cropvlm.cli import (
 from cropvlm.crops import UnreadableImage, open_image
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import rank
-from cropvlm.runtime.server import add_api_flags, server_of
+from cropvlm.runtime.server_arguments import add_api_flags, server_of
 from cropvlm.teacher.asking import DEFAULT_TEACHER, GrownBox, grow, measure
 from cropvlm.teacher.hub import licence, prepare_repository, push
 from cropvlm.teacher.mixture import halve, load_sources, parse_source

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.boxes import bbox_area_pct, parse_bbox
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, positive, run, start_logging
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, positive, remedy, run, start_logging
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import dataset_name, load_rows
 from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_doubles
@@ -33,7 +33,7 @@ from cropvlm.inference.run import (
     only_journals_are_left,
     open_journals,
 )
-from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor
+from cropvlm.modeling import ImageSizeError, adapter_base, device_and_dtype, load_model, load_processor
 from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, cropper_messages
 from cropvlm.runtime.files import check_writable
 from cropvlm.runtime.journal import Journal
@@ -101,18 +101,21 @@ class BoxPrompts:
 def load_cropper(args: argparse.Namespace) -> tuple[Any, Any]:
     """Model and processor."""
     device, dtype = device_and_dtype(device_index(args.gpu))
-    processor = load_processor(args.model_path, longest_edge=args.longest_edge)
+    with remedy("leave --longest_edge out", ImageSizeError):
+        processor = load_processor(args.model_path, longest_edge=args.longest_edge)
     return load_model(args.model_path, args.base_model_path, device=device, dtype=dtype), processor
 
 
 def settings_of(args: argparse.Namespace, source: dict, rows: Any) -> dict:
     """What decides a box: another one of these and a journal is refused."""
+    with remedy("name one of them with --gpu"):
+        dtype = str(device_and_dtype(device_index(args.gpu))[1])
     return {
         "model_path": args.model_path,
         "model_files": fingerprint(args.model_path),
         "base_model_path": args.base_model_path,
         "base_model_files": fingerprint(args.base_model_path or adapter_base(args.model_path)),
-        "dtype": str(device_and_dtype(device_index(args.gpu))[1]),
+        "dtype": dtype,
         "dataset_path": source["dataset_path"],
         "questions": questions_key(rows),
         "dataset": source["dataset"],

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.boxes import parse_bbox, pct_to_px
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, positive, run, start_logging
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, positive, remedy, run, start_logging
 from cropvlm.crops import UnreadableImage, crop_or_full_image, image_size, open_image
 from cropvlm.data import benchmark_for, dataset_name, load_rows
 from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_doubles
@@ -54,13 +54,14 @@ from cropvlm.inference.run import (
     only_journals_are_left,
     open_journals,
 )
-from cropvlm.modeling import adapter_base, device_and_dtype, load_model, load_processor, longest_edge_of
+from cropvlm.modeling import ImageSizeError, adapter_base, device_and_dtype, load_model, load_processor, longest_edge_of
 from cropvlm.prompts import BRIEF_ANSWER, Prompt, answerer_messages, clean_answer
 from cropvlm.runtime.files import check_writable
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, gather, rank, shard
 from cropvlm.runtime.provenance import fingerprint, questions_key
-from cropvlm.runtime.server import add_api_flags, answer_rows, api_settings, fit_longest_edge, server_of
+from cropvlm.runtime.server import answer_rows, api_settings, fit_longest_edge
+from cropvlm.runtime.server_arguments import add_api_flags, server_of
 
 logger = logging.getLogger("cropvlm.generate_final_answers")
 
@@ -182,7 +183,8 @@ class AnswerPrompts:
 
 def load_answerer_processor(args: argparse.Namespace) -> Any:
     """The processor. Resolves `--longest_edge`: at most 512 unless it is given, None for models without one."""
-    processor = load_processor(args.vqa_model_path, longest_edge=args.longest_edge, max_pixels=args.max_pixels)
+    with remedy("leave --longest_edge and --max_pixels out", ImageSizeError):
+        processor = load_processor(args.vqa_model_path, longest_edge=args.longest_edge, max_pixels=args.max_pixels)
     own = longest_edge_of(processor)
     if args.longest_edge is None and own is not None:
         args.longest_edge = min(own, LONGEST_EDGE)
@@ -204,11 +206,13 @@ def resize_for(args: argparse.Namespace) -> Callable:
 
 def local_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What decides a text of a local model."""
+    with remedy("name one of them with --gpu"):
+        dtype = str(device_and_dtype(device_index(args.gpu))[1])
     return {
         "vqa_model_path": args.vqa_model_path,
         "model_files": fingerprint(args.vqa_model_path),
         "base_model_files": fingerprint(adapter_base(args.vqa_model_path)),
-        "dtype": str(device_and_dtype(device_index(args.gpu))[1]),
+        "dtype": dtype,
     }
 
 

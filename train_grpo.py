@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from trl import GRPOConfig
 
-from cropvlm.cli import UserError, run
+from cropvlm.cli import UserError, remedy, run
+from cropvlm.generation import BatchTooLarge
 from cropvlm.modeling import load_policy, stop_token_ids
 from cropvlm.prompts import MAX_BOX_TOKENS
 from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
@@ -34,6 +35,7 @@ from cropvlm.training.rows import load_training_rows, prompt_rows
 from cropvlm.training.saving import disk_errors, finish
 from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, start
 
+SMALLER = "make --reward_batch_size, --vqa_longest_edge or --per_device_train_batch_size smaller"
 CHOICES = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
     "scale_rewards": ("group", "batch", "none", True, False),
@@ -146,7 +148,7 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(args)
     check_base(policy.base_model, checkpoint)
     trainer = make_trainer(args, policy)
-    with disk_errors(args.output_dir):
+    with disk_errors(args.output_dir), remedy(SMALLER, BatchTooLarge):
         note_base(args, policy.base_model)
         trainer.train(resume_from_checkpoint=checkpoint)
         if "ref" in getattr(trainer.model, "peft_config", {}):

@@ -15,14 +15,15 @@ from pathlib import Path
 from datasets import Dataset
 from tqdm import tqdm
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, remedy
 from cropvlm.generation import Outcomes, generate_rows
-from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.modeling import ImageSizeError, device_and_dtype, load_model, load_processor
 from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, exchange, num_processes, rank, worker_count
 from cropvlm.runtime.provenance import fingerprint
-from cropvlm.runtime.server import MOST_REJECTED, answer_rows, server_of
+from cropvlm.runtime.server import MOST_REJECTED, answer_rows
+from cropvlm.runtime.server_arguments import server_of
 from cropvlm.teacher.asking import PixelBudget, TeacherPrompts, measure, outline, pixel_budget, resize_for_teacher
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def teacher_settings(args: argparse.Namespace) -> dict:
         if args.api_model:
             teacher |= {"image_format": args.image_format}
         else:
-            dtype = str(device_and_dtype(device_index(args.gpu))[1])
+            with remedy("name one of them with --gpu"):
+                dtype = str(device_and_dtype(device_index(args.gpu))[1])
             teacher |= {"model_files": fingerprint(args.model_path), "dtype": dtype}
         sizes = {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
         return teacher | sizes | {"prompt": teacher_messages("{question}")}
@@ -106,7 +108,8 @@ def _ask(args: argparse.Namespace, journal: Journal, rows: Dataset, measured: li
 def _ask_model(args: argparse.Namespace, prompts: TeacherPrompts, done: list[int]) -> tuple[Outcomes, PixelBudget]:
     """What a model here says, in batches, and the pixel budget of its processor."""
     device, dtype = device_and_dtype(device_index(args.gpu))
-    processor = load_processor(args.model_path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    with remedy("correct --min_pixels and --max_pixels or leave them out", ImageSizeError):
+        processor = load_processor(args.model_path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
     budget = pixel_budget(processor, args.model_path)
     model = load_model(args.model_path, device=device, dtype=dtype)
     workers = worker_count(args.num_workers, device.type)

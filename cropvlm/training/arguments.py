@@ -12,8 +12,8 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 from yaml import YAMLError
 
-from cropvlm.cli import UserError
-from cropvlm.modeling import LORA_TARGETS, load_processor
+from cropvlm.cli import UserError, remedy
+from cropvlm.modeling import LORA_TARGETS, ImageSizeError, load_processor
 from cropvlm.training.setup import (
     settle_hardware,
     show_one_gpu,
@@ -157,5 +157,5 @@ def load_policy_processor(policy: PolicyArguments) -> ProcessorMixin:
     Raises:
         UserError: none there, or one of another family than the cropper's.
     """
-    remedy = "the cropper has to be an Idefics3 or SmolVLM"
-    return load_processor(policy.processor or policy.base_model, policy.longest_edge, remedy=remedy)
+    with remedy("the cropper has to be an Idefics3 or SmolVLM", ImageSizeError):
+        return load_processor(policy.processor or policy.base_model, policy.longest_edge)

@@ -7,11 +7,12 @@ from typing import Any
 from accelerate.utils import gather_object
 from datasets import Dataset
 
+from cropvlm.cli import remedy
 from cropvlm.crops import crop_or_full_image
 from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
 from cropvlm.metrics import letter_accuracy
-from cropvlm.modeling import load_full_model, load_processor
+from cropvlm.modeling import ImageSizeError, load_full_model, load_processor
 from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_messages, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
 from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
@@ -98,8 +99,8 @@ def load_held_out_rows(args: HeldOutArguments) -> Dataset | None:
 
 def load_answerer(policy: PolicyArguments, args: Any) -> tuple[Any, Any]:
     """`--vqa_model`, frozen, and its processor."""
-    remedy = "say --vqa_longest_edge None"
-    processor = load_processor(policy.vqa_model, policy.vqa_longest_edge, remedy=remedy)
+    with remedy("say --vqa_longest_edge None", ImageSizeError):
+        processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
     model = load_full_model(policy.vqa_model, frozen_dtype(args)).to(args.device).eval().requires_grad_(False)
     return model, processor
 

@@ -1,0 +1,85 @@
+"""Models as they are loaded: the device, what a path names, and one line for whatever a loader raises."""
+
+import contextlib
+import functools
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from cropvlm.cli import UserError
+
+logger = logging.getLogger(__name__)
+
+# No loader runs code from a model's folder, whatever stdin says.
+NO_CODE = {"trust_remote_code": False}
+
+
+def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
+    """Return GPU number `gpu` with bfloat16, or the CPU with float32 where there is no GPU.
+
+    Args:
+        gpu: index of the GPU; None or a negative number asks for the CPU.
+
+    Raises:
+        UserError: there are GPUs, but not this one.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu is None or gpu < 0 or count == 0:
+        return torch.device("cpu"), torch.float32
+    if gpu >= count:
+        raise UserError(f"GPU {gpu} does not exist: this machine has {describe_gpus(count)}")
+    return torch.device("cuda", gpu), torch.bfloat16
+
+
+def describe_gpus(count: int) -> str:
+    """Return `GPU 0` or `GPUs 0 to 3` for a machine with so many of them, at least one."""
+    return "GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's message, cut to 200 characters, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def loading(failure: str) -> Iterator[None]:
+    """Turn whatever a loader raises into one line that opens with `failure`; the cause is logged for debugging.
+
+    Loaders parse files of any content: besides OSError and ValueError they let TypeError, AttributeError,
+    UnpicklingError and the like through.
+
+    Raises:
+        UserError: instead of any exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        logger.debug("%s", failure, exc_info=True)
+        raise UserError(f"{failure} ({first_line(error)})") from error
+
+
+@functools.cache
+def check_model_path(path: str) -> None:
+    """Ask once whether there is anything at `path`, before a loader looks for a dozen files one by one.
+
+    Raises:
+        UserError: neither a folder nor a hub id that can be reached or lies in the cache.
+    """
+    if Path(path).is_dir():
+        return
+    # `models/sft_512` could be a hub id, but where there is a folder `models` the user means a folder.
+    parent = Path(path).parent
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)) or (parent.name and parent.is_dir()):
+        raise UserError(f"{path}: no such folder; name a hub id or the folder of a model or adapter")
+    with loading(f"{path}: neither a local folder nor available on the Hub"):
+        if any(isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "adapter_config.json")):
+            return
+        with contextlib.suppress(RemoteEntryNotFoundError):  # the repository exists: an adapter has no config.json
+            hf_hub_download(path, "config.json")
