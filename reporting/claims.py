@@ -122,6 +122,13 @@ class Claims:
         of_claims = [part for claim in self.claims for part in (claim.score, claim.over, claim.of)]
         return list(dict.fromkeys(s for part in [*(f.settings for f in self.figures), *of_claims] for s in part))
 
+    def combinations(self, benchmark: str) -> list[Setting]:
+        """All settings that the file can name on a benchmark; none if it does not know it."""
+        if benchmark not in self.benchmarks:
+            return []
+        croppers = [None, *self.croppers.values()]
+        return [Setting(self.benchmarks[benchmark], a, c) for a in self.answerers.values() for c in croppers]
+
 
 def read_claims(path: str | Path, names: Mapping[str, str] | None = None) -> Claims:
     """Return the content of a claims file. names: replace its own for the `{name}`s in it.
