@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
 import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cropvlm.cli import UserError
 
@@ -27,10 +29,15 @@ def write_json(path: str | Path, obj: Any) -> None:
         text = "[" + ",".join("\n" + json.dumps(record, allow_nan=False) for record in obj) + "\n]\n"
     else:
         text = json.dumps(obj, indent=2, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all; `UserError` where the file cannot be written."""
     path = Path(path)
     temporary = _temporary(path)
     try:
-        with temporary.open("x", encoding="ascii") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -67,6 +74,39 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free space there and run the same command again" if full else "name another output"
     return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
+
+
+def open_locked(path: Path) -> BinaryIO:
+    """Open a file for appending and reading; it is locked until it is closed or this process ends.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: it cannot be opened.
+    """
+    while True:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UserError(f"{path} is not a regular file; move it, or name another output")
+        file = path.open("a+b", buffering=0)  # after an error, nothing waits to be written again
+        try:
+            # A record lock belongs to this process alone. flock would pass to forked preprocessing
+            # workers, and those outlive a killed parent by seconds: the rerun would be refused.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"another run is writing here ({path} is locked); wait for it to end") from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, removed afterwards. Raises as `open_locked`."""
+    with open_locked(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

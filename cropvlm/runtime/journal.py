@@ -1,14 +1,12 @@
 """The rows that a run has done so far, so that a killed run can go on."""
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from cropvlm.cli import UserError, shorten
-from cropvlm.runtime.files import cannot_write
+from cropvlm.runtime.files import cannot_write, open_locked
 
 BEGINNING = b'{"settings": {'  # of every journal
 
@@ -47,7 +45,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open_locked()
+            self._file = open_locked(self.path)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         try:
@@ -71,22 +69,6 @@ class Journal:
     def remove(self) -> None:
         """Delete the file. Call it when the final file is in place."""
         self.path.unlink(missing_ok=True)
-
-    def _open_locked(self):
-        while True:
-            if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
-                raise UserError(f"{self.path} is not a regular file; move it, or name another output")
-            file = self.path.open("a+b", buffering=0)  # after an error, nothing waits to be written again
-            try:
-                # A record lock belongs to this process alone. flock would pass to forked preprocessing
-                # workers, and those outlive a killed parent by seconds: the rerun would be refused.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                raise UserError(f"another run is writing here ({self.path} is locked); wait for it to end") from None
-            if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                return file
-            file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
 
     def _load(self) -> None:
         self._file.seek(0)
