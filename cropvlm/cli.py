@@ -17,6 +17,18 @@ class UserError(ValueError):
     """A mistake of the user's. The message says in one line what was seen, what is expected and the remedy."""
 
 
+def shorten(text: str, limit: int = 100) -> str:
+    """One line of `text` with at most `limit` characters: a value in a message may be megabytes of base64."""
+    text = " ".join(text[: 2 * limit].split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, in one line in which no word is longer than 100 characters."""
+    words = [shorten(word) for word in str(error)[:1000].split()]
+    return shorten(" ".join(words), 300) or type(error).__name__
+
+
 @contextlib.contextmanager
 def remedy(words: str, of: type[UserError] = UserError) -> Iterator[None]:
     """Add to an error of the library what the user can do: `with remedy("leave --longest_edge out", ImageSizeError):`.
