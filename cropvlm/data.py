@@ -82,11 +82,11 @@ def _load_published(
     dataset_path: str | Path, split: str | None, dataset: str | None, default_split: str | None
 ) -> tuple["datasets.Dataset", Benchmark, str]:
     """The data set as published, its benchmark, and the folder or hub id that image paths are relative to."""
-    from cropvlm import loading
+    from cropvlm import repositories
 
     known = find_benchmark(dataset_path, dataset)
     source, config = locate(dataset_path)
-    raw = loading.load_published(source, config, known, split, default_split)
+    raw = repositories.load_published(source, config, known, split, default_split)
     return raw, known or benchmark_by_columns(raw.column_names), source
 
 

@@ -28,6 +28,9 @@ TILE = 3 * 512 * 512
 ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
 
 
+END_OF_UTTERANCE = "<end_of_utterance>"
+
+
 @dataclass
 class Prepared:
     """Prompts as token ids, beside their distinct images as tensors. Moves between processes; not yet padded."""
@@ -192,3 +195,16 @@ def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None)
 
 def _without(token: str, part: dict[str, Any]) -> dict[str, Any]:
     return {**part, "text": drop_token(part["text"], token)} if part["type"] == "text" else part
+
+
+def stop_token_ids(model: Any, processor: Any) -> list[int]:
+    """Return the ids that end a turn: `<end_of_utterance>` where the tokenizer has it, else what the model names.
+
+    Idefics3 pads with `<|im_end|>`; its text configuration also calls that the end of sequence, it is not.
+    """
+    tokenizer = processor.tokenizer
+    if END_OF_UTTERANCE in tokenizer.get_vocab():
+        return [tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE)]
+    named = model.generation_config.eos_token_id
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return sorted({*named, tokenizer.eos_token_id} - {None})

@@ -6,17 +6,27 @@ with the row's index, so that the caller can restore the order of the data set.
 
 import itertools
 import logging
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
+from cropvlm.any_family import (
+    PreparedAlone,
+    check_takes_images,
+    end_of_turn_ids,
+    generate_alone,
+    prepare_alone,
+    shares_encodings,
+)
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, widen_strip
-from cropvlm.encoding import Prepared, merge, model_inputs, prepare
-from cropvlm.modeling import stop_token_ids
+from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
+from cropvlm.loading import first_line
 from cropvlm.prompts import Prompt, PromptSource
 
 logger = logging.getLogger(__name__)
@@ -25,9 +35,20 @@ AUTO = "auto"
 FIRST_BATCH_SIZE = {"cuda": 64, "cpu": 32}  # what `auto` starts from, in rows
 WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
 
+# (row index, one text per prompt or why there is none; or why there are none for the row), as they come
+Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
+
 
 class BatchTooLarge(UserError):
-    """Out of GPU memory at a batch size that `generate_rows` may not halve."""
+    """Out of memory at a batch size that may not be halved, or with a single row."""
+
+
+class FailedRow(ValueError):
+    """Why a row cannot be prepared. `details` is the traceback of the cause, which survives the way from a worker."""
+
+    def __init__(self, reason: str, details: str = ""):
+        super().__init__(reason)
+        self.details = details
 
 
 def generate_rows(
@@ -40,47 +61,109 @@ def generate_rows(
     num_workers: int = 0,
     done: Collection[int] = (),
     min_new_tokens: int | None = None,
-) -> Iterator[tuple[int, list[str] | UnreadableImage]]:
-    """Yield (row index, texts of its prompts), or the error where an image is unreadable, as batches complete.
+) -> Iterator[tuple[int, list[str] | ValueError]]:
+    """Yield (row index, texts of its prompts) as batches complete, or the error of a row that fails.
+
+    A row fails alone where its image is unreadable (`UnreadableImage`), where it cannot be prepared (`FailedRow`), and
+    where memory does not hold it even by itself (`BatchTooLarge`).
 
     Args:
         model, processor: as `cropvlm.modeling` loads them.
         source: prompts by row.
         max_new_tokens: of each text.
-        batch_size: rows in a batch, or "auto": 64 on a GPU, 32 on a CPU, halved on running out of GPU memory.
+        batch_size: rows in a batch, or "auto": 64 on a GPU, 32 on a CPU, halved on running out of memory. Families that
+            `cropvlm.encoding` does not know are asked prompt by prompt.
         num_workers: processes that open and preprocess images ahead; 0 does it in between.
         done: rows to leave out. Batches are cut as if they were there, and a batch of which some rows are missing
             is generated whole: a resumed run computes the same numbers as an undisturbed one.
         min_new_tokens: for benchmarks, which want texts of equal length.
 
     Raises:
-        BatchTooLarge: out of GPU memory at a batch size that may not be halved.
+        BatchTooLarge: out of memory at a batch size that may not be halved.
+        UserError: the model cannot answer from as many images as a prompt shows.
     """
-    size = FIRST_BATCH_SIZE[model.device.type] if batch_size == AUTO else int(batch_size)
     config = greedy(model, processor, max_new_tokens, min_new_tokens)
     finished = set(done)
-    costs = row_costs(processor, source)
-    while len(finished) < len(source):
-        batches = [batch for batch in plan_batches(costs, size) if not finished.issuperset(batch)]
-        try:
-            for indices, items in _prepared_batches(processor, source, batches, model.dtype, num_workers):
-                for i, texts in zip(indices, _generate_batch(model, processor, items, config), strict=True):
-                    if i not in finished:
-                        finished.add(i)
-                        yield i, texts
-        except torch.OutOfMemoryError:
-            if batch_size != AUTO or size == 1:
-                raise BatchTooLarge(f"out of GPU memory at batch size {size}; make it or the images smaller") from None
-            size = half(size)
-        # After the handler: until then its traceback keeps the batch alive.
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+    if len(finished) == len(source):
+        return
+    if shares_encodings(model, processor):
+        size = FIRST_BATCH_SIZE[model.device.type] if batch_size == AUTO else int(batch_size)
+        batches = plan_batches(row_costs(processor, source), size)
+    else:
+        check_takes_images(model, processor, source, config)
+        size, batches = 1, [[i] for i in range(len(source))]
+    batches = [batch for batch in batches if not finished.issuperset(batch)]
+    in_batches = Batches(size, fixed=batch_size != AUTO)
+    for indices, items in _prepared_batches(model, processor, source, batches, num_workers):
+        good = [item for item in items if not isinstance(item, ValueError)]
+        texts = in_batches.run(lambda part: _generate_batch(model, processor, part, config), good)
+        for i, item in zip(indices, items, strict=True):
+            outcome = item if isinstance(item, ValueError) else next(texts)
+            if i not in finished:
+                _log_cause(i, outcome)
+                yield i, outcome
 
 
-def half(size: int) -> int:
-    """Half of the batch size that the GPU's memory was too small for, and a warning that says so."""
-    logger.warning("out of GPU memory: going on with batches of %d rows", size // 2)
-    return size // 2
+def _log_cause(i: int, outcome: Any) -> None:
+    if isinstance(outcome, FailedRow):
+        logger.debug("row %d: %s", i, outcome.details)
+
+
+class Batches:
+    """Batches as large as memory holds: the size is halved, for good, when it does not.
+
+    Args:
+        size: items in a batch to begin with; None takes all there are.
+        fixed: never halve.
+    """
+
+    def __init__(self, size: int | None, fixed: bool = False):
+        self.size, self.fixed = size, fixed
+
+    def run(self, compute: Callable[[list], list], items: list) -> Iterator[Any]:
+        """Yield what `compute` makes of each item, in order; `BatchTooLarge` for one that memory does not hold alone.
+
+        compute: takes a list of items, returns a result for each.
+
+        Raises:
+            BatchTooLarge: out of memory with a batch of a fixed size above 1.
+        """
+        size_before, start = self.size, 0
+        while start < len(items):
+            part = items[start : start + (self.size or len(items))]
+            results = _unless_out_of_memory(compute, part)
+            if results is None and len(part) > 1:
+                self._halve(len(part))
+                continue
+            if results is None:  # the item is to blame, not the size
+                self.size = size_before
+                results = [BatchTooLarge("out of memory with this row alone; make its images smaller")]
+            yield from results
+            start += len(part)
+
+    def _halve(self, tried: int) -> None:
+        if self.fixed:
+            raise BatchTooLarge(f"out of memory at batch size {tried}; make it or the images smaller")
+        size = self.size or tried
+        while size >= tried:
+            size //= 2
+        self.size = size
+        logger.warning("out of memory: going on with batches of %d rows", size)
+
+
+def _unless_out_of_memory(compute: Callable[[list], list], part: list) -> list | None:
+    """What `compute` returns; None if memory does not suffice, whichever allocator says so."""
+    try:
+        return compute(part)
+    except Exception as error:
+        kinds = (torch.OutOfMemoryError, MemoryError, BatchTooLarge)
+        if not isinstance(error, kinds) and not should_reduce_batch_size(error):
+            raise
+        logger.debug("out of memory", exc_info=True)
+    # After the handler: until then its traceback keeps the batch alive.
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return None
 
 
 def generate_texts(
@@ -92,14 +175,23 @@ def generate_texts(
     max_new_tokens: int,
     batch_size: int | str = AUTO,
 ) -> list[str]:
-    """The greedy continuation of each chat, in input order. An image shared by neighbours is encoded once.
+    """Return the greedy continuation of each chat, in input order. An image shared by neighbours is encoded once.
 
-    messages_list: chat messages (B). images_list: PIL images for their placeholders (B lists).
+    Args:
+        messages_list: chat messages (B).
+        images_list: PIL images for their placeholders (B lists).
+        max_new_tokens, batch_size: as for `generate_rows`.
+
+    Raises:
+        ValueError: a chat cannot be answered; as `generate_rows` yields it.
     """
     source = _InMemory(list(zip(messages_list, images_list, strict=True)))
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    texts = dict(generate_rows(model, processor, source, **options))
-    return [texts[i][0] for i in range(len(source))]
+    outcomes = dict(generate_rows(model, processor, source, **options))
+    for outcome in outcomes.values():
+        if isinstance(outcome, ValueError):
+            raise outcome
+    return [outcomes[i][0] for i in range(len(source))]
 
 
 class _InMemory:
@@ -117,8 +209,8 @@ class _InMemory:
 
 
 def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int | None = None) -> GenerationConfig:
-    """Plain greedy search, whatever the checkpoint's own generation config adds (Qwen2.5-VL: repetition penalty)."""
-    stop = stop_token_ids(model, processor)
+    """Return plain greedy search, whatever the checkpoint's own config adds (Qwen2.5-VL: a repetition penalty)."""
+    stop = (stop_token_ids if shares_encodings(model, processor) else end_of_turn_ids)(model, processor)
     pad = processor.tokenizer.pad_token_id
     return GenerationConfig(
         do_sample=False,
@@ -136,26 +228,26 @@ def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int 
 
 
 def row_costs(processor: Any, source: PromptSource) -> list[int]:
-    """Tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch."""
-    count = image_cost(processor)
-    if count is None:
+    """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch."""
+    cost = image_cost(processor)
+    if cost is None:
         return [0] * len(source)
-    return [sum(map(count, source.image_sizes(i))) for i in range(len(source))]
+    return [sum(map(cost, source.image_sizes(i))) for i in range(len(source))]
 
 
 def image_cost(processor: Any) -> Callable[[tuple[int, int]], int] | None:
-    """How many tiles (patches) the processor cuts an image of (width, height) into; None where always as many."""
+    """Return the number of tiles (patches) of an image as a function of (width, height); None where it is constant."""
     patches = getattr(processor.image_processor, "get_number_of_image_patches", None)
     if patches is None:
         return None
 
-    def count(size: tuple[int, int]) -> int:
+    def cost(size: tuple[int, int]) -> int:
         width, height = widen_strip(size)
         number = patches(height, width, {})
         return number[0] if isinstance(number, tuple) else number  # Idefics3 returns rows and columns as well
 
     shapes = [(100, 100), (100, 4000), (4000, 100), (4000, 3000)]
-    return None if len({count(shape) for shape in shapes}) == 1 else count
+    return None if len({cost(shape) for shape in shapes}) == 1 else cost
 
 
 def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
@@ -168,27 +260,43 @@ def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
 
 
 class _Preparation(torch.utils.data.Dataset):
-    """What a worker does for one row."""
+    """What a worker does for one row: whatever goes wrong there fails this row alone."""
 
-    def __init__(self, processor: Any, source: PromptSource, dtype: torch.dtype):
-        self.processor, self.source, self.dtype = processor, source, dtype
+    def __init__(self, model: Any, processor: Any, source: PromptSource):
+        self.processor, self.source, self.dtype = processor, source, model.dtype
+        self.prepare_row = prepare if shares_encodings(model, processor) else prepare_alone
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> Prepared | UnreadableImage:
+    def __getitem__(self, i: int) -> Prepared | PreparedAlone | ValueError:
         try:
-            return prepare(self.processor, self.source[i], self.dtype)
+            prompts = self.source[i]
+            self._check_length(prompts)
+            return self.prepare_row(self.processor, prompts, self.dtype)
         except UnreadableImage as error:
             return error
+        except Exception as error:
+            reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)[:100]}"
+            return FailedRow(reason, traceback.format_exc())
+
+    def _check_length(self, prompts: list[Prompt]) -> None:
+        """Reject a question that by itself is longer than the model's context, before it fills the memory."""
+        for messages, _ in prompts:
+            text = "".join(part.get("text", "") for message in messages for part in message["content"])
+            if self.context and len(text.encode(errors="replace")) > self.context:  # else it has no more tokens
+                tokens = len(self.processor.tokenizer(text)["input_ids"])
+                if tokens > self.context:
+                    raise ValueError(f"a question of {tokens} tokens; the model's context holds {self.context}")
 
 
 def _prepared_batches(
-    processor: Any, source: PromptSource, batches: list[list[int]], dtype: torch.dtype, num_workers: int
-) -> Iterator[tuple[list[int], list[Prepared | UnreadableImage]]]:
+    model: Any, processor: Any, source: PromptSource, batches: list[list[int]], num_workers: int
+) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError]]]:
     # Workers hand over single rows: whole batches of 2048-px images, two per worker, would fill the memory.
     loader = DataLoader(
-        _Preparation(processor, source, dtype),
+        _Preparation(model, processor, source),
         batch_size=None,
         sampler=list(itertools.chain.from_iterable(batches)),
         collate_fn=_as_it_is,
@@ -206,20 +314,13 @@ def _as_it_is(item: Any) -> Any:
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Any, processor: Any, items: list[Prepared | UnreadableImage], config: GenerationConfig
-) -> list[list[str] | UnreadableImage]:
-    """The texts of each row of a batch; an unreadable row's error passes through."""
-    readable = [item for item in items if isinstance(item, Prepared)]
-    if not readable:
-        return items
-    inputs = model_inputs(model, merge(readable), config.pad_token_id)
+    model: Any, processor: Any, rows: list[Prepared] | list[PreparedAlone], config: GenerationConfig
+) -> list[list[str]]:
+    """Return the texts of each row of a batch."""
+    if isinstance(rows[0], PreparedAlone):
+        return [generate_alone(model, processor, row, config) for row in rows]
+    inputs = model_inputs(model, merge(rows), config.pad_token_id)
     output = model.generate(**inputs, generation_config=config)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]  # (prompts, up to max_new_tokens)
     texts = iter(processor.batch_decode(new_tokens, skip_special_tokens=True))
-    return [
-        list(itertools.islice(texts, len(item.input_ids))) if isinstance(item, Prepared) else item for item in items
-    ]
-
-
-# (row index, one text per prompt or why there is none; or why there are none for the row), as they come
-Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
+    return [list(itertools.islice(texts, len(row.input_ids))) for row in rows]

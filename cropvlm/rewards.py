@@ -7,15 +7,15 @@ the reference answer, or the accuracy of the answer that it generates.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 
 from cropvlm import boxes
+from cropvlm.any_family import shares_encodings
 from cropvlm.cli import UserError
 from cropvlm.crops import crop_or_corner
-from cropvlm.generation import BatchTooLarge, generate_texts, half
+from cropvlm.generation import Batches, BatchTooLarge, generate_texts
+from cropvlm.likelihood import answer_log_likelihood
 from cropvlm.metrics import anls, most_common_answer, vqa_accuracy
-from cropvlm.modeling import answer_log_likelihood
 from cropvlm.prompts import answerer_messages, clean_answer
 
 # A completion as TRL hands it over: plain text, or one assistant message.
@@ -34,12 +34,17 @@ class _AnswererReward:
 
     Args:
         model, processor: the reward VLM, as `cropvlm.modeling` loads it.
-        batch_size: completions in one forward pass; None takes all of a step. Halved for good where the GPU's memory
-            is too small for it.
+        batch_size: completions in one forward pass; None takes all of a step. Halved for good where memory is too
+            small for it.
+
+    Raises:
+        UserError: a reward VLM of a family whose answers cannot be scored.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int | None = None):
-        self.model, self.processor, self.batch_size = model, processor, batch_size
+        if not shares_encodings(model, processor):
+            raise UserError(f"a {type(model).__name__} as reward VLM; expected a SmolVLM, LLaVA-1.5 or Qwen2.5-VL")
+        self.model, self.processor, self.batches = model, processor, Batches(batch_size)
 
     def __call__(
         self,
@@ -51,33 +56,26 @@ class _AnswererReward:
     ) -> list[float]:
         """Return one score per completion; a broken box gets the corner's.
 
-        image: the full-resolution image of each completion, decoded; a group shares one object.
+        Args:
+            image: the full-resolution image of each completion, decoded; a group shares one object.
+            question, answers: of each completion.
+
+        Raises:
+            BatchTooLarge: out of memory with a single completion.
         """
         crops, order = distinct_crops(completions, image, question, answers)
         rows = [((image[i], crop), question[i], answers[i]) for i, crop in crops]
-        scores: list[float] = []
-        while len(scores) < len(rows):
-            size = self.batch_size or len(rows)
-            try:
-                scores += self.score(*zip(*rows[len(scores) : len(scores) + size], strict=True))
-                continue
-            except (torch.OutOfMemoryError, BatchTooLarge):
-                size = min(size, len(rows) - len(scores))
-                if size == 1:
-                    raise UserError(
-                        "out of GPU memory in the reward even with --reward_batch_size 1; "
-                        "make --vqa_longest_edge or --per_device_train_batch_size smaller"
-                    ) from None
-                self.batch_size = half(size)
-            # After the handler: until then its traceback keeps the batch alive.
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
+        scores = []
+        for score in self.batches.run(lambda part: self.score(*zip(*part, strict=True)), rows):
+            if isinstance(score, BatchTooLarge):
+                raise BatchTooLarge("out of memory in the reward with one completion at a time")
+            scores.append(score)
         return [scores[n] for n in order]
 
     def score(
         self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], answers: Sequence[Sequence[str]]
     ) -> list[float]:
-        """One score per row, in one batch. images: full image and crop of each row."""
+        """Return one score per row, in one batch. images: full image and crop of each row."""
         raise NotImplementedError
 
 
@@ -108,7 +106,7 @@ class AnswerAccuracyReward(_AnswererReward):
 
 
 def answer_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """VQA accuracy against 10 references, ANLS against any other number."""
+    """Return VQA accuracy against 10 references, ANLS against any other number."""
     return vqa_accuracy(prediction, references) if len(references) == 10 else anls(prediction, references)
 
 
@@ -138,7 +136,7 @@ def distinct_crops(
 
 
 def completion_text(completion: Completion) -> str:
-    """The text of a completion."""
+    """Return the text of a completion."""
     if isinstance(completion, str):
         return completion
     content = completion[0]["content"]

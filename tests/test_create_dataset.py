@@ -14,10 +14,10 @@ from processes import kill_launch, kill_script, launch_script, run_script
 import create_dataset
 from cropvlm.cli import run
 from cropvlm.runtime import server as remote
-from cropvlm.teacher import responses
+from cropvlm.teacher import hub, responses, rows
 from cropvlm.teacher.asking import PixelBudget
 
-# Responses of five rows whose images are 1000x1000 and seen so, and their boxes as METHOD grows them. Areas 0.001,
+# Responses of five rows whose images are 1000x1000 and seen so, and their boxes as they grow by hand. Areas 0.001,
 # 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.
 RESPONSES = [
     # 50x20 about (125, 210), sides x sqrt(45) = 6.708: 335x134. x -43..293 is pushed to 0..335; y 142..277
@@ -52,20 +52,20 @@ def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
     ids = []
 
-    def ask_model(args, prompts, done):
+    def ask_model(teacher, prompts, done):
         def outcomes():
             for i in sorted(set(range(len(prompts))) - set(done)):
-                ids.append(prompts.measured[i]["question_id"])
+                ids.append(prompts.inspected[i]["question_id"])
                 yield i, [RESPONSES[i % len(RESPONSES)][0]]
 
         return outcomes(), PixelBudget()
 
-    def outline(outcomes, measured, budget):
+    def response_records(outcomes, inspected, budget):
         for i, texts in outcomes:
-            yield measured[i] | {"teacher_response": texts[0], "size": [1000, 1000], "seen_size": [1000, 1000]}
+            yield inspected[i] | {"teacher_response": texts[0], "size": [1000, 1000], "seen_size": [1000, 1000]}
 
-    monkeypatch.setattr(responses, "_ask_model", ask_model)
-    monkeypatch.setattr(responses, "outline", outline)
+    monkeypatch.setattr(responses, "ask_model", ask_model)
+    monkeypatch.setattr(responses, "response_records", response_records)
     return ids
 
 
@@ -106,7 +106,7 @@ def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
     assert script("--output_path", str(tmp_path / "undisturbed")) == 0
     everyone = list(asked)
     asked.clear()
-    whole = responses.outline
+    whole = responses.response_records
 
     def breaks(*args, **options):
         for i, record in enumerate(whole(*args, **options)):
@@ -114,12 +114,12 @@ def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
                 raise RuntimeError("power cut")
             yield record
 
-    monkeypatch.setattr(responses, "outline", breaks)
+    monkeypatch.setattr(responses, "response_records", breaks)
     with pytest.raises(RuntimeError):
         script()
     assert not (tmp_path / "made_sft").exists()
     assert not (tmp_path / "made_grpo").exists()
-    monkeypatch.setattr(responses, "outline", whole)
+    monkeypatch.setattr(responses, "response_records", whole)
     asked.clear()
     assert script() == 0
     assert asked == everyone[5:]
@@ -229,7 +229,7 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
     for row in rows:
         row["image"]["bytes"] = b"no image"
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
-    assert "none of the 2 images could be boxed" in capsys.readouterr().err
+    assert "none of the 2 rows could be boxed: unreadable image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -238,14 +238,14 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
         (["--dataset_path", "no/such/folder"], "no/such/folder"),
         (["--split", "nowhere"], "nowhere"),
         (["--model_path", "{tmp}"], "no processor there"),
-        (["--sft_share", "0"], "--sft_share 0"),
-        (["--sft_share", "nan"], "--sft_share nan"),
-        (["--max_samples", "1"], "is none"),
+        (["--max_samples", "1"], "a share of 0.5 for SFT holds not even one"),
         (["--output_path", "/proc/nowhere/made"], "cannot write"),
-        (["--output_path", "{tmp}/taken"], "is no saved data set"),
+        (["--output_path", "{tmp}/taken"], "is not a saved data set; name another --output_path"),
         (["--longest_edge", "3"], "unrecognized arguments"),
         (["--batch_size", "0"], "--batch_size"),
-        (["--min_pixels", "30000"], "--min_pixels 30000 is more than --max_pixels 19600"),  # the tiny teacher's most
+        # The tiny teacher's most are 19600.
+        (["--min_pixels", "30000"], "at least 30000 and at most 19600 pixels"),
+        (["--max_pixels", "783", "--min_pixels", "1"], "do not exist; change --min_pixels and --max_pixels"),
         (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
     ],
 )
@@ -262,8 +262,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, m
 
 def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(create_dataset, "prepare_repository", made.append)
-    monkeypatch.setattr(create_dataset, "push", lambda repo, folders: None)
+    monkeypatch.setattr(hub, "prepare_repository", made.append)
+    monkeypatch.setattr(hub, "push", lambda repo, folders: None)
     assert script("--push_to_hub", "me/boxes", "--dataset_path", "no/such/folder") == 2
     assert script("--push_to_hub", "me/boxes", "--from_journal") == 2
     assert made == []
@@ -307,8 +307,8 @@ def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
         opened.append(Path(source["path"]).name)
         return open_image(source)
 
-    opened, open_image = [], create_dataset.open_image
-    monkeypatch.setattr(create_dataset, "open_image", open_and_note)
+    opened, open_image = [], rows.open_image
+    monkeypatch.setattr(rows, "open_image", open_and_note)
     flags = ["--dataset_path", str(pictures)]
     assert script(*flags) == 0
     assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]
@@ -341,9 +341,9 @@ def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
     ("flags", "message"),
     [
         (["--max_samples", "12"], "has no response to 1 of 6 rows"),
-        (["--output_path", "{tmp}/other"], "other.journal.jsonl is no journal"),
+        (["--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
         (["--growth", "1", "2", "3", "4", "0"], "--growth"),
-        (["--num_workers", "-1"], "no whole number, 0 or more"),
+        (["--num_workers", "-1"], "expected 0 or a positive integer"),
     ],
 )
 def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):
@@ -375,15 +375,6 @@ def test_a_mixture(script, asked, tmp_path, tiny_world):
     assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 0}
     assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
     assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
-
-
-def test_rows_without_references_are_counted_by_source_and_named(caplog):
-    ids, sources = ["a/1", "a/2", "b/1", "b/2", "b/3"], ["a", "a", "b", "b", "b"]
-    answers = [["yes"], [], [], ["no"], []]
-    rows = Dataset.from_dict({"question_id": ids, "source": sources, "answers": answers})
-    assert create_dataset.with_references(rows)["question_id"][:] == ["a/1", "b/2"]
-    assert "no references, left out of the GRPO part: {'a': 1, 'b': 2} (a/2, b/1, b/3)" in caplog.text
-    assert create_dataset.with_references(None) is None
 
 
 def test_saved_sets_are_no_larger_than_their_sources(script, asked, tmp_path, tiny_world):

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cropvlm import generation, modeling, rewards
-from cropvlm.cli import UserError
+from cropvlm import generation, likelihood, rewards
 from cropvlm.crops import crop_bbox
 from cropvlm.encoding import model_inputs
 from cropvlm.modeling import answer_log_likelihood, load_model, load_processor
@@ -104,19 +103,19 @@ def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch
     assert reward(**columns) == pytest.approx(expected, abs=1e-4)
     assert reward(**columns) == pytest.approx(expected, abs=1e-4)
     assert sizes == [5, 2, 2, 1, 2, 2, 1]
-    assert caplog.text.count("out of GPU memory") == 1
+    assert caplog.text.count("out of memory") == 1
 
 
 @pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
 def test_out_of_memory_with_one_completion_is_one_line(kind, reward_vlm, monkeypatch):
     limit_memory(monkeypatch, 0)
     columns = {"image": [picture(1)], "question": ["Which?"], "answers": [TEN]}
-    with pytest.raises(UserError, match="--reward_batch_size 1"):
+    with pytest.raises(generation.BatchTooLarge, match="with one completion at a time"):
         kind(*reward_vlm)(completions=[message(" [0, 0, 90, 90].")], **columns)
 
 
 def limit_memory(monkeypatch, most):
-    """Run out of GPU memory with more than so many prompts at once; return a list of the sizes that are tried."""
+    """Run out of memory with more than so many prompts at once; return a list of the sizes that are tried."""
     sizes = []
 
     def inputs(model, prepared, pad_token_id):
@@ -125,7 +124,7 @@ def limit_memory(monkeypatch, most):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return model_inputs(model, prepared, pad_token_id)
 
-    monkeypatch.setattr(modeling, "model_inputs", inputs)
+    monkeypatch.setattr(likelihood, "model_inputs", inputs)
     monkeypatch.setattr(generation, "model_inputs", inputs)
     return sizes
 

@@ -1,0 +1,110 @@
+"""The general way: a VLM of any family, asked prompt by prompt through its own processor and `generate`.
+
+SmolVLM (Idefics3), LLaVA-1.5 and Qwen2.5-VL share encodings between prompts (`cropvlm.encoding`). What another family
+does with its images, and whether padding changes its answers, is not known here; asked alone, it answers as it would
+anywhere.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, GenerationConfig
+
+from cropvlm.crops import UnreadableImage, widen_strip
+from cropvlm.encoding import without_placeholders
+from cropvlm.loading import loading
+from cropvlm.prompts import Prompt, PromptSource, answerer_prompt
+
+# Families whose `get_image_features` and `mm_encoder_outputs` `cropvlm.encoding` relies on: model type, processor.
+SHARED = {
+    ("idefics3", "Idefics3Processor"),
+    ("smolvlm", "SmolVLMProcessor"),
+    ("llava", "LlavaProcessor"),
+    ("qwen2_5_vl", "Qwen2_5_VLProcessor"),
+}
+# How processors call the texts that stand for images and videos, which no question may hold.
+PLACEHOLDERS = ("image_token", "boi_token", "start_image_token", "video_token")
+
+
+def shares_encodings(model: Any, processor: Any) -> bool:
+    """Whether prompts of this model can be prepared by `cropvlm.encoding`, every image encoded once."""
+    return (model.config.model_type, type(processor).__name__) in SHARED
+
+
+@dataclass
+class PreparedAlone:
+    """The prompts of a row, each as its family's processor makes it."""
+
+    inputs: list[BatchFeature]
+
+
+def prepare_alone(processor: Any, prompts: list[Prompt], dtype: torch.dtype | None = None) -> PreparedAlone:
+    """Preprocess each prompt by itself. dtype: that of the model, which pixels are cast to."""
+    return PreparedAlone([_inputs(processor, *prompt).to(dtype=dtype) for prompt in prompts])
+
+
+def _inputs(processor: Any, messages: list[dict], images: list[Image.Image]) -> BatchFeature:
+    for name in PLACEHOLDERS:
+        if isinstance(token := getattr(processor, name, None), str):
+            messages = without_placeholders(messages, token)
+    pictures = iter(images)
+    messages = [
+        {**message, "content": [_with_image(part, pictures) for part in message["content"]]} for message in messages
+    ]
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
+def _with_image(part: dict[str, Any], pictures: Any) -> dict[str, Any]:
+    if part["type"] != "image":
+        return part
+    image = next(pictures)
+    size = widen_strip(image.size)
+    return {"type": "image", "image": image if size == image.size else image.resize(size)}
+
+
+@torch.inference_mode()
+def generate_alone(model: Any, processor: Any, row: PreparedAlone, config: GenerationConfig) -> list[str]:
+    """Return the text of each prompt of a row, generated one by one."""
+    texts = []
+    for inputs in row.inputs:
+        output = model.generate(**inputs.to(model.device), generation_config=config)
+        texts += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def end_of_turn_ids(model: Any, processor: Any) -> list[int]:
+    """Return the ids that end a turn as the family's own `generate` sees it: what the model names."""
+    named = model.generation_config.eos_token_id
+    return [processor.tokenizer.eos_token_id] if named is None else [named] if isinstance(named, int) else list(named)
+
+
+def check_takes_images(model: Any, processor: Any, source: PromptSource, config: GenerationConfig) -> None:
+    """Let the model answer a made-up question about as many images as the first readable row of `source` shows.
+
+    Raises:
+        UserError: it cannot answer from so many images.
+    """
+    picture = Image.new("RGB", (64, 48), "gray")
+    config = GenerationConfig(**config.to_diff_dict() | {"max_new_tokens": 1, "min_new_tokens": None})
+    for number in sorted({len(images) for _, images in _first_readable(source)}):
+        images = "an image" if number == 1 else f"{number} images at once"
+        with loading(f"{type(model).__name__} cannot answer from {images}"):
+            prompts = [answerer_prompt("Which?", [picture] * n) for n in range(1, number + 1)]
+            rows = [prepare_alone(processor, [prompt], model.dtype) for prompt in prompts]
+            lengths = [row.inputs[0]["input_ids"].shape[1] for row in rows]
+            if lengths != sorted(set(lengths)):
+                raise ValueError("its prompt does not grow with them")
+            generate_alone(model, processor, rows[-1], config)
+
+
+def _first_readable(source: PromptSource) -> list[Prompt]:
+    for i in range(len(source)):
+        try:
+            return source[i]
+        except UnreadableImage:
+            continue
+    return []

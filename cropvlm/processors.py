@@ -1,0 +1,84 @@
+"""Processors: chat template, tokenizer and image preprocessing of a model, at the image size that is asked for."""
+
+from transformers import AutoProcessor, ProcessorMixin
+
+from cropvlm.adapters import adapter_base
+from cropvlm.cli import UserError
+from cropvlm.loading import NO_CODE, first_line, loading
+from cropvlm.prompts import answerer_messages
+
+
+class ImageSizeError(UserError):
+    """The processor cannot resize images in the way that is asked for."""
+
+
+def load_processor(
+    path: str,
+    longest_edge: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> ProcessorMixin:
+    """Return the processor of a model, ready for batches (padding on the left).
+
+    Args:
+        path: hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
+        longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
+        min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
+
+    Raises:
+        ImageSizeError: its image sizes are set in another way.
+        UserError: no processor there, or none that can write a chat about images.
+    """
+    processor = _first_processor([path, adapter_base(path)], path)
+    processor.tokenizer.padding_side = "left"
+    _set_image_size(processor, path, longest_edge, min_pixels, max_pixels)
+    with loading(f"{path}: its chat template cannot be applied"):
+        processor.apply_chat_template(answerer_messages("Which?", 1), add_generation_prompt=True, tokenize=False)
+    return processor
+
+
+def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
+    reason: object = "only a tokenizer there"
+    for candidate in filter(None, candidates):
+        try:
+            with loading(candidate):
+                # No backend named: transformers takes torchvision, which has LANCZOS as PIL does from 0.27 on, and
+                # before that PIL for the processors that need LANCZOS (Idefics3, SmolVLM).
+                processor = AutoProcessor.from_pretrained(candidate, **NO_CODE)
+                if getattr(processor, "image_processor", None) and getattr(processor, "tokenizer", None):
+                    return processor
+        except UserError as error:
+            reason = first_line(error.__cause__)
+    raise UserError(f"{path}: no processor there ({reason}); name a hub id or a folder that holds one")
+
+
+def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:
+    image_processor = processor.image_processor
+    size = _image_size(processor)
+    if longest_edge is not None:
+        if size.keys() != {"longest_edge"}:
+            raise ImageSizeError(f"{path} resizes images by {size}, not to a longest edge of {longest_edge} px")
+        image_processor.size = {"longest_edge": longest_edge}
+    if min_pixels is not None or max_pixels is not None:
+        # Qwen's names for the bounds on the area; Idefics2 means sides by them.
+        if not ({"shortest_edge", "longest_edge"} <= size.keys() and hasattr(image_processor, "merge_size")):
+            raise ImageSizeError(f"{path} resizes images by {size}, not to a number of pixels")
+        least = size["shortest_edge"] if min_pixels is None else min_pixels
+        most = size["longest_edge"] if max_pixels is None else max_pixels
+        if least > most:
+            raise ImageSizeError(
+                f"{path}: images of at least {least} and at most {most} pixels; expected least <= most"
+            )
+        image_processor.size = {"shortest_edge": least, "longest_edge": most}
+
+
+def longest_edge_of(processor: ProcessorMixin) -> int | None:
+    """Return the pixels of the longer side that images are resized to (Idefics3, SmolVLM); None for other families."""
+    size = _image_size(processor)
+    tiled = hasattr(processor.image_processor, "max_image_size")
+    return size["longest_edge"] if tiled and size.keys() == {"longest_edge"} else None
+
+
+def _image_size(processor: ProcessorMixin) -> dict[str, int]:
+    size = getattr(processor.image_processor, "size", None) or {}
+    return {key: value for key, value in dict(size).items() if value is not None}
