@@ -50,20 +50,20 @@ def cropper(args: argparse.Namespace) -> TextModel:
     from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor
 
     device, dtype = device_of(args)
-    path, base = args.model_path, args.base_model_path
+    path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
     settings = {
         "model_path": path,
         "model_files": fingerprint(path),
         "base_model_path": base,
         "base_model_files": fingerprint(adapter_base(path) if base is None else base),
         "dtype": str(dtype),
-        "attn_implementation": args.attn_implementation,
     }
+    settings |= {"attn_implementation": attention} if attention else {}
 
     def load() -> tuple[Any, Any]:
         with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
             processor = load_processor(path, args.longest_edge)
-        return load_model(path, base, device, dtype, attn_implementation=args.attn_implementation), processor
+        return load_model(path, base, device, dtype, attn_implementation=attention), processor
 
     return local_model(args, settings, {"cropper": path, "cropper_base": base}, load, args.longest_edge)
 

@@ -60,6 +60,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if server_of(args) and (args.min_pixels or args.max_pixels):
         raise UserError("--min_pixels and --max_pixels go with a local model; a server gets pictures at --longest_edge")
+    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
+        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}; lower it")
     if args.bbox is None and CROPVLM in args.modes:
         raise UserError("--modes cropvlm needs the boxes: give --bbox FILE, or --modes base")
     if args.bbox and len(args.bbox) > 1 and (args.dataset or args.dataset_path or args.name):
@@ -74,7 +76,7 @@ def answerer(args: argparse.Namespace) -> TextModel:
     from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor, longest_edge_of
 
     device, dtype = device_of(args)
-    path, longest_edge = args.vqa_model_path, args.longest_edge
+    path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
     with remedy("leave --longest_edge, --min_pixels and --max_pixels out", ImageSizeError):
         processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels)
     own = longest_edge_of(processor)
@@ -86,11 +88,11 @@ def answerer(args: argparse.Namespace) -> TextModel:
         "model_files": fingerprint(path),
         "base_model_files": fingerprint(adapter_base(path)),
         "dtype": str(dtype),
-        "attn_implementation": args.attn_implementation,
     }
+    settings |= {"attn_implementation": attention} if attention else {}
 
     def load() -> tuple[Any, Any]:
-        return load_model(path, device=device, dtype=dtype, attn_implementation=args.attn_implementation), processor
+        return load_model(path, device=device, dtype=dtype, attn_implementation=attention), processor
 
     return local_model(args, settings, {"answerer": path}, load, longest_edge)
 

@@ -11,7 +11,7 @@ from published import COPY_OF, write_copies
 import generate_bbox
 import generate_final_answers
 import vqa_accuracy
-from cropvlm import data, generation
+from cropvlm import benchmarks, generation
 from cropvlm.cli import run
 from cropvlm.prompts import BRIEF_ANSWER
 from cropvlm.runtime.journal import Journal
@@ -38,8 +38,8 @@ def script(monkeypatch, tmp_path):
     """Run a script in an empty folder, with copies of the benchmarks in the hub's place; its exit code."""
     write_copies(tmp_path / "copies")
     for name, copy in COPY_OF.items():
-        moved = dataclasses.replace(data.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
-        monkeypatch.setitem(data.BENCHMARKS, name, moved)
+        moved = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, moved)
     monkeypatch.chdir(tmp_path)
 
     def call(module, *flags) -> int:
@@ -77,7 +77,7 @@ def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch)
             assert script(vqa_accuracy, "--predictions_file", file, "--output", "score.json") == 0
             result = read("score.json")
             assert result["score"] == pytest.approx(score), name
-            assert result["metric"] == data.BENCHMARKS[name].metric
+            assert result["metric"] == benchmarks.BENCHMARKS[name].metric
     assert result["by_cycle_category"].keys() == {"0", "1"}
     assert result["by_category"].keys() == {"single", "cross"}
 
@@ -150,3 +150,10 @@ def test_a_kill_while_journals_are_removed_costs_nothing(script, generated, monk
 def test_one_file_for_two_data_sets_is_refused(script, tiny_smolvlm, capsys):
     assert script(generate_bbox, "--model_path", tiny_smolvlm, "--dataset", "stvqa", "stvqa") == 2
     assert "predictions/stvqa_bbox.json would be written 2 times" in capsys.readouterr().err
+
+
+def test_several_data_sets_in_one_folder(script, tiny_smolvlm, generated):
+    flags = ["--model_path", "model", "--longest_edge", 64, "--dataset", "stvqa", "vstar", "--output", "boxes"]
+    generated += [[], []]  # none is interrupted
+    assert script(generate_bbox, *flags) == 0
+    assert sorted(path.name for path in Path("boxes").glob("*_bbox.json")) == ["stvqa_bbox.json", "vstar_bbox.json"]

@@ -14,6 +14,7 @@ import generate_bbox
 from cropvlm import generation, modeling
 from cropvlm.cli import run
 from cropvlm.crops import UnreadableImage
+from cropvlm.inference.predictions import meta_path
 from cropvlm.modeling import load_model, load_processor
 
 
@@ -105,6 +106,28 @@ def test_name_max_samples_and_output(script, tiny_world):
     assert len(json.loads(Path("deep/down/boxes.json").read_text())) == 12
 
 
+@pytest.mark.parametrize(
+    ("output", "file"),
+    [
+        ("there", "there/miniature_bbox.json"),
+        ("there.json", "there.json/miniature_bbox.json"),  # a folder all the same
+        ("new/deep/", "new/deep/miniature_bbox.json"),
+        ("new.json/", "new.json/miniature_bbox.json"),
+        ("new", "new/miniature_bbox.json"),
+        (".", "miniature_bbox.json"),
+        ("file.json", "file.json"),
+        ("deep/file.v2.json", "deep/file.v2.json"),
+    ],
+)
+def test_output_is_a_folder_or_a_file(script, monkeypatch, output, file):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: enumerate([["x"]] * 12))
+    for folder in ("there", "there.json"):
+        Path(folder).mkdir()
+    assert script("--output", output) == 0
+    written = sorted(str(path) for path in Path().rglob("*.json") if path.is_file())
+    assert written == sorted([file, str(meta_path(file))])
+
+
 def test_an_unreadable_image_is_reported_and_the_rest_goes_on(script, tmp_path, tiny_world, caplog):
     world = save_with_broken_images(tmp_path / "broken", tiny_world, [2, 7])
     assert script("--output", "good.json") == 0
@@ -157,6 +180,24 @@ def test_rows_of_another_dtype_or_base_are_not_mixed_in(script, capsys, monkeypa
     monkeypatch.setattr(modeling, "device_and_dtype", lambda *_: (device, torch.bfloat16))
     assert script(*flags) == 2
     assert "dtype 'torch.float32' there, 'torch.bfloat16' here" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_attention_is_handed_on_and_kept(script, monkeypatch, capsys):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: iter([(0, ["x"])]))
+    used = []
+
+    def load(*args, attn_implementation, **options):
+        used.append(attn_implementation)
+        return load_model(*args, attn_implementation=attn_implementation, **options)
+
+    monkeypatch.setattr(modeling, "load_model", load)
+    for attention in ("eager", None):
+        flags = ["--attn_implementation", attention] if attention else []
+        with pytest.raises(KeyError):
+            script("--output", f"{attention}.json", *flags)
+    assert used == ["eager", None]
+    assert script("--output", "eager.json") == 2
+    assert "(attn_implementation 'eager' there, None here)" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
@@ -221,14 +262,53 @@ def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world,
         (["--max_samples", "-1"], "expected a positive integer"),
         (["--num_workers", "-1"], "expected 0 or a positive integer"),
         (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "name a folder or leave --output out"),
+        (["--dataset", "textvga"], "invalid choice: 'textvga'"),
+        (["--longest_edge", "1"], "expected 2 to 16384 pixels"),
+        (["--longest_edge", "nan"], "expected 2 to 16384 pixels"),
+        (["--max_new_tokens", "0"], "expected a positive integer"),
+        (["--name", "../../boxes"], "'../../boxes': expected a name without a slash"),
+        (["--output", "x" * 250 + ".json"], "File name too long; name another output"),
+        (["--output", "x" * 245 + ".json"], "File name too long; name another output"),  # its meta file's
+        (["--name", "x" * 240], "File name too long; name another output"),
+        (["--output", "taken"], "cannot write taken/miniature_bbox.json"),
+        *(
+            ([flag, ""], f"argument {flag}: expected a value, got an empty text")
+            for flag in (
+                *("--model_path", "--base_model_path", "--output", "--dataset_path", "--split", "--name"),
+                "--attn_implementation",
+            )
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capsys, flags, message):
+    (tmp_path / "taken").touch()
     assert script(*flags) == 2
     error = capsys.readouterr().err
     assert "usage:" not in error
     assert message in error.splitlines()[-1]
     assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_a_rank_without_a_launcher_changes_nothing(script, monkeypatch):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: enumerate([["x"]] * 12))
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert script("--output", "a.json") == 0
+    assert sorted(path.name for path in Path().glob("a.*")) == ["a.json", "a.meta.json"]
+
+
+def test_several_processes_without_a_launcher_are_refused(script, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert script("--output", "a.json") == 2
+    assert "the environment names several processes" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(Path().glob("a.*"))
+
+
+def test_an_accent_in_a_name(script, monkeypatch):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: enumerate([["x"]] * 12))
+    assert script("--name", "é", "--output", "où") == 0
+    assert sorted(path.name for path in Path("où").iterdir()) == ["é_bbox.json", "é_bbox.meta.json"]
 
 
 def command(cropper, tiny_world, *flags) -> list:

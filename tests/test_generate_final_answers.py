@@ -161,6 +161,7 @@ def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, answerers
     [
         ("smolvlm", ["--longest_edge", 128]),  # 64-px tiles: 2x1, 1x2 or 2x2 of them and the whole image
         ("qwen", ["--max_pixels", 84 * 84]),  # its own is 140 * 140
+        ("qwen", ["--min_pixels", 200 * 200, "--max_pixels", 200 * 200]),  # crops are enlarged
     ],
 )
 def test_image_sizes_at_every_batch_size(script, boxes, answerers, family, flags):
@@ -173,6 +174,25 @@ def test_image_sizes_at_every_batch_size(script, boxes, answerers, family, flags
             Path(f"predictions/{name}_{mode}_answers.json").read_bytes() for name in ("own", "one", "five")
         )
         assert one == five != own
+
+
+def test_pixel_bounds_are_kept_in_settings_and_reach_the_processor(script, boxes, answerers, monkeypatch, capsys):
+    used = []
+
+    def generate(model, processor, prompts, **_):
+        used.append(processor.image_processor.size)
+        return iter([(0, ["x"])])
+
+    monkeypatch.setattr(generation, "generate_rows", generate)
+    flags = ["--bbox", boxes, "--vqa_model_path", answerers["qwen"], "--modes", "base", "--max_pixels", 12544]
+    with pytest.raises(KeyError):
+        script(*flags, "--min_pixels", 12544)
+    assert dict(used[0])["shortest_edge"] == dict(used[0])["longest_edge"] == 12544
+    (journal,) = Path("predictions").glob("*.jsonl")
+    settings = json.loads(journal.read_text().splitlines()[0])["settings"]
+    assert (settings["min_pixels"], settings["max_pixels"]) == (12544, 12544)
+    assert script(*flags) == 2
+    assert "(min_pixels 12544 there, None here)" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -327,6 +347,15 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
             "_answers.json would be written 2 times; run them one by one with --name",
         ),
         (["--modes", "other"], "invalid choice: 'other'"),
+        (["--modes", "base", "--max_pixels", "9", "--min_pixels", "10"], "--min_pixels 10 is more than --max_pixels 9"),
+        (["--bbox", "world_bbox.json", "--name", "a/b"], "expected a name without a slash"),
+        (["--bbox", "world_bbox.json", "--name", "x" * 240], "File name too long; name another output"),
+        (["--bbox", "world_bbox.json", "--longest_edge", "-1"], "expected 2 to 16384 pixels"),
+        (["--bbox", "world_bbox.json", "--max_samples", "0"], "expected a positive integer"),
+        *(
+            (["--bbox", "world_bbox.json", flag, ""], f"argument {flag}: expected a value, got an empty text")
+            for flag in ("--bbox", "--vqa_model_path", "--output_path", "--dataset_path", "--split", "--name")
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, capsys, flags, message):

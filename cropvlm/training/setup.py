@@ -2,12 +2,12 @@
 
 import logging
 import os
-import sys
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from cropvlm import cli
 from cropvlm.cli import UserError
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,7 @@ def _process_count() -> str | None:
 
 def start_logging(args: TrainingArguments, *argument_groups: Any) -> None:
     """Log to stderr, the resolved settings first."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("httpx", "httpx2"):  # a line per request
-        logging.getLogger(name).setLevel(logging.WARNING)
+    cli.start_logging()
     for group in argument_groups:
         logger.info("%s: %s", type(group).__name__, vars(group))
     logger.info("%s: %s", type(args).__name__, args.to_dict())
