@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import datasets
 import huggingface_hub
 from datasets.data_files import DataFilesDict
 
-from cropvlm.benchmarks import BENCHMARKS, LETTERS, Benchmark
+from cropvlm.benchmarks import BENCHMARKS, LETTERS, Benchmark, is_folder
 from cropvlm.cli import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ def _one_line_errors(source: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        is_folder = Path(source).is_dir()
-        what = "is not a readable data set" if is_folder else "is neither a local folder nor available on the Hub"
+        local = is_folder(source)
+        what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
         expected = f"expected a folder, a hub id or one of {', '.join(BENCHMARKS)}"
         raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
     finally:
@@ -68,6 +69,7 @@ def _one_line_errors(source: str) -> Iterator[None]:
 
 def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
     """The rows that `save_to_disk` wrote and the name of their split, None where none is kept."""
+    chosen = None
     if (folder / "dataset_dict.json").is_file():
         there = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         chosen = _choose_split(str(folder), split, wanted, there)
@@ -76,9 +78,7 @@ def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tup
         saved = datasets.load_from_disk(str(folder))
     except IndexError as error:  # what datasets makes of a saved data set of no rows
         raise UserError(f"{folder} has no rows") from error
-    name = None if saved.split is None else str(saved.split)
-    if (folder.parent / "dataset_dict.json").is_file():
-        return saved, folder.name
+    name = chosen or (None if saved.split is None else str(saved.split))
     if split and name != split:
         raise UserError(f"{folder} has no splits, but {split!r} was asked for; leave the split out")
     return saved, name
@@ -103,14 +103,14 @@ def _from_repository(
     Without a connection, what the hub's cache holds of the repository serves as its copy.
     """
     looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
-    if not Path(source).is_dir() and (looks_local or Path(source).exists()):
+    if not is_folder(source) and (looks_local or os.path.exists(source)):  # noqa: PTH110 (as in is_folder)
         raise UserError(f"no data set at {source}: no such folder")
     try:
         return _open_split(source, config, known, split, wanted)
     except UserError:
         raise
     except Exception:
-        if Path(source).is_dir():
+        if is_folder(source):
             raise
         with contextlib.suppress(Exception):  # the first error says more than that nothing is cached
             download = {"repo_type": "dataset", "local_files_only": True, "allow_patterns": []}
@@ -137,7 +137,7 @@ def _open_split(
 
 def _unlisted_files(source: str, config: str | None, known: Benchmark | None) -> dict[str, str]:
     """Split -> files, of splits that the card does not list. A folder with a copy need not hold them all."""
-    if not Path(source).is_dir():
+    if not is_folder(source):
         return dict(known.data_files) if known else {}
     copied = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
     files = copied.data_files if copied else {}
