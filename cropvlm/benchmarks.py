@@ -1,11 +1,10 @@
 """The table of benchmarks: where each is published, its columns, its question and its score."""
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, one_line
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -91,11 +90,6 @@ BENCHMARKS = {
 }
 
 
-def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there; False for any name that no file can have."""
-    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
-
-
 def locate(dataset_path: str | Path) -> tuple[str, str | None]:
     """Folder or hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
     path = str(dataset_path)
@@ -103,7 +97,11 @@ def locate(dataset_path: str | Path) -> tuple[str, str | None]:
         raise UserError("the data set has an empty name; expected a benchmark, a folder or a hub id")
     if path in BENCHMARKS:
         return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
-    if ":" in path and not os.path.exists(path):  # noqa: PTH110 (as above)
+    try:
+        is_there = Path(path).exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(one_line(error)) from error
+    if not is_there and ":" in path:
         source, config = path.rsplit(":", 1)
         return source, config or None
     return path, None
@@ -120,7 +118,7 @@ def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benc
     if dataset:
         raise UserError(f"unknown benchmark {dataset!r}; expected one of {', '.join(BENCHMARKS)}")
     source, config = locate(dataset_path)
-    if is_folder(source):
+    if Path(source).is_dir():
         return None
     for benchmark in BENCHMARKS.values():
         same_repository = benchmark.hub_id.rsplit("/", 1)[-1].lower() == source.rsplit("/", 1)[-1].lower()
@@ -145,5 +143,5 @@ def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
     source, config = locate(dataset_path)
     if benchmark := find_benchmark(dataset_path, dataset):
         return benchmark.name
-    name = Path(source).resolve().name if is_folder(source) else source.rsplit("/", 1)[-1]
+    name = Path(source).resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
     return f"{name}_{config}" if config else name

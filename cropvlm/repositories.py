@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import datasets
 import huggingface_hub
 from datasets.data_files import DataFilesDict
 
-from cropvlm.benchmarks import BENCHMARKS, LETTERS, Benchmark, is_folder
+from cropvlm.benchmarks import BENCHMARKS, LETTERS, Benchmark
 from cropvlm.cli import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def _one_line_errors(source: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        local = is_folder(source)
+        local = Path(source).is_dir()
         what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
         expected = f"expected a folder, a hub id or one of {', '.join(BENCHMARKS)}"
         raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
@@ -103,14 +102,14 @@ def _from_repository(
     Without a connection, what the hub's cache holds of the repository serves as its copy.
     """
     looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
-    if not is_folder(source) and (looks_local or os.path.exists(source)):  # noqa: PTH110 (as in is_folder)
+    if not Path(source).is_dir() and (looks_local or Path(source).exists()):
         raise UserError(f"no data set at {source}: no such folder")
     try:
         return _open_split(source, config, known, split, wanted)
     except UserError:
         raise
     except Exception:
-        if is_folder(source):
+        if Path(source).is_dir():
             raise
         with contextlib.suppress(Exception):  # the first error says more than that nothing is cached
             download = {"repo_type": "dataset", "local_files_only": True, "allow_patterns": []}
@@ -137,7 +136,7 @@ def _open_split(
 
 def _unlisted_files(source: str, config: str | None, known: Benchmark | None) -> dict[str, str]:
     """Split -> files, of splits that the card does not list. A folder with a copy need not hold them all."""
-    if not is_folder(source):
+    if not Path(source).is_dir():
         return dict(known.data_files) if known else {}
     copied = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
     files = copied.data_files if copied else {}

@@ -169,7 +169,7 @@ def test_bbox_and_other_columns_of_the_sft_part_are_kept(tmp_path):
             "nobody/nothing is neither a local folder nor available .*; expected a folder",
         ),
         ("no such id", {}, "is neither a local folder nor available on the Hub"),
-        ("x" * 300, {}, "is neither a local folder nor available on the Hub"),
+        ("x" * 300, {}, "File name too long: 'x{90,96}[.]{3}"),
         ("a\0b", {}, "is neither a local folder nor available on the Hub"),
         ("", {}, "the data set has an empty name"),
     ],
