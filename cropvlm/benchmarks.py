@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, one_line
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -97,7 +97,11 @@ def locate(dataset_path: str | Path) -> tuple[str, str | None]:
         raise UserError("the data set has an empty name; expected a benchmark, a folder or a hub id")
     if path in BENCHMARKS:
         return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
-    if not Path(path).exists() and ":" in path:
+    try:
+        is_there = Path(path).exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(one_line(error)) from error
+    if not is_there and ":" in path:
         source, config = path.rsplit(":", 1)
         return source, config or None
     return path, None

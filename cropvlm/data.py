@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cropvlm.benchmarks import Benchmark, benchmark_by_columns, dataset_name, find_benchmark, locate
+from cropvlm.benchmarks import BENCHMARKS, Benchmark, benchmark_by_columns, dataset_name, find_benchmark, locate
 from cropvlm.cli import UserError
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["benchmark_for", "dataset_name", "load_rows", "metric_for", "then_transform"]
+__all__ = ["BENCHMARKS", "benchmark_for", "dataset_name", "load_rows", "metric_for", "then_transform"]
 
 NEEDED = ("image", "question", "question_id")
 

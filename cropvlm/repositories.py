@@ -58,8 +58,8 @@ def _one_line_errors(source: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        is_folder = Path(source).is_dir()
-        what = "is not a readable data set" if is_folder else "is neither a local folder nor available on the Hub"
+        local = Path(source).is_dir()
+        what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
         expected = f"expected a folder, a hub id or one of {', '.join(BENCHMARKS)}"
         raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
     finally:
@@ -68,6 +68,7 @@ def _one_line_errors(source: str) -> Iterator[None]:
 
 def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
     """The rows that `save_to_disk` wrote and the name of their split, None where none is kept."""
+    chosen = None
     if (folder / "dataset_dict.json").is_file():
         there = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         chosen = _choose_split(str(folder), split, wanted, there)
@@ -76,9 +77,7 @@ def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tup
         saved = datasets.load_from_disk(str(folder))
     except IndexError as error:  # what datasets makes of a saved data set of no rows
         raise UserError(f"{folder} has no rows") from error
-    name = None if saved.split is None else str(saved.split)
-    if (folder.parent / "dataset_dict.json").is_file():
-        return saved, folder.name
+    name = chosen or (None if saved.split is None else str(saved.split))
     if split and name != split:
         raise UserError(f"{folder} has no splits, but {split!r} was asked for; leave the split out")
     return saved, name

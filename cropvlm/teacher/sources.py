@@ -4,7 +4,7 @@ import argparse
 import os
 from dataclasses import dataclass
 
-from cropvlm.cli import one_line
+from cropvlm.cli import UserError
 from cropvlm.data import dataset_name
 
 
@@ -38,8 +38,8 @@ def parse_source(text: str) -> Source:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a benchmark, a Hub id or a folder, got an empty name")
     try:
         return Source(path, dataset_name(path), limit)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(one_line(error)) from error
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _limit(number: str) -> int | float | None:
