@@ -3,6 +3,7 @@
 Pillow alone: torchvision's `draw_bounding_boxes` and `make_grid` take tensors of one size and write no captions.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -57,10 +58,12 @@ def tile(
 
 
 def contact_sheet(tiles: Sequence[Image.Image], columns: int, padding: int = 4) -> Image.Image:
-    """Return the tiles row by row on white, each in a cell as large as the largest of them and its padding."""
-    width, height = (max(sizes) + 2 * padding for sizes in zip(*(tile.size for tile in tiles), strict=True))
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (width * columns, height * rows), "white")
-    for i, picture in enumerate(tiles):
-        sheet.paste(picture, (i % columns * width + padding, i // columns * height + padding))
+    """Return the tiles row by row on white; cells are as wide as the widest tile, rows as high as their highest."""
+    width = max(tile.width for tile in tiles) + 2 * padding
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) + 2 * padding for row in rows]
+    sheet = Image.new("RGB", (width * columns, sum(heights)), "white")
+    for row, top in zip(rows, itertools.accumulate(heights, initial=padding), strict=False):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * width + padding, top))
     return sheet

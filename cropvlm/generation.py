@@ -262,29 +262,41 @@ def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
 class _Preparation(torch.utils.data.Dataset):
     """What a worker does for one row: whatever goes wrong there fails this row alone."""
 
-    def __init__(self, prepare_row: Callable, processor: Any, source: PromptSource, dtype: torch.dtype):
-        self.prepare_row, self.processor, self.source, self.dtype = prepare_row, processor, source, dtype
+    def __init__(self, model: Any, processor: Any, source: PromptSource):
+        self.processor, self.source, self.dtype = processor, source, model.dtype
+        self.prepare_row = prepare if shares_encodings(model, processor) else prepare_alone
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, i: int) -> Prepared | PreparedAlone | ValueError:
         try:
-            return self.prepare_row(self.processor, self.source[i], self.dtype)
+            prompts = self.source[i]
+            self._check_length(prompts)
+            return self.prepare_row(self.processor, prompts, self.dtype)
         except UnreadableImage as error:
             return error
         except Exception as error:
-            reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)}"
+            reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)[:100]}"
             return FailedRow(reason, traceback.format_exc())
+
+    def _check_length(self, prompts: list[Prompt]) -> None:
+        """Reject a question that by itself is longer than the model's context, before it fills the memory."""
+        for messages, _ in prompts:
+            text = "".join(part.get("text", "") for message in messages for part in message["content"])
+            if self.context and len(text.encode(errors="replace")) > self.context:  # else it has no more tokens
+                tokens = len(self.processor.tokenizer(text)["input_ids"])
+                if tokens > self.context:
+                    raise ValueError(f"a question of {tokens} tokens; the model's context holds {self.context}")
 
 
 def _prepared_batches(
     model: Any, processor: Any, source: PromptSource, batches: list[list[int]], num_workers: int
 ) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError]]]:
-    prepare_row = prepare if shares_encodings(model, processor) else prepare_alone
     # Workers hand over single rows: whole batches of 2048-px images, two per worker, would fill the memory.
     loader = DataLoader(
-        _Preparation(prepare_row, processor, source, model.dtype),
+        _Preparation(model, processor, source),
         batch_size=None,
         sampler=list(itertools.chain.from_iterable(batches)),
         collate_fn=_as_it_is,

@@ -61,15 +61,20 @@ def standard_error(values: np.ndarray, weights: np.ndarray, questions: Sequence[
     return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / sizes.sum()) if n > 1 else None
 
 
-def bootstrap_interval(values: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> tuple[float, float]:
-    """Return the 95% interval of the weighted mean from `RESAMPLES` seeded draws of whole questions."""
+def bootstrap_means(values: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> np.ndarray:
+    """Return the weighted means (RESAMPLES,) of seeded bootstrap samples of whole questions."""
     sums, sizes = sum_by_question(values, weights, questions)
     rng = np.random.default_rng(0)
     n = len(sums)
-    means = []
-    for _ in range(RESAMPLES):
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
         sample = rng.integers(n, size=n)
-        means.append(sums[sample].sum() / sizes[sample].sum())
+        means[i] = sums[sample].sum() / sizes[sample].sum()
+    return means
+
+
+def interval_95(means: np.ndarray) -> tuple[float, float]:
+    """Return the 2.5% and the 97.5% percentile of bootstrap means."""
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
@@ -92,7 +97,7 @@ def compare(scores: np.ndarray, others: np.ndarray, weights: np.ndarray, questio
     return {
         "other_score": float(others @ weights),
         "difference": float(differences @ weights),
-        "interval_95": list(bootstrap_interval(differences, weights, questions)),
+        "interval_95": list(interval_95(bootstrap_means(differences, weights, questions))),
         "standard_error": standard_error(differences, weights, questions),
         "better": int((differences > 0).sum()),
         "worse": int((differences < 0).sum()),

@@ -11,9 +11,8 @@ from published import COPY_OF, write_copies
 import generate_bbox
 import generate_final_answers
 import vqa_accuracy
-from cropvlm import data
+from cropvlm import data, generation
 from cropvlm.cli import run
-from cropvlm.inference import run as runs
 from cropvlm.prompts import BRIEF_ANSWER
 from cropvlm.runtime.journal import Journal
 
@@ -69,7 +68,7 @@ def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch)
         asked[name] = {messages[0]["content"][-1]["text"].split("\n")[-1] for i in (0, 1) for messages, _ in prompts[i]}
         return ((i, [text, f" {text}.\n"]) for i, text in enumerate(ANSWERS[name][0]))
 
-    monkeypatch.setattr(runs, "generate_rows", answer)
+    monkeypatch.setattr(generation, "generate_rows", answer)
     assert script(generate_final_answers, "--bbox", *boxes, "--vqa_model_path", tiny_smolvlm, *model) == 0
     assert asked == {name: {instruction} for name, instruction in INSTRUCTIONS.items()}
     for name, (_, score) in ANSWERS.items():
@@ -107,7 +106,7 @@ def generated(monkeypatch, tiny_smolvlm, tmp_path) -> list:
             if len(calls) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "generate_rows", generate)
+    monkeypatch.setattr(generation, "generate_rows", generate)
     (tmp_path / "model").symlink_to(tiny_smolvlm)
     return calls
 

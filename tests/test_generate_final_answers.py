@@ -12,9 +12,9 @@ from processes import REPO, kill_script, launch_script, run_script
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
+from cropvlm import generation, modeling
 from cropvlm.cli import run
 from cropvlm.crops import open_image
-from cropvlm.inference import run as runs
 from cropvlm.inference.predictions import build_meta, write_predictions
 from cropvlm.modeling import load_model, load_processor, longest_edge_of
 from generate_final_answers import MODES, AnswerPrompts
@@ -187,9 +187,9 @@ def test_smolvlm_sees_512_px_unless_told_otherwise(script, boxes, tmp_path, answ
     load_processor(str(answerers["smolvlm"]), longest_edge=own).save_pretrained(tmp_path / "model")
     used = []
     model = SimpleNamespace(device=torch.device("cpu"))
-    monkeypatch.setattr(generate_final_answers, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(modeling, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(
-        runs, "generate_rows", lambda _, processor, *__, **___: used.append(processor) or enumerate(["a"] * 12)
+        generation, "generate_rows", lambda _, processor, *__, **___: used.append(processor) or enumerate(["a"] * 12)
     )
     assert script("--bbox", boxes, "--vqa_model_path", tmp_path / "model", "--modes", "base", *flags) == 0
     assert [longest_edge_of(processor) for processor in used] == [seen]
@@ -210,9 +210,7 @@ def test_without_boxes_there_is_the_baseline(script, tiny_world):
 
 def test_several_box_files_with_one_loading_of_the_model(script, tmp_path, tiny_world, monkeypatch):
     loaded = []
-    monkeypatch.setattr(
-        generate_final_answers, "load_model", lambda *args, **kwargs: loaded.append(1) or load_model(*args, **kwargs)
-    )
+    monkeypatch.setattr(modeling, "load_model", lambda *args, **kwargs: loaded.append(1) or load_model(*args, **kwargs))
     paths = [write_boxes(tmp_path / f"{name}_bbox.json", tiny_world, VALID * 3) for name in ("sft", "grpo")]
     assert script("--bbox", *paths, "--modes", "cropvlm") == 0
     assert answers_of("predictions/sft_cropvlm_answers.json") == answers_of("predictions/grpo_cropvlm_answers.json")
@@ -227,7 +225,7 @@ def test_fewer_samples_than_boxes(script, boxes):
 
 def test_answers_are_cleaned_of_one_dot_and_white_space(script, boxes, monkeypatch):
     texts = [[f" base {i}.. \n", f"Crop {i}. "] for i in range(12)]
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: enumerate(texts))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: enumerate(texts))
     assert script("--bbox", boxes) == 0
     assert answers_of("predictions/world_base_answers.json")[:2] == ["base 0.", "base 1."]
     assert answers_of("predictions/world_cropvlm_answers.json")[:2] == ["Crop 0", "Crop 1"]
@@ -248,7 +246,7 @@ def test_an_unreadable_image_has_an_empty_answer_and_exit_code_3(script, tmp_pat
 
 def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch):
     assert script("--bbox", boxes, "--name", "whole") == 0
-    generate_rows, given = runs.generate_rows, []
+    generate_rows, given = generation.generate_rows, []
 
     def interrupted(*args, **kwargs):
         for outcome in generate_rows(*args, **kwargs):
@@ -257,12 +255,12 @@ def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch
             given.append(outcome)
             yield outcome
 
-    monkeypatch.setattr(runs, "generate_rows", interrupted)
+    monkeypatch.setattr(generation, "generate_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         script("--bbox", boxes, "--name", "resumed", "--batch_size", 2)
     assert not list(Path("predictions").glob("resumed_*_answers.json"))
     monkeypatch.setattr(
-        runs, "generate_rows", lambda *args, **kw: given.append(kw["done"]) or generate_rows(*args, **kw)
+        generation, "generate_rows", lambda *args, **kw: given.append(kw["done"]) or generate_rows(*args, **kw)
     )
     assert script("--bbox", boxes, "--name", "resumed") == 0
     assert given[7:] == [list(range(7))]
@@ -273,7 +271,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch
 
 
 def test_a_journal_for_other_boxes_is_refused(script, boxes, tiny_world, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
     with pytest.raises(KeyError):  # ends before all rows are there: the journals stay
         script("--bbox", boxes)
     write_boxes(boxes, tiny_world, VALID * 3)
@@ -284,11 +282,11 @@ def test_a_journal_for_other_boxes_is_refused(script, boxes, tiny_world, monkeyp
 
 
 def test_answers_of_another_dtype_are_not_mixed_in(script, boxes, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
     with pytest.raises(KeyError):
         script("--bbox", boxes)
     device = torch.device("cpu")
-    monkeypatch.setattr(generate_final_answers, "device_and_dtype", lambda *_: (device, torch.bfloat16))
+    monkeypatch.setattr(modeling, "device_and_dtype", lambda *_: (device, torch.bfloat16))
     assert script("--bbox", boxes) == 2
     assert "dtype 'torch.float32' there, 'torch.bfloat16' here" in capsys.readouterr().err.splitlines()[-1]
 
@@ -300,7 +298,7 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
     rows.cast_column("image", Image()).save_to_disk(str(tmp_path / "copy"))
     asked = []
     monkeypatch.setattr(
-        runs, "generate_rows", lambda model, processor, prompts, **_: asked.append(prompts[0]) or enumerate("AB")
+        generation, "generate_rows", lambda model, processor, prompts, **_: asked.append(prompts[0]) or enumerate("AB")
     )
     assert script("--dataset", "vstar", "--dataset_path", tmp_path / "copy", "--modes", "base") == 0
     (((messages, _),),) = asked
@@ -319,7 +317,10 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
         (["--bbox", "world_bbox.json", "--split", "train"], "are not those of the data set"),
         (["--bbox", "world_bbox.json", "--vqa_model_path", "nowhere/at/all"], "nowhere/at/all"),
         (["--bbox", "world_bbox.json", "--output_path", "/proc"], "cannot write"),
-        (["--bbox", "world_bbox.json", "--max_pixels", "1000"], "leave the flags out"),
+        (
+            ["--bbox", "world_bbox.json", "--max_pixels", "1000"],
+            "leave --longest_edge, --min_pixels and --max_pixels out",
+        ),
         (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
         (
             ["--bbox", "world_bbox.json", "other/world_bbox.json"],
