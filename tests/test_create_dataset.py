@@ -1,6 +1,7 @@
 """create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
 from fake_server import error, open_url
 from PIL import Image as PILImage
-from processes import kill_launch, kill_script, launch_script, run_script
+from processes import REPO, kill_launch, kill_script, launch_script, run_script
 
 import create_dataset
 from cropvlm.cli import run
+from cropvlm.generation import FailedRow
 from cropvlm.runtime import server as remote
 from cropvlm.teacher import hub, responses, rows
 from cropvlm.teacher.asking import PixelBudget
@@ -72,6 +74,26 @@ def asked(monkeypatch) -> list:
 def content(folder: Path) -> list:
     """The saved rows, images as encoded bytes."""
     return load_from_disk(str(folder)).cast_column("image", DatasetImage(decode=False)).to_list()
+
+
+# Takes the flags, and prints the exit code and which heavy libraries were loaded on the way to it.
+PARSED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path("create_dataset.py", run_name="__main__")
+except SystemExit as ended:
+    heavy = {"torch", "transformers", "datasets", "accelerate", "openai", "qwen_vl_utils"} & set(sys.modules)
+    print(ended.code, sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(("flags", "code"), [(["--help"], 0), (["--growth", "1", "2", "3", "4", "nan"], 2)])
+def test_flags_are_read_before_anything_heavy_is_loaded(flags, code):
+    call = [sys.executable, "-c", PARSED, "create_dataset.py", *flags]
+    ended = subprocess.run(call, capture_output=True, text=True, cwd=REPO, check=True)
+    assert ended.stdout.splitlines()[-1] == f"{code} []"
+    assert len(ended.stderr.splitlines()) == (code == 2)
 
 
 def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
@@ -178,6 +200,50 @@ def test_sigkill_and_go_on(tmp_path, tiny_world, tiny_qwen):
     assert 12 <= asked["made"] <= 12 + 4  # over both runs: at most a batch twice
 
 
+def test_the_same_command_leaves_the_same_bytes(script, asked, tmp_path):
+    def everything() -> dict[str, bytes]:
+        return {
+            str(file): file.read_bytes() for part in ("sft", "grpo") for file in (tmp_path / f"made_{part}").iterdir()
+        }
+
+    assert script() == 0
+    first = everything()
+    assert {Path(name).name for name in first} >= {
+        "state.json",
+        "dataset_info.json",
+        "README.md",
+        "teacher_report.json",
+    }
+    assert script("--output_path", str(tmp_path / "made"), "--from_journal") == 0
+    assert everything() == first
+
+
+def test_records_that_hold_no_response_are_asked_for_again(script, asked, tmp_path):
+    assert script() == 0
+    before, everyone = content(tmp_path / "made_sft"), list(asked)
+    journal = tmp_path / "made.journal.jsonl"
+    header, *lines = journal.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[1]["teacher_response"] = None
+    rows[2]["size"] = "large"
+    rows[3] = {"question_id": rows[3]["question_id"]}
+    journal.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
+    assert script("--from_journal") == 2
+    asked.clear()
+    assert script() == 0
+    assert asked == everyone[1:4]
+    assert content(tmp_path / "made_sft") == before
+
+
+def test_a_source_is_not_replaced(script, tmp_path, tiny_world, capfd):
+    source = save_rows(tmp_path / "made_sft", content(tiny_world / "train")[:4])
+    before = content(source)
+    assert script("--dataset_path", str(source)) == 2
+    assert "are the same folder, or one lies in the other; name another --output_path" in capfd.readouterr().err
+    assert content(source) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["made_sft"]
+
+
 def save_rows(folder: Path, rows: list[dict]) -> Path:
     Dataset.from_list(rows).cast_column("image", DatasetImage(decode=False)).save_to_disk(str(folder))
     return folder
@@ -222,6 +288,24 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
         before[i]["question_id"] for i in (0, 1, 3, 4)
     ]
     assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
+
+
+def test_a_row_that_is_too_large_fails_alone(script, tmp_path, tiny_world, monkeypatch, caplog):
+    def generate_rows(model, processor, source, *, done, **options):
+        for i, texts in generate(model, processor, source, done=done, **options):
+            yield i, FailedRow("out of memory", "") if i == 1 and too_large else texts
+
+    generate, too_large = responses.generate_rows, [True]
+    monkeypatch.setattr(responses, "generate_rows", generate_rows)
+    rows = content(tiny_world / "train")[:8]
+    folder = str(save_rows(tmp_path / "rows", rows))
+    assert script("--dataset_path", folder) == 3
+    assert f"left out of the SFT part: {{'rows': 1}} ({rows[1]['question_id']})" in caplog.text
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["left_out"] == [{"question_id": rows[1]["question_id"], "error": "out of memory"}]
+    too_large.clear()
+    assert script("--dataset_path", folder) == 0  # asked for again
+    assert len(content(tmp_path / "made_sft")) == 4
 
 
 def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
@@ -359,6 +443,28 @@ def test_a_response_to_another_image_of_that_id_is_none(script, asked, tmp_path,
     rows[3]["image"], rows[1]["question"] = rows[9]["image"], "What else?"
     assert script("--dataset_path", str(save_rows(tmp_path / "after", rows))) == 0
     assert asked == [rows[1]["question_id"], rows[3]["question_id"]]
+
+
+@pytest.mark.parametrize("ids", [None, [5, 5, 6, 7]])
+def test_a_concatenated_set_without_ids_of_its_own(script, asked, tmp_path, tiny_world, ids, caplog):
+    rows = [{key: row[key] for key in ("image", "question", "answers")} for row in content(tiny_world / "train")[:4]]
+    if ids:
+        rows = [row | {"question_id": question_id} for row, question_id in zip(rows, ids, strict=True)]
+    folder = str(save_rows(tmp_path / "concatenated", rows))
+    assert script("--dataset_path", folder) == 0
+    assert "row numbers" in caplog.text
+    assert asked == [0, 1]
+    asked.clear()
+    assert script("--dataset_path", folder) == 0  # the ids are the same at every run
+    assert asked == []
+    assert [row["question_id"] for part in ("sft", "grpo") for row in content(tmp_path / f"made_{part}")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert script("--dataset_path", folder, str(tiny_world), "--output_path", str(tmp_path / "mixed")) == 0
+    assert [row["question_id"] for row in content(tmp_path / "mixed_sft")[:2]] == ["concatenated/0", "concatenated/1"]
 
 
 def test_a_mixture(script, asked, tmp_path, tiny_world):

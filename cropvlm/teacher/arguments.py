@@ -48,6 +48,8 @@ def teacher_of(args: argparse.Namespace) -> Teacher:
     server = server_of(args)
     if server and args.attn_implementation:
         raise UserError("--attn_implementation is for a model on this machine; leave it out beside --api_model")
+    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
+        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
     return Teacher(
         model_path=server.model if server else args.model_path,
         server=server,
