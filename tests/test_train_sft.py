@@ -221,6 +221,34 @@ def test_rows_all_without_a_usable_box_are_refused(tiny_world, tiny_smolvlm, tmp
 
 
 @pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0.1, 0.1, 0.5, 0.6]] * 4, "fractions of 1, such as \\[0.1, 0.1, 0.5, 0.6\\]; expected percent"),
+        ([[0.1, 0.1, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0]], "fractions of 1.*expected percent"),
+        ([[0.0, 0.0, 1.0, 1.0]] * 3, "fractions of 1.*expected percent"),
+        ([[10.0, 10.0, 50.0, 60.0], [0.2, 0.1, 0.5, 0.6]], "fractions of 1.*expected percent"),
+        ([[10, 10, 50, 60], [120, 40, 310, 200], [30, 4, 90, 80]], "1 of 3 boxes reach beyond 100.*expected percent"),
+        ([[120, 40, 310, 200]] * 2, "2 outside of 0..100.*percent"),
+    ],
+)
+def test_boxes_in_other_units_are_refused(boxes, message, tiny_world, tiny_smolvlm, tmp_path, monkeypatch):
+    """Some of them would pass as percent, and the model would learn them."""
+    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(len(boxes)))
+    rows.add_column("bbox", boxes).save_to_disk(str(tmp_path / "data"))
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
+    with pytest.raises(UserError, match=message):
+        make_trainer(tmp_path / "out", policy)
+
+
+def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
+    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(2))
+    rows.add_column("bbox", [[0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 1.0, 1.0]]).save_to_disk(str(tmp_path / "data"))
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
+    assert len(make_trainer(tmp_path / "out", policy).train_dataset) == 2
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--dataset_path", "missing/folder/of/data"], "no data set"),

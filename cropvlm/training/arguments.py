@@ -243,7 +243,7 @@ class Parser(TrlParser):
                 continue
             default = "" if action.default in (None, "") else "(default: %(default)s)"
             action.help = f"{action.help or ''} {default}".strip()
-            action.metavar = None if action.choices else METAVARS.get(action.type.__name__, "VALUE")
+            action.metavar = None if action.choices else METAVARS.get(getattr(action.type, "__name__", None), "VALUE")
 
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; --help lists the flags")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
+import torch
+from peft import get_peft_model
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -47,18 +49,17 @@ def rehearse(args: TrainingArguments, policy: Any, make_trainer: Callable[[Train
     """
     processor = policy.load_processor()
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        toy = f"{folder}/model"
-        toy_model(processor, _ties_embeddings(policy.base_model)).save_pretrained(toy)
-        processor.save_pretrained(toy)
         toy_rows(getattr(args, "generation_batch_size", 16)).save_to_disk(f"{folder}/rows")
+        toys = _with_toy_rows(args, f"{folder}/rows"), _with_toy_models(policy, processor, f"{folder}/model")
+        toys[1].dataset_path = f"{folder}/rows"
         with loading("these settings cannot be trained with"):
-            _take_one_step(make_trainer(*_with_toys(args, policy, toy, f"{folder}/rows")))
+            _take_one_step(make_trainer(*toys))
     set_seed(args.seed)
 
 
-def _with_toys(args: TrainingArguments, policy: Any, model: str, rows: str) -> tuple[TrainingArguments, Any]:
-    """Copies of the settings that name the toys, and write and report nothing."""
-    args, policy = copy.copy(args), copy.copy(policy)
+def _with_toy_rows(args: TrainingArguments, rows: str) -> TrainingArguments:
+    """A copy of the settings that names the toy rows, and writes and reports nothing."""
+    args = copy.copy(args)
     vars(args).update({k: copy.deepcopy(v) for k, v in vars(args).items() if isinstance(v, dict | list)})
     args.output_dir, args.report_to, args.push_to_hub = rows, [], False
     args.dataloader_num_workers, args.dataloader_prefetch_factor, args.dataloader_persistent_workers = 0, None, False
@@ -66,10 +67,31 @@ def _with_toys(args: TrainingArguments, policy: Any, model: str, rows: str) -> t
         args.eval_dataset_path, args.eval_split, args.eval_max_samples = rows, None, 1
     if hasattr(args, "max_completion_length"):
         args.max_completion_length = NEW_TOKENS
-    policy.base_model = policy.vqa_model = model
-    policy.processor = policy.split = policy.max_samples = None
-    policy.dataset_path, policy.log_crops_every = rows, 0
-    return args, policy
+    return args
+
+
+def _with_toy_models(policy: Any, processor: Any, folder: str) -> Any:
+    """A copy of the settings that loads toys, kept in `folder`: TRL looks there for the reference of a whole model."""
+    tied = _ties_embeddings(policy.base_model)
+
+    def load(dtype: torch.dtype, device: Any = "cpu") -> Any:
+        model = toy_model(processor, tied).to(device, dtype)
+        if policy.attn_implementation is not None:
+            model.set_attn_implementation(policy.attn_implementation)
+        model.save_pretrained(folder)
+        model.config.name_or_path = folder
+        return model
+
+    def load_policy(dtype: torch.dtype, processor: Any) -> Any:
+        lora = policy.lora_config()
+        return load(torch.float32) if lora is None else get_peft_model(load(dtype), lora)
+
+    toy = copy.copy(policy)
+    toy.split = toy.max_samples = None
+    toy.load_processor, toy.load_policy = lambda: processor, load_policy
+    toy.load_answerer = lambda dtype, device: (load(dtype, device).eval(), processor)
+    toy.log_crops_every = 0
+    return toy
 
 
 def _take_one_step(trainer: Trainer) -> None:
