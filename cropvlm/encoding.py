@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cropvlm.crops import widen_strip
 from cropvlm.prompts import Prompt
+from cropvlm.qwen import qwen_image
 
 # Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
@@ -173,13 +174,19 @@ def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
 
 
 def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:
-    """The text that stands for `image` in a prompt, and its tensors."""
-    size = widen_strip(image.size)
+    """Return the text that stands for `image` in a prompt, and its tensors."""
+    image_processor, options = processor.image_processor, {"return_tensors": "pt"}
+    if hasattr(image_processor, "merge_size"):  # Qwen2.5-VL
+        size, factor = image_processor.size, image_processor.patch_size * image_processor.merge_size
+        image = qwen_image(image, size["shortest_edge"], size["longest_edge"], factor)
+        options["do_resize"] = False
+    elif (size := widen_strip(image.size)) != image.size:
+        image = image.resize(size)
     inputs = processor(
         text=[processor.image_token],
-        images=[[image if size == image.size else image.resize(size)]],
+        images=[[image]],
         return_text_replacement_offsets=True,
-        images_kwargs={"return_tensors": "pt"},
+        images_kwargs=options,
     )
     placeholder = inputs["text_replacement_offsets"][0][0]["replacement"]
     tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}

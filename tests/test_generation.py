@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_qwen import as_authors_show
 
 from cropvlm import encoding, generation
 from cropvlm.cli import UserError
@@ -45,7 +46,8 @@ def pair(full, crop, question=QUESTION):
 def plain_inputs(processor, prompts):
     """The processor's own way, which preprocesses a shared image once per prompt."""
     texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages, _ in prompts]
-    return processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
+    images = [as_authors_show(processor, images) for _, images in prompts]
+    return processor(text=texts, images=images, padding=True, return_tensors="pt")
 
 
 class Pairs:
