@@ -1,8 +1,12 @@
-"""Scores of one prediction against its references, each between 0 and 1; scripts average them over questions."""
+"""Scores of one prediction against its references, each between 0 and 1. No torch in here."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+
+from rapidfuzz.distance import Levenshtein
+
+from cropvlm.letters import option_letter
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -12,8 +16,8 @@ _DIGITS = {"none": "0"} | {
 }
 _ARTICLES = frozenset({"a", "an", "the"})
 
-# What the EvalAI scorer restores: each word, written with one of its apostrophes missing. Words that are another word
-# without it (she'd, we're, i'll) are not in its table, and its I'm, I've and I'd've never match lower-cased text.
+# The EvalAI scorer restores each of these words where one of its apostrophes is missing. Contractions that become
+# another word without it (she'd, we're, i'll) are not in its table; its I'm, I've and I'd've never match lower case.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -34,8 +38,8 @@ _CONTRACTIONS = {
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Return VQA accuracy as the paper scores it: the lower-cased prediction against the references as they stand.
 
-    The mean over all sets that leave one reference out of min(1, matches / 3). Nothing else is normalised, so that a
-    reference with a capital never matches.
+    That is the mean of min(1, matches / 3) over the sets that leave one reference out. Nothing else is normalised, so a
+    reference with a capital letter never matches.
 
     Raises ValueError without references.
 
@@ -56,11 +60,10 @@ def official_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _leave_one_out_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Score a prediction by exact matches.
+    """Return the mean of min(1, matches / 3) over the n sets of n - 1 references.
 
-    With n >= 4 references this is the mean over the n sets of n - 1 of min(1, matches / 3). Fewer cannot hold three
-    matches, so there all of a set (and at least one) are asked for: a prediction that every reference agrees with
-    always scores 1.
+    With fewer than 4 references a set cannot hold three matches, so all of it (at least one) must match: a prediction
+    that equals every reference always scores 1.
     """
     n, matches = len(answers), sum(answer == prediction for answer in answers)
     if n == 1:
@@ -76,7 +79,11 @@ def _require_answers(answers: Sequence[str]) -> None:
 
 
 def normalize_answer(text: str) -> str:
-    """Return `text` as the EvalAI answer normaliser leaves it (METHOD.md lists its steps).
+    """Return `text` as the EvalAI answer normaliser leaves it.
+
+    In order: lower case; no commas and question marks; possessives split off; each punctuation mark deleted everywhere
+    if the text has it beside a space, else made a space; dots only before digits; number words to digits; no articles;
+    contractions with their apostrophes.
 
     >>> normalize_answer("The two coca-colas, dont!")
     "2 coca colas don't"
@@ -92,9 +99,9 @@ def normalize_answer(text: str) -> str:
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
-    """Return the normalised Levenshtein similarity to the nearest reference, or 0 unless it is above `threshold`.
+    """Return the Levenshtein similarity to the nearest reference, or 0 unless it is above `threshold`.
 
-    Case and runs of white space do not count; the distance is divided by the longer length.
+    The similarity is 1 - distance / longer length, ignoring case and runs of white space.
 
     Raises ValueError without references.
 
@@ -102,30 +109,33 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     0.8
     """
     _require_answers(answers)
-    predicted = " ".join(prediction.lower().split())
-    best = max(_similarity(predicted, " ".join(answer.lower().split())) for answer in answers)
+    predicted, *references = (" ".join(text.lower().split()) for text in (prediction, *answers))
+    best = max(Levenshtein.normalized_similarity(predicted, reference) for reference in references)
     return best if best > threshold else 0.0  # at the threshold 0: ANLS keeps a distance below it, not one at it
 
 
-def _similarity(a: str, b: str) -> float:
-    longer = max(len(a), len(b))
-    return 1 - _levenshtein(a, b) / longer if longer else 1.0
+def letter_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if the option letter that `prediction` chooses is the reference (or one of them), else 0.
 
-
-def _levenshtein(a: str, b: str) -> int:
-    previous = list(range(len(b) + 1))
-    for i, character in enumerate(a, start=1):
-        current = [i]
-        for j, other in enumerate(b, start=1):
-            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (character != other)))
-        previous = current
-    return previous[-1]
+    Raises ValueError without references.
+    """
+    _require_answers(answers)
+    return float(option_letter(prediction) in {answer.strip().upper() for answer in answers})
 
 
 def most_common_answer(answers: Sequence[str]) -> str:
-    """Return the most frequent reference, lower-cased and stripped; of several as frequent the first seen.
+    """Return the most frequent reference, lower-cased and stripped; ties go to the first seen.
 
     Raises ValueError without references.
     """
     _require_answers(answers)
     return Counter(answer.lower().strip() for answer in answers).most_common(1)[0][0]
+
+
+METRICS = {"vqa": vqa_accuracy, "vqa_official": official_vqa_accuracy, "anls": anls, "letter": letter_accuracy}
+METRIC_NAMES = {
+    "vqa": "VQA accuracy",
+    "vqa_official": "official VQA accuracy",
+    "anls": "ANLS",
+    "letter": "letter accuracy",
+}

@@ -77,10 +77,19 @@ def answer_completion(answer: str) -> str:
     return f"{answer.capitalize()}."
 
 
+def without_reasoning(text: str) -> str:
+    """Return what follows the last `</think>` of a model that writes its reasoning first; else `text` as it is.
+
+    >>> without_reasoning("<think>A is red, so B.</think>\\nB")
+    '\\nB'
+    """
+    return text.rpartition("</think>")[2]
+
+
 def clean_answer(text: str) -> str:
-    """Return a generated answer without surrounding white space and one trailing dot; nothing else is changed.
+    """Return a generated answer without reasoning, surrounding white space and one trailing dot; nothing else changes.
 
     >>> clean_answer(" Coca cola.\\n")
     'Coca cola'
     """
-    return text.strip().removesuffix(".").strip()
+    return without_reasoning(text).strip().removesuffix(".").strip()

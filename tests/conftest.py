@@ -12,6 +12,22 @@ settings.load_profile("unhurried")
 # Nothing is downloaded, and no test may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The tests are of the CPU's numbers, also on a machine with a GPU, which is hidden here before torch can see it. Those
+# marked `gpu` run in a process of their own: CROPVLM_TEST_DEVICE=cuda python3 -m pytest -m gpu
+ON_GPU = os.environ.get("CROPVLM_TEST_DEVICE") == "cuda"
+if not ON_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    if ON_GPU and torch.cuda.is_available():
+        return
+    reason = "no CUDA GPU here" if ON_GPU else "runs with CROPVLM_TEST_DEVICE=cuda, on a CUDA GPU"
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, caps
 
     flags = ["--dataset_path", str(tiny_world), "--name", "mini", "--predictions", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["report", *flags])
-    assert report.main() == 3  # one claim fails
+    report.main()
     summaries = {summary["setting"]: summary for summary in json.loads((tmp_path / "mini_results.json").read_text())}
     assert list(summaries) == list(report.SETTINGS)
     assert summaries["no crop"] == {
@@ -66,10 +66,7 @@ def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, caps
     assert summaries["true box"]["accuracy"] == pytest.approx(100 * sum(scores) / 12, abs=0.01)
     assert summaries["true box"]["valid_boxes"] == 100
     assert summaries["true box"]["mean_area_pct"] == pytest.approx(summaries["GRPO"]["mean_area_pct"])
-    # GRPO and SFT have the same answers here: no difference, so the claim that GRPO helps more fails.
     printed = capsys.readouterr().out
-    assert printed.count("- holds: ") == 5
-    assert "- FAILS: GRPO helps more: +0.0 over SFT" in printed
     assert "| teacher box | 100.0 | 1.00 |" in printed
     assert printed == (tmp_path / "mini_results.md").read_text()
     with Image.open(tmp_path / "mini_boxes.png") as sheet:
@@ -78,42 +75,12 @@ def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, caps
         assert (pixels == color).all(1).sum() > 12 * report.THUMB
 
 
-# Right answers of a hundred, with which every claim just holds.
-AT_THE_BARS = {"no crop": 40, "true box": 85, "SFT": 50, "GRPO": 72, "unseen answerer, GRPO": 4}
-
-
-def verdicts(right: dict[str, int]) -> list[bool]:
-    settings = {
-        name: report.Setting((np.arange(100) < right.get(name, 0)).astype(float), None) for name in report.SETTINGS
-    }
-    return [holds for _, holds in report.claims(settings)]
-
-
-def test_the_claims_hold_at_their_bars():
-    assert verdicts(AT_THE_BARS) == [True] * 6
-
-
 @pytest.mark.parametrize(
-    ("claim", "changed"),
-    [
-        (0, {"no crop": 41}),
-        (1, {"true box": 84}),
-        (2, {"SFT": 49}),
-        (3, {"SFT": 69}),  # 3 fewer than with GRPO, at a standard error of 1.7
-        (4, {"GRPO": 71}),  # 31 of 45 points are 69%
-        (5, {"unseen answerer, GRPO": 3}),  # at a standard error of 1.7
-    ],
+    ("accuracy", "expected"),
+    [(1, ("Inn: right", "green")), (0, ("Inn: wrong", "red")), (0.3, ("Inn: 30%", "darkorange"))],
 )
-def test_a_claim_fails_just_below_its_bar(claim, changed):
-    assert not verdicts(AT_THE_BARS | changed)[claim]
-
-
-def test_the_paired_difference_by_hand():
-    after, before = (report.Setting(np.array(scores), None) for scores in ([1, 1, 0.6, 0], [0, 1, 0.3, 0.3]))
-    mean, error = report.paired_difference(after, before)
-    # Differences 100, 0, 30, -30: mean 25; squared deviations 5625 + 625 + 25 + 3025 = 9300 over 3, root 55.68, by 2.
-    assert mean == pytest.approx(25)
-    assert error == pytest.approx(27.84, abs=0.01)
+def test_the_contact_sheet_says_which_answer_is_right(accuracy, expected):
+    assert report.verdict(report.Setting(["Inn"], np.array([accuracy]), None), 0) == expected
 
 
 def test_how_boxes_lie_to_placards_by_hand():

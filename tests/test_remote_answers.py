@@ -178,10 +178,10 @@ def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, cap
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max_pixels", "9"], "--max_pixels goes with a local model"),
+        (["--max_pixels", "9"], "--max_pixels go with a local model"),
         (["--api_timeout", "0"], "--api_timeout 0.0"),
         (["--api_timeout", "nan"], "--api_timeout nan"),
-        (["--api_concurrency", "0"], "'0' is no positive whole number"),
+        (["--api_concurrency", "0"], "'0': expected a positive integer"),
         (["--api_base", "localhost:8000"], "is no URL such as"),
         (["--image_format", "gif"], "invalid choice: 'gif'"),
     ],

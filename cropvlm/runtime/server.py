@@ -8,7 +8,6 @@ Texts are asked for at temperature 0. A server may still add what the checkpoint
 with Qwen2.5-VL's repetition penalty unless it is started with `--generation-config vllm`.
 """
 
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -18,16 +17,16 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-import openai
-from openai._base_client import MAX_RETRY_AFTER_DELAY
 from PIL import Image
 
-from cropvlm.cli import UserError, positive
+from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, widen_strip
 from cropvlm.prompts import Prompt, PromptSource
+
+if TYPE_CHECKING:
+    import openai  # imported where it is used: flags are parsed without it
 
 OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"
@@ -54,50 +53,6 @@ class Server:
     image_format: str = "png"
     concurrency: int = 8  # requests at a time
     timeout: float = 120.0  # seconds for one reply
-
-
-def add_api_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of scripts that can ask a server."""
-    add = parser.add_argument
-    add("--api_model", help=f"not a local model but this one of an OpenAI-compatible server; the key in ${KEY}")
-    add("--api_base", type=base_url, help=f"where the server is, as http://localhost:8000/v1 (default {OPENAI})")
-    add("--image_format", choices=SAVE_OPTIONS, default="png", help="of pictures sent to the server (default png)")
-    add("--api_concurrency", type=positive, default=8, help="requests at a time (default 8)")
-    add("--api_timeout", type=float, default=120.0, help="seconds to wait for a reply (default 120)")
-
-
-def base_url(text: str) -> str:
-    """The type of `--api_base`. A password in it is refused unseen: the URL is written into logs and meta files."""
-    try:
-        parts = urlsplit(text)
-        parts.port  # noqa: B018 (raises where it is no number)
-        (parts.hostname or "").encode("idna")
-        good = parts.scheme in ("http", "https") and parts.hostname and text.isprintable() and " " not in text
-    except ValueError:
-        good = False
-    if not good:  # not shown either: it may hold a password all the same
-        raise argparse.ArgumentTypeError("this is no URL such as http://localhost:8000/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise argparse.ArgumentTypeError(f"a URL with a user, password or query; put the key into ${KEY} instead")
-    return text
-
-
-def server_of(args: argparse.Namespace) -> Server | None:
-    """The server that the flags name; None without `--api_model`. Raises `UserError` for flags that do not fit."""
-    if args.api_model is None:
-        if args.api_base:
-            raise UserError(f"--api_base {args.api_base}: name the model there with --api_model")
-        return None
-    if not 0 < args.api_timeout < float("inf"):
-        raise UserError(f"--api_timeout {args.api_timeout}: expected a number of seconds above 0, such as 120")
-    return Server(
-        base=args.api_base or OPENAI,
-        model=args.api_model,
-        max_new_tokens=args.max_new_tokens,
-        image_format=args.image_format,
-        concurrency=args.api_concurrency,
-        timeout=args.api_timeout,
-    )
 
 
 def api_key() -> str:
@@ -180,8 +135,10 @@ def _in_doubt(texts: list[str | Rejected], rejected: Counter) -> bool:
     return any(isinstance(text, Rejected) and rejected[place] for place, text in enumerate(texts))
 
 
-def connect(server: Server) -> openai.AsyncOpenAI:
+def connect(server: Server) -> "openai.AsyncOpenAI":
     """The official client for a server. Raises `UserError` where the key is missing or cannot be one."""
+    import openai
+
     key = api_key()
     if server.base == OPENAI and not key:
         raise UserError(f"{OPENAI} wants a key: set the environment variable {KEY}, or name another --api_base")
@@ -194,7 +151,7 @@ def connect(server: Server) -> openai.AsyncOpenAI:
 
 
 def _in_parallel(
-    client: openai.AsyncOpenAI, answer: Callable, waiting: deque[int], concurrency: int
+    client: "openai.AsyncOpenAI", answer: Callable, waiting: deque[int], concurrency: int
 ) -> Iterator[tuple[int, asyncio.Task]]:
     """Yield (row index, its task) as tasks finish. None begins after `waiting`, the rows to come, has been emptied."""
     loop = asyncio.new_event_loop()
@@ -213,7 +170,7 @@ def _in_parallel(
         loop.close()
 
 
-async def _stop(client: openai.AsyncOpenAI, tasks: Iterable[asyncio.Task]) -> None:
+async def _stop(client: "openai.AsyncOpenAI", tasks: Iterable[asyncio.Task]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -221,7 +178,7 @@ async def _stop(client: openai.AsyncOpenAI, tasks: Iterable[asyncio.Task]) -> No
 
 
 async def _answer(
-    client: openai.AsyncOpenAI, server: Server, source: PromptSource, i: int, resize: Callable
+    client: "openai.AsyncOpenAI", server: Server, source: PromptSource, i: int, resize: Callable
 ) -> list[str | Rejected]:
     chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, server.image_format))
     texts = []
@@ -260,8 +217,10 @@ def data_url(image: Image.Image, image_format: str) -> str:
     return f"data:image/{image_format};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-async def _ask(client: openai.AsyncOpenAI, server: Server, messages: list[dict[str, Any]]) -> str:
+async def _ask(client: "openai.AsyncOpenAI", server: Server, messages: list[dict[str, Any]]) -> str:
     """The server's text; retries of replies that are no chat completion included."""
+    import openai
+
     body = ""
     for retry in range(RETRIES + 1):
         if retry:
@@ -300,8 +259,10 @@ def read_completion(body: str) -> str | None:
     return None
 
 
-def _explain(server: Server, error: openai.OpenAIError) -> UserError | Rejected:
+def _explain(server: Server, error: "openai.OpenAIError") -> UserError | Rejected:
     """What to tell the user of an error that retries did not mend. The client's own words may hold the key."""
+    import openai
+
     again = "what is done is kept, the same command goes on from there"
     match error:
         case openai.APITimeoutError() if type(error.__cause__).__name__ == "ConnectTimeout":
@@ -327,13 +288,15 @@ def _explain(server: Server, error: openai.OpenAIError) -> UserError | Rejected:
     return UserError(f"{server.base}: {_quote(str(error))}")
 
 
-def _wait_asked_for(error: openai.APIStatusError) -> float | None:
+def _wait_asked_for(error: "openai.APIStatusError") -> float | None:
     """Seconds that the server asks to wait, where they are more than the client waits before it tries again."""
+    from openai._base_client import MAX_RETRY_AFTER_DELAY
+
     seconds = error.response.headers.get("retry-after", "")
     return float(seconds) if seconds.isdecimal() and int(seconds) > MAX_RETRY_AFTER_DELAY else None
 
 
-def _message(error: openai.APIStatusError) -> str:
+def _message(error: "openai.APIStatusError") -> str:
     """What the server itself says."""
     body = error.body
     return str(body.get("message", body) if isinstance(body, dict) else error.response.text)

@@ -1,21 +1,19 @@
-"""What the teacher did, for people to look at: counts and cut points, a picture, and the data set's card."""
+"""The teacher's boxes for people to look at: counts and cut points, and a picture."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image
 
-from cropvlm.boxes import area_cut_points, bbox_area_pct, pct_to_px
+from cropvlm.boxes import area_cut_points, bbox_area_pct, px_to_pct
 from cropvlm.crops import open_image
-from cropvlm.teacher.asking import GrownBox
-from cropvlm.teacher.hub import UNKNOWN_LICENCE
+from cropvlm.drawing import INK, contact_sheet, tile
+from cropvlm.teacher.growing import GrownBox
 
 SHEET_COLUMNS, SHEET_ROWS, TILE = 6, 4, 240  # 24 boxes, pixels a side
-TEACHER_COLOR, GROWN_COLOR, INK = (214, 39, 40), (31, 119, 180), (40, 40, 40)
+TEACHER_COLOR, GROWN_COLOR = "#d62728", "#1f77b4"
 # Bins of the histogram: relative area, ten a decade from 0.01% to the whole image; smaller boxes count in the first.
 DECADES, BINS_A_DECADE = 4, 10
 
@@ -23,10 +21,13 @@ DECADES, BINS_A_DECADE = 4, 10
 def summarise(
     boxes: list[GrownBox], sources: Sequence[str], cut_points: Sequence[float], growth: Sequence[float]
 ) -> dict:
-    """The counts of `teacher_report.json`.
+    """Return the counts of `teacher_report.json`; areas are shares of the image (0..1).
 
-    sources: the source of each box. Relative areas are shares of the image (0..1). "real boxes" leaves out whole-image
-    fallbacks and boxes without area, which take part in the cut points that were used.
+    Args:
+        sources: the source of each box.
+        cut_points: those used, over all boxes. Whole-image fallbacks and boxes without area count in them;
+            `cut_points_of_real_boxes` leaves both out.
+        growth: area multipliers, smallest fifth first.
     """
     real = [box.area for box in boxes if box.kind == "box" and box.area > 0]
     names = list(dict.fromkeys(sources))
@@ -55,134 +56,53 @@ def _kinds(boxes: list[GrownBox]) -> dict[str, int]:
 
 
 def _fifths(boxes: list[GrownBox]) -> list[int]:
-    """Rows grown by the first to the fifth multiplier."""
+    """Return the number of rows grown by each multiplier, smallest fifth first."""
     counts = Counter(box.fifth for box in boxes)
     return [counts[fifth] for fifth in range(5)]
 
 
 def draw_report(boxes: list[GrownBox], rows: Any) -> Image.Image:
-    """The histogram of relative areas before and after growth above a contact sheet of 24 rows' boxes.
+    """Return a histogram of relative areas before and after growth above a contact sheet of 24 rows' boxes.
 
     rows: the data set that the boxes belong to, images undecoded.
     """
-    sheet_rows = _spread(len(boxes), SHEET_COLUMNS * SHEET_ROWS)
-    histogram = _draw_histogram(boxes, SHEET_COLUMNS * TILE, TILE)
-    height = TILE * (1 + math.ceil(len(sheet_rows) / SHEET_COLUMNS))
-    picture = Image.new("RGB", (SHEET_COLUMNS * TILE, height), "white")
-    picture.paste(histogram, (0, 0))
-    for place, i in enumerate(sheet_rows):
-        tile = _draw_tile(rows[i], boxes[i])
-        picture.paste(tile, (place % SHEET_COLUMNS * TILE, TILE + place // SHEET_COLUMNS * TILE))
+    shown = _spread(len(boxes), SHEET_COLUMNS * SHEET_ROWS)
+    sheet = contact_sheet([_draw_tile(rows[i], boxes[i]) for i in shown], SHEET_COLUMNS)
+    picture = Image.new("RGB", (SHEET_COLUMNS * TILE, TILE + sheet.height), "white")
+    picture.paste(_draw_histogram(boxes, SHEET_COLUMNS * TILE, TILE))
+    picture.paste(sheet, (0, TILE))
     return picture
 
 
 def _spread(total: int, wanted: int) -> list[int]:
-    """At most `wanted` indices, evenly over `total`, so that every source of some size shows."""
+    """Return at most `wanted` indices, evenly over `total`, so that every large source shows."""
     return [i * total // wanted for i in range(wanted)] if total > wanted else list(range(total))
 
 
 def _draw_histogram(boxes: list[GrownBox], width: int, height: int) -> Image.Image:
-    picture = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    before = _bin_counts([box.area for box in boxes])
-    after = _bin_counts([bbox_area_pct(box.bbox_pct) / 100 for box in boxes])
-    left, right, top, bottom = 20, width - 20, 30, height - 24
-    step = (right - left) / len(before)
-    scale = (bottom - top) / max(before + after)
-    for i, counts in enumerate(zip(before, after, strict=True)):
-        for half, (count, color) in enumerate(zip(counts, (TEACHER_COLOR, GROWN_COLOR), strict=True)):
-            x = left + (i + half / 2) * step
-            draw.rectangle((x, bottom - count * scale, x + step / 2 - 1, bottom), fill=color)
-    draw.line((left, bottom, right, bottom), fill=INK)
-    for decade in range(DECADES + 1):
-        x = left + decade * BINS_A_DECADE * step
-        draw.text((x, bottom + 4), f"{100 * 10.0 ** (decade - DECADES):g}%", fill=INK, font=font, anchor="ma")
-    draw.text((left, 6), f"area of the box, share of the image: {len(boxes)} boxes", fill=INK, font=font)
-    draw.text((right, 6), "grown", fill=GROWN_COLOR, font=font, anchor="ra")
-    draw.text((right - 60, 6), "of the teacher", fill=TEACHER_COLOR, font=font, anchor="ra")
-    return picture
+    """Return a picture of `width` x `height` px: boxes per bin of relative area, the teacher's and the grown."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
+    from matplotlib.figure import Figure
 
-
-def _bin_counts(areas: list[float]) -> list[int]:
-    last = DECADES * BINS_A_DECADE - 1
-    exponents = [math.log10(area) + DECADES if area > 0 else 0 for area in areas]
-    counts = Counter(min(max(int(exponent * BINS_A_DECADE), 0), last) for exponent in exponents)
-    return [counts[i] for i in range(last + 1)]
+    areas = {
+        "of the teacher": [box.area for box in boxes],
+        "grown": [bbox_area_pct(box.bbox_pct) / 100 for box in boxes],
+    }
+    bins = np.logspace(-DECADES, 0, DECADES * BINS_A_DECADE + 1)
+    figure = Figure((width / 100, height / 100), dpi=100, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    clipped = [np.clip(values, bins[0], bins[-1]) for values in areas.values()]
+    axes.hist(clipped, bins, label=[*areas], color=[TEACHER_COLOR, GROWN_COLOR])
+    axes.set(xscale="log", xlim=(bins[0], bins[-1]), xlabel="area of the box, share of the image", ylabel="boxes")
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axes.legend(title=f"{len(boxes)} boxes", frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _draw_tile(row: dict, box: GrownBox) -> Image.Image:
-    """The image with the teacher's and the grown box, and the question below."""
-    tile, font = Image.new("RGB", (TILE, TILE), "white"), ImageFont.load_default(10)
-    image = open_image(row["image"])
-    scale = min((TILE - 8) / image.width, (TILE - 24) / image.height)
-    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    tile.paste(image.resize(size), (4, 4))
-    draw = ImageDraw.Draw(tile)
-    grown = pct_to_px(box.bbox_pct, *box.size)
-    for bbox, color, line in ((box.bbox_px, TEACHER_COLOR, 2), (grown, GROWN_COLOR, 2)):
-        draw.rectangle([4 + value * scale for value in bbox], outline=color, width=line)
-    draw.text((4, TILE - 16), row["question"][:46], fill=INK, font=font)
-    return tile
-
-
-def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
-    """The text of the data set's card, Markdown with its YAML head.
-
-    report: as `summarise` returns it. settings: what the journal names. sources: `name`, `path`, `licence` and
-    the number of rows in `sft` and `grpo`, for each.
-    """
-    table = [
-        f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
-    ]
-    cut_points = ", ".join(f"{100 * point:.3f}%" for point in report["cut_points"])
-    growth = [f"x{factor:g}" for factor in report["growth"]]
-    fifths = [f"{rows} rows {factor}" for rows, factor in zip(report["rows_by_fifth"], growth, strict=True)]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report["responses"].items())
-    least, most = settings["min_pixels"] or "its own least", settings["max_pixels"] or "its own most"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers"))
-    return "\n".join(
-        [
-            "---",
-            "license:",
-            *[f"- {name}" for name in _licences(sources)],
-            "task_categories:",
-            "- visual-question-answering",
-            "tags:",
-            "- cropvlm",
-            "---",
-            "",
-            "# Training data of CropVLM",
-            "",
-            "Images and questions of the sources below. The SFT part has, per question, a box that helps to answer it",
-            "(`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown if it is",
-            "small. No human drew a box. The GRPO part is the other rows, without boxes. Images are the sources' own",
-            "files, byte for byte.",
-            "",
-            "| source | from | licence | SFT rows | GRPO rows |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            f"- Teacher: {_public(settings['model_path'])}, greedy, at most {settings['max_new_tokens']} new tokens, "
-            f"images of {least} to {most} pixels",
-            f"- Prompt: `{settings['prompt'][0]['content'][-1]['text']!r}`",
-            f"- Responses: {kinds}. What names no box counts as the whole image.",
-            f"- Cut points of relative area: {cut_points}",
-            f"- Growth of the area, smallest fifth first: {', '.join(fifths)}",
-            f"- Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}",
-            "",
-            "`teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.",
-            "",
-        ]
-    )
-
-
-def _licences(sources: list[dict]) -> list[str]:
-    """The licences of all sources as the hub names them, each once: `other` for what is unknown."""
-    named = [s["licence"].replace(UNKNOWN_LICENCE, "other").split(", ") for s in sources]
-    return list(dict.fromkeys(name for names in named for name in names))
-
-
-def _public(path: str) -> str:
-    """A hub id as it stands; of a local folder, there still or not, its name, not where it lies."""
-    is_local = Path(path).exists() or path.startswith(("/", ".", "~"))
-    return f"{Path(path).name} (a local folder)" if is_local else path
+    """Return the image with the teacher's and the grown box, and the question below."""
+    drawn = [(px_to_pct(box.bbox_px, *box.size), TEACHER_COLOR), (box.bbox_pct, GROWN_COLOR)]
+    question = [(row["question"], INK)]
+    return tile(open_image(row["image"]), (TILE - 8, TILE - 8), boxes=drawn, lines=question, font_size=10)

@@ -21,12 +21,12 @@ from cropvlm.runtime.server import (
     Server,
     answer_rows,
     api_key,
-    base_url,
     data_url,
     fit_longest_edge,
     read_completion,
     to_chats,
 )
+from cropvlm.runtime.server_arguments import base_url
 
 pytestmark = pytest.mark.usefixtures("hurried")
 

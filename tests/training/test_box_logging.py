@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from cropvlm.training.box_logging import COLORS, LINE, PICTURE_SIDE, box_figures, draw_group
+from cropvlm.drawing import LINE
+from cropvlm.training.box_logging import COLORS, PICTURE_SIDE, box_figures, draw_group
 
 
 def test_figures():
@@ -32,7 +33,7 @@ def test_a_step_without_a_valid_box():
 def test_picture():
     """A 1000 x 500 image becomes 480 x 240; the box 25..75% has its corner at (120, 60)."""
     picture = draw_group(Image.new("RGB", (1000, 500)), "Où est 東京?", ["[25, 25, 75, 75].", "broken"], [1.0, -2.0])
-    assert picture.size == (PICTURE_SIDE, PICTURE_SIDE + 4 * LINE)
+    assert picture.size == (PICTURE_SIDE, PICTURE_SIDE + 3 * LINE)  # the question and two texts
     pixels = np.asarray(picture)
     assert tuple(pixels[60, 120]) == ImageColor.getrgb(COLORS[0])
     assert tuple(pixels[120, 240]) == (0, 0, 0)  # the image itself

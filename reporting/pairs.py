@@ -1,0 +1,60 @@
+"""Pairs of results for the same questions, such as with and without the crop, and how each question moved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cropvlm.boxes import bbox_area_pct
+from cropvlm.cli import UserError
+from reporting.results import Result
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two results for the same rows: `after`, whose gain is looked at, and `before`."""
+
+    after: Result
+    before: Result
+
+    @cached_property
+    def comparison(self) -> dict[str, Any]:
+        """The paired difference, its 95% interval and how many questions moved; see `cropvlm.scoring.compare`."""
+        return self.after.scored.compare(self.before.scored)
+
+    @cached_property
+    def gains(self) -> np.ndarray:
+        """The gain of every scored row in points, (n,)."""
+        return self.after.scored.scores - self.before.scored.scores
+
+    @cached_property
+    def region_areas(self) -> list[float] | None:
+        """The area of each row's true region if the data set has one, else of its box, in percent of the image."""
+        rows, indices = self.after.rows, self.after.scored.indices
+        if "true_bbox" in rows.column_names:
+            true = list(rows["true_bbox"])
+            return [bbox_area_pct(true[i]) for i in indices]
+        if self.after.boxes is None:
+            return None
+        return [bbox_area_pct(bbox) if bbox else 100.0 for bbox in self.after.bboxes]
+
+
+def pair_up(after: Result, before: Result) -> Pair:
+    """Return the pair; `UserError` where the two have not answered the same questions."""
+    sources = [{key: r.meta.get(key) for key in ("dataset_path", "split", "max_samples")} for r in (after, before)]
+    if sources[0] != sources[1] or list(after.rows["question_id"]) != list(before.rows["question_id"]):
+        raise UserError(f"{after.path} and {before.path} answer different questions: {sources[0]} and {sources[1]}")
+    return Pair(after, before)
+
+
+def pairs(results: Sequence[Result]) -> list[Pair]:
+    """Return every result with crops beside the one of the same answerer, image size and rows without."""
+    bases = {_key(result): result for result in reversed(results) if not result.with_crop}
+    return [Pair(r, bases[_key(r)]) for r in results if r.with_crop and _key(r) in bases]
+
+
+def _key(result: Result) -> tuple:
+    meta = [result.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")]
+    return *meta, result.answerer, *(result.settings.get(key) for key in ("longest_edge", "max_pixels"))

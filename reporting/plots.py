@@ -1,0 +1,98 @@
+"""The report's pictures, as SVG: scores, where answers moved, areas of boxes, gains by region size."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cropvlm.boxes import bbox_area_pct
+from cropvlm.scoring import standard_error
+from reporting.pairs import Pair
+from reporting.results import Result
+
+BETTER, EQUAL, WORSE = "#2a9d5c", "#b8bdc4", "#d1495b"
+BLUE, GREY = "#2f6db5", "#9aa3ad"
+BINS = 5
+
+
+def draw_scores(results: Sequence[Result], names: Sequence[str]) -> str:
+    """Return bars of all results' scores with their 95% intervals."""
+    figure, axes = _figure(0.38 * len(results) + 1)
+    scores = [result.scored.mean for result in results]
+    errors = [standard_error(r.scored.scores, r.scored.weights, r.scored.questions) or 0.0 for r in results]
+    colors = [BLUE if result.with_crop else GREY for result in results]
+    places = np.arange(len(results))[::-1]
+    axes.barh(places, scores, xerr=[1.96 * error for error in errors], color=colors, ecolor="#222", capsize=3)
+    axes.set(yticks=places, yticklabels=names, xlim=(0, 105), xlabel="score (blue: with the crop), 95% interval")
+    return _svg(figure)
+
+
+def draw_moves(pairs: Sequence[Pair], names: Sequence[str]) -> str:
+    """Return, for each pair, the shares of questions that became better, stayed equal and became worse."""
+    figure, axes = _figure(0.38 * len(pairs) + 1.2)
+    places, start = np.arange(len(pairs))[::-1], np.zeros(len(pairs))
+    for move, color in (("better", BETTER), ("equal", EQUAL), ("worse", WORSE)):
+        share = np.array([100 * pair.comparison[move] / len(pair.gains) for pair in pairs])
+        axes.barh(places, share, left=start, color=color, label=move)
+        start += share
+    axes.set(yticks=places, yticklabels=names, xlim=(0, 100), xlabel="questions, % (with the crop against without)")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    return _svg(figure)
+
+
+def draw_areas(results: Sequence[Result], names: Sequence[str]) -> str:
+    """Return the distribution of the areas of valid boxes, of every result that has boxes."""
+    figure, axes = _figure(3.2)
+    for result, name in zip(results, names, strict=True):
+        areas = np.sort([bbox_area_pct(bbox) for bbox in result.bboxes if bbox])
+        if len(areas):
+            axes.plot(np.maximum(areas, 0.01), 100 * np.arange(1, len(areas) + 1) / len(areas), label=name)
+    axes.set(xscale="log", xlim=(0.01, 100), ylim=(0, 100), xlabel="area of the box, % of the image")
+    axes.set_ylabel("boxes up to this area, %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if axes.lines:
+        axes.legend(frameon=False, loc="upper left", fontsize=8)
+    return _svg(figure)
+
+
+def draw_gains_by_size(pairs: Sequence[Pair], names: Sequence[str]) -> str:
+    """Return each pair's mean gain in fifths of its questions by the size of their region."""
+    figure, axes = _figure(3.2)
+    for pair, name in zip(pairs, names, strict=True):
+        if pair.region_areas:
+            points = gains_by_size(pair.region_areas, pair.gains)
+            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.axhline(0, color="#222", linewidth=0.8)
+    axes.set(xscale="log", xlabel="area of the region (true if known, else chosen), % of the image", ylabel="points")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    if axes.lines[1:]:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def gains_by_size(areas: Sequence[float], gains: np.ndarray, bins: int = BINS) -> list[tuple[float, float]]:
+    """Return (median area, mean gain) of as many equal shares of the questions, smallest regions first."""
+    order = np.argsort(areas, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    areas = np.maximum(np.asarray(areas, float), 0.01)
+    return [(float(np.median(areas[part])), float(gains[part].mean())) for part in parts]
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure((8, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    # Text as paths: the same picture everywhere. A fixed salt: the same bytes for the same figures.
+    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "cropvlm"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

@@ -1,0 +1,164 @@
+"""The whole report: what `scripts/report.py` makes of a folder of predictions, or of two files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError
+from cropvlm.runtime.files import check_writable, write_json
+from reporting import plots, tables
+from reporting.claims import Claims, Setting, read_claims
+from reporting.commands import command_for
+from reporting.costs import costs
+from reporting.examples import examples
+from reporting.page import render
+from reporting.pairs import Pair, pair_up, pairs
+from reporting.results import Result, read_boxes, read_folder, read_result
+from reporting.verdicts import Verdict, differences, failed, judge
+
+FILES = ("report.md", "report.json", "report.html")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results, their pairs with and without the crop, and the verdicts on a claims file (None: two files alone)."""
+
+    results: list[Result]
+    pairs: list[Pair]
+    claims: Claims | None = None
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return COMPLETE_WITH_FAILURES if failed(self.verdicts) else 0
+
+    @property
+    def title(self) -> str:
+        return self.claims.title if self.claims else f"{self.results[0].path.name} against {self.results[1].path.name}"
+
+    @cached_property
+    def costs(self) -> list[dict]:
+        return [costs(result) for result in self.results]
+
+    def name(self, result: Result) -> str:
+        """Return the name of what a result was made with: its setting's in the claims file, else from its meta file."""
+        if self.claims:
+            for setting in self.claims.combinations(result.benchmark):
+                if differences(setting, result, self.claims) == ():
+                    return setting.title
+        size = result.settings.get("longest_edge") or result.settings.get("max_pixels")
+        answerer = Path(result.answerer).name + (f", {size} px" if size else "")
+        cropper = Path(result.boxes.cropper).name if result.boxes else "crop" if result.with_crop else "no crop"
+        return f"{result.benchmark}: {answerer}, {cropper}"
+
+    @property
+    def shown_pair(self) -> Pair | None:
+        """The pair whose questions are shown: the claims file's choice if it was run, else the first."""
+        if self.claims and self.claims.examples:
+            for pair in self.pairs:
+                if differences(self.claims.examples, pair.after, self.claims) == ():
+                    return pair
+        return self.pairs[0] if self.pairs else None
+
+
+def judge_folder(folder: Path, claims_file: Path, names: Mapping[str, str]) -> Report:
+    """Return the report on all answer files below a folder."""
+    claims = read_claims(claims_file, names)
+    results = read_folder(folder)
+
+    def command(setting: Setting) -> str:
+        return claims.command or command_for(setting, folder)
+
+    return Report(results, pairs(results), claims, judge(claims, results, command))
+
+
+def compare_files(predictions_file: Path, other: Path) -> Report:
+    """Return the report on two answer files for the same questions; boxes are looked for beside them."""
+    folders = dict.fromkeys([predictions_file.parent, other.parent])
+    boxes = [read_boxes(path) for folder in folders for path in sorted(folder.glob("*_bbox.json"))]
+    first, second = (read_result(path, boxes) for path in (predictions_file, other))
+    return Report([first, second], [pair_up(first, second)])
+
+
+def write(report: Report, folder: Path, example_count: int) -> None:
+    """Write `FILES` into a folder. Raises `UserError` where it cannot be written."""
+    paths = {name: folder / name for name in FILES}
+    for path in paths.values():
+        check_writable(path)
+    listed = _tables(report)
+    names = [report.name(result) for result in report.results]
+    content = tables.to_json(report.claims, report.verdicts, report.results, names, report.costs, report.pairs)
+    write_json(paths["report.json"], content)
+    _write_text(paths["report.md"], _markdown(report, listed))
+    pair = report.shown_pair
+    labels = {"before": "without", "after": "with crop", "of": report.name(pair.after) if pair else ""}
+    if report.claims is None:
+        labels |= {"before": "B", "after": "A"}
+    shown = examples(pair, example_count) if pair else []
+    source = report.claims.source if report.claims else None
+    _write_text(paths["report.html"], render(report.title, source, listed, _plots(report), shown, labels))
+
+
+def summary(report: Report) -> str:
+    """Return what the script prints: a line for each verdict but `not run`, and how many of those there are."""
+    lines = [_in_a_line(verdict) for verdict in report.verdicts if verdict.ours is not None]
+    if report.claims is None:
+        lines += [", ".join(row) for row in tables.pair_rows(report.pairs, [report.title])]
+    if not_run := sum(verdict.ours is None for verdict in report.verdicts):
+        lines.append(f"- not run: {not_run} figures and claims; the report has their commands")
+    return "\n".join(lines)
+
+
+def _in_a_line(verdict: Verdict) -> str:
+    reason = f" ({verdict.reason})" if verdict.reason else ""
+    interval = ""
+    if verdict.interval_95:
+        interval = ", 95% interval [{:.1f}, {:.1f}]".format(*verdict.interval_95)
+    reported = f"reported {verdict.reported:g}" if verdict.kind == "figure" else verdict.reported
+    return f"- {verdict.verdict}{reason}: {verdict.title}: {verdict.ours:.1f}{interval} ({reported})"
+
+
+def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
+    """Return heading, columns and rows of each table."""
+    listed = []
+    if report.verdicts:
+        listed.append(("Figures and claims", tables.COLUMNS, [tables.verdict_cells(v) for v in report.verdicts]))
+    if report.pairs:
+        names = [report.name(pair.after) for pair in report.pairs]
+        columns = tables.PAIR_COLUMNS if report.claims else ("setting", "B", "A", *tables.PAIR_COLUMNS[3:])
+        listed.append(("With the crop against without" if report.claims else "A against B", columns,
+                       tables.pair_rows(report.pairs, names)))  # fmt: skip
+    names = [report.name(result) for result in report.results]
+    listed.append(("Scores and costs", tables.FILE_COLUMNS, tables.file_rows(report.results, names, report.costs)))
+    return listed
+
+
+def _plots(report: Report) -> list[tuple[str, str]]:
+    """Return caption and SVG of each plot."""
+    boxed = [result for result in report.results if result.boxes]
+    names = [report.name(result) for result in report.results]
+    of_pairs = [report.name(pair.after) for pair in report.pairs]
+    drawn = [("Scores", plots.draw_scores(report.results, names))]
+    if report.pairs:
+        drawn.append(("Where answers moved", plots.draw_moves(report.pairs, of_pairs)))
+    if boxed:
+        first_of = {result.boxes.path: result for result in reversed(boxed)}  # one line per box file
+        shown = [result for result in boxed if first_of[result.boxes.path] is result]
+        drawn.append(("Areas of the boxes", plots.draw_areas(shown, [Path(r.boxes.cropper).name for r in shown])))
+    if any(pair.region_areas for pair in report.pairs):
+        drawn.append(("Gain by the size of the region", plots.draw_gains_by_size(report.pairs, of_pairs)))
+    return drawn
+
+
+def _markdown(report: Report, listed: Sequence[tuple]) -> str:
+    source = f"Reported values: {report.claims.source}.\n" if report.claims else ""
+    parts = [f"## {heading}\n\n{tables.markdown_table(columns, rows)}\n" for heading, columns, rows in listed]
+    return "\n".join([f"# {report.title}\n", source, *parts])
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

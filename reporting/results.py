@@ -1,0 +1,158 @@
+"""Answer files with their meta files, boxes and scores, read from a folder."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cropvlm.boxes import Bbox, parse_bbox
+from cropvlm.cli import UserError
+from cropvlm.data import dataset_name, load_rows, metric_for
+from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
+from cropvlm.letters import option_letter
+from cropvlm.scoring import ScoredRows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BoxFile:
+    """A box file and its meta file."""
+
+    path: Path
+    meta: dict[str, Any]
+    texts: list[str]
+
+    @property
+    def cropper(self) -> str:
+        return self.meta["models"]["cropper"]
+
+    def key(self, rows: int) -> str:
+        """Return what the meta file of answers calls these boxes: a hash of the first `rows` texts."""
+        return hashlib.sha256(json.dumps(self.texts[:rows]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer file, its meta file, the boxes that its crops were cut by (None: full image), and its scores."""
+
+    path: Path
+    meta: dict[str, Any]
+    records: list[dict]
+    boxes: BoxFile | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.meta["settings"]
+
+    @property
+    def answerer(self) -> str:
+        return self.meta["models"]["answerer"]
+
+    @property
+    def with_crop(self) -> bool:
+        return self.settings["mode"] == "cropvlm"
+
+    @property
+    def benchmark(self) -> str:
+        return dataset_name(self.meta["dataset_path"], self.meta.get("dataset"))
+
+    @cached_property
+    def rows(self) -> Any:
+        """The rows that were answered, images encoded; shared by all results with the same source."""
+        source = {key: self.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")}
+        return _load_rows(self.path, json.dumps(source))
+
+    @cached_property
+    def scored(self) -> ScoredRows:
+        answers = join_on_question_id(self.records, self.rows, str(self.path))
+        source = [self.meta.get(key) for key in ("dataset_path", "dataset", "split")]
+        try:
+            return ScoredRows(self.rows, answers, metric_for(*source))
+        except UserError as error:
+            raise UserError(f"{self.path} cannot be scored: {error}") from error
+
+    @cached_property
+    def bboxes(self) -> list[Bbox | None]:
+        """The box of each scored row, in percent; None where there is none or it is invalid."""
+        if self.boxes is None:
+            return [None] * len(self.scored.indices)
+        return [parse_bbox(self.boxes.texts[i]) for i in self.scored.indices]
+
+    def values(self, metric: str) -> np.ndarray:
+        """Return the score of every scored row, or for `refusals` 100 where an answer is empty or names no option."""
+        if metric == "score":
+            return self.scored.scores
+        letters = self.scored.metric == "letter"
+        return np.array([100.0 * (not a or (letters and option_letter(a) is None)) for a in self.scored.answers])
+
+
+_LOADED: dict[str, Any] = {}
+
+
+def _load_rows(path: Path, source: str) -> Any:
+    if source not in _LOADED:
+        try:
+            _LOADED[source] = load_rows(**json.loads(source))
+        except UserError as error:
+            raise UserError(f"the questions of {path} cannot be loaded: {error}") from error
+    return _LOADED[source]
+
+
+def read_folder(folder: str | Path) -> list[Result]:
+    """Return the results of all answer files below a folder, sorted by path.
+
+    Files without a meta file are named in a warning and left out. Raises `UserError` where there are none, or for a
+    meta file of another version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; expected one with prediction files")
+    boxes = [read_boxes(path) for path in _with_meta(folder.rglob("*_bbox.json"))]
+    results = [read_result(path, boxes) for path in _with_meta(folder.rglob("*_answers.json"))]
+    if not results:
+        raise UserError(f"{folder} has no answer files (*_answers.json) with meta files; run steps 4 and 5 first")
+    return results
+
+
+def _with_meta(paths: Any) -> list[Path]:
+    paths = sorted(paths)
+    for path in paths:
+        if not meta_path(path).exists():
+            logger.warning("%s has no meta file; left out", path)
+    return [path for path in paths if meta_path(path).exists()]
+
+
+def read_boxes(path: Path) -> BoxFile:
+    """Return a box file with its meta file; `UserError` if either has another form."""
+    meta = _checked_meta(path, {"models": ("cropper",), "settings": (), "counts": ("rows",)})
+    return BoxFile(path, meta, [record["answer"] for record in read_predictions(path)])
+
+
+def read_result(path: Path, boxes: Sequence[BoxFile]) -> Result:
+    """Return an answer file with its meta file and, of `boxes`, those that it was made with."""
+    meta = _checked_meta(path, {"models": ("answerer",), "settings": ("mode",), "counts": ("rows", "seconds")})
+    key = meta["settings"].get("boxes")
+    used = None
+    if meta["settings"]["mode"] == "cropvlm":
+        used = next((file for file in boxes if key == file.key(meta["counts"]["rows"])), None)
+        if used is None:
+            logger.warning("%s: the box file that it was made with is not in the folder", path)
+    return Result(path, meta, read_predictions(path), used)
+
+
+def _checked_meta(path: Path, needed: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    meta = read_meta(path)
+    for part, keys in {"dataset_path": (), **needed}.items():
+        value = meta.get(part)
+        missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+        if value is None or missing:
+            name = f"{part}.{missing[0]}" if missing else part
+            raise UserError(f"{meta_path(path)} was written by another version, it has no {name}; run its step again")
+    return meta

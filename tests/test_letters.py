@@ -1,0 +1,131 @@
+"""The option letter of an answer: what the rule reads, what it refuses, and what it gives up."""
+
+import time
+
+import pytest
+
+from cropvlm.letters import option_letter
+
+LETTERS = {
+    "alone": ("B", "B"),
+    "lower case, as the capitalised question lists them": ("b", "B"),
+    "with a dot": ("b.", "B"),
+    "in brackets": ("(B)", "B"),
+    "with the option's text": ("(b) blue", "B"),
+    "with dot and text": ("B. blue", "B"),
+    "with text only": ("B blue", "B"),
+    "bold": ("**B**", "B"),
+    "boxed": ("\\boxed{B}", "B"),
+    "tagged": ("<answer>B</answer>", "B"),
+    "announced": ("The answer is B.", "B"),
+    "announced in lower case": ("the correct option is (c).", "C"),
+    "announced with a colon": ("Answer: D", "D"),
+    "announced, another mentioned": ("The answer is B, not A.", "B"),
+    "at the end": ("I would say D", "D"),
+    "letter A": ("A", "A"),
+    "A as a subject": ("A is right", "A"),
+    "A on a line of its own": ("A\nred", "A"),
+    "opening, a denied one announced": ("B\n\nOption A is incorrect", "B"),
+    "opening, another announced": ("B\nOption A shows a car", "B"),
+    "opening, another as a subject": ("D\nA is wrong", "D"),
+    "opening a with a comma": ("a, the red one", "A"),
+    "opening a on a line of its own": ("a\nbecause it is red", "A"),
+    "opening a with a dash": ("a - the red one", "A"),
+    "opening a as a subject": ("a is right", "A"),
+    "opening a and its reason": ("a because it is red", "A"),
+    "opening in lower case on a line of its own": ("c\nbecause it is red", "C"),
+    "opening in lower case with text": ("b blue", "B"),
+    "opening with a dash": ("B - blue", "B"),
+    "opening with a colon": ("b: blue", "B"),
+    "opening and an article": ("B, a red one", "B"),
+    "bold with text": ("**B** blue", "B"),
+    "the same twice": ("B. The answer is B", "B"),
+    "the same as a list": ("B\nB", "B"),
+    "a list, then the answer": ("(A) red\n(B) blue\nThe answer is B", "B"),
+    "two, then the answer": ("A or B? The answer is B", "B"),
+    "answer before option": ("Option A shows a car. The answer is B.", "B"),
+    "answer that is an option": ("Answer: option (c)", "C"),
+    "option with its text": ("Option B blue", "B"),
+    "choice": ("The best choice is D", "D"),
+    "bold and announced": ("The correct answer is **B**.", "B"),
+    "announced with its reason": ("The answer is A because it is red", "A"),
+    "opening, another denied at the end": ("B. It is not C.", "B"),
+    "after reasoning": ("<think>Option A is red, but the bag is blue so B.</think>\nB", "B"),
+    "after reasoning that closes alone": ("A or B?\n</think>\n\n(c)", "C"),
+}
+# Answers that a reader understands and the short rule does not: scored as wrong, never as another letter.
+GIVEN_UP = {
+    "opening, a denied one in the reason": ("B because option A is not red", "B"),
+    "opening, another with its text": ("B, D is blue too", "B"),
+    "A before a capital": ("A Red", "A"),
+    "the only one not denied": ("A is wrong, B is right", "B"),
+    "one instead of another": ("It is not A but B", "B"),
+    "all others denied": ("A, B and C are wrong, so D", "D"),
+    "none of two, the third": ("neither A nor B, it is C", "C"),
+    "denied with an apostrophe": ("It isn't A. I would say B", "B"),
+}
+NO_LETTERS = {
+    "Blue is not B": "Blue",
+    "cannot tell is not C": "cannot tell",
+    "an article": "A red bus",
+    "an article in lower case": "a red bus",
+    "an announced article": "The answer is a dog",
+    "hyphen": "D-day",
+    "apostrophe": "C'est la vie",
+    "word": "bad",
+    "two letters": "A or B",
+    "two letters in lower case": "a, b",
+    "two letters, the first a capital": "A, b",
+    "two letters and": "C and d",
+    "two letters in brackets": "(A) or (B)",
+    "two letters with a slash": "B/C",
+    "two letters on lines": "B\nC",
+    "two announced": "The answer is B or C",
+    "two announced, the word once": "Option A or B",
+    "two announced, the word twice": "Option A or option B",
+    "all letters": "A B C D",
+    "all letters with commas": "A, B, C, D",
+    "a list": "(A) red\n(B) blue",
+    "a list in one line": "(A) red (B) blue (C) green (D) grey",
+    "a list in lower case": "a) red\nb) blue",
+    "a list with dots": "A. red\nB. blue",
+    "denied": "The answer is not A",
+    "denied as a subject": "A is not right",
+    "denied as an option": "Option A is incorrect.",
+    "denied with an apostrophe": "It isn't B",
+    "two denied": "not A or B",
+    "all but one denied in words": "neither a nor b",
+    "an article before a capital": "a Coke",
+    "an announced article before a capital": "The answer is a Coca-Cola",
+    "an article after an option's word": "option a red bus",
+    "no option has it": "E",
+    "two with both": "Both B and D",
+    "a list in brackets": "(A) (B)",
+    "an article before a quote": 'A "stop" sign',
+    "none of the above": "None of the above",
+    "reasoning that chooses, then nothing": "<think>It is B</think>",
+    "empty": "",
+    "refusal": "I can't see that.",
+}
+
+
+@pytest.mark.parametrize(("text", "letter"), LETTERS.values(), ids=LETTERS.keys())
+def test_option_letter(text, letter):
+    assert option_letter(text) == letter
+
+
+@pytest.mark.parametrize(("text", "letter"), GIVEN_UP.values(), ids=GIVEN_UP.keys())
+def test_what_the_short_rule_gives_up_is_no_other_letter(text, letter):
+    assert option_letter(text) is None, letter
+
+
+@pytest.mark.parametrize("text", NO_LETTERS.values(), ids=NO_LETTERS.keys())
+def test_no_option_letter(text):
+    assert option_letter(text) is None
+
+
+@pytest.mark.parametrize("text", ["a, ", "A or ", "not A ", "(B) ", "B ", "\n", "A is not ", "option a "], ids=repr)
+def test_an_endless_answer_is_read_in_no_time(text):
+    start = time.monotonic()
+    option_letter(text * 3000)
+    assert time.monotonic() - start < 5

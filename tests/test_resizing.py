@@ -1,0 +1,75 @@
+"""The matrix resize against Pillow's own, level by level."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from cropvlm.resizing import BICUBIC, LANCZOS, resize, resize_matrix
+
+PILLOW = {LANCZOS: Image.Resampling.LANCZOS, BICUBIC: Image.Resampling.BICUBIC}
+
+
+def pillow_resize(pixels: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
+    """Columns first, then rows. pixels: (H, W, 3) uint8. size: (height, width)."""
+    columns = Image.fromarray(pixels).resize((size[1], len(pixels)), PILLOW[resample])
+    return np.asarray(columns.resize(size[::-1], PILLOW[resample]))
+
+
+def difference(shape: tuple[int, int], size: tuple[int, int], resample: str, seed: int = 0) -> np.ndarray:
+    """Levels between ours and Pillow's on noise, which is the hardest case: every sum is of unrelated pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    ours = resize(torch.from_numpy(pixels).permute(2, 0, 1), size, resample).permute(1, 2, 0).numpy()
+    return np.abs(ours.astype(int) - pillow_resize(pixels, size, resample).astype(int))
+
+
+@pytest.mark.parametrize("resample", [LANCZOS, BICUBIC])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((768, 1024), (384, 512)),  # a photograph, halved
+        ((768, 1024), (1536, 2048)),  # enlarged
+        ((300, 400), (512, 512)),  # enlarged, another aspect ratio
+        ((1000, 700), (512, 358)),
+        ((20, 2000), (6, 512)),  # a strip
+        ((1, 1), (64, 64)),
+        ((64, 64), (1, 1)),
+        ((37, 53), (37, 53)),  # as it is
+        ((37, 53), (37, 20)),  # one pass alone
+    ],
+)
+def test_the_levels_are_pillows(shape, size, resample):
+    levels = difference(shape, size, resample)
+    assert levels.max() <= 1
+    assert (levels > 0).mean() < 1e-3
+
+
+@given(
+    st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    st.sampled_from([LANCZOS, BICUBIC]),
+)
+def test_any_size_to_any_size(shape, size, resample):
+    assert difference(shape, size, resample).max() <= 1
+
+
+def test_torchvisions_lanczos_is_the_same_to_two_levels():
+    """Its weights have 16 bits."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 300, 400), dtype=np.uint8))
+    theirs = functional.resize(pixels, [512, 200], interpolation=InterpolationMode.LANCZOS)
+    assert (resize(pixels, (512, 200)).int() - theirs.int()).abs().max() <= 2
+
+
+def test_the_weights_of_a_pixel_sum_to_one():
+    for length, new_length in [(1024, 512), (512, 1024), (3, 1000), (1000, 3)]:
+        sums = resize_matrix(length, new_length, LANCZOS, torch.device("cpu")).sum(1)
+        torch.testing.assert_close(sums, torch.ones(new_length))
+
+
+def test_a_float_image_is_rejected():
+    with pytest.raises(ValueError, match="uint8"):
+        resize(torch.zeros(3, 8, 8), (4, 4))
