@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from datasets import Dataset, Image, List, Value, concatenate_datasets
+from datasets import Dataset, List, Value, concatenate_datasets
 
 from cropvlm.cli import UserError
 from cropvlm.data import load_rows
@@ -19,9 +19,7 @@ def load_source(source: Source, split: str | None, max_samples: int | None) -> D
 
     Nothing but the table is changed: encoded images are neither decoded nor copied.
     """
-    rows = load_rows(source.path, split, max_samples, default_split="train")
-    if not isinstance(rows.features["image"], Image):
-        raise UserError(f"{source.path} keeps its images as {rows.features['image']}; give a set with encoded images")
+    rows = load_rows(source.path, split, max_samples, default_split="train", to_save=True)
     if source.limit is not None:
         number = source.limit if isinstance(source.limit, int) else int(len(rows) * source.limit)
         if number == 0:

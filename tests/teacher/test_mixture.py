@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
-from published import RED, docvqa, hrbench, infovqa, stvqa, textvqa
+from published import BLUE, RED, docvqa, hrbench, infovqa, stvqa, textvqa
 
-from cropvlm import data
+from cropvlm import benchmarks
 from cropvlm.cli import UserError
 from cropvlm.teacher import mixture
 from cropvlm.teacher.mixture import halve
@@ -52,8 +52,8 @@ def four_sources(tmp_path, monkeypatch) -> Path:
     for rows, (name, file) in zip((8, 6, 5, 4), files.items(), strict=True):
         (tmp_path / file).parent.mkdir(parents=True)
         published(name, rows).to_parquet(tmp_path / file)
-        copy = dataclasses.replace(data.BENCHMARKS[name], hub_id=str(tmp_path / file.split("/")[0]))
-        monkeypatch.setitem(data.BENCHMARKS, name, copy)
+        copy = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / file.split("/")[0]))
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, copy)
     return tmp_path
 
 
@@ -100,8 +100,10 @@ def test_two_folders_of_one_name(tmp_path):
 
 def test_images_that_are_text(tmp_path):
     hrbench().save_to_disk(str(tmp_path / "text"))  # base64
-    with pytest.raises(UserError, match="keeps its images as"):
-        load_sources([str(tmp_path / "text")])
+    (rows,) = load_sources([str(tmp_path / "text")])
+    rows.save_to_disk(str(tmp_path / "saved"))
+    saved = load_from_disk(str(tmp_path / "saved")).cast_column("image", Image(decode=False))
+    assert [image["bytes"] for image in saved["image"]] == [RED, BLUE]
 
 
 def test_every_source_is_halved(four_sources):
