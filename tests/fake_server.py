@@ -8,10 +8,15 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
 from PIL import Image
+
+from cropvlm.cli import UserError
+from cropvlm.crops import UnreadableImage
+from cropvlm.runtime.server import Server, answer_rows
 
 KEY = "sk-very-secret-0123456789"
 SOON = {"retry-after-ms": "5"}  # the client waits as long as it is told to
@@ -152,6 +157,45 @@ def started() -> Iterator[FakeServer]:
             fake.release.set()
             fake.shutdown()
             thread.join()
+
+
+class Source:
+    """Rows with one prompt or more each, as `generate_final_answers.AnswerPrompts` makes them."""
+
+    def __init__(self, rows: list[list[str]]):
+        self.rows, self.image = rows, Image.new("RGB", (4, 4))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> list:
+        if self.rows[i] is None:
+            raise UnreadableImage("unreadable image: nothing there")
+        return [([{"role": "user", "content": [{"type": "text", "text": t}]}], []) for t in self.rows[i]]
+
+    def image_sizes(self, i: int) -> list:
+        return []
+
+
+def begin(server: FakeServer, rows: Iterable, done=(), **options) -> Iterator:
+    """The outcomes as they come. rows: the text of each one's prompt, or those of several."""
+    options = {"base": server.url, "model": "m", "max_new_tokens": 7, "concurrency": 1, "timeout": 5} | options
+    source = Source([[row] if isinstance(row, str) else row for row in rows])
+    return answer_rows(Server(**options), source, lambda image: image, done)
+
+
+def ask(server: FakeServer, rows: Iterable, done=(), **options) -> list:
+    """All outcomes, in the order in which they came."""
+    return list(begin(server, rows, done, **options))
+
+
+def ask_in_vain(server: FakeServer, rows: Iterable, **options) -> tuple[list, str]:
+    """The outcomes before the error that ends the run, and what the error says."""
+    outcomes = []
+    with pytest.raises(UserError) as raised:  # noqa: PT012
+        for outcome in begin(server, rows, **options):
+            outcomes.append(outcome)
+    return outcomes, str(raised.value)
 
 
 @contextlib.contextmanager
