@@ -1,14 +1,18 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_qwen import as_authors_show
+from transformers import AutoConfig
 
-from cropvlm import encoding, generation
+from cropvlm import batches, encoding, generation
+from cropvlm.batches import auto_batch_size, image_cost, plan_batches, row_costs
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
-from cropvlm.generation import generate_rows, generate_texts, greedy, image_cost, plan_batches
+from cropvlm.generation import generate_rows, generate_texts, greedy
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import answerer_messages
 
@@ -241,7 +245,7 @@ def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
     rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(7)]
     expected = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
     calls = out_of_memory_beyond(model, 5, monkeypatch)
-    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
     assert dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2)) == expected
     # Two prompts a row: 7 rows fail as one batch of 8 and as 4 + 3, then pass as 2 + 2 + 2 + 1.
     assert calls == [14, 8, 4, 4, 4, 2]
@@ -263,10 +267,10 @@ def test_a_row_too_large_for_memory_fails_alone(smolvlm, monkeypatch, caplog):
         return generate(**kwargs)
 
     monkeypatch.setattr(model, "generate", limited)
-    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
     outcomes = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
     failed = outcomes.pop(2)
-    assert isinstance(failed, generation.BatchTooLarge)
+    assert isinstance(failed, batches.BatchTooLarge)
     assert "out of memory with this row alone" in str(failed)
     assert outcomes == {i: texts for i, texts in expected.items() if i != 2}
     # Two prompts a row: 8 rows, 4, 2 (0 and 1 pass), 2, 1 (row 2 fails), then 8 again: the 5 left, and the last 4.
@@ -330,7 +334,7 @@ def test_greedy_search_ignores_the_checkpoints_sampling(smolvlm):
 
 
 def test_batches_hold_rows_of_like_cost_window_by_window(monkeypatch):
-    monkeypatch.setattr(generation, "WINDOW", 2)
+    monkeypatch.setattr(batches, "WINDOW", 2)
     # Windows of 2 x 2 rows: costs 9 1 9 1 | 5 2 2; equal costs keep their order.
     assert plan_batches([9, 1, 9, 1, 5, 2, 2], 2) == [[1, 3], [0, 2], [5, 6], [4]]
 
@@ -381,3 +385,33 @@ def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest
     assert prepared.input_ids == [row[-n:] for row, n in zip(plain["input_ids"].tolist(), lengths, strict=True)]
     assert prepared.image_tokens == [64 * n for n in tiles]
     assert torch.equal(prepared.images["pixel_values"].transpose(0, 1), plain["pixel_values"][1:, : sum(tiles)])
+
+
+@pytest.mark.parametrize(
+    ("free", "cost", "expected"),
+    [
+        # SmolVLM-256M in bf16, per token: 2 x 30 layers x 3 heads x 64 + 20 x 576 = 23,040 values, 46,080 bytes.
+        # Two prompts of 256 + 2 x 64 tokens: 35 MB a row; half of 130 GiB holds 1,970.
+        (130 << 30, 0, 256),
+        (20 << 30, 0, 256),  # 303
+        (4 << 30, 0, 32),  # 60
+        # 17 + 17 tiles: 2,176 tokens, 224 MB a row; its pixels take 53 MB here, of which 4 GiB hold 80.
+        (130 << 30, 34, 64),
+        (20 << 30, 34, 32),  # 47
+        (1 << 20, 34, 1),
+    ],
+)
+def test_auto_fills_half_of_the_free_memory(real_smolvlm, monkeypatch, free, cost, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 140 << 30))
+    config = AutoConfig.from_pretrained(real_smolvlm)
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
+    assert auto_batch_size(model, load_processor(str(real_smolvlm)), [0, cost]) == expected
+
+
+def test_auto_on_a_cpu(smolvlm):
+    assert auto_batch_size(*smolvlm, [1, 9]) == 32
+
+
+def test_rows_that_cost_the_same_are_not_sorted(smolvlm):
+    _, processor = smolvlm
+    assert row_costs(processor, Pairs([(noise(9, 9), noise(5, 5)), None])) == [0, 0]
