@@ -51,6 +51,8 @@ def cropper(args: argparse.Namespace) -> TextModel:
 
     device, dtype = device_of(args)
     path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
+    with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
+        processor = load_processor(path, args.longest_edge)
     settings = {
         "model_path": path,
         "model_files": fingerprint(path),
@@ -61,8 +63,6 @@ def cropper(args: argparse.Namespace) -> TextModel:
     settings |= {"attn_implementation": attention} if attention else {}
 
     def load() -> tuple[Any, Any]:
-        with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
-            processor = load_processor(path, args.longest_edge)
         return load_model(path, base, device, dtype, attn_implementation=attention), processor
 
     return local_model(args, settings, {"cropper": path, "cropper_base": base}, load, args.longest_edge)
@@ -96,9 +96,7 @@ def main() -> int:
     args = parse_args()
     start_logging(args)
     model = cropper(args)
-    jobs = [
-        box_job(args, model, source) for source in data_sources(args)
-    ]  # all checked before the model's weights load
+    jobs = [box_job(args, model, source) for source in data_sources(args)]  # all checked before the weights load
     with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as boxes:
         for job in boxes.unfinished():
             boxes.write(job, boxes.generate(job))

@@ -161,7 +161,7 @@ def main() -> int:
     start_logging(args)
     asked = boxes_and_sources(args)
     model = answerer(args)
-    jobs = [answer_job(args, model, *data) for data in asked]  # all checked before the model's weights are loaded
+    jobs = [answer_job(args, model, *data) for data in asked]  # all checked before the weights load
     with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as answers:
         for job in answers.unfinished():
             answers.write(job, answers.generate(job))

@@ -4,6 +4,7 @@ The texts of a row do not depend on the batch it was in (in fp32 on the CPU; in 
 with the row's index, so that the caller can restore the order of the data set.
 """
 
+import functools
 import itertools
 import logging
 import traceback
@@ -27,6 +28,7 @@ from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
 from cropvlm.loading import first_line
 from cropvlm.prompts import Prompt, PromptSource
+from cropvlm.tiling import tiling_of
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +171,9 @@ class _Preparation(torch.utils.data.Dataset):
 
     def __init__(self, model: Any, processor: Any, source: PromptSource):
         self.processor, self.source, self.dtype = processor, source, model.dtype
-        self.prepare_row = prepare if shares_encodings(model, processor) else prepare_alone
+        self.prepare_row = prepare_alone
+        if shares_encodings(model, processor):
+            self.prepare_row = functools.partial(prepare, tiling=tiling_of(processor, model.device))
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def __len__(self) -> int:

@@ -64,6 +64,31 @@ def test_a_wrong_flag_is_one_line_without_the_usage_block(capsys):
     assert capsys.readouterr().err == "error: unrecognized arguments: --colour red; --help lists the flags\n"
 
 
+@pytest.mark.parametrize(
+    "flags", [["--api_key", "sk-1"], ["--api_key=sk-1"], ["--hub_token", "sk-1"], ["-key", "sk-1"]]
+)
+def test_the_value_of_an_unknown_flag_for_a_key_is_not_shown(capsys, flags):
+    assert exit_code(lambda: ArgumentParser("A script.").parse_args(flags)) == 2
+    err = capsys.readouterr().err
+    assert f"unrecognized arguments: {flags[0].partition('=')[0]} ***" in err
+    assert "sk-1" not in err
+
+
+def test_the_key_is_shown_neither_in_an_error_nor_in_the_log(capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123")
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+    def main():
+        start_logging(argparse.Namespace(verbose=True, model="sk-0123"))
+        raise UserError("'sk-0123' is not a number") from ValueError("sk-0123")
+
+    assert exit_code(main) == 2
+    err = capsys.readouterr().err
+    assert "sk-0123" not in err
+    assert err.splitlines()[0] == "verbose=True model=***"
+    assert err.splitlines()[-1] == "error: '***' is not a number"
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:

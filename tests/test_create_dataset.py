@@ -260,10 +260,11 @@ def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world
 
 @pytest.fixture
 def pictures(tmp_path, tiny_world) -> Path:
-    """A saved data set of ten rows whose images are files beside it: 0.png to 9.png."""
+    """A saved data set of ten rows whose images are files in its folder: 0.png to 9.png."""
+    (tmp_path / "pictures").mkdir()
     rows = content(tiny_world / "train")[:10]
     for i, row in enumerate(rows):
-        picture = tmp_path / f"{i}.png"
+        picture = tmp_path / "pictures" / f"{i}.png"
         picture.write_bytes(row["image"]["bytes"])
         row["image"] = str(picture)
     Dataset.from_list(rows).save_to_disk(tmp_path / "pictures")
@@ -274,7 +275,7 @@ def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
     assert script("--dataset_path", str(pictures)) == 0
     everyone = list(asked)
     asked.clear()
-    (pictures.parent / "3.png").write_bytes((pictures.parent / "9.png").read_bytes())
+    (pictures / "3.png").write_bytes((pictures / "9.png").read_bytes())
     assert script("--dataset_path", str(pictures)) == 0
     assert asked == [everyone[3]]
 
@@ -282,7 +283,7 @@ def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
 def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictures, tmp_path, caplog):
     assert script("--dataset_path", str(pictures)) == 0
     before = content(tmp_path / "made_sft")
-    (tmp_path / "2.png").unlink()
+    (pictures / "2.png").unlink()
     assert script("--dataset_path", str(pictures), "--from_journal") == 3
     assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
         before[i]["question_id"] for i in (0, 1, 3, 4)
@@ -313,7 +314,7 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
     for row in rows:
         row["image"]["bytes"] = b"no image"
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
-    assert "none of the 2 rows could be boxed: unreadable image" in capsys.readouterr().err
+    assert "none of the 4 images can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -397,8 +398,8 @@ def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
     assert script(*flags) == 0
     assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]
     opened.clear()
-    (pictures.parent / "8.png").write_bytes((pictures.parent / "9.png").read_bytes()[:-500])
-    (pictures.parent / "6.png").unlink()
+    (pictures / "8.png").write_bytes((pictures / "9.png").read_bytes()[:-500])
+    (pictures / "6.png").unlink()
     assert script(*flags, "--from_journal") == 3
     assert opened == ["8.png"]  # another file than before; that of 6 is not there
     assert script(*flags, "--from_journal") == 3

@@ -11,6 +11,7 @@ from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, re
 from cropvlm.inference.run import Generate
 from cropvlm.runtime.processes import device_index, worker_count
 from cropvlm.runtime.server import Server, answer_rows, api_settings, fit_longest_edge
+from cropvlm.runtime.server_arguments import with_remedies
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
@@ -94,5 +95,8 @@ def local_model(
 def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:
     """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
     resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
-    generate = functools.partial(answer_rows, server, resize=resize)
+
+    def generate(prompts, done):
+        return with_remedies(answer_rows(server, prompts, resize, done))
+
     return TextModel(api_settings(server), {role: server.model, "server": server.base}, generate, longest_edge)
