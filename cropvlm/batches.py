@@ -10,13 +10,14 @@ from accelerate.utils.memory import should_reduce_batch_size
 from cropvlm.cli import UserError
 from cropvlm.crops import widen_strip
 from cropvlm.prompts import PromptSource
+from cropvlm.tiling import tiling_of
 
 logger = logging.getLogger(__name__)
 
 CPU_BATCH_SIZE = 32  # rows; more gain nothing there
 MOST_ROWS = 256  # on a GPU; twice as many gain a few percent more
 HOST_BYTES = 4 << 30  # of the pixels of one batch in this process
-PIXELS_PER_TOKEN = 3 * 512 * 512 // 64  # SmolVLM's; Qwen2.5-VL and LLaVA have fewer
+PIXELS_PER_TOKEN = 3 * 2 * 28 * 28  # Qwen2.5-VL's: each patch twice, as a video of two frames; LLaVA has fewer
 TEXT_TOKENS = 256  # of a prompt and its answer, amply
 WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
 
@@ -100,8 +101,9 @@ def auto_batch_size(model: Any, processor: Any, costs: list[int]) -> int:
     image_tokens = _image_tokens(model, processor, max(costs, default=0))
     row = 2 * (TEXT_TOKENS + image_tokens) * values * model.dtype.itemsize  # bytes
     free, _ = torch.cuda.mem_get_info(model.device)
-    host_row = image_tokens * PIXELS_PER_TOKEN * model.dtype.itemsize  # bytes
-    rows = max(1, min(free // 2 // row, HOST_BYTES // host_row, MOST_ROWS))
+    rows = max(1, min(free // 2 // row, MOST_ROWS))
+    if tiling_of(processor, model.device) is None:  # else the pixels are made on the GPU
+        rows = max(1, min(rows, HOST_BYTES // (image_tokens * PIXELS_PER_TOKEN * model.dtype.itemsize)))
     size = 1 << (rows.bit_length() - 1)
     logger.info("batches of %d rows of up to %d image tokens; %.1f GiB free", size, image_tokens, free / 2**30)
     return size
