@@ -1,14 +1,10 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_qwen import as_authors_show
-from transformers import AutoConfig
 
 from cropvlm import batches, encoding, generation
-from cropvlm.batches import auto_batch_size, image_cost, plan_batches, row_costs
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
@@ -333,24 +329,6 @@ def test_greedy_search_ignores_the_checkpoints_sampling(smolvlm):
     assert config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
 
 
-def test_batches_hold_rows_of_like_cost_window_by_window(monkeypatch):
-    monkeypatch.setattr(batches, "WINDOW", 2)
-    # Windows of 2 x 2 rows: costs 9 1 9 1 | 5 2 2; equal costs keep their order.
-    assert plan_batches([9, 1, 9, 1, 5, 2, 2], 2) == [[1, 3], [0, 2], [5, 6], [4]]
-
-
-@pytest.mark.parametrize(
-    ("longest_edge", "expected"),
-    [
-        (64, None),  # one 64-px tile whatever the image: nothing to sort by
-        (128, [5, 3, 3]),  # 2x2, 1x2 and 2x1 tiles, and the whole image each time
-    ],
-)
-def test_cost_of_an_image_is_its_tiles(tiny_smolvlm, longest_edge, expected):
-    cost = image_cost(load_processor(str(tiny_smolvlm), longest_edge=longest_edge))
-    assert (cost and [cost(size) for size in [(300, 300), (400, 200), (200, 400)]]) == expected
-
-
 def test_merge_keeps_prompts_and_images_in_order(smolvlm):
     _, processor = smolvlm
     one, other = (prepare(processor, pair(noise(64, 64, seed=i), noise(32, 32, seed=10 + i))) for i in range(2))
@@ -385,33 +363,3 @@ def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest
     assert prepared.input_ids == [row[-n:] for row, n in zip(plain["input_ids"].tolist(), lengths, strict=True)]
     assert prepared.image_tokens == [64 * n for n in tiles]
     assert torch.equal(prepared.images["pixel_values"].transpose(0, 1), plain["pixel_values"][1:, : sum(tiles)])
-
-
-@pytest.mark.parametrize(
-    ("free", "cost", "expected"),
-    [
-        # SmolVLM-256M in bf16, per token: 2 x 30 layers x 3 heads x 64 + 20 x 576 = 23,040 values, 46,080 bytes.
-        # Two prompts of 256 + 2 x 64 tokens: 35 MB a row; half of 130 GiB holds 1,970.
-        (130 << 30, 0, 256),
-        (20 << 30, 0, 256),  # 303
-        (4 << 30, 0, 32),  # 60
-        # 17 + 17 tiles: 2,176 tokens, 224 MB a row.
-        (130 << 30, 34, 256),  # 311
-        (20 << 30, 34, 32),  # 47
-        (1 << 20, 34, 1),
-    ],
-)
-def test_auto_fills_half_of_the_free_memory(real_smolvlm, monkeypatch, free, cost, expected):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 140 << 30))
-    config = AutoConfig.from_pretrained(real_smolvlm)
-    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
-    assert auto_batch_size(model, load_processor(str(real_smolvlm)), [0, cost]) == expected
-
-
-def test_auto_on_a_cpu(smolvlm):
-    assert auto_batch_size(*smolvlm, [1, 9]) == 32
-
-
-def test_rows_that_cost_the_same_are_not_sorted(smolvlm):
-    _, processor = smolvlm
-    assert row_costs(processor, Pairs([(noise(9, 9), noise(5, 5)), None])) == [0, 0]
