@@ -32,7 +32,15 @@ from typing import Any
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import benchmark_for, dataset_name, load_rows
-from cropvlm.inference.arguments import TextModel, add_common_flags, data_sources, device_of, local_model, remote_model
+from cropvlm.inference.arguments import (
+    TextModel,
+    add_common_flags,
+    data_sources,
+    device_of,
+    local_model,
+    refuse_beside_server,
+    remote_model,
+)
 from cropvlm.inference.predictions import check_output, join_on_question_id, read_meta, read_predictions
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
@@ -58,8 +66,7 @@ def parse_args() -> argparse.Namespace:
     add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
-    if server_of(args) and (args.min_pixels or args.max_pixels):
-        raise UserError("--min_pixels and --max_pixels go with a local model; a server gets pictures at --longest_edge")
+    refuse_beside_server(args, "min_pixels", "max_pixels")
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}; lower it")
     if args.bbox is None and CROPVLM in args.modes:
