@@ -131,6 +131,8 @@ def answer_job(
     paths = {mode: Path(args.output_path) / f"{name_of(args, bbox, source)}_{mode}_answers.json" for mode in args.modes}
     for path in paths.values():
         check_output(path)
+        if bbox is not None and path.resolve() == Path(bbox).resolve():
+            raise UserError(f"the answers would replace the boxes in {bbox}; name others with --name or --output_path")
     rows = load_rows(**source)
     boxes = None if bbox is None else join_on_question_id(records[: args.max_samples], rows, bbox)
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, whole_number
+from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, workers
 from cropvlm.inference.run import Generate
 from cropvlm.runtime.processes import device_index, worker_count
 from cropvlm.runtime.server import Server, answer_rows, api_settings, fit_longest_edge
@@ -32,7 +32,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_samples", type=positive, help="only the first so many rows")
     add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own choice")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text, and the cause of an error")
 
