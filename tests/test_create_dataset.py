@@ -428,7 +428,7 @@ def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
         (["--max_samples", "12"], "has no response to 1 of 6 rows"),
         (["--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
         (["--growth", "1", "2", "3", "4", "0"], "--growth"),
-        (["--num_workers", "-1"], "expected 0 or a positive integer"),
+        (["--num_workers", "-1"], "expected 0 to 256 processes"),
     ],
 )
 def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):
