@@ -124,6 +124,19 @@ def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
     assert not (tmp_path / "made_grpo").exists()
 
 
+def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):
+    def load_model(path, **options):
+        asked_for.append(options["attn_implementation"])
+        return load(path, **options)
+
+    asked_for, load = [], responses.load_model
+    monkeypatch.setattr(responses, "load_model", load_model)
+    assert script("--max_samples", "2") == 0
+    assert script("--max_samples", "4", "--attn_implementation", "eager") == 2  # of a journal without
+    assert script("--max_samples", "2", "--attn_implementation", "eager", "--output_path", f"{tmp_path}/eager") == 0
+    assert asked_for == [None, "eager"]
+
+
 def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
     assert script("--output_path", str(tmp_path / "undisturbed")) == 0
     everyone = list(asked)
