@@ -1,158 +1,86 @@
-"""Stage 4: the cropper reads image and question and writes a box, kept in predictions/{name}_bbox.json.
+"""Step 4: the cropper reads image and question and writes a box, kept in predictions/{name}_bbox.json.
 
     python3 generate_bbox.py --model_path models/grpo_512
 
-A record's answer is the model's raw text; generate_final_answers.py reads it as a box. An interrupted run goes on
-where it stopped when the same command is given again. Exit code 3: complete, but for some images that could not be
-read; the meta file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1
-and a traceback of its own, ChildFailedError, where the script ends with 2 or 3)
+A record's answer is the model's raw text; generate_final_answers.py reads it as a box. The same command continues an
+interrupted run. Exit code 3: complete, but for some images that could not be read; the meta file names them. On several
+GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1 and a traceback of its own,
+ChildFailedError, where the script ends with 2 or 3)
 
 Differences from the released experiment: rows are generated in batches; a `{name}_bbox.meta.json` says what was run.
 """
 
 import argparse
-import functools
-import logging
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cropvlm.boxes import bbox_area_pct, parse_bbox
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, positive, remedy, run, start_logging
-from cropvlm.crops import UnreadableImage, image_size, open_image
+from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import dataset_name, load_rows
-from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_doubles
-from cropvlm.inference.predictions import build_meta, write_predictions
-from cropvlm.inference.run import (
-    failed_before,
-    failures,
-    generate_missing,
-    name_failures,
-    only_journals_are_left,
-    open_journals,
-)
-from cropvlm.modeling import ImageSizeError, adapter_base, device_and_dtype, load_model, load_processor
-from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, cropper_messages
-from cropvlm.runtime.files import check_writable
-from cropvlm.runtime.journal import Journal
-from cropvlm.runtime.processes import device_index, gather, rank, shard
-from cropvlm.runtime.provenance import fingerprint, questions_key
-
-logger = logging.getLogger("cropvlm.generate_bbox")
+from cropvlm.inference.arguments import TextModel, add_common_flags, data_sources, device_of, local_model
+from cropvlm.inference.predictions import check_output
+from cropvlm.inference.prompt_sources import BoxPrompts
+from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
+from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
+from cropvlm.runtime.provenance import data_settings, fingerprint
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", required=True, help="cropper: hub id, folder, or PEFT adapter folder")
-    add("--base_model_path", help="the adapter's base, where it has moved")
-    add("--output", help="the file; default: predictions/{name}_bbox.json")
-    add("--longest_edge", type=positive, default=512, help="pixels of the longer side of the image (default 512)")
+    add("--model_path", type=nonempty, required=True, help="cropper: Hub id, folder, or PEFT adapter folder")
+    add("--base_model_path", type=nonempty, help="the adapter's base, where it has moved")
+    add("--output", type=nonempty, default="predictions", help="folder, or a file that ends in .json (predictions)")
+    add("--longest_edge", type=pixels, default=512, help="pixels of the longer side of the image (default 512)")
     add("--max_new_tokens", type=positive, default=MAX_BOX_TOKENS, help="of a box (default 32)")
     add_common_flags(parser)
     args = parser.parse_args()
-    if args.output and args.dataset and len(args.dataset) > 1:
-        raise UserError("--output names one file, --dataset several data sets; leave --output out")
+    if is_file_name(args.output) and args.dataset and len(args.dataset) > 1:
+        raise UserError("--output names one file, --dataset several data sets; name a folder or leave --output out")
     return args
 
 
-@dataclass
-class Job:
-    """One data set to box."""
-
-    source: dict[str, Any]  # as load_rows takes it
-    rows: Any
-    output: Path
-    settings: dict[str, Any]
+def is_file_name(output: str) -> bool:
+    """Whether `--output` is the box file itself, rather than the folder for it."""
+    return output.endswith(".json") and not Path(output).is_dir()
 
 
-def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """Load and check all that is asked for: data sets and outputs."""
-    jobs = []
-    for source in data_sources(args):
-        rows = load_rows(**source)
-        jobs.append(Job(source, rows, output_path(args, source), settings_of(args, source, rows)))
-    refuse_doubles(job.output for job in jobs)
-    return jobs
+def cropper(args: argparse.Namespace) -> TextModel:
+    """The model that writes the boxes."""
+    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor
 
-
-class BoxPrompts:
-    """The cropper's prompt of every row."""
-
-    def __init__(self, rows: Any):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> list[Prompt]:
-        row = self.rows[i]
-        return [(cropper_messages(row["question"]), [open_image(row["image"])])]
-
-    def image_sizes(self, i: int) -> list[tuple[int, int]]:
-        try:
-            return [image_size(self.rows[i]["image"])]
-        except UnreadableImage:
-            return []
-
-
-def load_cropper(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and processor."""
-    device, dtype = device_and_dtype(device_index(args.gpu))
-    with remedy("leave --longest_edge out", ImageSizeError):
-        processor = load_processor(args.model_path, longest_edge=args.longest_edge)
-    return load_model(args.model_path, args.base_model_path, device=device, dtype=dtype), processor
-
-
-def settings_of(args: argparse.Namespace, source: dict, rows: Any) -> dict:
-    """What decides a box: another one of these and a journal is refused."""
-    with remedy("name one of them with --gpu"):
-        dtype = str(device_and_dtype(device_index(args.gpu))[1])
-    return {
-        "model_path": args.model_path,
-        "model_files": fingerprint(args.model_path),
-        "base_model_path": args.base_model_path,
-        "base_model_files": fingerprint(args.base_model_path or adapter_base(args.model_path)),
-        "dtype": dtype,
-        "dataset_path": source["dataset_path"],
-        "questions": questions_key(rows),
-        "dataset": source["dataset"],
-        "split": source["split"],
-        "longest_edge": args.longest_edge,
-        "max_new_tokens": args.max_new_tokens,
-        "prompt": cropper_messages("{question}"),
+    device, dtype = device_of(args)
+    path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
+    with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
+        processor = load_processor(path, args.longest_edge)
+    settings = {
+        "model_path": path,
+        "model_files": fingerprint(path),
+        "base_model_path": base,
+        "base_model_files": fingerprint(adapter_base(path) if base is None else base),
+        "dtype": str(dtype),
     }
+    settings |= {"attn_implementation": attention} if attention else {}
+
+    def load() -> tuple[Any, Any]:
+        return load_model(path, base, device, dtype, attn_implementation=attention), processor
+
+    return local_model(args, settings, {"cropper": path, "cropper_base": base}, load, args.longest_edge)
 
 
-def output_path(args: argparse.Namespace, source: dict) -> Path:
-    """The box file of a data set; refused where it cannot be written."""
-    name = args.name or dataset_name(source["dataset_path"], source["dataset"])
-    output = Path(args.output or f"predictions/{name}_bbox.json")
-    check_writable(output)
-    return output
+def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) -> Job:
+    """One data set to box: its file is checked, its rows are loaded."""
+    name = dataset_name(source["dataset_path"], source["dataset"]) if args.name is None else args.name
+    path = Path(args.output) if is_file_name(args.output) else Path(args.output) / f"{name}_bbox.json"
+    check_output(path)
+    rows = load_rows(**source)
+    settings = model.settings | data_settings(source, rows)
+    settings |= {"longest_edge": args.longest_edge, "max_new_tokens": args.max_new_tokens}
+    settings |= {"prompt": cropper_messages("{question}")}
+    return Job(list(rows["question_id"]), BoxPrompts(rows), [Output(path, settings, source, model.names, count_boxes)])
 
 
-def write_boxes(args: argparse.Namespace, job: Job, journal: Journal, cropper: Callable) -> int:
-    """Box every row of one data set and write its file; return how many images could not be read."""
-    start = time.monotonic()
-    part = shard(job.rows)
-    ids = list(part["question_id"])
-    generate_missing(args, [journal], ids, BoxPrompts(part), cropper)
-    records = gather([journal.rows[i] for i in ids], job.rows["question_id"])
-    counts = count(records) | {"seconds": round(time.monotonic() - start, 1)}
-    if rank() == 0:
-        models = {"cropper": args.model_path, "cropper_base": args.base_model_path}
-        failed = failures(records)
-        meta = build_meta(**job.source, models=models, settings=job.settings, counts=counts, failed=failed)
-        write_predictions(job.output, records, meta)
-        logger.info("%s: %s", job.output, counts)
-        name_failures(job.output, failed)
-    return counts["failed"]
-
-
-def count(records: list[dict]) -> dict:
+def count_boxes(records: list[dict], seconds: float) -> dict[str, Any]:
     """Rows, invalid boxes (answered with the whole image later), mean area of the valid ones, unreadable images."""
     boxes = [box for box in (parse_bbox(record["answer"]) for record in records) if box]
     return {
@@ -160,20 +88,19 @@ def count(records: list[dict]) -> dict:
         "invalid_boxes": len(records) - len(boxes),
         "mean_area_pct": round(sum(map(bbox_area_pct, boxes)) / len(boxes), 2) if boxes else None,
         "failed": sum("failed" in record for record in records),
+        "seconds": seconds,
     }
 
 
 def main() -> int:
     args = parse_args()
     start_logging(args)
-    jobs = jobs_of(args)  # checked, all of them, before the model loads
-    cropper = functools.cache(lambda: load_cropper(args))
-    with open_journals({job.output: job.settings for job in jobs}) as journals:
-        if only_journals_are_left(journals, [job.rows["question_id"] for job in jobs]):
-            failed = failed_before(journals)
-        else:
-            failed = sum(write_boxes(args, job, journals[job.output], cropper) for job in jobs)
-    return COMPLETE_WITH_FAILURES if failed and rank() == 0 else 0
+    model = cropper(args)
+    jobs = [box_job(args, model, source) for source in data_sources(args)]  # all checked before the weights load
+    with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as boxes:
+        for job in boxes.unfinished():
+            boxes.write(job, boxes.generate(job))
+    return boxes.exit_code
 
 
 if __name__ == "__main__":

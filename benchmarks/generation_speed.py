@@ -23,7 +23,7 @@ from datasets import Dataset, Image
 from phases import Phases, clock
 from smolvlm import TILE, TILE_TOKENS, sizes
 from synthetic import photos
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -45,12 +45,25 @@ from generate_bbox import BoxPrompts
 from generate_final_answers import MODES, AnswerPrompts
 from miniature.checkpoints import build_smolvlm
 
-# The counter knows CUDA's kernels of attention alone.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
-        query, key, value
-    )
-}
+
+def attention_flop(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Operations of attention: two products of (query, key) and (query, value) lengths for each head of the queries.
+
+    The counter's own formula knows neither the CPU's kernel nor fewer heads of keys than of queries (SmolVLM: 3 to 9).
+    """
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+ATTENTION = dict.fromkeys(
+    (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+        torch.ops.aten._scaled_dot_product_flash_attention,
+        torch.ops.aten._scaled_dot_product_efficient_attention,
+        torch.ops.aten._scaled_dot_product_cudnn_attention,
+    ),
+    attention_flop,
+)
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from NVIDIA's data sheets
 
 
@@ -149,7 +162,7 @@ def profile(
     model: Any, processor: Any, source: PromptSource, new_tokens: int, unwatched: float, args: argparse.Namespace
 ) -> None:
     """Print the share of peak FLOP/s, and of the time that each part takes, waiting for the device at its borders."""
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     with counter, Phases(model, counter.get_total_flops) as operations:
         in_batches(model, processor, source, new_tokens, args)
     with Phases(model, functools.partial(clock, model.device)) as seconds:

@@ -26,10 +26,10 @@ from cropvlm.generation import generate_rows, greedy
 from cropvlm.modeling import device_and_dtype
 from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.processes import worker_count
-from cropvlm.teacher.asking import TeacherPrompts, measure
+from cropvlm.teacher.asking import TeacherPrompts, inspect_rows
 from miniature.checkpoints import build_qwen
 
-SFT_ROWS = 31_000  # half of the paper's mixture
+SFT_ROWS = 62_000  # half of the paper's four sources
 # Qwen2.5-VL-7B-Instruct, from its published configuration
 TEXT_7B = {
     "hidden_size": 3584,
@@ -91,7 +91,7 @@ def one_at_a_time(model, processor, rows: Dataset, config) -> list[str]:
 
 def in_batches(model, processor, rows: Dataset, args: argparse.Namespace) -> list[str]:
     """create_dataset.py's way, from reading the headers on."""
-    prompts = TeacherPrompts(rows, measure(rows))
+    prompts = TeacherPrompts(rows, list(inspect_rows(rows)))
     workers = worker_count(args.num_workers, model.device.type)
     options = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "num_workers": workers}
     texts = dict(generate_rows(model, processor, prompts, batch_size=args.batch_size, **options))

@@ -91,16 +91,14 @@ def check_takes_images(model: Any, processor: Any, source: PromptSource, config:
     picture = Image.new("RGB", (64, 48), "gray")
     config = GenerationConfig(**config.to_diff_dict() | {"max_new_tokens": 1, "min_new_tokens": None})
     for number in sorted({len(images) for _, images in _first_readable(source)}):
-        with loading(f"a {type(model).__name__} cannot answer from {number} images at once"):
-            lengths = []
-            for n in range(1, number + 1):
-                row = prepare_alone(
-                    processor, [answerer_prompt("Which?", [Image.new("RGB", (64, 48))] * n)], model.dtype
-                )
-                lengths.append(row.inputs[0]["input_ids"].shape[1])
-            generate_alone(model, processor, row, config)
-            if sorted(set(lengths)) != lengths:
-                raise UserError(f"the prompt of a {type(model).__name__} shows only one of {number} images")
+        images = "an image" if number == 1 else f"{number} images at once"
+        with loading(f"{type(model).__name__} cannot answer from {images}"):
+            prompts = [answerer_prompt("Which?", [picture] * n) for n in range(1, number + 1)]
+            rows = [prepare_alone(processor, [prompt], model.dtype) for prompt in prompts]
+            lengths = [row.inputs[0]["input_ids"].shape[1] for row in rows]
+            if lengths != sorted(set(lengths)):
+                raise ValueError("its prompt does not grow with them")
+            generate_alone(model, processor, rows[-1], config)
 
 
 def _first_readable(source: PromptSource) -> list[Prompt]:

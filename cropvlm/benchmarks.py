@@ -1,22 +1,22 @@
-"""The table of benchmarks: where each is published, its columns, its question and its score. No torch in here."""
+"""The table of benchmarks: where each is published, its columns, its question and its score."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from cropvlm.cli import UserError, one_line
 
 LETTERS = ("A", "B", "C", "D")
 
 
-ROW_NUMBER = "row number"
-
-
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a data set lies, how its columns map to the row schema, how it is asked and scored.
+    """Where a data set is published, how its columns map to the row schema, how it is asked and scored.
 
-    columns: schema name -> published name, where they differ; ROW_NUMBER as question_id if none is published.
+    columns: schema name -> published name, where they differ.
     data_files: split -> files in the repository, for splits that the data set's card does not list.
     options: columns of the options, appended to the question one per line.
-    metric: vqa, anls or letter. instruction: what follows the question; None for the paper's brief answer.
+    metric: vqa, anls or letter. instruction: follows the question; None for the paper's brief answer.
     """
 
     name: str
@@ -29,20 +29,17 @@ class Benchmark:
     options: tuple[str, ...] = ()
     instruction: str | None = None
 
-    def sources(self, names: list[str]) -> dict[str, str]:
-        """Schema column -> column to make it from, of those named `names`: the published one, else the schema's."""
+    def source_columns(self, names: Collection[str]) -> dict[str, str]:
+        """Schema column -> the column of `names` that it is made from: the published one, else the schema's own."""
         found = {}
         for column in ("question", "question_id", "answers"):
             published = self.columns.get(column, column)
             if published in names or column in names:
                 found[column] = published if published in names else column
-            elif published == ROW_NUMBER:
-                found[column] = ROW_NUMBER
         return found
 
 
 DOCVQA_COLUMNS = {"question_id": "questionId"}
-
 
 HRBENCH = {
     "hub_id": "DreamMr/HR-Bench",
@@ -53,8 +50,7 @@ HRBENCH = {
     "instruction": "Answer the option letter directly.",
 }
 
-
-# Hub ids move: this is the only place that knows them, and --dataset_path overrides them.
+# Hub ids move: this is the only place that knows them, and every script takes another id or a folder instead.
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
@@ -77,13 +73,7 @@ BENCHMARKS = {
             columns=DOCVQA_COLUMNS,
             data_files={"train": "InfographicVQA/train-*.parquet"},
         ),
-        Benchmark(
-            "stvqa",
-            "danjacobellis/stvqa_task1",
-            "train",
-            "anls",
-            columns={"question_id": ROW_NUMBER, "answers": "answer"},
-        ),
+        Benchmark("stvqa", "danjacobellis/stvqa_task1", "train", "anls", columns={"answers": "answer"}),
         Benchmark(
             "vstar",
             "craigwu/vstar_bench",
@@ -100,12 +90,58 @@ BENCHMARKS = {
 }
 
 
-def benchmark_by_columns(names: list[str]) -> Benchmark:
+def locate(dataset_path: str | Path) -> tuple[str, str | None]:
+    """Folder or hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
+    path = str(dataset_path)
+    if not path.strip():
+        raise UserError("the data set has an empty name; expected a benchmark, a folder or a hub id")
+    if path in BENCHMARKS:
+        return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
+    try:
+        is_there = Path(path).exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(one_line(error)) from error
+    if not is_there and ":" in path:
+        source, config = path.rsplit(":", 1)
+        return source, config or None
+    return path, None
+
+
+def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benchmark | None:
+    """The benchmark that is named, or whose hub id this is; None for any other data set.
+
+    The owner in a hub id is not compared, since hub ids move. Raises `UserError` for an unknown `dataset`.
+    """
+    name = dataset or str(dataset_path)
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if dataset:
+        raise UserError(f"unknown benchmark {dataset!r}; expected one of {', '.join(BENCHMARKS)}")
+    source, config = locate(dataset_path)
+    if Path(source).is_dir():
+        return None
+    for benchmark in BENCHMARKS.values():
+        same_repository = benchmark.hub_id.rsplit("/", 1)[-1].lower() == source.rsplit("/", 1)[-1].lower()
+        if same_repository and benchmark.config == config:
+            return benchmark
+    return None
+
+
+def benchmark_by_columns(names: Collection[str]) -> Benchmark:
     """The benchmark that published columns fit; textvqa, whose columns are the schema's own, where none does."""
     if not {"question", "question_id"} <= set(names):
-        for name in ("hrbench4k", "vstar", "docvqa", "stvqa"):  # the choosiest first
+        for name in ("hrbench4k", "vstar", "docvqa", "stvqa"):  # those with the most columns of their own first
             benchmark = BENCHMARKS[name]
             question = benchmark.columns.get("question", "question")
-            if {question, *benchmark.columns.values(), *benchmark.options} <= {*names, ROW_NUMBER}:
+            if {question, *benchmark.columns.values(), *benchmark.options} <= set(names):
                 return benchmark
     return BENCHMARKS["textvqa"]
+
+
+def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
+    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the hub id."""
+    source, config = locate(dataset_path)
+    if benchmark := find_benchmark(dataset_path, dataset):
+        return benchmark.name
+    name = Path(source).resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
+    return f"{name}_{config}" if config else name

@@ -17,6 +17,9 @@ GROWTH = (45, 10, 4, 2, 1)
 _NUMBER = r"\s*([0-9]{1,3}(?:\.[0-9]+)?)\s*"
 _BBOX = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]\s*\.?")
 _INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
+_BBOX_2D_LIST = re.compile(r"bbox_2d[^\w\]]*\[([^\[\]]*)\]")  # innermost too; the key may be quoted or escaped
+_FENCED = re.compile(r"```\w*(.*?)(?:```|\Z)", re.DOTALL)
+_THOUGHT = re.compile(r"\A.*</(think|thinking|reasoning)>|<(think|thinking|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE)
 _TEACHER_NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]*)?")
 
 
@@ -53,34 +56,50 @@ def format_bbox(bbox_pct: Sequence[int]) -> str:
 def parse_teacher_bbox(text: str) -> Bbox | None:
     """Read the teacher's box, in pixels of the image as its processor resized it, or None if there is none.
 
-    The first innermost `[...]` is the box: bare, in fenced JSON, or in the first of a list of objects. Numbers may be
-    floats or quoted; reversed corners are sorted. It may have no area or leave the image: see `rescale_bbox`.
+    The box is the first readable list of a `bbox_2d` field; without such a field it is the first innermost `[...]`.
+    What a model thinks aloud in `<think>` tags is left out, and a fenced block goes before the text around it. Numbers
+    may be floats or quoted; reversed corners are sorted. The box may have no area or leave the image: see
+    `rescale_bbox`.
 
     >>> parse_teacher_bbox('```json\\n[{"bbox_2d": ["30", 40.5, 10, 20], "label": "sign"}]\\n```')
     (10, 20, 30, 40.5)
     """
-    match = _INNERMOST_LIST.search(text)
-    if match is None:
-        return None
-    values = [value.strip().strip("\"'").strip() for value in match[1].split(",")]
-    if len(values) != 4 or not all(_TEACHER_NUMBER.fullmatch(value) for value in values):
-        return None
-    x1, y1, x2, y2 = (_number(value) for value in values)
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    return next(filter(None, map(_four_numbers, _teacher_lists(text))), None)
 
 
 def unreadable_kind(text: str) -> str | None:
     """Say why `parse_teacher_bbox` finds no box in `text`, in words to count by; None if it finds one."""
     if parse_teacher_bbox(text) is not None:
         return None
-    if not text.strip():
-        return "empty"
-    if "[" not in text:
+    answer = _THOUGHT.sub("", text)
+    if not answer.strip():
+        return "truncated" if text.strip() else "empty"  # cut off in its thoughts
+    if "[" not in answer:
         return "no list"
-    match = _INNERMOST_LIST.search(text)
-    if match is None:
+    lists = _teacher_lists(text)
+    if not lists:
         return "truncated"
-    return "not numbers" if match[1].count(",") == 3 else "not four values"
+    return "not numbers" if len(_values(lists[0])) == 4 else "not four values"
+
+
+def _teacher_lists(text: str) -> list[str]:
+    """The inside of the lists that may be the box: those of `bbox_2d`, else the first one."""
+    answer = _THOUGHT.sub("", text)
+    fenced = next((block for block in _FENCED.findall(answer) if _INNERMOST_LIST.search(block)), answer)
+    return _BBOX_2D_LIST.findall(fenced) or _INNERMOST_LIST.findall(fenced)[:1]
+
+
+def _values(inside: str) -> list[str]:
+    """The values of a list without their quotes; a comma after the last one is left out."""
+    return [value.strip().strip("\"'\\").strip() for value in inside.rstrip().removesuffix(",").split(",")]
+
+
+def _four_numbers(inside: str) -> Bbox | None:
+    values = _values(inside)
+    if len(values) != 4 or not all(_TEACHER_NUMBER.fullmatch(value) for value in values):
+        return None
+    x1, y1, x2, y2 = (_number(value) for value in values)
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _number(text: str) -> float:

@@ -1,11 +1,15 @@
-"""How the scripts end: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+"""How the scripts begin and end: flag types, logging, and one line on stderr with exit code 2 for a user's mistake."""
 
 import argparse
 import contextlib
+import io
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from cropvlm.secret import redact
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +19,18 @@ COMPLETE_WITH_FAILURES = 3
 
 class UserError(ValueError):
     """A mistake of the user's. The message says in one line what was seen, what is expected and the remedy."""
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """One line of `text` with at most `limit` characters: a value in a message may be megabytes of base64."""
+    text = " ".join(text[: 2 * limit].split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, in one line in which no word is longer than 100 characters."""
+    words = [shorten(word) for word in str(error)[:1000].split()]
+    return shorten(" ".join(words), 300) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -36,48 +52,107 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the flags")
+        # The value of an unknown flag: a key given as --api_key, for one.
+        message = re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", message)
+        raise UserError(f"{' '.join(shorten(word, 200) for word in message.split())}; --help lists the flags")
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0 complete, 3 complete with failures listed, 2 for a user's mistake.
 
     `accelerate launch` makes 1 of 2 and 3, and adds a traceback of its own (ChildFailedError) below the script's lines.
-    Only `UserError` is taken for a mistake of the user's; any other exception keeps its traceback.
+    Any exception but `UserError` keeps its traceback; the cause of a `UserError` is logged for `--verbose`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an accent on a terminal that only knows ASCII is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if error.__cause__ is not None:
+            logger.debug("the error's cause:", exc_info=error)
+        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         code = USER_ERROR
     sys.exit(code or 0)
 
 
-def batch_size(text: str) -> int | str:
-    """The type of `--batch_size`: a positive number or `auto`."""
-    if text == "auto" or (text.isdecimal() and int(text) > 0):
-        return text if text == "auto" else int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number nor auto")
+class RedactingFormatter(logging.Formatter):
+    """Keeps the key for a server out of the log, whoever logs it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def start_logging(args: argparse.Namespace | None = None) -> None:
+    """Log to stderr: what this project says, with the resolved settings first, and the warnings of its libraries.
+
+    Their information, such as a line for each HTTP request, is left out. `args.verbose` adds this project's details.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
+    for name in ("cropvlm", "miniature", "__main__"):
+        logging.getLogger(name).setLevel(level)
+    if args is not None:
+        logger.info("%s", " ".join(f"{key}={value}" for key, value in vars(args).items()))
+
+
+# Flag types: what argparse calls with the text of a flag. Each says what it expected.
+
+
+def nonempty(text: str) -> str:
+    """The type of flags that name something. An empty text is what an unset variable of the shell leaves."""
+    if text.strip():
+        return text
+    raise argparse.ArgumentTypeError("expected a value, got an empty text; leave the flag out for its default")
+
+
+def file_name(text: str) -> str:
+    """The type of flags that name a file within a folder."""
+    if "/" not in nonempty(text):
+        return text
+    raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a name without a slash")
 
 
 def positive(text: str) -> int:
     """The type of flags that count something."""
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return _integer(text, 1, "a positive integer")
 
 
 def whole_number(text: str) -> int:
     """The type of flags that may be 0."""
-    if text.isdecimal():
+    return _integer(text, 0, "0 or a positive integer")
+
+
+def pixels(text: str) -> int:
+    """The type of flags for the side of an image. From one pixel no other side can be scaled."""
+    return _integer(text, 2, "2 to 16384 pixels", most=16384)
+
+
+def batch_size(text: str) -> int | str:
+    """The type of `--batch_size`: a positive number or `auto`."""
+    return text if text == "auto" else _integer(text, 1, "a positive integer or auto")
+
+
+def seconds(text: str) -> float:
+    """The type of flags for a duration."""
+    return _number(text, float("inf"), "a number of seconds above 0")
+
+
+def fraction(text: str) -> float:
+    """The type of flags for a share of something."""
+    return _number(text, 1.0, "a number above 0 and up to 1, such as 0.5")
+
+
+def _integer(text: str, least: int, expected: str, most: int = 10**15) -> int:
+    if text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, 0 or more")
+    raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")
 
 
-def start_logging(args: argparse.Namespace) -> None:
-    """Log to stderr, the resolved settings first."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("cropvlm").setLevel(logging.DEBUG if args.verbose else logging.INFO)
-    for name in ("httpx", "httpx2"):  # a line per request
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logger.info("%s", " ".join(f"{key}={value}" for key, value in vars(args).items()))
+def _number(text: str, most: float, expected: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= most and float(text) != float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")

@@ -2,34 +2,39 @@
 
 import contextlib
 import io
-import struct
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from cropvlm.boxes import parse_bbox, pct_to_px
+from cropvlm.cli import one_line, shorten
 
-# Pillow warns of an image beyond this number of pixels and refuses one of twice as many. Its own 89 million would warn
-# at scans of 100 megapixels, which the method is meant for.
-Image.MAX_IMAGE_PIXELS = 250_000_000
+# An image of so many pixels, in RGBA, takes 2 GB to open; scans of 100 megapixels are what the method is meant for.
+MAX_PIXELS = 250_000_000
+# Pillow refuses an image, from its header, that has twice as many pixels as this, and warns from here on.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow refuses a PNG with more text or a larger colour profile than 1 MB. The pixels are good all the same.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
-# What Pillow's decoders raise on broken files.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,  # AVIF
-    struct.error,
-    Image.DecompressionBombError,
-)
-# What it raises on broken EXIF data; the pixels are good all the same.
-_EXIF_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, struct.error)
-
+MAX_FILE_BYTES = 1 << 30
+STRIP_PIXELS = 1 << 24  # an image is converted in strips of so many pixels, which bounds the memory of the steps
 
 MAX_ASPECT_RATIO = 100
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImage(ValueError):
@@ -50,17 +55,13 @@ def open_image(source: Any) -> Image.Image:
         UnreadableImage: nothing there, or nothing that Pillow can decode.
     """
     try:
-        if isinstance(source, Image.Image):
-            image = _to_rgb(_upright(source.copy()))
-        else:
-            with Image.open(_file(source)) as opened:
-                opened.load()
-                image = _to_rgb(_upright(opened))
-    except _DECODE_ERRORS as error:
+        with _opened(source) as opened:
+            opened.load()
+            image = _to_rgb(_upright(opened))
+    except Exception as error:  # Pillow's decoders raise whatever they like
         raise _unreadable(error) from error
     if min(image.size) < 1:
         raise UnreadableImage(f"unreadable image: {image.width}x{image.height} px; expected at least 1x1")
-    image.info = {}  # orientation and colour profile of the source no longer hold
     return image
 
 
@@ -71,11 +72,11 @@ def image_size(source: Any) -> tuple[int, int]:
         UnreadableImage: nothing there, or nothing whose header Pillow can read.
     """
     try:
-        if isinstance(source, Image.Image):
-            return _upright_size(source)
-        with Image.open(_file(source)) as opened:
-            return _upright_size(opened)
-    except _DECODE_ERRORS as error:
+        with _opened(source) as opened:
+            # Pillow swaps the sides of a TIFF when it reads the header.
+            lies_on_a_side = _orientation(opened) >= 5 and opened.format != "TIFF"
+            return opened.size[::-1] if lies_on_a_side else opened.size
+    except Exception as error:
         raise _unreadable(error) from error
 
 
@@ -85,62 +86,115 @@ def encoded_image(source: dict[str, Any] | None) -> bytes:
     >>> encoded_image({"bytes": b"GIF89a", "path": "a.gif"})
     b'GIF89a'
     """
-    source = source or {}
-    if not source.get("bytes") and source.get("path"):
-        with contextlib.suppress(OSError, ValueError):  # ValueError: a path with a zero byte
-            return Path(source["path"]).read_bytes()
-    return source.get("bytes") or b""
+    try:
+        file = _file(source)
+        return file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    except (OSError, ValueError):
+        return b""
+
+
+@contextlib.contextmanager
+def _opened(source: Any) -> Iterator[Image.Image]:
+    """A PIL image as it is, or the image whose header Pillow reads from a file or bytes."""
+    if isinstance(source, Image.Image):
+        yield source
+        return
+    with Image.open(_file(source)) as opened:
+        if opened.format == "EPS":  # a program, which another one would have to run
+            raise ValueError("PostScript")
+        yield opened
+
+
+def _file(source: Any) -> Path | io.BytesIO:
+    """What Pillow opens. Only a regular file is read: a pipe or a device may never end."""
+    if isinstance(source, dict):
+        encoded = source.get("bytes")
+        source = source.get("path") if encoded is None else encoded
+    if isinstance(source, bytes):
+        if not source:
+            raise ValueError("no bytes")
+        return io.BytesIO(source)
+    if source is None:
+        raise ValueError("no bytes and no path")
+    if not isinstance(source, str | Path):
+        raise ValueError(f"a {type(source).__name__}")
+    if "://" in str(source):
+        raise ValueError(f"{shorten(source)} is a URL, which is not downloaded")
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"no such file: {shorten(str(source))}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"a file of more than {MAX_FILE_BYTES >> 20} MB")
+    return path
 
 
 def _unreadable(error: Exception) -> UnreadableImage:
     # Pillow's words for an unknown format hold a memory address, which no report should.
-    reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+    reason = "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
     return UnreadableImage(f"unreadable image: {reason}; expected a file that Pillow opens")
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    with contextlib.suppress(*_EXIF_ERRORS):
-        if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # lying on a side
-            return image.height, image.width
-    return image.size
-
-
-def _file(source: Any) -> Path | io.BytesIO:
-    if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if not isinstance(source, str | Path):
-        raise ValueError(f"got {type(source).__name__}")
-    return Path(source)
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 to 8. Broken EXIF data do not make the pixels bad: they count as 1."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if orientation in _TURNS else 1
+    except Exception:
+        return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Broken EXIF data do not make the pixels bad; they are turned already if only writing the data back fails.
-    with contextlib.suppress(*_EXIF_ERRORS):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    """A new image in 8-bit RGB, without the source's metadata, which no longer hold."""
+    is_transparent = image.has_transparency_data  # fails for a palette image that has lost its palette
+    if image.mode == "RGB" and not is_transparent:
+        rgb = image.copy()
+        rgb.info = {}
+        return rgb
+    white = _white_level(image)
+    rgb = Image.new("RGB", image.size)
+    for strip, top in _strips(image):
+        if white is not None:
+            strip = _to_8_bit(strip, white)
+        if is_transparent:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        rgb.paste(strip if strip.mode == "RGB" else strip.convert("RGB"), (0, top))
+    return rgb
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale grey levels so that white becomes 255. Modes I and F name no white level: the smallest usual one fits."""
-    levels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
-    white = 65535.0
-    if image.mode in ("I", "F"):
-        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        highest = float(levels.max(initial=0))
-        white = next((level for level in usual if highest <= level), highest)
-    levels = np.clip(levels * (255 / white), 0, 255)
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Strips of the image's full width, each with its first row."""
+    rows = max(1, STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))), top
+
+
+def _white_level(image: Image.Image) -> float | None:
+    """The grey level that becomes 255; None for modes of 8 bit.
+
+    Modes I and F name no white level: the smallest usual one that fits, else the highest level there is.
+    """
+    if image.mode.startswith("I;16"):
+        return 65535.0
+    if image.mode not in ("I", "F"):
+        return None
+    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    highest = max((float(_levels(strip).max(initial=0)) for strip, _ in _strips(image)), default=0.0)
+    return next((level for level in usual if highest <= level), highest)
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
+
+
+def _to_8_bit(image: Image.Image, white: float) -> Image.Image:
+    """Scale grey levels so that `white` becomes 255."""
+    levels = np.clip(_levels(image) * (255 / white), 0, 255)
     return Image.fromarray(np.rint(levels).astype(np.uint8))
 
 

@@ -4,6 +4,7 @@ The texts of a row do not depend on the batch it was in (in fp32 on the CPU; in 
 with the row's index, so that the caller can restore the order of the data set.
 """
 
+import functools
 import itertools
 import logging
 import traceback
@@ -28,6 +29,7 @@ from cropvlm.crops import UnreadableImage, widen_strip
 from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
 from cropvlm.loading import first_line
 from cropvlm.prompts import Prompt, PromptSource
+from cropvlm.tiling import tiling_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def generate_rows(
 
 
 def _log_cause(i: int, outcome: Any) -> None:
-    if isinstance(outcome, FailedRow):
+    if isinstance(outcome, FailedRow) and outcome.details:
         logger.debug("row %d: %s", i, outcome.details)
 
 
@@ -262,29 +264,43 @@ def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
 class _Preparation(torch.utils.data.Dataset):
     """What a worker does for one row: whatever goes wrong there fails this row alone."""
 
-    def __init__(self, prepare_row: Callable, processor: Any, source: PromptSource, dtype: torch.dtype):
-        self.prepare_row, self.processor, self.source, self.dtype = prepare_row, processor, source, dtype
+    def __init__(self, model: Any, processor: Any, source: PromptSource):
+        self.processor, self.source, self.dtype = processor, source, model.dtype
+        self.prepare_row = prepare_alone
+        if shares_encodings(model, processor):
+            self.prepare_row = functools.partial(prepare, tiling=tiling_of(processor, model.device))
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, i: int) -> Prepared | PreparedAlone | ValueError:
         try:
-            return self.prepare_row(self.processor, self.source[i], self.dtype)
-        except UnreadableImage as error:
+            prompts = self.source[i]
+            self._check_length(prompts)
+            return self.prepare_row(self.processor, prompts, self.dtype)
+        except (UnreadableImage, FailedRow) as error:
             return error
         except Exception as error:
-            reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)}"
+            reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)[:100]}"
             return FailedRow(reason, traceback.format_exc())
+
+    def _check_length(self, prompts: list[Prompt]) -> None:
+        """Reject a question that by itself is longer than the model's context, before it fills the memory."""
+        for messages, _ in prompts:
+            text = "".join(part.get("text", "") for message in messages for part in message["content"])
+            if self.context and len(text.encode(errors="replace")) > self.context:  # else it has no more tokens
+                tokens = len(self.processor.tokenizer(text)["input_ids"])
+                if tokens > self.context:
+                    raise FailedRow(f"a question of {tokens} tokens; the model's context holds {self.context}")
 
 
 def _prepared_batches(
     model: Any, processor: Any, source: PromptSource, batches: list[list[int]], num_workers: int
 ) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError]]]:
-    prepare_row = prepare if shares_encodings(model, processor) else prepare_alone
     # Workers hand over single rows: whole batches of 2048-px images, two per worker, would fill the memory.
     loader = DataLoader(
-        _Preparation(prepare_row, processor, source, model.dtype),
+        _Preparation(model, processor, source),
         batch_size=None,
         sampler=list(itertools.chain.from_iterable(batches)),
         collate_fn=_as_it_is,

@@ -12,7 +12,8 @@ if [[ $# -gt 2 || ! $SEED =~ ^[0-9]+$ || ! $REWARD =~ ^(likelihood|accuracy)$ ]]
     echo "error: expected nothing, or a seed and likelihood or accuracy: bash scripts/miniature.sh 0 accuracy" >&2
     exit 2
 fi
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/setup.sh"
+source scripts/steps.sh
 NAME=miniature
 if [[ $SEED != 0 ]]; then NAME=miniature_seed$SEED; fi
 RUN=$NAME
@@ -25,7 +26,7 @@ P=predictions/$NAME              # what does not depend on GRPO
 R=predictions/$RUN               # what does
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error
 
-# step RESULT COMMAND...: run the command unless its result is there.
+# step RESULT COMMAND...: run the command unless its result is there; a trainer writes run.json last.
 step() {
     local result=$1
     shift
@@ -33,25 +34,30 @@ step() {
         echo "== $result is there"
     else
         echo "== $*"
-        "$@"
+        run "$@"
     fi
 }
 
 # together FUNCTION FUNCTION: run the steps of both at once, a thread each: much of a short step is the start of a script,
 # which takes one core whatever it is given. What the second prints comes when both are done.
 together() {
-    local log second code=0
-    log=$(mktemp)
-    OMP_NUM_THREADS=1 "$2" >"$log" 2>&1 &
+    local second code=0
+    OMP_NUM_THREADS=1 "$2" >"$LOG" 2>&1 &
     second=$!
-    trap 'echo "== waiting for the other step of the pair" >&2; wait' EXIT # should the first fail
     OMP_NUM_THREADS=1 "$1"
-    trap - EXIT
     wait "$second" || code=$?
-    cat "$log"
-    rm "$log"
+    cat "$LOG"
     return $code
 }
+
+# Where a step fails, the other one of its pair comes to its end.
+LOG=$(mktemp)
+leave() {
+    if [[ -n $(jobs -pr) ]]; then echo "== waiting for the other step of the pair" >&2; fi
+    wait
+    rm -f "$LOG"
+}
+trap leave EXIT
 
 start=$SECONDS
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
@@ -74,12 +80,12 @@ known_boxes() {
 together training_boxes known_boxes
 
 # 2. SFT, then 3. GRPO.
-step "models/${NAME}_sft/adapter_model.safetensors" python3 train_sft.py \
+step "models/${NAME}_sft/run.json" python3 train_sft.py \
     --base_model $SMOLVLM --dataset_path "${WORLD}_sft" --output_dir "models/${NAME}_sft" --longest_edge 64 \
     --num_train_epochs 2 --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --learning_rate 3e-4 \
     --logging_steps 20 --save_steps 1000 --seed "$SEED" --report_to none
 # At SFT's learning rate GRPO loses the centres that SFT has learnt: seed 2 then stays at 68 instead of 83.
-step "models/${RUN}_grpo/adapter_model.safetensors" python3 train_grpo.py --reward "$REWARD" \
+step "models/${RUN}_grpo/run.json" python3 train_grpo.py --reward "$REWARD" \
     --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
     --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
     --per_device_train_batch_size 96 --gradient_accumulation_steps 1 --learning_rate 8e-5 \

@@ -9,16 +9,17 @@ if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(mixture)?$ || $# -gt 2 ]]; then
     exit 2
 fi
 GPU=$1
-# The splits of the four hold 124,000 rows, the paper speaks of 62,000: half of each.
-SOURCES=(textvqa=0.5 docvqa=0.5 infovqa=0.5 stvqa=0.5)
+# The four training splits hold 124,085 rows; their halves, for SFT and for GRPO, are the paper's 62k.
+SOURCES=(textvqa docvqa infovqa stvqa)
 DATA=datasets/cropvlm_mixture SFT=models/sft_512_mixture GRPO=models/grpo_512_mixture PREDICTIONS=predictions/mixture
 if [[ -z ${2-} ]]; then
     SOURCES=(textvqa)
     DATA=datasets/cropvlm_dataset SFT=models/sft_512 GRPO=models/grpo_512 PREDICTIONS=predictions
 fi
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/setup.sh"
+source scripts/steps.sh
 
-# Run a stage unless all files named before `--` are there. Exit code 3: complete, with failures listed; go on.
+# Run a stage unless all files named before `--` are there: a trainer writes run.json last. Exit code 3: complete, with failures listed; go on.
 stage() {
     local missing=0 code=0
     while [[ $1 != -- ]]; do
@@ -31,7 +32,7 @@ stage() {
         return
     fi
     echo "running: $*" >&2
-    "$@" || code=$?
+    run "$@" || code=$?
     [[ $code == 0 || $code == 3 ]] || exit "$code"
 }
 
@@ -40,11 +41,11 @@ stage "${DATA}_sft" "${DATA}_grpo" -- \
     python3 create_dataset.py --dataset_path "${SOURCES[@]}" --output_path $DATA --gpu "$GPU"
 
 # 2. SFT: the cropper learns to write the teacher's boxes. About 3 h.
-stage $SFT/adapter_model.safetensors -- \
+stage $SFT/adapter_model.safetensors $SFT/run.json -- \
     bash scripts/train_sft.sh "$GPU" --dataset_path ${DATA}_sft --output_dir $SFT --resume_from_checkpoint True
 
 # 3. GRPO with the log-likelihood reward: it learns which box helps the answerer. About 24 h.
-stage $GRPO/adapter_model.safetensors -- \
+stage $GRPO/adapter_model.safetensors $GRPO/run.json -- \
     bash scripts/train_grpo.sh "$GPU" --base_model $SFT --dataset_path ${DATA}_grpo --output_dir $GRPO \
     --resume_from_checkpoint True
 

@@ -1,7 +1,7 @@
 # Sourced by the other scripts: make .venv once, install requirements.txt into it when that file has changed, and use it.
 # CROPVLM_PYTHON names another interpreter to start from (default python3, 3.11 or newer).
 # Interrupted, it goes on the next time: what says that all is installed is written last.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." # an absolute path: CDPATH plays no part
 
 # stop MESSAGE: the one line of a setup that cannot go on.
 stop() {
@@ -18,18 +18,21 @@ make_venv() {
             --target "$(.venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 }
 
-if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
+# Where an upgrade has removed the interpreter, or replaced it by one with other folders, pip cannot be found any more.
+works=$(.venv/bin/python3 -c 'import pip; print("yes")' 2>/dev/null || true)
+if [[ $works != yes ]] || ! cmp -s requirements.txt .venv/installed-requirements.txt; then
     python=${CROPVLM_PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         stop "Python 3.11 or newer is needed; name one with CROPVLM_PYTHON=/path/to/python3.12"
-    if ! .venv/bin/python3 -m pip --version >/dev/null 2>&1; then
+    if [[ $works != yes ]]; then
         echo "setup: making .venv with $("$python" --version)" >&2
+        rm -f .venv/installed-requirements.txt .venv/bin/python*
         make_venv "$python" || stop "$python can make no environment in .venv; install python3-venv, or free space"
     fi
     echo "setup: installing requirements.txt into .venv, 6 GB with torch and CUDA: minutes the first time" >&2
     quiet=$([[ -t 2 ]] || echo --quiet) # on a terminal pip shows what it downloads
     .venv/bin/python3 -m pip install $quiet --disable-pip-version-check -r requirements.txt >&2 ||
-        stop "pip could not install requirements.txt (its reason is above); mend that and run the same command again"
+        stop "pip could not install requirements.txt (its reason is above); fix that and run the same command again"
     cp requirements.txt .venv/installed-requirements.txt
     echo "setup: done" >&2
 fi

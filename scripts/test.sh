@@ -2,7 +2,7 @@
 # Check style and format, then run the tests on the CPU, and those of the GPU where there is one:
 #   bash scripts/test.sh [pytest arguments]
 set -euo pipefail
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/setup.sh"
 ruff check .
 ruff format --check .
 # A process per core, so each with one thread.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Stage 2, GRPO:  bash scripts/train_grpo.sh GPU [flags of train_grpo.py]
-# Starts from the newest SFT model under models/sft_* (a finished one or a checkpoint) unless --base_model names one.
+# Starts from the newest whole SFT model under models/sft_* (a finished one or a checkpoint) unless --base_model names
+# one.
 # With --resume_from_checkpoint it keeps the one that the run started from, as train_grpo.py noted it.
 # Without a GPU the CPU is used and the number does not matter.
 set -euo pipefail
@@ -10,7 +11,7 @@ if [[ ! ${1-} =~ ^[0-9]+$ ]]; then
 fi
 GPU=$1
 shift
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/setup.sh"
 
 base=() named='' resume='' output=models/grpo_512 previous=''
 for word in "$@"; do
@@ -25,17 +26,30 @@ for word in "$@"; do
     esac
     previous=$word
 done
+# whole FOLDER: a checkpoint or model whose record was written, last; or a model that no trainer here has made.
+whole() {
+    [[ -f $1/run.json ]] && return
+    [[ $1 != */checkpoint-* && ! -f $1/base_model.txt && (-f $1/adapter_config.json || -f $1/config.json) ]]
+}
+
 noted=$output/base_model.txt
-if [[ -z $named && -f $noted && ! $resume =~ ^([Ff]alse|None|)$ ]]; then
+if [[ -z $named && -s $noted && ! $resume =~ ^([Ff]alse|None|)$ ]]; then
     base=(--base_model "$(<"$noted")")
     echo "going on with the SFT model that this run started from: ${base[1]}" >&2
 elif [[ -z $named ]]; then
-    weights=$(ls -t models/sft_*/{,checkpoint-*/}{adapter_model,model}.safetensors 2>/dev/null | head -n 1 || true)
-    if [[ -z $weights ]]; then
-        echo "error: no SFT model under models/sft_*; run scripts/train_sft.sh first, or name one with --base_model" >&2
+    newest=''
+    for weights in models/sft_*/{,checkpoint-*/}{adapter_model,model}.safetensors; do
+        if [[ -f $weights && (-z $newest || $weights -nt $newest) ]] && whole "$(dirname "$weights")"; then
+            newest=$weights
+        fi
+    done
+    if [[ -z $newest ]]; then
+        empty=$([[ ! -f $noted || -s $noted ]] || echo ", and $noted is empty")
+        echo "error: no whole SFT model under models/sft_*$empty;" \
+            "run scripts/train_sft.sh first, or name one with --base_model" >&2
         exit 2
     fi
-    base=(--base_model "$(dirname "$weights")")
+    base=(--base_model "$(dirname "$newest")")
     echo "starting from the newest SFT model: ${base[1]}" >&2
 fi
 exec python3 train_grpo.py --gpu "$GPU" "${base[@]}" "$@"

@@ -8,5 +8,5 @@ if [[ ! ${1-} =~ ^[0-9]+$ ]]; then
 fi
 GPU=$1
 shift
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/setup.sh"
 exec python3 train_sft.py --gpu "$GPU" "$@"

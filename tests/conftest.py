@@ -101,10 +101,9 @@ def hurried(monkeypatch):
     from fake_server import KEY, time_limit
     from openai import _base_client
 
-    from cropvlm.runtime import server as remote
+    from cropvlm.runtime import client
 
-    monkeypatch.setattr(remote, "RETRIES", 3)
-    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(client, "RETRIES", 3)
     monkeypatch.setattr(_base_client, "INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -1,8 +1,32 @@
-"""How scripts end: exit code, and one line on stderr for a user's mistake."""
+"""How scripts begin and end: flags, logging, exit code, and one line on stderr for a user's mistake."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES, USER_ERROR, ArgumentParser, UserError, run
+from cropvlm.cli import (
+    COMPLETE_WITH_FAILURES,
+    USER_ERROR,
+    ArgumentParser,
+    UserError,
+    batch_size,
+    file_name,
+    fraction,
+    nonempty,
+    pixels,
+    positive,
+    run,
+    seconds,
+    start_logging,
+    whole_number,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def exit_code(main) -> int:
@@ -40,8 +64,161 @@ def test_a_wrong_flag_is_one_line_without_the_usage_block(capsys):
     assert capsys.readouterr().err == "error: unrecognized arguments: --colour red; --help lists the flags\n"
 
 
+@pytest.mark.parametrize(
+    "flags", [["--api_key", "sk-1"], ["--api_key=sk-1"], ["--hub_token", "sk-1"], ["-key", "sk-1"]]
+)
+def test_the_value_of_an_unknown_flag_for_a_key_is_not_shown(capsys, flags):
+    assert exit_code(lambda: ArgumentParser("A script.").parse_args(flags)) == 2
+    err = capsys.readouterr().err
+    assert f"unrecognized arguments: {flags[0].partition('=')[0]} ***" in err
+    assert "sk-1" not in err
+
+
+def test_the_key_is_shown_neither_in_an_error_nor_in_the_log(capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123")
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+    def main():
+        start_logging(argparse.Namespace(verbose=True, model="sk-0123"))
+        raise UserError("'sk-0123' is not a number") from ValueError("sk-0123")
+
+    assert exit_code(main) == 2
+    err = capsys.readouterr().err
+    assert "sk-0123" not in err
+    assert err.splitlines()[0] == "verbose=True model=***"
+    assert err.splitlines()[-1] == "error: '***' is not a number"
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:
         run(raising(error))
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("flag_type", "good", "bad"),
+    [
+        (nonempty, {"a": "a", " a b ": " a b "}, ["", " ", "\t\n"]),
+        (file_name, {"a": "a", "a.b": "a.b", "..": ".."}, ["", "../a", "a/b", "/a", "a/"]),
+        (positive, {"1": 1, "007": 7, "10": 10}, ["", "0", "-1", "1.5", "1e3", "nan", "one", " 1", "9" * 5000]),
+        (whole_number, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan"]),
+        (pixels, {"2": 2, "512": 512, "16384": 16384}, ["", "0", "1", "-512", "16385", "1e3", "nan"]),
+        (batch_size, {"auto": "auto", "8": 8}, ["", "0", "-1", "Auto", "nan"]),
+        (seconds, {"120": 120.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),
+        (fraction, {"1": 1.0, "0.5": 0.5}, ["", "0", "-0.5", "1.01", "nan", "inf", "half"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_flag_types(flag_type, good, bad):
+    for text, value in good.items():
+        assert flag_type(text) == value
+        assert type(flag_type(text)) is type(value)
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="expected") as error:
+            flag_type(text)
+        assert len(str(error.value)) < 200
+
+
+def test_a_long_value_is_cut_in_the_message(capsys):
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--count", type=positive)
+    assert exit_code(lambda: parser.parse_args(["--count", "9" * 5000])) == 2
+    assert exit_code(lambda: parser.parse_args(["--" + "x" * 5000])) == 2
+    assert max(map(len, capsys.readouterr().err.splitlines())) < 400
+
+
+@pytest.fixture
+def logged():
+    """Loggers as they were, afterwards."""
+    loggers = [logging.getLogger(name) for name in (None, "cropvlm", "miniature", "__main__")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def test_the_log_is_this_projects_own(logged, caplog):
+    start_logging(argparse.Namespace(verbose=False, gpu=0))
+    assert caplog.messages == ["verbose=False gpu=0"]
+    for name in ("httpx", "huggingface_hub.utils._http", "openai", "transformers.trainer", "cropvlm.data"):
+        logging.getLogger(name).info("HTTP Request: GET %s", name)
+        logging.getLogger(name).warning("warning of %s", name)
+    assert [text for text in caplog.messages if text.startswith("HTTP")] == ["HTTP Request: GET cropvlm.data"]
+    assert len([text for text in caplog.messages if text.startswith("warning")]) == 5
+
+
+def test_verbose_logs_the_cause_of_an_error(logged, caplog, capsys):
+    def main():
+        try:
+            raise KeyError("deep down")
+        except KeyError as error:
+            raise UserError("cannot be read") from error
+
+    start_logging()
+    assert exit_code(main) == 2
+    assert "deep down" not in caplog.text
+    start_logging(argparse.Namespace(verbose=True))
+    assert exit_code(main) == 2
+    assert "KeyError: 'deep down'" in caplog.text
+    assert capsys.readouterr().err.splitlines() == ["error: cannot be read"] * 2
+
+
+ACCENT = """
+import logging, sys
+from cropvlm.cli import UserError, run, start_logging
+def main():
+    start_logging()
+    print("datasets/é_sft: 4 rows")
+    logging.getLogger("cropvlm").info("datasets/é")
+    raise UserError("no é")
+run(main)
+"""
+
+
+def test_an_accent_on_a_terminal_that_only_knows_ascii():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", ACCENT]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "datasets/\\xe9_sft: 4 rows\n"
+    assert done.stderr == "datasets/\\xe9\nerror: no \\xe9\n"
+
+
+# What takes seconds to import, so that --help and a mistake in the flags would wait for it.
+SLOW_TO_IMPORT = {"torch", "transformers", "datasets", "accelerate", "peft", "trl", "openai", "pandas"}
+PARSE = f"""
+import runpy, sys
+script, *flags = sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as ended:
+    print(ended.code, *sorted({SLOW_TO_IMPORT} & sys.modules.keys()))
+"""
+BBOX, ANSWERS = ("generate_bbox.py", "--model_path", "m"), ("generate_final_answers.py", "--modes", "base")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate_bbox.py", "--help"),
+        ("generate_bbox.py",),
+        (*BBOX, "--dataset_path", ""),
+        (*BBOX, "--longest_edge", "1"),
+        (*BBOX, "--dataset", "textvqa", "docvqa", "--output", "one.json"),
+        (*BBOX, "--name", "../.."),
+        ("generate_final_answers.py", "--help"),
+        ("generate_final_answers.py",),
+        (*ANSWERS, "--vqa_model_path", ""),
+        (*ANSWERS, "--api_base", "http://localhost:8000/v1"),
+        (*ANSWERS, "--bbox", "no_such_file.json"),
+    ],
+    ids=" ".join,
+)
+def test_help_and_mistakes_come_before_slow_imports(command, tmp_path):
+    command = [sys.executable, "-c", PARSE, str(ROOT / command[0]), *command[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ("0" if "--help" in command else "2")
+    assert done.stderr.count("\n") == ("--help" not in command) or "no_such_file" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,15 +10,16 @@ from datasets import Dataset, load_from_disk
 from datasets import Image as DatasetImage
 from fake_server import error, open_url
 from PIL import Image as PILImage
-from processes import kill_launch, kill_script, launch_script, run_script
+from processes import REPO, kill_launch, kill_script, launch_script, run_script
 
 import create_dataset
 from cropvlm.cli import run
+from cropvlm.generation import FailedRow
 from cropvlm.runtime import server as remote
-from cropvlm.teacher import responses
+from cropvlm.teacher import hub, responses, rows
 from cropvlm.teacher.asking import PixelBudget
 
-# Responses of five rows whose images are 1000x1000 and seen so, and their boxes as METHOD grows them. Areas 0.001,
+# Responses of five rows whose images are 1000x1000 and seen so, and their boxes as they grow by hand. Areas 0.001,
 # 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.
 RESPONSES = [
     # 50x20 about (125, 210), sides x sqrt(45) = 6.708: 335x134. x -43..293 is pushed to 0..335; y 142..277
@@ -52,26 +54,46 @@ def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
     ids = []
 
-    def ask_model(args, prompts, done):
+    def ask_model(teacher, prompts, done):
         def outcomes():
             for i in sorted(set(range(len(prompts))) - set(done)):
-                ids.append(prompts.measured[i]["question_id"])
+                ids.append(prompts.inspected[i]["question_id"])
                 yield i, [RESPONSES[i % len(RESPONSES)][0]]
 
         return outcomes(), PixelBudget()
 
-    def outline(outcomes, measured, budget):
+    def response_records(outcomes, inspected, budget):
         for i, texts in outcomes:
-            yield measured[i] | {"teacher_response": texts[0], "size": [1000, 1000], "seen_size": [1000, 1000]}
+            yield inspected[i] | {"teacher_response": texts[0], "size": [1000, 1000], "seen_size": [1000, 1000]}
 
-    monkeypatch.setattr(responses, "_ask_model", ask_model)
-    monkeypatch.setattr(responses, "outline", outline)
+    monkeypatch.setattr(responses, "ask_model", ask_model)
+    monkeypatch.setattr(responses, "response_records", response_records)
     return ids
 
 
 def content(folder: Path) -> list:
     """The saved rows, images as encoded bytes."""
     return load_from_disk(str(folder)).cast_column("image", DatasetImage(decode=False)).to_list()
+
+
+# Takes the flags, and prints the exit code and which heavy libraries were loaded on the way to it.
+PARSED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path("create_dataset.py", run_name="__main__")
+except SystemExit as ended:
+    heavy = {"torch", "transformers", "datasets", "accelerate", "openai", "qwen_vl_utils"} & set(sys.modules)
+    print(ended.code, sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(("flags", "code"), [(["--help"], 0), (["--growth", "1", "2", "3", "4", "nan"], 2)])
+def test_flags_are_read_before_anything_heavy_is_loaded(flags, code):
+    call = [sys.executable, "-c", PARSED, "create_dataset.py", *flags]
+    ended = subprocess.run(call, capture_output=True, text=True, cwd=REPO, check=True)
+    assert ended.stdout.splitlines()[-1] == f"{code} []"
+    assert len(ended.stderr.splitlines()) == (code == 2)
 
 
 def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
@@ -106,7 +128,7 @@ def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
     assert script("--output_path", str(tmp_path / "undisturbed")) == 0
     everyone = list(asked)
     asked.clear()
-    whole = responses.outline
+    whole = responses.response_records
 
     def breaks(*args, **options):
         for i, record in enumerate(whole(*args, **options)):
@@ -114,12 +136,12 @@ def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
                 raise RuntimeError("power cut")
             yield record
 
-    monkeypatch.setattr(responses, "outline", breaks)
+    monkeypatch.setattr(responses, "response_records", breaks)
     with pytest.raises(RuntimeError):
         script()
     assert not (tmp_path / "made_sft").exists()
     assert not (tmp_path / "made_grpo").exists()
-    monkeypatch.setattr(responses, "outline", whole)
+    monkeypatch.setattr(responses, "response_records", whole)
     asked.clear()
     assert script() == 0
     assert asked == everyone[5:]
@@ -178,6 +200,50 @@ def test_sigkill_and_go_on(tmp_path, tiny_world, tiny_qwen):
     assert 12 <= asked["made"] <= 12 + 4  # over both runs: at most a batch twice
 
 
+def test_the_same_command_leaves_the_same_bytes(script, asked, tmp_path):
+    def everything() -> dict[str, bytes]:
+        return {
+            str(file): file.read_bytes() for part in ("sft", "grpo") for file in (tmp_path / f"made_{part}").iterdir()
+        }
+
+    assert script() == 0
+    first = everything()
+    assert {Path(name).name for name in first} >= {
+        "state.json",
+        "dataset_info.json",
+        "README.md",
+        "teacher_report.json",
+    }
+    assert script("--output_path", str(tmp_path / "made"), "--from_journal") == 0
+    assert everything() == first
+
+
+def test_records_that_hold_no_response_are_asked_for_again(script, asked, tmp_path):
+    assert script() == 0
+    before, everyone = content(tmp_path / "made_sft"), list(asked)
+    journal = tmp_path / "made.journal.jsonl"
+    header, *lines = journal.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[1]["teacher_response"] = None
+    rows[2]["size"] = "large"
+    rows[3] = {"question_id": rows[3]["question_id"]}
+    journal.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
+    assert script("--from_journal") == 2
+    asked.clear()
+    assert script() == 0
+    assert asked == everyone[1:4]
+    assert content(tmp_path / "made_sft") == before
+
+
+def test_a_source_is_not_replaced(script, tmp_path, tiny_world, capfd):
+    source = save_rows(tmp_path / "made_sft", content(tiny_world / "train")[:4])
+    before = content(source)
+    assert script("--dataset_path", str(source)) == 2
+    assert "are the same folder, or one lies in the other; name another --output_path" in capfd.readouterr().err
+    assert content(source) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["made_sft"]
+
+
 def save_rows(folder: Path, rows: list[dict]) -> Path:
     Dataset.from_list(rows).cast_column("image", DatasetImage(decode=False)).save_to_disk(str(folder))
     return folder
@@ -194,10 +260,11 @@ def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world
 
 @pytest.fixture
 def pictures(tmp_path, tiny_world) -> Path:
-    """A saved data set of ten rows whose images are files beside it: 0.png to 9.png."""
+    """A saved data set of ten rows whose images are files in its folder: 0.png to 9.png."""
+    (tmp_path / "pictures").mkdir()
     rows = content(tiny_world / "train")[:10]
     for i, row in enumerate(rows):
-        picture = tmp_path / f"{i}.png"
+        picture = tmp_path / "pictures" / f"{i}.png"
         picture.write_bytes(row["image"]["bytes"])
         row["image"] = str(picture)
     Dataset.from_list(rows).save_to_disk(tmp_path / "pictures")
@@ -208,7 +275,7 @@ def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
     assert script("--dataset_path", str(pictures)) == 0
     everyone = list(asked)
     asked.clear()
-    (pictures.parent / "3.png").write_bytes((pictures.parent / "9.png").read_bytes())
+    (pictures / "3.png").write_bytes((pictures / "9.png").read_bytes())
     assert script("--dataset_path", str(pictures)) == 0
     assert asked == [everyone[3]]
 
@@ -216,7 +283,7 @@ def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
 def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictures, tmp_path, caplog):
     assert script("--dataset_path", str(pictures)) == 0
     before = content(tmp_path / "made_sft")
-    (tmp_path / "2.png").unlink()
+    (pictures / "2.png").unlink()
     assert script("--dataset_path", str(pictures), "--from_journal") == 3
     assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
         before[i]["question_id"] for i in (0, 1, 3, 4)
@@ -224,12 +291,30 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
     assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
 
 
+def test_a_row_that_is_too_large_fails_alone(script, tmp_path, tiny_world, monkeypatch, caplog):
+    def generate_rows(model, processor, source, *, done, **options):
+        for i, texts in generate(model, processor, source, done=done, **options):
+            yield i, FailedRow("out of memory", "") if i == 1 and too_large else texts
+
+    generate, too_large = responses.generate_rows, [True]
+    monkeypatch.setattr(responses, "generate_rows", generate_rows)
+    rows = content(tiny_world / "train")[:8]
+    folder = str(save_rows(tmp_path / "rows", rows))
+    assert script("--dataset_path", folder) == 3
+    assert f"left out of the SFT part: {{'rows': 1}} ({rows[1]['question_id']})" in caplog.text
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["left_out"] == [{"question_id": rows[1]["question_id"], "error": "out of memory"}]
+    too_large.clear()
+    assert script("--dataset_path", folder) == 0  # asked for again
+    assert len(content(tmp_path / "made_sft")) == 4
+
+
 def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
     rows = content(tiny_world / "train")[:4]
     for row in rows:
         row["image"]["bytes"] = b"no image"
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
-    assert "none of the 2 images could be boxed" in capsys.readouterr().err
+    assert "none of the 4 images can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -238,14 +323,14 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
         (["--dataset_path", "no/such/folder"], "no/such/folder"),
         (["--split", "nowhere"], "nowhere"),
         (["--model_path", "{tmp}"], "no processor there"),
-        (["--sft_share", "0"], "--sft_share 0"),
-        (["--sft_share", "nan"], "--sft_share nan"),
-        (["--max_samples", "1"], "is none"),
+        (["--max_samples", "1"], "a share of 0.5 for SFT holds not even one"),
         (["--output_path", "/proc/nowhere/made"], "cannot write"),
-        (["--output_path", "{tmp}/taken"], "is no saved data set"),
+        (["--output_path", "{tmp}/taken"], "is not a saved data set; name another --output_path"),
         (["--longest_edge", "3"], "unrecognized arguments"),
         (["--batch_size", "0"], "--batch_size"),
-        (["--min_pixels", "30000"], "--min_pixels 30000 is more than --max_pixels 19600"),  # the tiny teacher's most
+        # The tiny teacher's most are 19600.
+        (["--min_pixels", "30000"], "at least 30000 and at most 19600 pixels"),
+        (["--max_pixels", "783", "--min_pixels", "1"], "do not exist; change --min_pixels and --max_pixels"),
         (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
     ],
 )
@@ -262,8 +347,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, m
 
 def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(create_dataset, "prepare_repository", made.append)
-    monkeypatch.setattr(create_dataset, "push", lambda repo, folders: None)
+    monkeypatch.setattr(hub, "prepare_repository", made.append)
+    monkeypatch.setattr(hub, "push", lambda repo, folders: None)
     assert script("--push_to_hub", "me/boxes", "--dataset_path", "no/such/folder") == 2
     assert script("--push_to_hub", "me/boxes", "--from_journal") == 2
     assert made == []
@@ -307,14 +392,14 @@ def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
         opened.append(Path(source["path"]).name)
         return open_image(source)
 
-    opened, open_image = [], create_dataset.open_image
-    monkeypatch.setattr(create_dataset, "open_image", open_and_note)
+    opened, open_image = [], rows.open_image
+    monkeypatch.setattr(rows, "open_image", open_and_note)
     flags = ["--dataset_path", str(pictures)]
     assert script(*flags) == 0
     assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]
     opened.clear()
-    (pictures.parent / "8.png").write_bytes((pictures.parent / "9.png").read_bytes()[:-500])
-    (pictures.parent / "6.png").unlink()
+    (pictures / "8.png").write_bytes((pictures / "9.png").read_bytes()[:-500])
+    (pictures / "6.png").unlink()
     assert script(*flags, "--from_journal") == 3
     assert opened == ["8.png"]  # another file than before; that of 6 is not there
     assert script(*flags, "--from_journal") == 3
@@ -341,9 +426,9 @@ def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
     ("flags", "message"),
     [
         (["--max_samples", "12"], "has no response to 1 of 6 rows"),
-        (["--output_path", "{tmp}/other"], "other.journal.jsonl is no journal"),
+        (["--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
         (["--growth", "1", "2", "3", "4", "0"], "--growth"),
-        (["--num_workers", "-1"], "no whole number, 0 or more"),
+        (["--num_workers", "-1"], "expected 0 or a positive integer"),
     ],
 )
 def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):
@@ -361,6 +446,28 @@ def test_a_response_to_another_image_of_that_id_is_none(script, asked, tmp_path,
     assert asked == [rows[1]["question_id"], rows[3]["question_id"]]
 
 
+@pytest.mark.parametrize("ids", [None, [5, 5, 6, 7]])
+def test_a_concatenated_set_without_ids_of_its_own(script, asked, tmp_path, tiny_world, ids, caplog):
+    rows = [{key: row[key] for key in ("image", "question", "answers")} for row in content(tiny_world / "train")[:4]]
+    if ids:
+        rows = [row | {"question_id": question_id} for row, question_id in zip(rows, ids, strict=True)]
+    folder = str(save_rows(tmp_path / "concatenated", rows))
+    assert script("--dataset_path", folder) == 0
+    assert "row numbers" in caplog.text
+    assert asked == [0, 1]
+    asked.clear()
+    assert script("--dataset_path", folder) == 0  # the ids are the same at every run
+    assert asked == []
+    assert [row["question_id"] for part in ("sft", "grpo") for row in content(tmp_path / f"made_{part}")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert script("--dataset_path", folder, str(tiny_world), "--output_path", str(tmp_path / "mixed")) == 0
+    assert [row["question_id"] for row in content(tmp_path / "mixed_sft")[:2]] == ["concatenated/0", "concatenated/1"]
+
+
 def test_a_mixture(script, asked, tmp_path, tiny_world):
     rows = content(tiny_world / "train")
     for row in rows[:12]:
@@ -375,15 +482,6 @@ def test_a_mixture(script, asked, tmp_path, tiny_world):
     assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 0}
     assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
     assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
-
-
-def test_rows_without_references_are_counted_by_source_and_named(caplog):
-    ids, sources = ["a/1", "a/2", "b/1", "b/2", "b/3"], ["a", "a", "b", "b", "b"]
-    answers = [["yes"], [], [], ["no"], []]
-    rows = Dataset.from_dict({"question_id": ids, "source": sources, "answers": answers})
-    assert create_dataset.with_references(rows)["question_id"][:] == ["a/1", "b/2"]
-    assert "no references, left out of the GRPO part: {'a': 1, 'b': 2} (a/2, b/1, b/3)" in caplog.text
-    assert create_dataset.with_references(None) is None
 
 
 def test_saved_sets_are_no_larger_than_their_sources(script, asked, tmp_path, tiny_world):

@@ -1,16 +1,26 @@
 """Every kind of image becomes upright RGB, and every box text whatsoever gives a crop inside the image."""
 
 import io
+import os
 import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from cropvlm import crops
 from cropvlm.boxes import format_bbox
-from cropvlm.crops import UnreadableImage, crop_bbox, crop_or_corner, crop_or_full_image, open_image
+from cropvlm.crops import (
+    UnreadableImage,
+    crop_bbox,
+    crop_or_corner,
+    crop_or_full_image,
+    encoded_image,
+    image_size,
+    open_image,
+)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -158,6 +168,82 @@ def test_100_megapixels():
     image = open_image(data)
     assert image.size == (10_000, 10_000)
     assert crop_bbox(image, (50, 50, 51, 52)).size == (100, 200)
+
+
+@pytest.mark.parametrize("metadata", ["colour profile", "text", "many texts"])
+def test_large_metadata_of_a_png(metadata):
+    info = PngImagePlugin.PngInfo()
+    for i in range({"text": 1, "many texts": 40}.get(metadata, 0)):
+        info.add_text(f"comment {i}", "x" * 3_000_000, zip=True)
+    profile = {"icc_profile": b"\0" * (8 << 20)} if metadata == "colour profile" else {}
+    data = encode(checkered(), pnginfo=info, **profile)
+    assert pixels(open_image(data)) == pixels(checkered())
+    assert image_size(data) == (3, 2)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "I;16"])
+def test_conversion_in_strips_changes_no_pixel(monkeypatch, mode):
+    noise = Image.effect_noise((37, 29), 80)
+    image = Image.merge("RGBA", [noise, noise.rotate(90), noise.rotate(180), noise.transpose(5).resize((37, 29))])
+    image = Image.fromarray(np.asarray(noise, np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+    whole = open_image(image)
+    monkeypatch.setattr(crops, "STRIP_PIXELS", 37 * 2)
+    np.testing.assert_array_equal(np.asarray(open_image(image)), np.asarray(whole))
+
+
+@pytest.mark.parametrize("value", [1, 6])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_the_size_in_the_header_is_that_of_the_upright_image(value, format):
+    data = encode(checkered(), format, exif=orientation(value))
+    assert image_size(data) == open_image(data).size == ((2, 3) if value == 6 else (3, 2))
+
+
+def test_more_pixels_than_memory_holds():
+    no_pixels = (0).to_bytes(4, "big") + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
+    data = png_header(15_900, 15_900) + no_pixels  # 253 megapixels
+    for read in (open_image, image_size):
+        with pytest.raises(UnreadableImage, match="252810000 pixels.* limit of 250000000"):
+            read(data)
+
+
+@pytest.mark.parametrize(
+    "raised", [AssertionError(), ZeroDivisionError("by zero"), MemoryError(), TypeError("x" * 10**6)]
+)
+def test_whatever_a_decoder_raises_is_an_unreadable_image(monkeypatch, raised):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(UnreadableImage, match="unreadable image: .{,300}; expected") as caught:
+        open_image(encode(checkered()))
+    assert caught.value.__cause__ is raised
+
+
+def test_broken_exif_of_any_kind_counts_as_upright(monkeypatch):
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: 1 / 0)
+    data = encode(checkered(), exif=orientation(6))
+    assert pixels(open_image(data)) == pixels(checkered())
+    assert image_size(data) == (3, 2)
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path, "a\0b", "https://example.com/a.png", "x" * 5000):
+        for source in (path, {"bytes": None, "path": str(path)}):
+            with pytest.raises(UnreadableImage, match="unreadable image: .{,300}; expected"):
+                open_image(source)
+        assert encoded_image(source) == b""
+
+
+def test_no_other_program_draws_a_postscript_image():
+    with pytest.raises(UnreadableImage, match="PostScript"):
+        open_image(encode(checkered(), "EPS"))
+
+
+def test_empty_bytes_are_not_looked_for_under_the_path(tmp_path):
+    checkered().save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match="no bytes"):
+        open_image({"bytes": b"", "path": str(tmp_path / "a.png")})
 
 
 def png_header(width, height):

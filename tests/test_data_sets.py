@@ -11,9 +11,8 @@ from published import COPY_OF, write_copies
 import generate_bbox
 import generate_final_answers
 import vqa_accuracy
-from cropvlm import data
+from cropvlm import benchmarks, generation
 from cropvlm.cli import run
-from cropvlm.inference import run as runs
 from cropvlm.prompts import BRIEF_ANSWER
 from cropvlm.runtime.journal import Journal
 
@@ -39,8 +38,8 @@ def script(monkeypatch, tmp_path):
     """Run a script in an empty folder, with copies of the benchmarks in the hub's place; its exit code."""
     write_copies(tmp_path / "copies")
     for name, copy in COPY_OF.items():
-        moved = dataclasses.replace(data.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
-        monkeypatch.setitem(data.BENCHMARKS, name, moved)
+        moved = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, moved)
     monkeypatch.chdir(tmp_path)
 
     def call(module, *flags) -> int:
@@ -69,7 +68,7 @@ def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch)
         asked[name] = {messages[0]["content"][-1]["text"].split("\n")[-1] for i in (0, 1) for messages, _ in prompts[i]}
         return ((i, [text, f" {text}.\n"]) for i, text in enumerate(ANSWERS[name][0]))
 
-    monkeypatch.setattr(runs, "generate_rows", answer)
+    monkeypatch.setattr(generation, "generate_rows", answer)
     assert script(generate_final_answers, "--bbox", *boxes, "--vqa_model_path", tiny_smolvlm, *model) == 0
     assert asked == {name: {instruction} for name, instruction in INSTRUCTIONS.items()}
     for name, (_, score) in ANSWERS.items():
@@ -78,7 +77,7 @@ def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch)
             assert script(vqa_accuracy, "--predictions_file", file, "--output", "score.json") == 0
             result = read("score.json")
             assert result["score"] == pytest.approx(score), name
-            assert result["metric"] == data.BENCHMARKS[name].metric
+            assert result["metric"] == benchmarks.BENCHMARKS[name].metric
     assert result["by_cycle_category"].keys() == {"0", "1"}
     assert result["by_category"].keys() == {"single", "cross"}
 
@@ -107,7 +106,7 @@ def generated(monkeypatch, tiny_smolvlm, tmp_path) -> list:
             if len(calls) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "generate_rows", generate)
+    monkeypatch.setattr(generation, "generate_rows", generate)
     (tmp_path / "model").symlink_to(tiny_smolvlm)
     return calls
 
@@ -151,3 +150,10 @@ def test_a_kill_while_journals_are_removed_costs_nothing(script, generated, monk
 def test_one_file_for_two_data_sets_is_refused(script, tiny_smolvlm, capsys):
     assert script(generate_bbox, "--model_path", tiny_smolvlm, "--dataset", "stvqa", "stvqa") == 2
     assert "predictions/stvqa_bbox.json would be written 2 times" in capsys.readouterr().err
+
+
+def test_several_data_sets_in_one_folder(script, tiny_smolvlm, generated):
+    flags = ["--model_path", "model", "--longest_edge", 64, "--dataset", "stvqa", "vstar", "--output", "boxes"]
+    generated += [[], []]  # none is interrupted
+    assert script(generate_bbox, *flags) == 0
+    assert sorted(path.name for path in Path("boxes").glob("*_bbox.json")) == ["stvqa_bbox.json", "vstar_bbox.json"]

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from datasets import Dataset, DatasetDict, Image, load_from_disk
 from processes import REPO, kill_script, launch_script, run_script
 
 import generate_bbox
-from cropvlm.cli import UserError, run
+from cropvlm import generation, modeling
+from cropvlm.cli import run
 from cropvlm.crops import UnreadableImage
-from cropvlm.inference import run as runs
+from cropvlm.inference.predictions import meta_path
 from cropvlm.modeling import load_model, load_processor
 
 
@@ -87,7 +87,8 @@ def test_counts_boxes_and_their_area():
     records = [{"question_id": i, "answer": answer} for i, answer in enumerate(answers)]
     records[3]["failed"] = "unreadable image"
     # Areas 25% and 1%; the third is inverted, the fourth empty.
-    assert generate_bbox.count(records) == {"rows": 4, "invalid_boxes": 2, "mean_area_pct": 13.0, "failed": 1}
+    expected = {"rows": 4, "invalid_boxes": 2, "mean_area_pct": 13.0, "failed": 1, "seconds": 1.5}
+    assert generate_bbox.count_boxes(records, 1.5) == expected
 
 
 def test_the_file_does_not_depend_on_the_batch_size(script):
@@ -103,6 +104,28 @@ def test_name_max_samples_and_output(script, tiny_world):
     assert json.loads(Path("predictions/few_bbox.meta.json").read_text())["max_samples"] == 5
     assert script("--output", "deep/down/boxes.json") == 0
     assert len(json.loads(Path("deep/down/boxes.json").read_text())) == 12
+
+
+@pytest.mark.parametrize(
+    ("output", "file"),
+    [
+        ("there", "there/miniature_bbox.json"),
+        ("there.json", "there.json/miniature_bbox.json"),  # a folder all the same
+        ("new/deep/", "new/deep/miniature_bbox.json"),
+        ("new.json/", "new.json/miniature_bbox.json"),
+        ("new", "new/miniature_bbox.json"),
+        (".", "miniature_bbox.json"),
+        ("file.json", "file.json"),
+        ("deep/file.v2.json", "deep/file.v2.json"),
+    ],
+)
+def test_output_is_a_folder_or_a_file(script, monkeypatch, output, file):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: enumerate([["x"]] * 12))
+    for folder in ("there", "there.json"):
+        Path(folder).mkdir()
+    assert script("--output", output) == 0
+    written = sorted(str(path) for path in Path().rglob("*.json") if path.is_file())
+    assert written == sorted([file, str(meta_path(file))])
 
 
 def test_an_unreadable_image_is_reported_and_the_rest_goes_on(script, tmp_path, tiny_world, caplog):
@@ -121,11 +144,11 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(script, tmp_path, 
 
 def test_rows_that_failed_before_an_interruption_are_named(script, tiny_world, monkeypatch, caplog):
     error = UnreadableImage("unreadable image: gone")
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(3, error)]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(3, error)]))
     with pytest.raises(KeyError):
         script("--output", "a.json")
     caplog.clear()
-    monkeypatch.setattr(runs, "generate_rows", lambda *_, **__: ((i, ["x"]) for i in range(12) if i != 3))
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: ((i, ["x"]) for i in range(12) if i != 3))
     assert script("--output", "a.json") == 3
     failed = {"question_id": question_ids(tiny_world)[3], "reason": "unreadable image: gone"}
     assert json.loads(Path("a.meta.json").read_text())["failed"] == [failed]
@@ -135,25 +158,15 @@ def test_rows_that_failed_before_an_interruption_are_named(script, tiny_world, m
 def test_a_run_whose_files_lie_in_the_models_folder_goes_on(script, cropper, tmp_path, monkeypatch):
     shutil.copytree(cropper, tmp_path / "model")
     flags = ["--model_path", "model", "--output", "model/boxes.json"]
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["x"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["x"])]))
     with pytest.raises(KeyError):
         script(*flags)
-    monkeypatch.setattr(runs, "generate_rows", lambda *_, **__: ((i, ["x"]) for i in range(1, 12)))
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: ((i, ["x"]) for i in range(1, 12)))
     assert script(*flags) == 0
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
-def test_a_model_that_has_changed_is_told(tmp_path, name):
-    (tmp_path / "model.safetensors").write_text("x")
-    before = runs.fingerprint(str(tmp_path))
-    (tmp_path / "boxes.json.journal.jsonl").write_text("x")
-    assert runs.fingerprint(str(tmp_path)) == before
-    (tmp_path / name).write_text("another")
-    assert runs.fingerprint(str(tmp_path)) != before
-
-
 def test_rows_of_another_dtype_or_base_are_not_mixed_in(script, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["x"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["x"])]))
     base = tmp_path / "base"
     base.mkdir()
     flags = ["--output", "a.json", "--base_model_path", base]
@@ -164,9 +177,27 @@ def test_rows_of_another_dtype_or_base_are_not_mixed_in(script, capsys, monkeypa
     assert "other settings (base_model_files" in capsys.readouterr().err.splitlines()[-1]
     (base / "config.json").unlink()
     device = torch.device("cpu")
-    monkeypatch.setattr(generate_bbox, "device_and_dtype", lambda *_: (device, torch.bfloat16))
+    monkeypatch.setattr(modeling, "device_and_dtype", lambda *_: (device, torch.bfloat16))
     assert script(*flags) == 2
     assert "dtype 'torch.float32' there, 'torch.bfloat16' here" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_attention_is_handed_on_and_kept(script, monkeypatch, capsys):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: iter([(0, ["x"])]))
+    used = []
+
+    def load(*args, attn_implementation, **options):
+        used.append(attn_implementation)
+        return load_model(*args, attn_implementation=attn_implementation, **options)
+
+    monkeypatch.setattr(modeling, "load_model", load)
+    for attention in ("eager", None):
+        flags = ["--attn_implementation", attention] if attention else []
+        with pytest.raises(KeyError):
+            script("--output", f"{attention}.json", *flags)
+    assert used == ["eager", None]
+    assert script("--output", "eager.json") == 2
+    assert "(attn_implementation 'eager' there, None here)" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
@@ -180,12 +211,12 @@ def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
             rows.append(outcome[0])
             yield outcome
 
-    generate_rows = runs.generate_rows
-    monkeypatch.setattr(runs, "generate_rows", interrupted)
+    generate_rows = generation.generate_rows
+    monkeypatch.setattr(generation, "generate_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         script("--output", "resumed.json", "--batch_size", 3)
     assert not Path("resumed.json").exists()
-    monkeypatch.setattr(runs, "generate_rows", generate_rows)
+    monkeypatch.setattr(generation, "generate_rows", generate_rows)
     journal = Path("resumed.json.journal.jsonl").read_text().splitlines()
     assert len(journal) == 1 + 5  # the settings and the rows done
     assert script("--output", "resumed.json", "--batch_size", 4) == 0
@@ -194,7 +225,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
 
 
 def test_a_journal_of_other_settings_is_refused(script, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["[0, 0, 1, 1]"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["[0, 0, 1, 1]"])]))
     with pytest.raises(KeyError):  # ends before all rows are there: the journal stays
         script("--output", "a.json")
     assert script("--output", "a.json", "--longest_edge", 128) == 2
@@ -204,12 +235,13 @@ def test_a_journal_of_other_settings_is_refused(script, capsys, monkeypatch):
 
 
 def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["[0, 0, 1, 1]"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["[0, 0, 1, 1]"])]))
     rows = load_from_disk(str(tiny_world))["test"]
-    rows.save_to_disk("before")
     shifted = rows.select([*range(1, 12), 0]).remove_columns("question_id")  # the same ids on other questions
-    shifted.add_column("question_id", rows["question_id"][:]).save_to_disk("after")
-    flags = ["--dataset_path", "world", "--split", "", "--output", "a.json"]
+    shifted = shifted.add_column("question_id", rows["question_id"][:])
+    for name, test in {"before": rows, "after": shifted}.items():
+        DatasetDict(test=test).save_to_disk(name)
+    flags = ["--dataset_path", "world", "--output", "a.json"]
     Path("before").rename("world")
     with pytest.raises(KeyError):
         script(*flags)
@@ -226,13 +258,30 @@ def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world,
         (["--split", "validation"], "no split 'validation'"),
         (["--model_path", "/dev/null"], "/dev/null: no such folder"),
         (["--output", "/proc/boxes.json"], "cannot write"),
-        (["--batch_size", "0"], "neither a positive number nor auto"),
-        (["--max_samples", "-1"], "no positive whole number"),
-        (["--num_workers", "-1"], "no whole number, 0 or more"),
-        (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "leave --output out"),
+        (["--batch_size", "0"], "expected a positive integer or auto"),
+        (["--max_samples", "-1"], "expected a positive integer"),
+        (["--num_workers", "-1"], "expected 0 or a positive integer"),
+        (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "name a folder or leave --output out"),
+        (["--dataset", "textvga"], "invalid choice: 'textvga'"),
+        (["--longest_edge", "1"], "expected 2 to 16384 pixels"),
+        (["--longest_edge", "nan"], "expected 2 to 16384 pixels"),
+        (["--max_new_tokens", "0"], "expected a positive integer"),
+        (["--name", "../../boxes"], "'../../boxes': expected a name without a slash"),
+        (["--output", "x" * 250 + ".json"], "File name too long; name another output"),
+        (["--output", "x" * 245 + ".json"], "File name too long; name another output"),  # its meta file's
+        (["--name", "x" * 240], "File name too long; name another output"),
+        (["--output", "taken"], "cannot write taken/miniature_bbox.json"),
+        *(
+            ([flag, ""], f"argument {flag}: expected a value, got an empty text")
+            for flag in (
+                *("--model_path", "--base_model_path", "--output", "--dataset_path", "--split", "--name"),
+                "--attn_implementation",
+            )
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capsys, flags, message):
+    (tmp_path / "taken").touch()
     assert script(*flags) == 2
     error = capsys.readouterr().err
     assert "usage:" not in error
@@ -240,21 +289,26 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capsys, flags, 
     assert not list(tmp_path.rglob("*.json*"))
 
 
-def sources(**flags):
-    defaults = {"dataset": None, "dataset_path": None, "split": None, "max_samples": None, "name": None}
-    return runs.data_sources(Namespace(**defaults | flags))
+def test_a_rank_without_a_launcher_changes_nothing(script, monkeypatch):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: enumerate([["x"]] * 12))
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert script("--output", "a.json") == 0
+    assert sorted(path.name for path in Path().glob("a.*")) == ["a.json", "a.meta.json"]
 
 
-def test_data_sources():
-    common = {"split": None, "max_samples": None}
-    assert sources() == [{"dataset_path": "lmms-lab/textvqa", "dataset": None} | common]
-    assert sources(dataset=["docvqa", "vstar"]) == [
-        {"dataset_path": "docvqa", "dataset": None} | common,
-        {"dataset_path": "vstar", "dataset": None} | common,
-    ]
-    assert sources(dataset=["docvqa"], dataset_path="copy") == [{"dataset_path": "copy", "dataset": "docvqa"} | common]
-    with pytest.raises(UserError, match="run them one by one"):
-        sources(dataset=["docvqa", "vstar"], name="both")
+def test_several_processes_without_a_launcher_are_refused(script, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert script("--output", "a.json") == 2
+    assert "the environment names several processes" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(Path().glob("a.*"))
+
+
+def test_an_accent_in_a_name(script, monkeypatch):
+    monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: enumerate([["x"]] * 12))
+    assert script("--name", "é", "--output", "où") == 0
+    assert sorted(path.name for path in Path("où").iterdir()) == ["é_bbox.json", "é_bbox.meta.json"]
 
 
 def command(cropper, tiny_world, *flags) -> list:

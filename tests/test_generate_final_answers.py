@@ -12,9 +12,9 @@ from processes import REPO, kill_script, launch_script, run_script
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
+from cropvlm import generation, modeling
 from cropvlm.cli import run
 from cropvlm.crops import open_image
-from cropvlm.inference import run as runs
 from cropvlm.inference.predictions import build_meta, write_predictions
 from cropvlm.modeling import load_model, load_processor, longest_edge_of
 from generate_final_answers import MODES, AnswerPrompts
@@ -161,6 +161,7 @@ def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, answerers
     [
         ("smolvlm", ["--longest_edge", 128]),  # 64-px tiles: 2x1, 1x2 or 2x2 of them and the whole image
         ("qwen", ["--max_pixels", 84 * 84]),  # its own is 140 * 140
+        ("qwen", ["--min_pixels", 200 * 200, "--max_pixels", 200 * 200]),  # crops are enlarged
     ],
 )
 def test_image_sizes_at_every_batch_size(script, boxes, answerers, family, flags):
@@ -175,6 +176,25 @@ def test_image_sizes_at_every_batch_size(script, boxes, answerers, family, flags
         assert one == five != own
 
 
+def test_pixel_bounds_are_kept_in_settings_and_reach_the_processor(script, boxes, answerers, monkeypatch, capsys):
+    used = []
+
+    def generate(model, processor, prompts, **_):
+        used.append(processor.image_processor.size)
+        return iter([(0, ["x"])])
+
+    monkeypatch.setattr(generation, "generate_rows", generate)
+    flags = ["--bbox", boxes, "--vqa_model_path", answerers["qwen"], "--modes", "base", "--max_pixels", 12544]
+    with pytest.raises(KeyError):
+        script(*flags, "--min_pixels", 12544)
+    assert dict(used[0])["shortest_edge"] == dict(used[0])["longest_edge"] == 12544
+    (journal,) = Path("predictions").glob("*.jsonl")
+    settings = json.loads(journal.read_text().splitlines()[0])["settings"]
+    assert (settings["min_pixels"], settings["max_pixels"]) == (12544, 12544)
+    assert script(*flags) == 2
+    assert "(min_pixels 12544 there, None here)" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("own", "flags", "seen"),
     [
@@ -187,9 +207,9 @@ def test_smolvlm_sees_512_px_unless_told_otherwise(script, boxes, tmp_path, answ
     load_processor(str(answerers["smolvlm"]), longest_edge=own).save_pretrained(tmp_path / "model")
     used = []
     model = SimpleNamespace(device=torch.device("cpu"))
-    monkeypatch.setattr(generate_final_answers, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(modeling, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(
-        runs, "generate_rows", lambda _, processor, *__, **___: used.append(processor) or enumerate(["a"] * 12)
+        generation, "generate_rows", lambda _, processor, *__, **___: used.append(processor) or enumerate(["a"] * 12)
     )
     assert script("--bbox", boxes, "--vqa_model_path", tmp_path / "model", "--modes", "base", *flags) == 0
     assert [longest_edge_of(processor) for processor in used] == [seen]
@@ -210,9 +230,7 @@ def test_without_boxes_there_is_the_baseline(script, tiny_world):
 
 def test_several_box_files_with_one_loading_of_the_model(script, tmp_path, tiny_world, monkeypatch):
     loaded = []
-    monkeypatch.setattr(
-        generate_final_answers, "load_model", lambda *args, **kwargs: loaded.append(1) or load_model(*args, **kwargs)
-    )
+    monkeypatch.setattr(modeling, "load_model", lambda *args, **kwargs: loaded.append(1) or load_model(*args, **kwargs))
     paths = [write_boxes(tmp_path / f"{name}_bbox.json", tiny_world, VALID * 3) for name in ("sft", "grpo")]
     assert script("--bbox", *paths, "--modes", "cropvlm") == 0
     assert answers_of("predictions/sft_cropvlm_answers.json") == answers_of("predictions/grpo_cropvlm_answers.json")
@@ -227,7 +245,7 @@ def test_fewer_samples_than_boxes(script, boxes):
 
 def test_answers_are_cleaned_of_one_dot_and_white_space(script, boxes, monkeypatch):
     texts = [[f" base {i}.. \n", f"Crop {i}. "] for i in range(12)]
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: enumerate(texts))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: enumerate(texts))
     assert script("--bbox", boxes) == 0
     assert answers_of("predictions/world_base_answers.json")[:2] == ["base 0.", "base 1."]
     assert answers_of("predictions/world_cropvlm_answers.json")[:2] == ["Crop 0", "Crop 1"]
@@ -248,7 +266,7 @@ def test_an_unreadable_image_has_an_empty_answer_and_exit_code_3(script, tmp_pat
 
 def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch):
     assert script("--bbox", boxes, "--name", "whole") == 0
-    generate_rows, given = runs.generate_rows, []
+    generate_rows, given = generation.generate_rows, []
 
     def interrupted(*args, **kwargs):
         for outcome in generate_rows(*args, **kwargs):
@@ -257,12 +275,12 @@ def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch
             given.append(outcome)
             yield outcome
 
-    monkeypatch.setattr(runs, "generate_rows", interrupted)
+    monkeypatch.setattr(generation, "generate_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         script("--bbox", boxes, "--name", "resumed", "--batch_size", 2)
     assert not list(Path("predictions").glob("resumed_*_answers.json"))
     monkeypatch.setattr(
-        runs, "generate_rows", lambda *args, **kw: given.append(kw["done"]) or generate_rows(*args, **kw)
+        generation, "generate_rows", lambda *args, **kw: given.append(kw["done"]) or generate_rows(*args, **kw)
     )
     assert script("--bbox", boxes, "--name", "resumed") == 0
     assert given[7:] == [list(range(7))]
@@ -273,7 +291,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch
 
 
 def test_a_journal_for_other_boxes_is_refused(script, boxes, tiny_world, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
     with pytest.raises(KeyError):  # ends before all rows are there: the journals stay
         script("--bbox", boxes)
     write_boxes(boxes, tiny_world, VALID * 3)
@@ -284,11 +302,11 @@ def test_a_journal_for_other_boxes_is_refused(script, boxes, tiny_world, monkeyp
 
 
 def test_answers_of_another_dtype_are_not_mixed_in(script, boxes, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
+    monkeypatch.setattr(generation, "generate_rows", lambda *args, **kwargs: iter([(0, ["a", "b"])]))
     with pytest.raises(KeyError):
         script("--bbox", boxes)
     device = torch.device("cpu")
-    monkeypatch.setattr(generate_final_answers, "device_and_dtype", lambda *_: (device, torch.bfloat16))
+    monkeypatch.setattr(modeling, "device_and_dtype", lambda *_: (device, torch.bfloat16))
     assert script("--bbox", boxes) == 2
     assert "dtype 'torch.float32' there, 'torch.bfloat16' here" in capsys.readouterr().err.splitlines()[-1]
 
@@ -300,7 +318,7 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
     rows.cast_column("image", Image()).save_to_disk(str(tmp_path / "copy"))
     asked = []
     monkeypatch.setattr(
-        runs, "generate_rows", lambda model, processor, prompts, **_: asked.append(prompts[0]) or enumerate("AB")
+        generation, "generate_rows", lambda model, processor, prompts, **_: asked.append(prompts[0]) or enumerate("AB")
     )
     assert script("--dataset", "vstar", "--dataset_path", tmp_path / "copy", "--modes", "base") == 0
     (((messages, _),),) = asked
@@ -319,13 +337,25 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, m
         (["--bbox", "world_bbox.json", "--split", "train"], "are not those of the data set"),
         (["--bbox", "world_bbox.json", "--vqa_model_path", "nowhere/at/all"], "nowhere/at/all"),
         (["--bbox", "world_bbox.json", "--output_path", "/proc"], "cannot write"),
-        (["--bbox", "world_bbox.json", "--max_pixels", "1000"], "leave the flags out"),
+        (
+            ["--bbox", "world_bbox.json", "--max_pixels", "1000"],
+            "leave --longest_edge, --min_pixels and --max_pixels out",
+        ),
         (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
         (
             ["--bbox", "world_bbox.json", "other/world_bbox.json"],
             "_answers.json would be written 2 times; run them one by one with --name",
         ),
         (["--modes", "other"], "invalid choice: 'other'"),
+        (["--modes", "base", "--max_pixels", "9", "--min_pixels", "10"], "--min_pixels 10 is more than --max_pixels 9"),
+        (["--bbox", "world_bbox.json", "--name", "a/b"], "expected a name without a slash"),
+        (["--bbox", "world_bbox.json", "--name", "x" * 240], "File name too long; name another output"),
+        (["--bbox", "world_bbox.json", "--longest_edge", "-1"], "expected 2 to 16384 pixels"),
+        (["--bbox", "world_bbox.json", "--max_samples", "0"], "expected a positive integer"),
+        *(
+            (["--bbox", "world_bbox.json", flag, ""], f"argument {flag}: expected a value, got an empty text")
+            for flag in ("--bbox", "--vqa_model_path", "--output_path", "--dataset_path", "--split", "--name")
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, capsys, flags, message):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_qwen import as_authors_show
 
 from cropvlm import encoding, generation
 from cropvlm.cli import UserError
@@ -45,7 +46,8 @@ def pair(full, crop, question=QUESTION):
 def plain_inputs(processor, prompts):
     """The processor's own way, which preprocesses a shared image once per prompt."""
     texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages, _ in prompts]
-    return processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
+    images = [as_authors_show(processor, images) for _, images in prompts]
+    return processor(text=texts, images=images, padding=True, return_tensors="pt")
 
 
 class Pairs:
@@ -243,6 +245,57 @@ def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
     assert dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2)) == expected
     # Two prompts a row: 7 rows fail as one batch of 8 and as 4 + 3, then pass as 2 + 2 + 2 + 1.
     assert calls == [14, 8, 4, 4, 4, 2]
+
+
+def test_a_row_too_large_for_memory_fails_alone(smolvlm, monkeypatch, caplog):
+    """Row 2 does not fit whatever the batch; the others do, also by 8, and get the texts of an undisturbed run."""
+    model, processor = smolvlm
+    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(12)]
+    rows[2] = (*rows[2], "What " * 180)
+    expected = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
+    calls = []
+    generate = model.generate
+
+    def limited(**kwargs):
+        calls.append(len(kwargs["input_ids"]))
+        if kwargs["input_ids"].shape[1] > 250:  # a CPU's own words
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return generate(**kwargs)
+
+    monkeypatch.setattr(model, "generate", limited)
+    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    outcomes = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
+    failed = outcomes.pop(2)
+    assert isinstance(failed, generation.BatchTooLarge)
+    assert "out of memory with this row alone" in str(failed)
+    assert outcomes == {i: texts for i, texts in expected.items() if i != 2}
+    # Two prompts a row: 8 rows, 4, 2 (0 and 1 pass), 2, 1 (row 2 fails), then 8 again: the 5 left, and the last 4.
+    assert calls == [16, 8, 4, 4, 2, 10, 8]
+
+
+def test_a_question_longer_than_the_context_fails_alone(smolvlm):
+    rows = [(noise(200, 150), noise(40, 30)), (noise(200, 150), noise(40, 30), "what " * 20_000)]
+    outcomes = dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=2))
+    assert isinstance(outcomes[0], list)
+    assert "tokens; the model's context holds 1024" in str(outcomes[1])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("bad\nmatrix"), KeyError("x"), SyntaxError("not a PNG")])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_row_that_cannot_be_prepared_fails_alone(smolvlm, error, num_workers, caplog):
+    class Failing(Pairs):
+        def __getitem__(self, i):
+            if i == 1:
+                raise error
+            return super().__getitem__(i)
+
+    rows = Failing([(noise(200, 150, seed=i), noise(40, 30)) for i in range(3)])
+    with caplog.at_level("DEBUG", logger="cropvlm"):
+        outcomes = dict(generate_rows(*smolvlm, rows, max_new_tokens=2, num_workers=num_workers))
+    assert [isinstance(outcomes[i], ValueError) for i in range(3)] == [False, True, False]
+    assert str(outcomes[1]).startswith(f"cannot be prepared: {type(error).__name__}")
+    assert "\n" not in str(outcomes[1])
+    assert "Traceback" in caplog.text  # for --verbose
 
 
 def test_a_fixed_batch_size_is_not_halved(smolvlm, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import create_dataset
 from cropvlm.benchmarks import BENCHMARKS
 from cropvlm.cli import UserError
+from cropvlm.teacher.arguments import teacher_of
 from cropvlm.teacher.responses import teacher_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def parse(call: list[str], monkeypatch) -> None:
     def stop(*_):
         raise Parsed
 
-    monkeypatch.setattr(module, "start", stop)
+    monkeypatch.setattr(module, "train", stop)
     with pytest.raises(Parsed):
         module.main()
 
@@ -159,7 +160,7 @@ def test_training_sets_of_other_teachers_lie_elsewhere(monkeypatch):
         if args.from_journal:
             assert args.output_path == last
         else:
-            settings = teacher_settings(args)
+            settings = teacher_settings(teacher_of(args))
             assert kept.setdefault(args.output_path, settings) == settings, call
         last = args.output_path
     assert len(kept) > 2

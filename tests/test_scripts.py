@@ -1,9 +1,13 @@
 """The bash scripts: they parse, name no path of a machine, and run the stages in order and only once."""
 
+import contextlib
 import importlib.util
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -21,14 +25,16 @@ arguments=$*
 output_path=$(value output_path) output_dir=$(value output_dir) output=$(value output)
 case $1 in
     create_dataset.py) mkdir -p "${output_path}_sft" "${output_path}_grpo" ;;
-    train_*.py) touching "$output_dir/adapter_model.safetensors" ;;
+    train_*.py) touching "$output_dir/adapter_model.safetensors"; touch "$output_dir/run.json" ;;
     generate_bbox.py) touching "$output" ;;
     generate_final_answers.py) touching "${output_path:=predictions}/textvqa_base_answers.json"
         touch "$output_path/textvqa_cropvlm_answers.json" ;;
     -m) [ -z "$output" ] || touching "$output"; [ -z "$output_path" ] || mkdir -p "$output_path" ;;
 esac
 [ "$1" != "${FAILING-}" ] || exit "$CODE"
+[ -z "${SLOW-}" ] || { echo $$ >> pids.txt; exec sleep 60; }
 """
+SOURCED = ("setup.sh", "steps.sh")
 STAGES = [
     "create_dataset.py",
     "train_sft.py",
@@ -49,7 +55,7 @@ def test_bash_can_read_it(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_it_says_what_it_does_and_stops_at_an_error(script):
     text = script.read_text(encoding="utf-8")
-    if script.name == "setup.sh":  # sourced: the sourcing script sets the options
+    if script.name in SOURCED:  # sourced: the sourcing script sets the options
         assert text.startswith("# ")
     else:
         assert text.startswith("#!/usr/bin/env bash\n# ")
@@ -126,7 +132,7 @@ def test_reproduce_keeps_the_mixture_apart(checkout):
     result, calls = reproduce(checkout, "0", "mixture")
     assert result.returncode == 0, result.stderr
     assert [call[0] for call in calls] == STAGES
-    assert calls[0][1:6] == ["--dataset_path", "textvqa=0.5", "docvqa=0.5", "infovqa=0.5", "stvqa=0.5"]
+    assert calls[0][1:6] == ["--dataset_path", "textvqa", "docvqa", "infovqa", "stvqa"]  # whole: 124,085 rows
     assert all("mixture" in " ".join(call) for call in calls)
 
 
@@ -146,6 +152,15 @@ def test_reproduce_stops_where_a_stage_fails(checkout, code):
     result, calls = reproduce(checkout, "0", FAILING="train_sft.py", CODE=str(code))
     assert result.returncode == code
     assert [call[0] for call in calls] == STAGES[:2]
+
+
+@pytest.mark.parametrize(("stage", "files"), [("sft", ["adapter_model.safetensors"]), ("grpo", ["run.json"])])
+def test_half_a_model_is_not_taken_for_a_finished_one(stage, files, checkout):
+    """Weights without the record that is written last, as a killed run may leave them; a record without weights."""
+    assert reproduce(checkout, "0")[0].returncode == 0
+    for name in {"adapter_model.safetensors", "run.json"} - {*files}:
+        (checkout / "models" / f"{stage}_512" / name).unlink()
+    assert reproduce(checkout, "0")[1][0][0] == f"train_{stage}.py"
 
 
 @pytest.mark.parametrize("args", [(), ("gpu0",), ("0", "--max_samples"), ("0", "mixture", "1")])
@@ -192,3 +207,52 @@ def test_the_miniature_stops_where_a_step_fails(checkout, failing, code):
     assert result.returncode == code
     assert calls[-1][0] in (failing, "-m")  # the first of a pair, or its other half at work beside it
     assert "vqa_accuracy.py" not in {c[0] for c in calls}
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(("script", "args", "running"), [("miniature.sh", [], 2), ("reproduce.sh", ["0"], 1)])
+def test_a_signal_ends_the_steps_that_are_running(script, args, running, name, checkout):
+    """The miniature runs two at once; its first step has its result already."""
+    (checkout / "datasets" / "miniature").mkdir(parents=True)
+    environment = {"PATH": "/usr/bin:/bin", "SLOW": "yes", "TMPDIR": str(checkout)}
+    command = ["bash", checkout / "scripts" / script, *args]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pids = checkout / "pids.txt"
+    end = time.monotonic() + 30
+    while not pids.exists() or len(pids.read_text().split()) < running:
+        assert process.poll() is None, "it ended before its steps had begun"
+        assert time.monotonic() < end, "its steps do not begin"
+        time.sleep(0.05)
+    process.send_signal(name)
+    assert process.wait(timeout=20) == 128 + name
+    left = [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+    assert not list(checkout.glob("tmp.*"))  # the miniature's log of the second step
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended may wait for a while to be forgotten."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("script", ["reproduce.sh", "train_sft.sh", "miniature.sh"])
+def test_scripts_work_through_a_link_and_with_cdpath(script, checkout, tmp_path_factory):
+    """CDPATH makes `cd scripts/..` go elsewhere; a link to a script stands in a folder without setup.sh."""
+    (checkout / "scripts" / "setup.sh").write_text(
+        (ROOT / "scripts" / "setup.sh").read_text().split("# stop")[0] + 'PATH="$PWD/bin:$PATH"\n'
+    )
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "scripts").mkdir()
+    (elsewhere / "link.sh").symlink_to(checkout / "scripts" / script)
+    args = [] if script == "miniature.sh" else ["0"]
+    environment = {"PATH": "/usr/bin:/bin", "CDPATH": str(elsewhere)}
+    for command, cwd in ((["bash", f"scripts/{script}"], checkout), (["bash", "link.sh"], elsewhere)):
+        (checkout / "calls.txt").write_text("")
+        result = subprocess.run([*command, *args], cwd=cwd, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert (checkout / "calls.txt").read_text().strip()
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["link.sh", "scripts"]

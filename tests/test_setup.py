@@ -89,10 +89,25 @@ def test_a_python_whose_venv_makes_no_pip(checkout):
     assert is_ready(checkout, result), result.stderr
 
 
+@pytest.mark.parametrize("gone", ["interpreter", "folder of its packages"])
+def test_an_environment_whose_interpreter_was_upgraded_is_made_anew(gone, checkout):
+    """Else the scripts would go on with whatever python3 is on the path, or without the packages."""
+    assert is_ready(checkout, set_up(checkout))
+    if gone == "interpreter":
+        for link in (checkout / ".venv/bin").glob("python*"):
+            link.unlink()
+            link.symlink_to("/gone/python3")
+    else:
+        next((checkout / ".venv/lib").glob("python*")).rename(checkout / ".venv/lib/python3.1")
+    result = set_up(checkout)
+    assert is_ready(checkout, result), result.stderr
+    assert result.stderr.startswith("setup: making .venv with Python")
+
+
 @pytest.mark.parametrize("python", ["old", "no/such/python3"])
 def test_no_fitting_python(checkout, python):
     executable(checkout / "old", OLD)
     result = set_up(checkout, str(checkout / python))
     assert result.returncode == 2
-    assert "error: Python 3.10 or newer is needed" in result.stderr.splitlines()[-1]
+    assert "error: Python 3.11 or newer is needed" in result.stderr.splitlines()[-1]
     assert not (checkout / ".venv").exists()

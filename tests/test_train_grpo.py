@@ -23,8 +23,8 @@ from cropvlm.crops import open_image
 from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import cropper_messages
-from cropvlm.training import arguments, evaluation
-from cropvlm.training import box_logging as watching
+from cropvlm.training import evaluation, trl_overrides
+from cropvlm.training.rows import load_training_rows, prompt_completion_rows, prompt_rows
 from cropvlm.training.shared_images import open_images
 
 
@@ -59,7 +59,7 @@ def test_defaults_are_the_papers(tmp_path):
 
 
 def test_a_group_shares_one_decoded_image(tiny_world):
-    rows = train_grpo.prompt_rows(load_rows(tiny_world, "train"), "<image>")
+    rows = prompt_rows(load_rows(tiny_world, "train"), "<image>")
     first, same, other = rows.__getitems__([0, 0, 1])
     assert first["prompt"] == cropper_messages(first["question"])
     assert len(first["answers"]) == 10
@@ -88,11 +88,11 @@ def test_rows_with_base64_images_can_be_trained_on(module, tiny_smolvlm, tmp_pat
     """HR-Bench's are, and are decoded when a row is read."""
     hrbench().add_column("bbox", [[1, 2, 3, 4]] * 2).save_to_disk(tmp_path / "data")
     if module is train_sft:
-        rows = arguments.load_training_rows(str(tmp_path / "data"), None, None, "bbox")
-        rows = list(train_sft.prompt_completion_rows(rows, modeling.load_processor(str(tiny_smolvlm), 64)))
+        rows = load_training_rows(str(tmp_path / "data"), None, None, "bbox")
+        rows = list(prompt_completion_rows(rows, modeling.load_processor(str(tiny_smolvlm), 64)))
     else:
-        rows = arguments.load_training_rows(str(tmp_path / "data"), None, None, "answers")
-        rows = open_images(list(train_grpo.prompt_rows(rows, "<image>")))
+        rows = load_training_rows(str(tmp_path / "data"), None, None, "answers")
+        rows = open_images(list(prompt_rows(rows, "<image>")))
     assert len(rows) == 2
     assert all(isinstance(row["image"], Image.Image) for row in rows)
 
@@ -163,7 +163,7 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
         modeling.load_model(str(folder), device="cpu")
         modeling.load_processor(str(folder), 64)
     another = ["--base_model", tiny_smolvlm, "--resume_from_checkpoint", True]
-    with pytest.raises(UserError, match=f"started from {sft_adapter}; name that one"):
+    with pytest.raises(UserError, match=f"base_model '{sft_adapter}' there, '{tiny_smolvlm}' here"):
         run_main(monkeypatch, *flags, *another)
 
 
@@ -237,7 +237,7 @@ def test_a_step_by_default_is_16_prompts_of_6_completions(sft_adapter, tiny_smol
         (["--num_generations", 4], "divisible"),
         (["--reward", "beauty"], "--reward"),
         (["--max_samples", 1], "1 rows"),
-        (["--reward_weights", 1, 2, 3], "--reward_weights"),
+        (["--reward_weights", 1, 2, 3], r"reward weights \(3\) must match number of reward functions \(2\)"),
         (["--eval_strategy", "steps", "--eval_steps", 1], "--eval_dataset_path"),
         (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
     ],
@@ -255,7 +255,7 @@ def test_a_reward_vlm_that_resizes_in_its_own_way(sft_adapter, tiny_qwen, tiny_w
     flags = flags_for(sft_adapter, tiny_qwen, tiny_world, tmp_path)
     with pytest.raises(UserError, match="longest edge of 64 px; say --vqa_longest_edge None"):
         run_main(monkeypatch, *flags)
-    monkeypatch.setattr(train_grpo.WatchedGRPOTrainer, "train", lambda self, **options: None)
+    monkeypatch.setattr(trl_overrides.BoxGRPOTrainer, "train", lambda self, **options: None)
     run_main(monkeypatch, *flags, "--vqa_longest_edge", None)
 
 
@@ -295,12 +295,12 @@ def test_an_adapter_of_another_base_is_refused(
 def test_a_process_that_holds_a_part_of_one_group_draws_nothing(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     """Two processes of two completions each: this one has two of the group's three, and the rewards of all four."""
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
-    trainer.log_crops_every = 1
+    trainer.policy_arguments.log_crops_every = 1
     trainer.model.train()
     trainer.reward_funcs = [lambda completions, **columns: [0.0] * len(completions)] * 2
     row = open_images([trainer.train_dataset[0]])[0]
     completions = [[{"role": "assistant", "content": "?"}]] * 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watching, "box_figures", lambda *_: {})
+        patch.setattr(trl_overrides, "box_figures", lambda *_: {})
         trainer._calculate_rewards([row] * 2, [row["prompt"]] * 2, completions, [[1]] * 2)
     assert not (tmp_path / "crops").exists()

@@ -28,11 +28,12 @@ def call(checkout: Path, script: str, *args: str) -> subprocess.CompletedProcess
     return subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
 
 
-def make_model(checkout: Path, name: str, weights: str, seconds: int) -> None:
-    """A model of which only the name and the time of its weights matter."""
+def make_model(checkout: Path, name: str, weights: str, seconds: int, others: tuple = ("run.json",)) -> None:
+    """A model of which only the names of its files and the time of its weights matter."""
     folder = checkout / "models" / name
     folder.mkdir(parents=True)
-    (folder / weights).touch()
+    for file in (weights, *others):
+        (folder / file).touch()
     os.utime(folder / weights, (seconds, seconds))
 
 
@@ -81,6 +82,38 @@ def test_grpo_goes_on_with_the_model_that_it_started_from(output, checkout):
     for resume in ("", "--resume_from_checkpoint False"):
         result = call(checkout, "train_grpo.sh", "0", *f"{output}{resume}".split())
         assert "--base_model models/sft_1024" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("sft_1024", ()),  # weights alone
+        ("sft_1024", ("adapter_config.json", "base_model.txt")),  # a trainer's folder, killed before its last file
+        ("sft_1024/checkpoint-900", ("adapter_config.json", "trainer_state.json")),  # a checkpoint, likewise
+    ],
+)
+def test_grpo_does_not_start_from_half_a_model(name, others, checkout):
+    make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
+    make_model(checkout, name, "adapter_model.safetensors", 30, others)
+    assert "--base_model models/sft_512 " in call(checkout, "train_grpo.sh", "0", "--lora_r", "8").stdout
+
+
+def test_grpo_starts_from_a_model_of_another_origin(checkout):
+    """Downloaded: without the files that a trainer here notes its run in."""
+    make_model(checkout, "sft_512", "adapter_model.safetensors", 20, ("adapter_config.json",))
+    assert "--base_model models/sft_512\n" in call(checkout, "train_grpo.sh", "0").stdout
+
+
+def test_an_empty_note_of_the_base_is_passed_over(checkout):
+    (checkout / "models" / "grpo_512").mkdir(parents=True)
+    (checkout / "models" / "grpo_512" / "base_model.txt").touch()
+    result = call(checkout, "train_grpo.sh", "0", "--resume_from_checkpoint", "True")
+    assert result.returncode == 2
+    assert "models/grpo_512/base_model.txt is empty" in result.stderr
+    assert result.stderr.count("\n") == 1
+    make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
+    result = call(checkout, "train_grpo.sh", "0", "--resume_from_checkpoint", "True")
+    assert "--base_model models/sft_512 " in result.stdout
 
 
 def test_grpo_without_an_sft_model_is_refused(checkout):

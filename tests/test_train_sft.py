@@ -1,14 +1,12 @@
 """Stage 1 on a tiny model: rows, labels, LoRA, a whole run, and what is refused before a model is loaded."""
 
-import errno
 import json
 import sys
-from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
 import train_sft
@@ -18,7 +16,6 @@ from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import cropper_messages
 from cropvlm.training import evaluation
-from cropvlm.training import saving as finishing
 from cropvlm.training.arguments import PolicyArguments
 
 BOX = [10, 20, 30, 40]
@@ -166,25 +163,6 @@ def test_merge_needs_an_adapter(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), "--merge", "--use_lora", False)
 
 
-def test_the_output_is_pushed_with_its_card(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
-    pushed = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: pushed.append(options))
-    hub = {"push_to_hub": True, "hub_model_id": "me/cropper", "hub_strategy": "end"}
-    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(sft_data), lora_r=4)
-    finishing.finish(make_trainer(tmp_path, policy, **hub), policy)
-    # As in TRL's scripts: once when the model is saved, and at the end.
-    assert {(push["repo_id"], push["folder_path"]) for push in pushed} == {("me/cropper", str(tmp_path))}
-    assert "--model_path me/cropper" in (tmp_path / "README.md").read_text()
-
-
-def test_a_full_disk_is_one_line():
-    with pytest.raises(UserError, match="disk is full"), finishing.disk_errors("models/x"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(RuntimeError, match="else"), finishing.disk_errors("models/x"):
-        raise RuntimeError("something else")
-
-
 def test_weights_without_lora(tiny_smolvlm, sft_data, tmp_path, monkeypatch, caplog):
     flags = ["--use_lora", False, "--max_steps", 1, "--warmup_steps", 0]
     run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
@@ -218,6 +196,34 @@ def test_rows_all_without_a_usable_box_are_refused(tiny_world, tiny_smolvlm, tmp
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match="1 not four numbers, 1 outside of 0..100"):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0.1, 0.1, 0.5, 0.6]] * 4, "fractions of 1, such as \\[0.1, 0.1, 0.5, 0.6\\]; expected percent"),
+        ([[0.1, 0.1, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0]], "fractions of 1.*expected percent"),
+        ([[0.0, 0.0, 1.0, 1.0]] * 3, "fractions of 1.*expected percent"),
+        ([[10.0, 10.0, 50.0, 60.0], [0.2, 0.1, 0.5, 0.6]], "fractions of 1.*expected percent"),
+        ([[10, 10, 50, 60], [120, 40, 310, 200], [30, 4, 90, 80]], "1 of 3 boxes reach beyond 100.*expected percent"),
+        ([[120, 40, 310, 200]] * 2, "2 outside of 0..100.*percent"),
+    ],
+)
+def test_boxes_in_other_units_are_refused(boxes, message, tiny_world, tiny_smolvlm, tmp_path, monkeypatch):
+    """Some of them would pass as percent, and the model would learn them."""
+    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(len(boxes)))
+    rows.add_column("bbox", boxes).save_to_disk(str(tmp_path / "data"))
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
+    with pytest.raises(UserError, match=message):
+        make_trainer(tmp_path / "out", policy)
+
+
+def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
+    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(2))
+    rows.add_column("bbox", [[0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 1.0, 1.0]]).save_to_disk(str(tmp_path / "data"))
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
+    assert len(make_trainer(tmp_path / "out", policy).train_dataset) == 2
 
 
 @pytest.mark.parametrize(

@@ -264,8 +264,8 @@ def test_split_and_data_set_come_from_the_meta_file_unless_given(world, score):
     ("predictions", "problem"),
     [
         ({1: "a", 2: "b"}, "1 missing: 3"),
-        ({1: "a", 2: "b", 3: "c", 4: "d"}, "1 strange: 4"),
-        ({1: "a", 2: "b", "3": "c"}, "1 missing: 3; 1 strange: '3'"),
+        ({1: "a", 2: "b", 3: "c", 4: "d"}, "1 unknown: 4"),
+        ({1: "a", 2: "b", "3": "c"}, "1 missing: 3; 1 unknown: '3'"),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(world, score, predictions, problem):
@@ -285,7 +285,7 @@ def test_doubled_ids_and_a_comparison_that_does_not_fit_are_refused(world, score
     code, _, error = score("--compare", "other.json")
     assert code == 2
     assert "other.json" in error
-    assert "1 doubled: 1" in error
+    assert "1 duplicate: 1" in error
     Path("p.json").write_text(json.dumps([*records, records[0]]))
     assert score()[0] == 2
 

@@ -1,28 +1,40 @@
-"""Flags that `generate_bbox.py` and `generate_final_answers.py` share."""
+"""The flags that `generate_bbox.py` and `generate_final_answers.py` share, and what they name."""
 
 import argparse
-from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from cropvlm.cli import UserError, batch_size, positive, whole_number
+from cropvlm.benchmarks import BENCHMARKS
+from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, whole_number
+from cropvlm.inference.run import Generate
+from cropvlm.runtime.processes import device_index, worker_count
+from cropvlm.runtime.server import Server, answer_rows, api_settings, fit_longest_edge
+from cropvlm.runtime.server_arguments import with_remedies
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `generate_bbox.py` and `generate_final_answers.py` share."""
+    """The flags that both scripts share."""
     add = parser.add_argument
-    add("--dataset_path", help=f"benchmark name, hub id (id:config), or local folder (default {DEFAULT_DATASET})")
-    add("--dataset", nargs="+", help="one or more benchmarks; beside --dataset_path: whose columns that one has")
-    add("--split", help="default: the benchmark's own, or the only one")
-    add("--name", help="{name} of the files; default: the data set's")
+    add("--dataset_path", type=nonempty, help=f"benchmark, Hub id (id:config) or local folder ({DEFAULT_DATASET})")
+    add(
+        "--dataset",
+        nargs="+",
+        choices=BENCHMARKS,
+        metavar="NAME",
+        help=f"benchmarks ({' '.join(BENCHMARKS)}); beside --dataset_path: the one whose columns that one has",
+    )
+    add("--split", type=nonempty, help="default: the benchmark's own, or the only one")
+    add("--name", type=file_name, help="{name} of the files; default: the data set's")
     add("--max_samples", type=positive, help="only the first so many rows")
+    add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own choice")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
     add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
-    add("--verbose", action="store_true", help="log every text")
+    add("--verbose", action="store_true", help="log every text, and the cause of an error")
 
 
 def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -31,14 +43,60 @@ def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
     datasets = args.dataset or []
     if len(datasets) > 1 and (args.dataset_path or args.name):
         raise UserError("several --dataset go with neither --dataset_path nor --name; run them one by one")
-    if args.dataset_path or not datasets:  # --dataset_path, perhaps with the columns of a --dataset
-        path = args.dataset_path or DEFAULT_DATASET
-        return [{"dataset_path": path, "dataset": datasets[0] if datasets else None} | common]
-    return [{"dataset_path": name, "dataset": None} | common for name in datasets]
+    if args.dataset_path is None and datasets:
+        return [{"dataset_path": name, "dataset": None} | common for name in datasets]
+    path = DEFAULT_DATASET if args.dataset_path is None else args.dataset_path
+    return [{"dataset_path": path, "dataset": datasets[0] if datasets else None} | common]
 
 
-def refuse_doubles(outputs: Iterable[Path]) -> None:
-    """Raise `UserError` where one file would be written twice by one command."""
-    for output, times in Counter(outputs).items():
-        if times > 1:
-            raise UserError(f"{output} would be written {times} times; run them one by one with --name")
+def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The device that this process uses, and the dtype of the model there."""
+    from cropvlm.modeling import device_and_dtype
+
+    with remedy("name one that does with --gpu"):
+        return device_and_dtype(device_index(args.gpu))
+
+
+@dataclass
+class TextModel:
+    """The model that generates the texts of a run, on this machine or behind a server.
+
+    settings: what determines its text for a prompt. names: what the meta file says of it.
+    longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
+    """
+
+    settings: dict[str, Any]
+    names: dict[str, str | None]
+    generate: Generate
+    longest_edge: int | None
+
+
+def local_model(
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    names: dict[str, str | None],
+    load: Callable[[], tuple[Any, Any]],
+    longest_edge: int | None,
+) -> TextModel:
+    """A model on this machine; `load` returns it with its processor, and is called once, for the first rows to do."""
+    load = functools.cache(load)
+
+    def generate(prompts, done):
+        from cropvlm.generation import generate_rows
+
+        model, processor = load()
+        workers = worker_count(args.num_workers, model.device.type)
+        options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": workers}
+        return generate_rows(model, processor, prompts, done=done, **options)
+
+    return TextModel(settings, names, generate, longest_edge)
+
+
+def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:
+    """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
+    resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
+
+    def generate(prompts, done):
+        return with_remedies(answer_rows(server, prompts, resize, done))
+
+    return TextModel(api_settings(server), {role: server.model, "server": server.base}, generate, longest_edge)

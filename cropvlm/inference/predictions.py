@@ -1,4 +1,4 @@
-"""Prediction files: records, meta file, atomic writing, joining on question_id; the journal of a running job.
+"""Prediction files: records, meta file, atomic writing, joining on question_id.
 
 A prediction file is a JSON list of `{"question_id": ..., "answer": ...}` in data set order. No torch in here.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, one_line, shorten
 from cropvlm.runtime.files import check_writable, write_json
 from cropvlm.runtime.provenance import library_versions
 
@@ -33,9 +33,9 @@ def build_meta(
 ) -> dict[str, Any]:
     """The content of a meta file: the arguments as given, and the versions of the installed libraries.
 
-    `dataset_path`, `split`, `max_samples` and `dataset` are what the next stage hands to `cropvlm.data.load_rows`,
-    so that it sees the same rows. `counts` holds rows, invalid boxes and seconds where they mean something,
-    `failed` the `question_id` of each row that has no answer, and the `reason`.
+    The next stage hands `dataset_path`, `split`, `max_samples` and `dataset` to `cropvlm.data.load_rows`, so that it
+    sees the same rows. `counts` holds rows, invalid boxes and seconds where they mean something, `failed` the
+    `question_id` of each row without an answer, and the `reason`.
     """
     return {
         "dataset_path": str(dataset_path),
@@ -51,44 +51,55 @@ def build_meta(
 
 
 def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None:
-    """Write the meta file, then the prediction file: where the latter stands, both are complete.
+    """Write the meta file, then the prediction file: where the latter exists, both are complete.
 
-    Only `question_id` (str or int, type kept) and `answer` (str) of each record are written. Raises
-    `ValueError` for a record of another form or a doubled id, `UserError` where the files cannot be written.
+    Only `question_id` (str or int, type kept) and `answer` (str) of each record are written.
+
+    Raises:
+        ValueError: a record of another form, or a duplicate id.
+        UserError: the files cannot be written.
     """
     for i, record in enumerate(records):
-        if not _is_record(record):
-            raise ValueError(f"record {i} is no prediction record: {record!r}")
-    if doubled := _doubled([record["question_id"] for record in records]):
-        raise ValueError(f"doubled question_id: {_some(doubled)}")
-    check_writable(path)
+        if not is_record(record):
+            raise ValueError(f"record {i} is not a prediction record: {shorten(repr(record))}")
+    if duplicates := _duplicates([record["question_id"] for record in records]):
+        raise ValueError(f"duplicate question_id: {_some(duplicates)}")
+    check_output(path)
     write_json(meta_path(path), meta)
     write_json(path, [{"question_id": r["question_id"], "answer": r["answer"]} for r in records])
 
 
+def check_output(path: str | Path) -> None:
+    """Make the folder of a prediction file, and see that it and its meta file can be written; `UserError` if not."""
+    for file in (Path(path), meta_path(path)):
+        check_writable(file)
+
+
 def read_predictions(path: str | Path) -> list[dict]:
-    """The records of a prediction file, in its order. Raises `UserError` for whatever is no such file."""
+    """The records of a prediction file, in its order. Raises `UserError` for any other file."""
     records = _read_json(path)
     form = 'expected a JSON list of {"question_id": ..., "answer": ...}'
     if not isinstance(records, list):
-        raise UserError(f"{path} is no prediction file: it holds a {type(records).__name__}, {form}")
+        raise UserError(f"{path} is not a prediction file: it holds a {type(records).__name__}, {form}")
     for i, record in enumerate(records):
-        if not _is_record(record):
-            raise UserError(f"{path} is no prediction file: item {i} is {repr(record)[:80]}, {form}")
+        if not is_record(record):
+            raise UserError(f"{path} is not a prediction file: item {i} is {shorten(repr(record))}, {form}")
     return records
 
 
 def read_meta(path: str | Path) -> dict:
-    """The meta of the prediction file `path`; empty if there is none beside it. Raises `UserError` if it is none."""
+    """The meta of the prediction file `path`; empty without a meta file. Raises `UserError` for any other content."""
     if not meta_path(path).exists():
         return {}
     meta = _read_json(meta_path(path))
     if not isinstance(meta, dict):
-        raise UserError(f"{meta_path(path)} is no meta file: it holds a {type(meta).__name__}, expected an object")
+        raise UserError(f"{meta_path(path)} is not a meta file: it holds a {type(meta).__name__}, expected an object")
     for key, kind in {"dataset_path": str, "dataset": str, "split": str, "max_samples": int}.items():
         value = meta.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UserError(f"{meta_path(path)}: {key} is {value!r}, expected a value of type {kind.__name__} or null")
+            raise UserError(
+                f"{meta_path(path)}: {key} is {shorten(repr(value))}, expected a value of type {kind.__name__} or null"
+            )
     return meta
 
 
@@ -96,7 +107,7 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
     """The answers of `records` in the order of `rows`, joined on `question_id` (7 and "7" are two ids).
 
     rows: a `datasets.Dataset` or a list of dicts, with `question_id`. name: what the message calls `records`.
-    Raises `UserError`, naming a few, if ids are missing, doubled or strange.
+    Raises `UserError`, naming a few, if ids are missing, duplicate or unknown.
     """
     # The column alone: going through the rows of a Dataset would read every image.
     row_ids = list(rows["question_id"]) if hasattr(rows, "column_names") else [row["question_id"] for row in rows]
@@ -104,8 +115,8 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
     known, given = set(row_ids), set(record_ids)
     faults = {
         "missing": [i for i in row_ids if i not in given],
-        "doubled": _doubled(record_ids),
-        "strange": [i for i in record_ids if i not in known],
+        "duplicate": _duplicates(record_ids),
+        "unknown": [i for i in record_ids if i not in known],
     }
     if any(faults.values()):
         listed = "; ".join(f"{len(ids)} {fault}: {_some(ids)}" for fault, ids in faults.items() if ids)
@@ -121,12 +132,13 @@ def _read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; name an existing JSON file") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}; name an existing JSON file") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); make it again") from error
+        raise UserError(f"{path} is not JSON ({one_line(error)}); make it again") from error
 
 
-def _is_record(record: Any) -> bool:
+def is_record(record: Any) -> bool:
+    """Whether this is a dict with a `question_id` (str or int) and an `answer` (str), whatever else it holds."""
     return (
         isinstance(record, dict)
         and isinstance(record.get("question_id"), (str, int))
@@ -135,9 +147,9 @@ def _is_record(record: Any) -> bool:
     )
 
 
-def _doubled(ids: Iterable[str | int]) -> list[str | int]:
+def _duplicates(ids: Iterable[str | int]) -> list[str | int]:
     return [i for i, count in Counter(ids).items() if count > 1]
 
 
 def _some(ids: list[str | int], limit: int = 5) -> str:
-    return ", ".join(repr(i) for i in ids[:limit]) + (", ..." if len(ids) > limit else "")
+    return ", ".join(shorten(repr(i)) for i in ids[:limit]) + (", ..." if len(ids) > limit else "")

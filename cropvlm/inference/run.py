@@ -1,116 +1,195 @@
-"""What the generating scripts share: their flags, the journal of a run, and rows split over processes."""
+"""The run of a generating script: its prediction files, the journals behind them, what is left to do, what failed."""
 
-import argparse
 import contextlib
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from tqdm import tqdm
 
-from cropvlm.generation import Outcomes, generate_rows
-from cropvlm.inference.predictions import read_meta
-from cropvlm.prompts import PromptSource
+from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError
+from cropvlm.inference.predictions import build_meta, is_record, read_meta, write_predictions
+from cropvlm.prompts import Prompt, PromptSource
 from cropvlm.runtime.journal import Journal
-from cropvlm.runtime.processes import num_processes, rank, worker_count
+from cropvlm.runtime.processes import exchange, gather, num_processes, rank, shard
 
 logger = logging.getLogger(__name__)
 
-
-@contextlib.contextmanager
-def open_journals(settings: dict[Path, dict[str, Any]]) -> Iterator[dict[Path, Journal]]:
-    """This process's journals for all files of a command, by file; every process has its own.
-
-    settings: by file, in the order in which they are written. The journals are removed together when all files stand,
-    and none is when the run ends before: a data set that is done need not be done again for the sake of the next one.
-    """
-    suffix = f".rank{rank()}" if rank() else ""
-    with contextlib.ExitStack() as stack:
-        journals = {}
-        for path, content in settings.items():
-            journal = Journal(path.with_name(path.name + suffix), content | {"processes": num_processes()})
-            journals[path] = stack.enter_context(journal)
-        yield journals
-        if num_processes() > 1:
-            PartialState().wait_for_everyone()  # until the first one has written the files
-        for journal in journals.values():
-            journal.remove()
+# A text, or why there is none.
+Text = str | ValueError
+# Takes a prompt source, and the indices of its rows to leave out as `done`; yields (row index, a text per prompt or one
+# error for all).
+Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
 
 
-def only_journals_are_left(journals: dict[Path, Journal], ids: list[list]) -> bool:
-    """Whether a run of this command wrote all its files, and was killed while it removed its journals.
-
-    ids: every question_id of each file. The first journals are gone then and the others whole, which no earlier moment
-    leaves: a file's rows begin when those before are done. Of one process only: several remove theirs at once.
-    """
-    begun = [bool(journal.rows) for journal in journals.values()]
-    if num_processes() > 1 or not any(begun) or begun[0]:
-        return False
-    left = list(zip(journals.values(), ids, strict=True))[begun.index(True) :]
-    return all(journal.rows.keys() >= set(of_file) for journal, of_file in left) and all(
-        path.is_file() and read_meta(path).get("settings", {}) | {"processes": 1} == journal.settings
-        for path, journal in journals.items()
-    )
+class DuplicateOutput(UserError):
+    """One command would write a file twice."""
 
 
-def generate_missing(
-    args: argparse.Namespace, journals: list[Journal], ids: list, prompts: PromptSource, load: Callable
-) -> None:
-    """Generate what the journals do not hold yet. `load` returns model and processor; it is called if need be.
+@dataclass
+class Output:
+    """A prediction file to make.
 
-    ids: question_id by row index. Each row has one prompt per journal.
+    path: of the file; its meta file lies beside it, and until both are complete the journal.
+    settings: what determines its records; a journal with other settings is rejected.
+    source: the data set, as keyword arguments of `cropvlm.data.load_rows`.
+    models: what the meta file says of the models.
+    count: takes records and seconds, returns the counts of the meta file.
+    clean: turns a generated text into the answer that is written.
+    failures: the rows without a text, `question_id` and `reason`, once the file is written.
     """
 
-    def generate(done: list[int]) -> Outcomes:
-        model, processor = load()
-        return generate_rows(
-            model,
-            processor,
-            prompts,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-            num_workers=worker_count(args.num_workers, model.device.type),
-            done=done,
-        )
+    path: Path
+    settings: dict[str, Any]
+    source: dict[str, Any]
+    models: dict[str, str | None]
+    count: Callable[[list[dict], float], dict[str, Any]]
+    clean: Callable[[str], str] = str
+    journal: Journal = field(init=False)
+    failures: list[dict] = field(init=False, default_factory=list)
 
-    fill_missing(journals, ids, generate)
+    def __post_init__(self):
+        suffix = f".rank{rank()}" if rank() else ""  # every process has its own
+        settings = self.settings | {"processes": num_processes()}
+        self.journal = Journal(self.path.with_name(self.path.name + suffix), settings, _is_kept_record)
 
+    def keep(self, question_id: str | int, text: Text) -> None:
+        """Add a row to the journal."""
+        failed = isinstance(text, ValueError)
+        record = {"answer": "", "failed": str(text)} if failed else {"answer": text}
+        logger.debug("%r: %r", question_id, record["answer"])
+        self.journal.append([{"question_id": question_id} | record])
 
-def fill_missing(journals: list[Journal], ids: list, generate: Callable[[list[int]], Outcomes]) -> None:
-    """Fill the journals with what they lack. generate: takes the indices of rows that are done, yields the rest."""
-    done = [i for i, question_id in enumerate(ids) if all(question_id in journal.rows for journal in journals)]
-    if len(done) < len(ids):
-        outcomes = generate(done)
-        fill(journals, ids, tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0))
+    def write(self, kept: list[dict], seconds: float) -> None:
+        """Write the file and its meta file, and log the counts and the rows that failed, whichever run met them."""
+        self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
+        records = [record | {"answer": self.clean(record["answer"])} for record in kept]
+        counts = self.count(records, seconds)
+        meta = {"models": self.models, "settings": self.settings, "counts": counts, "failed": self.failures}
+        write_predictions(self.path, records, build_meta(**self.source, **meta))
+        logger.info("%s: %s", self.path, counts)
+        if self.failures:
+            listed = "; ".join(f"question_id {row['question_id']!r}: {row['reason']}" for row in self.failures)
+            logger.warning("%s: %d failed: %s", self.path, len(self.failures), listed)
 
-
-def fill(journals: list[Journal], ids: list, outcomes: Outcomes) -> None:
-    """Keep the texts of every row, the first in the first journal and so on, or why there are none."""
-    for i, texts in outcomes:
-        texts = [texts] * len(journals) if isinstance(texts, ValueError) else texts
-        for error in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
-            logger.warning("question_id %r: %s", ids[i], error)
-        for journal, text in zip(journals, texts, strict=True):
-            failed = isinstance(text, ValueError)
-            record = {"answer": "", "failed": str(text)} if failed else {"answer": text}
-            logger.debug("%r: %r", ids[i], record["answer"])
-            journal.append([{"question_id": ids[i]} | record])
-
-
-def failures(records: list[dict]) -> list[dict]:
-    """The rows of `records` that failed: `question_id` and `reason`."""
-    return [{"question_id": r["question_id"], "reason": r["failed"]} for r in records if "failed" in r]
-
-
-def name_failures(output: Path, failed: list[dict]) -> None:
-    """Log the rows of a file that failed, whichever run or process met them."""
-    if failed:
-        listed = "; ".join(f"question_id {row['question_id']!r}: {row['reason']}" for row in failed)
-        logger.warning("%s: %d failed: %s", output, len(failed), listed)
+    def is_written(self) -> bool:
+        """Whether the file is there, made with the same settings. Reads the failures from its meta file."""
+        meta = {}
+        with contextlib.suppress(UserError):
+            meta = read_meta(self.path)
+        self.failures = meta.get("failed", [])
+        return self.path.is_file() and meta.get("settings", {}) | {"processes": 1} == self.journal.settings
 
 
-def failed_before(paths: Iterable[Path]) -> int:
-    """How many rows of files that stand have failed, as their meta files say."""
-    return sum(read_meta(path)["counts"]["failed"] for path in paths)
+@dataclass
+class Job:
+    """One data set and the prediction files to make from it; each row has a prompt for each file, in this order."""
+
+    question_ids: list[str | int]
+    prompts: PromptSource
+    outputs: list[Output]
+
+
+class Run:
+    """The jobs of one command, shared by the processes of its launch.
+
+        with Run(jobs, generate) as run:
+            for job in run.unfinished():
+                run.write(job, run.generate(job))
+        return run.exit_code
+
+    On entering, every process opens its journals. They are removed together when all files are complete; none is when
+    the run ends before: a data set that is done need not be done again for the sake of the next one.
+
+    Args:
+        generate: makes the texts; called only where some are missing, so a model can be loaded then.
+
+    Raises:
+        DuplicateOutput: two outputs are one file.
+        UserError: on entering, as `Journal` does.
+    """
+
+    def __init__(self, jobs: list[Job], generate: Generate):
+        self.jobs, self.generate_texts = jobs, generate
+        self.outputs = [output for job in jobs for output in job.outputs]
+        for path, times in Counter(output.path for output in self.outputs).items():
+            if times > 1:
+                raise DuplicateOutput(f"{path} would be written {times} times")
+
+    def __enter__(self) -> "Run":
+        with contextlib.ExitStack() as stack:
+            for output in self.outputs:
+                stack.enter_context(output.journal)
+            self._journals = stack.pop_all()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        with self._journals:
+            if error is None:
+                exchange([])  # until the first process has written the files
+                for output in self.outputs:
+                    output.journal.remove()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where rows failed; always 0 in all processes but the first."""
+        return COMPLETE_WITH_FAILURES if any(output.failures for output in self.outputs) else 0
+
+    def unfinished(self) -> list[Job]:
+        """All jobs; none where an earlier run wrote all files and was killed while it removed its journals.
+
+        These are removed in the order in which they were begun, so a journal without rows before one with rows is the
+        trace. Several processes remove theirs at once and leave none: they do the rows whose journals are gone again.
+        """
+        begun = [bool(output.journal.rows) for output in self.outputs]
+        removing = num_processes() == 1 and begun != sorted(begun, reverse=True)
+        return [] if removing and all(output.is_written() for output in self.outputs) else self.jobs
+
+    def generate(self, job: Job) -> Iterator[tuple[str | int, list[Text]]]:
+        """Yield question_id and texts of each row that the job's journals lack, of this process's share."""
+        ids = shard(job.question_ids)
+        done = [i for i, question_id in enumerate(ids) if all(question_id in o.journal.rows for o in job.outputs)]
+        if len(done) == len(ids):
+            return
+        outcomes = self.generate_texts(_Share(job.prompts), done=done)
+        for i, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
+            texts = [texts] * len(job.outputs) if isinstance(texts, ValueError) else texts
+            for reason in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
+                logger.warning("question_id %r: %s", ids[i], reason)
+            yield ids[i], texts
+
+    def write(self, job: Job, texts: Iterable[tuple[str | int, list[Text]]]) -> None:
+        """Keep the texts as they come; then, in the first process, write the job's files."""
+        start = time.monotonic()
+        for question_id, of_outputs in texts:
+            for output, text in zip(job.outputs, of_outputs, strict=True):
+                output.keep(question_id, text)
+        seconds = round(time.monotonic() - start, 1)
+        for output in job.outputs:
+            kept = gather([output.journal.rows[i] for i in shard(job.question_ids)], job.question_ids)
+            if rank() == 0:
+                output.write(kept, seconds)
+
+
+class _Share:
+    """This process's rows of a prompt source."""
+
+    def __init__(self, prompts: PromptSource):
+        self.prompts, self.rows = prompts, shard(list(range(len(prompts))))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> list[Prompt]:
+        return self.prompts[self.rows[i]]
+
+    def image_sizes(self, i: int) -> list[tuple[int, int]]:
+        return self.prompts.image_sizes(self.rows[i])
+
+
+def _is_kept_record(row: dict) -> bool:
+    return is_record(row) and isinstance(row.get("failed", ""), str)

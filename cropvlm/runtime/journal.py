@@ -1,21 +1,21 @@
 """The rows that a run has done so far, so that a killed run can go on."""
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, shorten
+from cropvlm.runtime.files import cannot_write, open_locked
+
+BEGINNING = b'{"settings": {'  # of every journal
 
 
 class Journal:
     """The rows that a run has done so far, as JSON lines beside its target, so that a killed run can go on.
 
-    The first line holds the run's settings: what decides the rows' content (models, their dtype, data set, split,
-    sizes, prompt), not what only decides the speed (batch size, which GPU). Every further line is one row, a dict with
+    The first line holds the run's settings: what determines the rows' content (models, their dtype, data set, split,
+    sizes, prompt), not what only affects the speed (batch size, which GPU). Every further line is one row, a dict with
     `question_id`. The file is locked while the journal is open. A last line cut by SIGKILL is dropped.
 
         with Journal(output, settings) as journal:
@@ -25,23 +25,29 @@ class Journal:
             write_predictions(output, [journal.rows[i] for i in ids], meta)
             journal.remove()
 
-    target: file or folder that the run will write in the end. The journal is `{target}.journal.jsonl`.
-    Raises `UserError` on entering if another run holds it, if it was written with other settings, or if it is
-    not readable or writable.
+    Args:
+        target: file or folder that the run will write in the end. The journal is `{target}.journal.jsonl`.
+        settings: a value that is missing counts as None.
+        is_row: whether a dict read from the file, with a `question_id`, is a row of this kind of run.
+
+    Raises:
+        UserError: on entering, if another run holds it, if it was written with other settings, if its place is taken
+            by something else, or if it cannot be read or written.
     """
 
-    def __init__(self, target: str | Path, settings: dict[str, Any]):
+    def __init__(self, target: str | Path, settings: dict[str, Any], is_row: Callable[[dict], bool] = lambda row: True):
         target = Path(target)
         self.path = target.with_name(target.name + ".journal.jsonl")
         self.settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
+        self.is_row = is_row
         self.rows: dict[str | int, dict] = {}
 
     def __enter__(self) -> "Journal":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open_locked()
+            self._file = open_locked(self.path)
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; name another output") from error
+            raise cannot_write(self.path, error) from error
         try:
             self._load()
         except BaseException:
@@ -52,8 +58,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         if not self.rows:
             self.remove()  # nothing to keep, as where the model could not be loaded; the lock is still held
-        with contextlib.suppress(OSError):  # a full disk was already reported by append
-            self._file.close()
+        self._file.close()
 
     def append(self, rows: Iterable[dict]) -> None:
         """Keep `rows`: they are in the file, and in `self.rows` by `question_id`, when this returns."""
@@ -62,63 +67,66 @@ class Journal:
         self.rows.update((row["question_id"], row) for row in rows)
 
     def remove(self) -> None:
-        """Delete the file. Call it when the final file stands."""
+        """Delete the file. Call it when the final file is in place."""
         self.path.unlink(missing_ok=True)
-
-    def _open_locked(self):
-        while True:
-            file = self.path.open("a+b")
-            try:
-                # A record lock belongs to this process alone. flock would pass to forked preprocessing
-                # workers, and those outlive a killed parent by seconds: the rerun would be refused.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                raise UserError(f"another run is writing here ({self.path} is locked); wait for it to end") from None
-            if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                return file
-            file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
 
     def _load(self) -> None:
         self._file.seek(0)
         content = self._file.read()
+        if not content.startswith(BEGINNING[: len(content)]):
+            raise self._unreadable(1)
         whole = content[: content.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))  # opened for appending: writing goes on at the new end
         if not whole:
-            return self._write([{"settings": self.settings}])
+            return self._begin()
         header, *rows = [self._parse(number, line) for number, line in enumerate(whole.splitlines(), 1)]
         self._check_settings(header["settings"], len(rows))
+        self._file.truncate(len(whole))  # opened for appending: writing goes on at the new end
         self.rows = {row["question_id"]: row for row in rows}
         return None
+
+    def _begin(self) -> None:
+        self._file.truncate(0)
+        try:
+            self._write([{"settings": self.settings}])
+        except UserError:
+            self.remove()
+            raise
 
     def _parse(self, number: int, line: bytes) -> dict:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        good = isinstance(row, dict) and (
-            isinstance(row.get("settings"), dict) if number == 1 else isinstance(row.get("question_id"), (str, int))
-        )
-        if not good:
-            raise UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")
+        if not isinstance(row, dict) or not (self._is_header(row) if number == 1 else self._is_row(row)):
+            raise self._unreadable(number)
         return row
 
+    def _is_header(self, row: dict) -> bool:
+        return isinstance(row.get("settings"), dict)
+
+    def _is_row(self, row: dict) -> bool:
+        question_id = row.get("question_id")
+        return isinstance(question_id, (str, int)) and not isinstance(question_id, bool) and self.is_row(row)
+
+    def _unreadable(self, number: int) -> UserError:
+        return UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")
+
     def _check_settings(self, theirs: dict[str, Any], rows_done: int) -> None:
-        if theirs == self.settings:
-            return
         differing = [
-            f"{key} {theirs.get(key)!r} there, {self.settings.get(key)!r} here"
+            f"{key} {shorten(repr(theirs.get(key)))} there, {shorten(repr(self.settings.get(key)))} here"
             for key in sorted(theirs.keys() | self.settings.keys())
             if theirs.get(key) != self.settings.get(key)
         ]
-        raise UserError(
-            f"{self.path} holds {rows_done} rows of a run with other settings ({'; '.join(differing)}); "
-            "repeat that run to finish it, name another output, or delete the file to start anew"
-        )
+        if differing:
+            raise UserError(
+                f"{self.path} holds {rows_done} rows of a run with other settings ({'; '.join(differing)}); "
+                "repeat that run to finish it, name another output, or delete the file to start anew"
+            )
 
     def _write(self, rows: list[dict]) -> None:
+        data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         try:
-            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-            self._file.flush()
+            while data:  # an unbuffered file may take a part
+                data = data[self._file.write(data) :]
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+            raise cannot_write(self.path, error) from error

@@ -4,37 +4,51 @@ import datetime
 import os
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from cropvlm.cli import UserError
+
+# What torch's launcher, which `accelerate launch` starts, sets for every one of its processes.
+LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def rank() -> int:
-    """The number of this process under `accelerate launch`, else 0."""
-    return int(os.environ.get("RANK", 0))
+    """The number of this process among those of one launch; 0 without a launcher."""
+    return int(os.environ["RANK"]) if num_processes() > 1 else 0
 
 
 def num_processes() -> int:
-    """How many processes `accelerate launch` has started, else 1."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """The number of processes of this launch; 1 without a launcher, whatever the other variables say.
+
+    Raises:
+        UserError: the environment says several, but not all that a launcher says.
+    """
+    count = os.environ.get("WORLD_SIZE", "").strip()
+    if count in ("", "1"):
+        return 1
+    if all(os.environ.get(name) for name in LAUNCHER_VARIABLES):
+        numbers = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+        if all(number.isdecimal() for number in (count, *numbers)) and int(numbers[0]) < int(count):
+            return int(count)
+    seen = ", ".join(f"{name}={os.environ.get(name, '')}" for name in LAUNCHER_VARIABLES)
+    raise UserError(f"the environment names several processes as no launcher does ({seen}); unset WORLD_SIZE")
 
 
 def device_index(gpu: int) -> int:
-    """The GPU of this process: `--gpu`, or its own one under `accelerate launch` unless that asks for the CPU."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if num_processes() > 1 and gpu >= 0 else gpu
+    """The GPU of this process: `gpu`, or one of its own among several processes unless `gpu` asks for the CPU."""
+    return int(os.environ["LOCAL_RANK"]) if num_processes() > 1 and gpu >= 0 else gpu
 
 
 def worker_count(num_workers: int | None, device_type: str) -> int:
-    """Resolve `--num_workers`: on a CPU the model needs the cores itself."""
+    """The number of processes that prepare images. By default none on a CPU: the model needs the cores itself."""
     if num_workers is not None:
         return num_workers
     if device_type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16, cores - 1))
+    processes_here = int(os.environ["LOCAL_WORLD_SIZE"]) if num_processes() > 1 else 1
+    return max(1, min(16, len(os.sched_getaffinity(0)) // processes_here - 1))
 
 
 def shard(rows: Any) -> Any:
-    """This process's share of `rows`, a Dataset or a list (or None): a run of neighbours."""
+    """This process's share of `rows`, a Dataset or a list (or None): consecutive rows."""
     if rows is None or num_processes() == 1:
         return rows
     start, stop = (len(rows) * r // num_processes() for r in (rank(), rank() + 1))
@@ -45,6 +59,9 @@ def exchange(items: list) -> list:
     """The items of all processes, on each of them; waits for the slowest."""
     if num_processes() == 1:
         return items
+    from accelerate import PartialState  # imports torch
+    from accelerate.utils import gather_object
+
     # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
     PartialState(cpu=True, timeout=datetime.timedelta(days=7))
     return gather_object(items)

@@ -7,15 +7,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# What from_pretrained reads of a folder.
-MODEL_FILES = ("*.safetensors", "*.bin", "*.index.json", "*config.json", "*.model", "*.jinja", "chat_template.json")
-
-
-MODEL_FILES += ("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt")
+# The files of a folder that from_pretrained reads.
+MODEL_FILES = (
+    *("*.safetensors", "*.bin", "*.index.json", "*config.json", "*.model", "*.jinja", "chat_template.json"),
+    *("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt"),
+)
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "pillow")
 
 
 def fingerprint(path: str | None) -> str | None:
-    """What tells whether the model in a local folder has changed under its name; None for a hub id.
+    """A hash that changes with the model in a local folder; None for a hub id.
 
     Only files of a model, its tokenizer and processor count: a run may write its own files beside them.
     """
@@ -23,20 +24,30 @@ def fingerprint(path: str | None) -> str | None:
         return None
     files = sorted({file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+    return hash_of(repr(stats))
 
 
-def questions_key(rows: Any) -> str:
-    """What tells whether a data set has other rows than before under its name: a hash of its ids and questions."""
+def data_settings(source: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """What identifies rows: where they are from, and a hash of their ids and questions.
+
+    source: keyword arguments of `cropvlm.data.load_rows`. rows: what it returned.
+    """
     columns = [list(rows["question_id"]), list(rows["question"])]
-    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
+    return {
+        "dataset_path": source["dataset_path"],
+        "questions": hash_of(json.dumps(columns)),
+        "dataset": source["dataset"],
+        "split": source["split"],
+    }
 
 
-LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "pillow")
+def hash_of(text: str) -> str:
+    """The first 16 hexadecimal digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that decide what a model says, as installed."""
+    """The installed versions of the libraries that affect what a model says."""
     versions = {}
     for library in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,28 +1,34 @@
-"""The training sets on the Hugging Face hub: licences of the sources, and sending both parts with their card."""
+"""The training sets on the Hugging Face Hub: licences of the sources, and sending both parts with their card.
+
+The client, the cards' YAML and datasets raise exceptions of a dozen kinds: all are caught, and told in one line.
+"""
 
 import contextlib
+import os
 from pathlib import Path
 
 from datasets import load_from_disk
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, one_line
 
 UNKNOWN_LICENCE = "see the source"
-HUB_ERRORS = (OSError, ValueError, HTTPError, LocalTokenNotFoundError)
+
+
+class PushError(UserError):
+    """The data set was saved, but could not be sent to the Hub."""
 
 
 def licence(dataset_path: str) -> str:
-    """The licence that a data set's page on the hub declares, several with commas; `UNKNOWN_LICENCE` if it does not."""
+    """Return the licence on a data set's page, several with commas; `UNKNOWN_LICENCE` if none can be read there."""
     known = BENCHMARKS.get(dataset_path)
     hub_id = known.hub_id if known else dataset_path.split(":")[0]
-    if not Path(dataset_path).exists():
-        with contextlib.suppress(*HUB_ERRORS):
-            card = HfApi().dataset_info(hub_id, timeout=10).card_data
-            if card and (declared := card.get("license")):
-                return declared if isinstance(declared, str) else ", ".join(declared)
+    with contextlib.suppress(Exception):
+        if not os.path.exists(dataset_path):  # noqa: PTH110 (a name may be too long for a path)
+            declared = HfApi().dataset_info(hub_id, timeout=10).card_data["license"]
+            names = [declared] if isinstance(declared, str) else [name for name in declared if isinstance(name, str)]
+            return ", ".join(" ".join(name.split()) for name in names) or UNKNOWN_LICENCE
     return UNKNOWN_LICENCE
 
 
@@ -33,26 +39,25 @@ def prepare_repository(repo: str) -> None:
     """
     try:
         HfApi().create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-    except HUB_ERRORS as error:
-        raise UserError(
-            f"--push_to_hub {repo}: {error}; log in with `hf auth login` and name a repository of yours"
-        ) from error
+    except Exception as error:
+        message = f"the repository {repo} cannot be made: {one_line(error)}"
+        raise UserError(f"{message}; log in with `hf auth login` and name a repository of yours") from error
 
 
 def push(repo: str, folders: dict[str, Path]) -> None:
     """Send the saved parts (name -> folder) as configurations of the repository, then the card and the report.
 
-    Raises `UserError`; what is saved here stays.
+    Raises `PushError`; what is saved here stays.
     """
     try:
         for part, folder in folders.items():
             load_from_disk(str(folder)).push_to_hub(repo, config_name=part, split="train")
         first = next(iter(folders.values()))
         card = DatasetCard.load(first / "README.md")
-        # The hub's card already lists the configurations and their files.
+        # The Hub's card already lists the configurations and their files.
         card.data = DatasetCardData(**{**card.data.to_dict(), **DatasetCard.load(repo).data.to_dict()})
         card.push_to_hub(repo, repo_type="dataset")
         for path in sorted(first.glob("teacher_report.*")):
             HfApi().upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo, repo_type="dataset")
-    except HUB_ERRORS as error:
-        raise UserError(f"--push_to_hub {repo}: {error}; all is saved here, push again with --from_journal") from error
+    except Exception as error:
+        raise PushError(f"the data set cannot be sent to {repo}: {one_line(error)}") from error

@@ -1,59 +1,29 @@
 """A training mixture: several data sets in one schema, ids that stay unique, each source halved for SFT and GRPO."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from datasets import Dataset, Image, List, Value, concatenate_datasets
+from datasets import Dataset, List, Value, concatenate_datasets
 
 from cropvlm.cli import UserError
-from cropvlm.data import dataset_name, load_rows
+from cropvlm.data import load_rows
+from cropvlm.teacher.sources import Source
 
 SCHEMA = ("image", "question", "question_id", "answers", "source")
 STRINGS = List(Value("string"))
 
 
-@dataclass(frozen=True)
-class Source:
-    """One entry of `--dataset_path`. limit: its first so many rows (int), this share of its rows (float), or all."""
-
-    path: str
-    name: str
-    limit: int | float | None = None
-
-
-def parse_source(text: str) -> Source:
-    """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a hub id or folder.
-
-    >>> parse_source("lmms-lab/DocVQA:DocVQA=10000")
-    Source(path='lmms-lab/DocVQA:DocVQA', name='docvqa', limit=10000)
-    """
-    path, equals, number = text.rpartition("=")
-    if not equals or Path(text).exists():
-        return Source(text, dataset_name(text))
-    try:
-        limit = int(number) if number.isdecimal() else float(number)
-    except ValueError:
-        limit = 0
-    if not path or limit <= 0 or (isinstance(limit, float) and not limit <= 1):
-        raise UserError(
-            f"--dataset_path {text}: expected a number of rows or a share up to 1.0 behind =, as docvqa=0.5"
-        )
-    return Source(path, dataset_name(path), limit)
-
-
 def load_source(source: Source, split: str | None, max_samples: int | None) -> Dataset:
-    """The rows of one source, at most `max_samples`, with their name in `source`; images still encoded.
+    """Return the rows of one source, at most `max_samples`, with its name in `source`; images still encoded.
 
     Nothing but the table is changed: encoded images are neither decoded nor copied.
     """
-    rows = load_rows(source.path, split, max_samples, default_split="train")
-    if not isinstance(rows.features["image"], Image):
-        raise UserError(f"{source.path} keeps its images as {rows.features['image']}; give a set with encoded images")
+    rows = load_rows(source.path, split, max_samples, default_split="train", to_save=True)
     if source.limit is not None:
         number = source.limit if isinstance(source.limit, int) else int(len(rows) * source.limit)
         if number == 0:
-            raise UserError(f"a share of {source.limit} of the {len(rows)} rows of {source.path} is none; give more")
+            raise UserError(f"{source.path} has {len(rows)} rows; a share of {source.limit} holds not even one")
         rows = rows.select(range(min(number, len(rows))))
     if "answers" not in rows.column_names:  # such rows can be boxed
         rows = rows.add_column("answers", [[]] * len(rows), feature=STRINGS)
@@ -62,15 +32,14 @@ def load_source(source: Source, split: str | None, max_samples: int | None) -> D
     return rows.add_column("source", [source.name] * len(rows))
 
 
-def load_sources(entries: list[str], split: str | None = None, max_samples: int | None = None) -> list[Dataset]:
-    """The rows of every entry of `--dataset_path`; of several, only the schema's columns, with ids `name/id`.
+def load_sources(sources: Sequence[Source], split: str | None = None, max_samples: int | None = None) -> list[Dataset]:
+    """Return the rows of every source; of several, only the schema's columns, with ids `name/id`.
 
     max_samples: the first so many rows of each. Raises `UserError` for two sources of one name, and as `load_rows`.
     """
-    sources = [parse_source(entry) for entry in entries]
     for one, other in combinations(sources, 2):
         if Path(one.path) == Path(other.path):
-            raise UserError(f"{one.path} is given twice in --dataset_path; name each source once")
+            raise UserError(f"{one.path} is given twice; name each source once")
         if one.name == other.name:
             raise UserError(f"{one.path} and {other.path} are both called {one.name}, so ids could collide; rename one")
     loaded = [load_source(source, split, max_samples) for source in sources]
@@ -85,16 +54,16 @@ def _in_schema(rows: Dataset) -> Dataset:
 
 
 def halve(sources: list[Dataset], sft_share: float = 0.5) -> tuple[Dataset, Dataset | None]:
-    """SFT and GRPO part: the first `sft_share` of the rows of each source, and the rest (None if there is none).
+    """Return SFT and GRPO part: the first `sft_share` of the rows of each source, and the rest (None if there is none).
 
-    METHOD: n // 2 rows of n go first; both parts hold every source. Raises `UserError` if a source has no SFT row.
+    Of n rows the first n // 2 go into the SFT part, as in the released experiment; both parts hold every source.
+    Raises `UserError` if a source has no row for SFT.
     """
     counts = [int(len(rows) * sft_share) for rows in sources]
     for rows, count in zip(sources, counts, strict=True):
         if count == 0:
-            raise UserError(
-                f"--sft_share {sft_share} of the {len(rows)} rows of {rows[0]['source']} is none; give more"
-            )
+            name = rows[0]["source"]
+            raise UserError(f"{name} has {len(rows)} rows; a share of {sft_share} for SFT holds not even one")
     first = [rows.select(range(count)) for rows, count in zip(sources, counts, strict=True)]
     rest = [rows.select(range(n, len(rows))) for rows, n in zip(sources, counts, strict=True) if n < len(rows)]
     return concatenate_datasets(first), concatenate_datasets(rest) if rest else None

@@ -1,9 +1,7 @@
-"""The teacher's boxes for people to look at: counts and cut points, a picture, and the data set's card."""
+"""The teacher's boxes for people to look at: counts and cut points, and a picture."""
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +10,7 @@ from PIL import Image
 from cropvlm.boxes import area_cut_points, bbox_area_pct, px_to_pct
 from cropvlm.crops import open_image
 from cropvlm.drawing import INK, contact_sheet, tile
-from cropvlm.teacher.asking import GrownBox
-from cropvlm.teacher.hub import UNKNOWN_LICENCE
+from cropvlm.teacher.growing import GrownBox
 
 SHEET_COLUMNS, SHEET_ROWS, TILE = 6, 4, 240  # 24 boxes, pixels a side
 TEACHER_COLOR, GROWN_COLOR = "#d62728", "#1f77b4"
@@ -109,68 +106,3 @@ def _draw_tile(row: dict, box: GrownBox) -> Image.Image:
     drawn = [(px_to_pct(box.bbox_px, *box.size), TEACHER_COLOR), (box.bbox_pct, GROWN_COLOR)]
     question = [(row["question"], INK)]
     return tile(open_image(row["image"]), (TILE - 8, TILE - 8), boxes=drawn, lines=question, font_size=10)
-
-
-def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
-    """Return the data set's card: Markdown with a YAML head.
-
-    Args:
-        report: as `summarise` returns it.
-        settings: of the teacher, as its journal holds them.
-        sources: `name`, `path`, `licence` and the number of rows in `sft` and `grpo` of each.
-    """
-    table = [
-        f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
-    ]
-    cut_points = ", ".join(f"{100 * point:.3f}%" for point in report["cut_points"])
-    growth = [f"x{factor:g}" for factor in report["growth"]]
-    fifths = [f"{rows} rows {factor}" for rows, factor in zip(report["rows_by_fifth"], growth, strict=True)]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report["responses"].items())
-    least, most = settings["min_pixels"] or "its own minimum", settings["max_pixels"] or "its own maximum"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers"))
-    return "\n".join(
-        [
-            "---",
-            "license:",
-            *[f"- {name}" for name in _licences(sources)],
-            "task_categories:",
-            "- visual-question-answering",
-            "tags:",
-            "- cropvlm",
-            "---",
-            "",
-            "# Training data of CropVLM",
-            "",
-            "Images and questions from the sources below. Each row of the SFT part has a box that helps to answer its",
-            "question (`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown",
-            "if small. No human drew a box. The GRPO part holds the other rows, without boxes. Images are the",
-            "sources' own files, byte for byte.",
-            "",
-            "| source | from | licence | SFT rows | GRPO rows |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            f"- Teacher: {_public(settings['model_path'])}, greedy, at most {settings['max_new_tokens']} new tokens, "
-            f"images of {least} to {most} pixels",
-            f"- Prompt: `{settings['prompt'][0]['content'][-1]['text']!r}`",
-            f"- Responses: {kinds}. A response without a box counts as the whole image.",
-            f"- Cut points of relative area: {cut_points}",
-            f"- Growth of the area, smallest fifth first: {', '.join(fifths)}",
-            f"- Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}",
-            "",
-            "`teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.",
-            "",
-        ]
-    )
-
-
-def _licences(sources: list[dict]) -> list[str]:
-    """Return the licences of all sources as the Hub names them, each once; `other` for unknown ones."""
-    named = [s["licence"].replace(UNKNOWN_LICENCE, "other").split(", ") for s in sources]
-    return list(dict.fromkeys(name for names in named for name in names))
-
-
-def _public(path: str) -> str:
-    """Return a Hub id as it stands, but only the name of a local folder: the card may be published."""
-    is_local = Path(path).exists() or path.startswith(("/", ".", "~"))
-    return f"{Path(path).name} (a local folder)" if is_local else path

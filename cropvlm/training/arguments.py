@@ -1,30 +1,68 @@
-"""Arguments that the two trainers share, beside TRL's own, and how they are read."""
+"""Flags that the two trainers share, beside TRL's own, and how all of them are read and checked.
 
+Nothing heavier than TRL's configurations is imported before the flags are read.
+"""
+
+import argparse
+import contextlib
+import json
 import logging
+import math
+import operator
 import os
-from dataclasses import dataclass, field
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
-from transformers import ProcessorMixin, TrainingArguments
+import yaml
+from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
-from yaml import YAMLError
 
 from cropvlm.cli import UserError, remedy
-from cropvlm.modeling import LORA_TARGETS, ImageSizeError, load_processor
-from cropvlm.training.setup import (
-    settle_hardware,
-    show_one_gpu,
-)
+from cropvlm.training.setup import GPUError, LaunchError, settle_hardware, show_one_gpu
 
 logger = logging.getLogger(__name__)
+
+WARMUP = 0.03  # share of all steps (paper, training details)
+
+# Where neither TRL nor transformers refuses a value before the first step is under way.
+LIMITS = (
+    (
+        "at least",
+        operator.ge,
+        dict.fromkeys(("log_crops_every", "seed", "data_seed", "dataloader_num_workers", "learning_rate"), 0)
+        | dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "beta", "epsilon"), 0)
+        | dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2", "adam_epsilon", "min_p", "top_k"), 0)
+        | dict.fromkeys(("lora_r", "lora_alpha", "reward_batch_size"), 1)
+        | dict.fromkeys(("max_samples", "eval_max_samples", "save_total_limit", "max_completion_length"), 1)
+        | dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 1)
+        | dict.fromkeys(("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"), 1)
+        | dict.fromkeys(("num_iterations", "num_generations_eval", "dataloader_prefetch_factor"), 1)
+        | {"longest_edge": 2, "vqa_longest_edge": 2, "num_generations": 2, "max_steps": -1},
+    ),
+    (
+        "more than",
+        operator.gt,
+        dict.fromkeys(("temperature", "top_p", "repetition_penalty", "num_train_epochs"), 0)
+        | dict.fromkeys(("save_steps", "logging_steps", "eval_steps"), 0),
+    ),
+    ("less than", operator.lt, dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2", "warmup_ratio"), 1)),
+    (
+        "at most",
+        operator.le,
+        dict.fromkeys(("top_p", "min_p", "top_entropy_quantile"), 1) | dict.fromkeys(("seed", "data_seed"), 2**32 - 1),
+    ),
+)
 
 
 @dataclass
 class PolicyArguments:
-    """The model to train and its data. Defaults are the paper's (METHOD: SFT, GRPO)."""
+    """The model to train and its data. Defaults are the paper's (training details)."""
 
     base_model: str = field(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
@@ -39,7 +77,7 @@ class PolicyArguments:
     split: str | None = field(default=None, metadata={"help": "split of dataset_path; default: train, or the only one"})
     max_samples: int | None = field(default=None, metadata={"help": "train on the first so many rows only"})
     data_type: Literal["roi"] = field(
-        default="roi", metadata={"help": "rows are regions of interest; there is no other type"}
+        default="roi", metadata={"help": "rows are regions of interest, the only type there is"}
     )
     longest_edge: int = field(
         default=512, metadata={"help": "pixels of the longer image side that the policy sees (paper: 512, 1024, 2048)"}
@@ -51,10 +89,13 @@ class PolicyArguments:
     vqa_longest_edge: int | None = field(
         default=512, metadata={"help": "pixels of the longer image side that vqa_model sees; None: its own way"}
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "attention of every model, such as flash_attention_2; default: the library's"}
+    )
     use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
-    lora_r: int = 128
-    lora_alpha: int = 256
-    lora_dropout: float = 0.05
+    lora_r: int = field(default=128, metadata={"help": "rank of the adapter"})
+    lora_alpha: int = field(default=256, metadata={"help": "scale of the adapter, before its division by the rank"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "share of the adapter's inputs that are dropped"})
     merge: bool = field(
         default=False, metadata={"help": "write the adapter merged into its base to {output_dir}/merged as well"}
     )
@@ -63,19 +104,21 @@ class PolicyArguments:
     )
 
     def __post_init__(self):
-        check_least(self, longest_edge=1, vqa_longest_edge=1, lora_r=1, lora_alpha=1)
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout {self.lora_dropout}: expected at least 0 and less than 1")
         if self.merge and not self.use_lora:
             raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.
         if self.gpu is not None and "LOCAL_RANK" not in os.environ:
-            show_one_gpu(self.gpu)
+            with remedy("name another one with --gpu", GPUError):
+                show_one_gpu(self.gpu)
 
-    def lora_config(self) -> LoraConfig | None:
-        """The fresh adapter to train, or None to train every weight."""
+    def lora_config(self) -> Any:
+        """The fresh adapter to train (`peft.LoraConfig`), or None to train every weight."""
+        from peft import LoraConfig
+
+        from cropvlm.modeling import LORA_TARGETS
+
         if not self.use_lora:
-            logger.warning("--use_lora False: every weight of the model is trained, in float32")
+            logger.warning("every weight of the model is trained, in float32")
             return None
         return LoraConfig(
             r=self.lora_r,
@@ -85,9 +128,40 @@ class PolicyArguments:
             task_type="CAUSAL_LM",
         )
 
+    def load_processor(self) -> Any:
+        """The policy's processor.
+
+        Raises:
+            UserError: none there, or one of another family than the cropper's.
+        """
+        from cropvlm.modeling import ImageSizeError, load_processor
+
+        with remedy("the cropper has to be an Idefics3 or SmolVLM", ImageSizeError):
+            return load_processor(self.processor or self.base_model, self.longest_edge)
+
+    def load_policy(self, dtype: torch.dtype, processor: Any) -> Any:
+        """The model to train, on the CPU; its generation ends at the processor's end of turn.
+
+        dtype: of the weights that are not trained.
+        """
+        from cropvlm.modeling import load_policy, stop_token_ids
+
+        model = load_policy(self.base_model, self.lora_config(), dtype, self.attn_implementation)
+        model.generation_config.eos_token_id = stop_token_ids(model, processor)
+        return model
+
+    def load_answerer(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+        """The frozen reward VLM, which also answers held-out questions, and its processor."""
+        from cropvlm.modeling import ImageSizeError, load_full_model, load_processor
+
+        with remedy("say --vqa_longest_edge None", ImageSizeError):
+            processor = load_processor(self.vqa_model, self.vqa_longest_edge)
+        model = load_full_model(self.vqa_model, dtype, self.attn_implementation)
+        return model.to(device).eval().requires_grad_(False), processor
+
 
 @dataclass
-class HeldOutArguments:
+class TrainerArguments:
     """What both trainers add to TRL's configuration, to stand before it among a class's bases."""
 
     eval_dataset_path: str | None = field(
@@ -95,55 +169,48 @@ class HeldOutArguments:
     )
     eval_split: str | None = field(default=None, metadata={"help": "its split; default: validation, or the only one"})
     eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "share of the steps that warm up; another way to give warmup_steps"}
+    )
 
     def __post_init__(self):
-        check_least(self, per_device_train_batch_size=1, gradient_accumulation_steps=1)
-        settle_hardware(self)
+        if self.warmup_ratio is not None:
+            if self.warmup_steps != WARMUP:
+                raise UserError(f"--warmup_ratio {self.warmup_ratio}: --warmup_steps says it already; leave one out")
+            self.warmup_steps = self.warmup_ratio
+        if self.remove_unused_columns:
+            raise UserError(
+                "--remove_unused_columns True: rows are made of columns that TRL does not use; leave it out"
+            )
+        if self.train_sampling_strategy == "group_by_length":
+            raise UserError("--train_sampling_strategy group_by_length: rows have no length; leave it out")
+        with remedy("for two processes on the CPU: accelerate launch --multi_gpu --num_processes 2 ...", LaunchError):
+            settle_hardware(self)
         if self.eval_dataset_path is not None:
             if self.eval_strategy == "no":
                 self.eval_strategy = "steps"
             self.eval_steps = self.eval_steps or self.save_steps
             self.metric_for_best_model = self.metric_for_best_model or "eval_accuracy"
         elif self.eval_strategy != "no":
-            raise UserError(
-                f"--eval_strategy {self.eval_strategy}: there is nothing to measure on; --eval_dataset_path?"
-            )
+            raise UserError(f"--eval_strategy {self.eval_strategy}: no rows to measure on; add --eval_dataset_path")
         super().__post_init__()
         for name in self.report_to:
             if name not in (installed := get_available_reporting_integrations()):
                 raise UserError(f"--report_to {name}: expected none, all or what is installed: {', '.join(installed)}")
 
 
-def check_least(arguments: Any, **least: int) -> None:
-    """Compare each named argument that is not None with the least value it may have.
+@contextlib.contextmanager
+def training_remedies() -> Iterator[None]:
+    """Name the flags that help where memory runs out in training."""
+    from cropvlm.generation import BatchTooLarge
+    from cropvlm.training.trl_overrides import MicroStepTooLarge, RolloutTooLarge
 
-    Raises:
-        UserError: it is less.
-    """
-    for name, bound in least.items():
-        value = getattr(arguments, name)
-        if value is not None and value < bound:
-            raise UserError(f"--{name} {value}: expected at least {bound}")
-
-
-def parse(argument_types: tuple[type, ...]) -> tuple[Any, ...]:
-    """Read the command line, and `--config FILE.yaml` where given, into the argument classes.
-
-    Raises:
-        UserError: values that do not go together, or a configuration file that cannot be read.
-    """
-    parser = TrlParser(argument_types)
-    parser.error = _refuse  # argparse would print the two hundred flags first
-    try:
-        return parser.parse_args_and_config()
-    except UserError:
-        raise
-    except (ValueError, TypeError, ArithmeticError, OSError, YAMLError) as error:
-        raise UserError(f"arguments: {error}") from error
-
-
-def _refuse(message: str) -> None:
-    raise UserError(message)
+    then = "and go on with --resume_from_checkpoint True"
+    rollout = f"lower --steps_per_generation or --longest_edge {then}"
+    micro_step = f"lower --per_device_train_batch_size or --longest_edge {then}"
+    reward = f"lower --reward_batch_size or --vqa_longest_edge {then}"
+    with remedy(rollout, RolloutTooLarge), remedy(micro_step, MicroStepTooLarge), remedy(reward, BatchTooLarge):
+        yield
 
 
 def frozen_dtype(args: TrainingArguments) -> torch.dtype:
@@ -151,11 +218,118 @@ def frozen_dtype(args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float32
 
 
-def load_policy_processor(policy: PolicyArguments) -> ProcessorMixin:
-    """`--processor`, or the one of `--base_model`, at `--longest_edge`.
+class Parser(TrlParser):
+    """Reads flags into dataclasses. `--help` lists what this project adds or sets, `--help_all` what TRL takes as well.
+
+    Args:
+        types: the dataclasses.
+        description: text above the flags.
+        everything: list every flag.
+    """
+
+    def __init__(self, types: tuple[type, ...], description: str, everything: bool = False):
+        usage = "%(prog)s [--config FILE.yaml] [flags]"
+        super().__init__(types, description=description, formatter_class=_OneLineAFlag, usage=usage)
+        self.add_argument("--config", metavar="FILE.yaml", help="settings by name; a flag given beside it wins")
+        self.add_argument("--help_all", action="help", help="list TRL's flags too")
+        bases = [base for each in types for base in each.__mro__ if not base.__module__.startswith("transformers")]
+        own = {name for base in bases if not base.__module__.startswith("trl") for name in _annotations(base)}
+        for action in self._actions:
+            positive = not action.option_strings[0].startswith("--no_")
+            if action.dest in {"help", "config", "help_all"}:
+                continue
+            if not everything and not (action.dest in own and positive):
+                action.help = argparse.SUPPRESS
+                continue
+            default = "" if action.default in (None, "") else "(default: %(default)s)"
+            action.help = f"{action.help or ''} {default}".strip()
+            action.metavar = None if action.choices else METAVARS.get(getattr(action.type, "__name__", None), "VALUE")
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
+METAVARS = {"int": "N", "float": "X", "str": "TEXT", "string_to_bool": "BOOL"}
+
+
+class _OneLineAFlag(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=42, width=200)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """The first spelling alone; every `_` may be a `-`."""
+        return f"{action.option_strings[0]} {self._format_args(action, action.metavar or 'VALUE')}".strip()
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    return vars(cls).get("__annotations__", {})
+
+
+def parse(types: tuple[type, ...], description: str = "") -> tuple[Any, ...]:
+    """Read the command line, and `--config FILE.yaml` where given, into the argument classes.
 
     Raises:
-        UserError: none there, or one of another family than the cropper's.
+        UserError: values that do not go together, or a configuration file that cannot be read.
     """
-    with remedy("the cropper has to be an Idefics3 or SmolVLM", ImageSizeError):
-        return load_processor(policy.processor or policy.base_model, policy.longest_edge)
+    flags = sys.argv[1:]
+    for before, flag in zip(["", *flags], flags, strict=False):
+        name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "=", flag)
+        if equals and not value.strip():
+            raise UserError(f"{name} '': the value is empty; is a variable not set?")
+    parser = Parser(types, description, everything="--help_all" in flags)
+    namespace = parser.parse_args(flags)
+    if namespace.config is not None:
+        with remedy(f"correct {namespace.config}"):
+            configured = _config_flags(parser, types, namespace.config)
+            parser.parse_args(configured)
+        namespace = parser.parse_args([*configured, *flags])
+    _check_limits(vars(namespace))
+    try:
+        return tuple(
+            each(**{known.name: getattr(namespace, known.name) for known in fields(each) if known.init})
+            for each in types
+        )
+    except UserError:
+        raise
+    except Exception as error:  # of a package that is missing, or of values that TRL or transformers refuse
+        raise UserError(f"arguments: {error or type(error).__name__}") from error
+
+
+def _config_flags(parser: Parser, types: tuple[type, ...], path: str) -> list[str]:
+    """The settings of a YAML file as flags, which argparse then checks like any other."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read ({error})") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("env", {}), dict):
+        raise UserError(f"--config {path}: expected lines of name: value")
+    os.environ |= {str(name): str(value) for name, value in settings.pop("env", {}).items()}  # as TRL's parser does
+    hints = {name: hint for each in types for name, hint in typing.get_type_hints(each).items()}
+    names = {action.dest for action in parser._actions} - {"config", "help", "help_all"}
+    flags = []
+    for name, value in settings.items():
+        if name not in names:
+            raise UserError(f"--config {path}: unknown setting {name}")
+        if value is None and type(None) in typing.get_args(hints[name]):
+            parser.set_defaults(**{name: None})
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif isinstance(value, str) and not value.strip():
+            raise UserError(f"--config {path}: {name} is empty")
+        else:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def _check_limits(values: dict[str, Any]) -> None:
+    """Raise `UserError` for a number that is not finite or beyond what training can use."""
+    for name, value in values.items():
+        if any(isinstance(x, float) and not math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
+            raise UserError(f"--{name} {value}: expected a finite number")
+    for words, holds, limits in LIMITS:
+        for name, limit in limits.items():
+            value = values.get(name)
+            if value is not None and not holds(value, limit):
+                raise UserError(f"--{name} {value}: expected {words} {limit}")
+    if values.get("max_steps") == 0:
+        raise UserError("--max_steps 0: nothing would be trained; expected at least 1")

@@ -1,4 +1,4 @@
-"""What one sees of a GRPO run: figures of the boxes and pictures of them."""
+"""Box statistics and pictures logged during GRPO."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 from transformers.integrations import TensorBoardCallback
 
 from cropvlm.boxes import bbox_area_pct, bbox_iou, parse_bbox
 from cropvlm.drawing import INK, LINE, contact_sheet, tile
-from cropvlm.rewards import completion_text
-from cropvlm.training.evaluation import CropAccuracyMixin
-from cropvlm.training.saving import CardMixin
-from cropvlm.training.shared_images import GroupedGRPOTrainer
 
 PICTURE_PROMPTS = 4
 PICTURE_SIDE = 480  # px
@@ -57,46 +52,28 @@ def draw_group(image: Image.Image, question: str, texts: Sequence[str], rewards:
     return tile(image, (PICTURE_SIDE, PICTURE_SIDE + LINE * len(lines)), boxes=boxes, lines=lines)
 
 
-class WatchedGRPOTrainer(CardMixin, CropAccuracyMixin, GroupedGRPOTrainer):
-    """`GroupedGRPOTrainer` that logs figures of the boxes and, every so often, pictures of them.
+def draw_groups(
+    rows: Sequence[dict[str, Any]], texts: Sequence[str], rewards: Sequence[float], size: int
+) -> Image.Image:
+    """Return a picture of the first groups of a step, side by side.
 
     Args:
-        log_crops_every: steps between two pictures in `{output_dir}/crops` and in TensorBoard; 0 draws none.
+        rows: with `image` (PIL) and `question`, (N), a group's in a row.
+        texts, rewards: of the completions, (N).
+        size: completions in a group, G.
     """
+    starts = range(0, min(len(rows) - size + 1, PICTURE_PROMPTS * size), size)
+    groups = [
+        draw_group(rows[i]["image"], rows[i]["question"], texts[i : i + size], rewards[i : i + size]) for i in starts
+    ]
+    return contact_sheet(groups, columns=len(groups))
 
-    def __init__(self, log_crops_every: int = 0, **kwargs: Any):
-        self.log_crops_every = log_crops_every
-        super().__init__(**kwargs)
 
-    def _calculate_rewards(self, inputs: list[dict], prompts: list, completions: list, *args: Any) -> Tensor:
-        by_function = super()._calculate_rewards(inputs, prompts, completions, *args)  # (N of all processes, functions)
-        rewards = (by_function * self.reward_weights.to(by_function.device)).nansum(1)
-        local = [completion_text(completion) for completion in completions]
-        if self.model.training:
-            # A group may be spread over processes: every process works out the figures of all.
-            for name, values in box_figures(gather_object(local), rewards, self.num_generations).items():
-                for value in values:
-                    self._log_metric(name, value)
-            if (
-                self.log_crops_every
-                and self.state.global_step % self.log_crops_every == 0
-                and self.is_world_process_zero()
-                and len(inputs) >= self.num_generations  # else this process holds a part of one group alone
-            ):
-                self._draw(inputs, local, rewards.tolist())
-        return by_function
-
-    def _draw(self, inputs: list[dict], texts: list[str], rewards: list[float]) -> None:
-        size = self.num_generations
-        starts = range(0, min(len(inputs) - size + 1, PICTURE_PROMPTS * size), size)
-        groups = [
-            draw_group(inputs[i]["image"], inputs[i]["question"], texts[i : i + size], rewards[i : i + size])
-            for i in starts
-        ]
-        picture = contact_sheet(groups, columns=len(groups))
-        folder = Path(self.args.output_dir) / "crops"
-        folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"step-{self.state.global_step:06d}.png")
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_image("crops", np.asarray(picture), self.state.global_step, dataformats="HWC")
+def log_picture(picture: Image.Image, output_dir: str, step: int, callbacks: Sequence[Any]) -> None:
+    """Write `picture` to `{output_dir}/crops`, and to TensorBoard where one of the trainer's callbacks writes there."""
+    folder = Path(output_dir) / "crops"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"step-{step:06d}.png")
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            callback.tb_writer.add_image("crops", np.asarray(picture), step, dataformats="HWC")

@@ -1,21 +1,18 @@
 """The accuracy that an answerer reaches with the cropper's current boxes, for use while the cropper is trained."""
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import Any
 
-from accelerate.utils import gather_object
 from datasets import Dataset
 
-from cropvlm.cli import remedy
-from cropvlm.crops import crop_or_full_image
+from cropvlm.boxes import parse_bbox
+from cropvlm.crops import full_and_crop
 from cropvlm.data import benchmark_for
 from cropvlm.generation import generate_texts
 from cropvlm.metrics import letter_accuracy
-from cropvlm.modeling import ImageSizeError, load_full_model, load_processor
-from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_messages, clean_answer, cropper_messages
+from cropvlm.prompts import BRIEF_ANSWER, MAX_BOX_TOKENS, answerer_prompt, clean_answer, cropper_messages
 from cropvlm.rewards import MAX_ANSWER_TOKENS, answer_accuracy
-from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
+from cropvlm.training.arguments import TrainerArguments
 from cropvlm.training.rows import load_training_rows, open_training_image
 
 BATCH_SIZE = 32
@@ -54,42 +51,21 @@ class CropAccuracy:
 
     def _score_batch(self, policy: Any, processor: Any, rows: list[dict]) -> list[tuple[float, bool]]:
         images = [open_training_image(row["image"], row["question_id"]) for row in rows]
-        questions = [cropper_messages(row["question"]) for row in rows]
+        messages = [cropper_messages(row["question"]) for row in rows]
         full = [[image] for image in images]
-        boxes = generate_texts(policy, processor, questions, full, max_new_tokens=MAX_BOX_TOKENS)
-        crops = [crop_or_full_image(image, box) for image, box in zip(images, boxes, strict=True)]
-        questions = [answerer_messages(row["question"], 2, self.instruction) for row in rows]
-        pairs = [[image, crop] for image, (crop, _) in zip(images, crops, strict=True)]
+        boxes = generate_texts(policy, processor, messages, full, max_new_tokens=MAX_BOX_TOKENS)
+        triples = zip(rows, images, boxes, strict=True)
+        prompts = [
+            answerer_prompt(row["question"], full_and_crop(image, box), self.instruction) for row, image, box in triples
+        ]
         model = (self.answerer, self.answerer_processor)
-        answers = generate_texts(*model, questions, pairs, max_new_tokens=MAX_ANSWER_TOKENS)
+        answers = generate_texts(*model, *zip(*prompts, strict=True), max_new_tokens=MAX_ANSWER_TOKENS)
         scores = [self.score(clean_answer(answer), row["answers"]) for answer, row in zip(answers, rows, strict=True)]
-        return [(score, valid) for score, (_, valid) in zip(scores, crops, strict=True)]
+        return [(score, parse_bbox(box) is not None) for score, box in zip(scores, boxes, strict=True)]
 
 
-class CropAccuracyMixin:
-    """A trainer that measures the accuracy with its current crops wherever TRL would work out a loss."""
-
-    crop_accuracy: CropAccuracy  # these two are set by `measure_on`
-    crop_processor: Any
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Return and log accuracy (0 to 100) and share of valid boxes on the held-out rows, boxes greedy."""
-        self.model.eval()
-        process = (self.accelerator.process_index, self.accelerator.num_processes)
-        with self.accelerator.autocast():
-            results = gather_object(self.crop_accuracy(self.model, self.crop_processor, *process))
-        scores, valid = zip(*results, strict=True)
-        metrics = {
-            f"{metric_key_prefix}_accuracy": 100 * fmean(scores),
-            f"{metric_key_prefix}_boxes/valid": fmean(valid),
-        }
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-def load_held_out_rows(args: HeldOutArguments) -> Dataset | None:
-    """The rows of `--eval_dataset_path`, if it is given."""
+def load_held_out_rows(args: TrainerArguments) -> Dataset | None:
+    """The rows to measure the accuracy on, if a data set is given."""
     if args.eval_dataset_path is None:
         return None
     return load_training_rows(
@@ -97,23 +73,8 @@ def load_held_out_rows(args: HeldOutArguments) -> Dataset | None:
     )
 
 
-def load_answerer(policy: PolicyArguments, args: Any) -> tuple[Any, Any]:
-    """`--vqa_model`, frozen, and its processor."""
-    with remedy("say --vqa_longest_edge None", ImageSizeError):
-        processor = load_processor(policy.vqa_model, policy.vqa_longest_edge)
-    model = load_full_model(policy.vqa_model, frozen_dtype(args)).to(args.device).eval().requires_grad_(False)
-    return model, processor
-
-
-def measure_on(trainer: Any, rows: Dataset, processor: Any, answerer: Any, answerer_processor: Any) -> None:
-    """Let `trainer` measure on `rows`, with the instruction and score of their data set.
-
-    processor: the policy's own, which takes images.
-    """
-    benchmark = benchmark_for(
-        trainer.args.eval_dataset_path, split=trainer.args.eval_split, default_split=HELD_OUT_SPLIT
-    )
+def crop_accuracy(args: TrainerArguments, rows: Dataset, answerer: Any, answerer_processor: Any) -> CropAccuracy:
+    """The measure on `rows`, with the instruction and the score of their data set."""
+    benchmark = benchmark_for(args.eval_dataset_path, split=args.eval_split, default_split=HELD_OUT_SPLIT)
     score = letter_accuracy if benchmark.metric == "letter" else answer_accuracy
-    instruction = benchmark.instruction or BRIEF_ANSWER
-    trainer.crop_accuracy = CropAccuracy(rows, answerer, answerer_processor, instruction, score)
-    trainer.crop_processor = processor
+    return CropAccuracy(rows, answerer, answerer_processor, benchmark.instruction or BRIEF_ANSWER, score)

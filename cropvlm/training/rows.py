@@ -17,6 +17,8 @@ from cropvlm.prompts import bbox_completion, cropper_messages
 
 logger = logging.getLogger(__name__)
 
+PIXELS_FROM = 0.2  # share of boxes beyond 100 from which on they are taken for pixels, not for a few mistakes
+
 
 def load_training_rows(
     dataset_path: str, split: str | None, max_samples: int | None, column: str, default_split: str = "train"
@@ -40,7 +42,7 @@ def load_training_rows(
 
 
 def _check_images(rows: Dataset, dataset_path: str) -> None:
-    """Read every image's header: a file that is missing or no image must not end a run after hours."""
+    """Read every image's header: a missing or unreadable file must not end a run after hours."""
     reasons = {}
     for row in rows.select_columns(["question_id", "image"]):
         try:
@@ -66,9 +68,26 @@ def open_training_image(source: Any, question_id: str | int) -> Image.Image:
         raise UserError(f"question_id {question_id!r} has an {error}; leave the row out of the data set") from error
 
 
+def check_units(bboxes: list[Any]) -> None:
+    """Raise `UserError` for boxes in fractions of 1 or in pixels, some of which would pass as percent."""
+    boxes = [bbox for bbox in bboxes if _is_four_numbers(bbox)]
+    wanted = "expected percent of width and height, 0..100"
+    fractions = [bbox for bbox in boxes if max(bbox) <= 1 and any(value % 1 for value in bbox)]
+    if fractions or (boxes and all(max(bbox) <= 1 for bbox in boxes)):
+        example = (fractions or boxes)[0]
+        raise UserError(f"the column bbox holds fractions of 1, such as {example}; {wanted}")
+    beyond = [bbox for bbox in boxes if max(bbox) > 100]
+    if len(beyond) > PIXELS_FROM * len(boxes):
+        raise UserError(f"{len(beyond)} of {len(boxes)} boxes reach beyond 100, such as {beyond[0]}; {wanted}")
+
+
+def _is_four_numbers(bbox: Any) -> bool:
+    return isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
+
+
 def bbox_problem(bbox: Any) -> str | None:
-    """Say why `bbox` is no box in percent, in words to count by; None if it is one."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
+    """Return why `bbox` is not a box in percent, in words to count by; None if it is one."""
+    if not _is_four_numbers(bbox):
         return "not four numbers"
     if not all(0 <= value <= 100 for value in bbox):
         return "outside of 0..100"
@@ -77,16 +96,20 @@ def bbox_problem(bbox: Any) -> str | None:
 
 
 def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
-    """Let each row read as `prompt`, `completion` (texts) and `image` (PIL), made when it is needed.
+    """Return rows that read as `prompt`, `completion` (texts) and `image` (PIL), made when they are needed.
 
-    Rows whose box is none are left out and counted: no crop can be cut from it, the validity reward gives it nothing.
+    Rows whose box is invalid are left out and counted: no crop can be cut from it.
+
+    Raises:
+        UserError: no box is valid, or they are not in percent.
     """
     problems = list(map(bbox_problem, rows["bbox"][:]))
     counts = Counter(filter(None, problems))
     listed = ", ".join(f"{count} {problem}" for problem, count in counts.items())
     usable = [i for i, problem in enumerate(problems) if problem is None]
     if not usable:
-        raise UserError(f"no row has a usable bbox ({listed}); expected 0 <= x1 < x2 <= 100 percent, and y1, y2 so")
+        raise UserError(f"no row has a valid bbox ({listed}); expected 0 <= x1 < x2 <= 100 percent, likewise y1 and y2")
+    check_units(rows["bbox"][:])
     if counts:
         logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), listed)
 
@@ -102,7 +125,7 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
 
 
 def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
-    """Let each row read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
+    """Return rows that read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
 
     TRL reads a step's rows again for each of its micro-batches; the trainer opens their images once.
 

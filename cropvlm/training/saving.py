@@ -1,22 +1,35 @@
-"""What a training run leaves behind: model, processor, model card, merged model, a copy on the hub."""
+"""What a training run leaves behind: model, processor, model card, merged model, a copy on the Hub.
 
+All files of a result are written into a folder of their own and moved to their places when they are whole, the weights
+after the others and the run's record last. Without weights no loader takes the folder for a model, and without its
+record nobody takes the run for finished.
+"""
+
+import contextlib
 import errno
 import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError
-from transformers import Trainer
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from transformers import Trainer, TrainingArguments
 
 from cropvlm.cli import UserError
-from cropvlm.modeling import adapter_base, load_model, load_processor
+from cropvlm.modeling import adapter_base, first_line, load_model, load_processor
 from cropvlm.runtime.provenance import library_versions
-from cropvlm.training.arguments import HeldOutArguments, PolicyArguments, frozen_dtype
+from cropvlm.training.arguments import PolicyArguments, TrainerArguments, frozen_dtype
+from cropvlm.training.checkpoints import RECORD, write_record
 
 logger = logging.getLogger(__name__)
+
+UNFINISHED = "_unfinished"  # in the output folder; the Hub's upload leaves out what begins with an underscore
+MERGED = "merged"
+WEIGHTS = ("adapter_model*", "model*.safetensors*")
+CONFIGS = ("adapter_config.json", "config.json", "generation_config.json")
+# How the libraries say that the disk is full: the system's words, and those of torch's writer, which gives no reason.
+FULL_DISK = ("No space left", "os error 28", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
 
 CARD = """---
 {card_data}
@@ -52,19 +65,28 @@ python3 generate_bbox.py --model_path {path} --longest_edge {longest_edge}
 
 
 class CardMixin:
-    """A trainer that writes this project's model card wherever TRL would write its own."""
+    """A trainer that writes this project's model card and takes no step once all are taken."""
 
     policy_arguments: PolicyArguments  # set before training
 
+    # Called by TRL with every checkpoint.
     def create_model_card(self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None) -> None:
         """Write `README.md` into the output folder: origin, figures, settings, versions."""
         if self.is_world_process_zero():
             card = ModelCard(model_card(self, model_name or Path(self.args.output_dir).name))
             card.save(Path(self.args.output_dir) / "README.md")
 
+    # Relies on: `Trainer._inner_training_loop` calling it once an epoch, with the state of the checkpoint restored, and
+    # looking at `should_training_stop` after it. Transformers itself looks for the end only after a step.
+    def _run_epoch(self, **options: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**options)
+
 
 def model_card(trainer: Any, name: str) -> str:
-    """The text of the model card as the run stands now."""
+    """Return the text of the model card as the run stands now."""
     args, policy = trainer.args, trainer.policy_arguments
     base = adapter_base(policy.base_model) or policy.base_model
     data = ModelCardData(
@@ -74,13 +96,13 @@ def model_card(trainer: Any, name: str) -> str:
         pipeline_tag="image-text-to-text",
         tags=sorted({"cropvlm", *trainer._tag_names}),
     )
-    names = HeldOutArguments.__annotations__ | type(args).__annotations__
+    names = TrainerArguments.__annotations__ | type(args).__annotations__
     own_settings = {name: getattr(args, name) for name in names}
     return CARD.format(
         card_data=data.to_yaml(),
         name=name,
         stage=trainer._name,
-        path=trainer.hub_model_id or args.output_dir,
+        path=args.hub_model_id or args.output_dir,
         longest_edge=policy.longest_edge,
         base=base,
         start=policy.base_model,
@@ -94,48 +116,124 @@ def model_card(trainer: Any, name: str) -> str:
 
 
 def latest_figures(log_history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last logged value of each figure."""
+    """Return the last logged value of each figure."""
     latest = {key: value for entry in log_history for key, value in entry.items() if isinstance(value, (int, float))}
-    return {key: f"{value:.4g}" for key, value in latest.items() if key != "step"}
+    # `train_runtime` and the like are sums over the time since the last resume.
+    return {key: f"{value:.4g}" for key, value in latest.items() if key != "step" and not key.startswith("train_")}
 
 
 def _listed(values: dict[str, Any]) -> str:
     return "\n".join(f"- {key}: {value}" for key, value in values.items()) or "- none"
 
 
-def finish(trainer: Trainer, policy: PolicyArguments) -> None:
-    """Save adapter (or model), processor and card; merge and push where asked for."""
-    trainer.save_model()
-    trainer.create_model_card()
-    if policy.merge and trainer.is_world_process_zero():
-        merge(Path(trainer.args.output_dir), frozen_dtype(trainer.args))
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict]) -> None:
+    """Put adapter (or model), processor, card, merged model and record into the output folder, whole or not at all.
+
+    run: what determines the weights, for the record.
+    """
+    folder = Path(trainer.args.output_dir)
+    new = folder / UNFINISHED
+    if "ref" in getattr(trainer.model, "peft_config", {}):
+        trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it
+    if trainer.args.should_save:
+        shutil.rmtree(new, ignore_errors=True)  # of a run that was killed here
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(new), _internal_call=True)  # the call of a user would push what is there so far
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        ModelCard(model_card(trainer, folder.absolute().name)).save(new / "README.md")
+        if policy.merge:
+            merge(new, new / MERGED, frozen_dtype(trainer.args))
+        _put_in_place(new, folder, run)
 
 
-def merge(folder: Path, dtype: Any) -> Path:
-    """Write the adapter in `folder`, merged into its base, to `folder/merged`, with its processor; return that path."""
-    merged = folder / "merged"
-    load_model(str(folder), device="cpu", dtype=dtype).save_pretrained(merged)
-    load_processor(str(folder)).save_pretrained(merged)
-    logger.info("merged model: %s", merged)
-    return merged
+def _put_in_place(new: Path, folder: Path, run: dict[str, dict]) -> None:
+    """Replace the result in `folder` by the one in `new`."""
+    # Not the card, which a user may edit, nor the merged model, which can be made again.
+    files = [Path(file.name) for file in new.iterdir() if file.is_file() and file.name != "README.md"]
+    forget_result(folder)
+    for pattern in (*WEIGHTS, *CONFIGS):  # an adapter may replace a whole model, or the other way round
+        for old in folder.glob(pattern):
+            old.unlink()
+    if (folder / MERGED).exists():
+        (folder / MERGED).rename(new / "replaced")
+    weights = sorted(path for pattern in WEIGHTS for path in new.glob(pattern))  # an index comes after its shards
+    others = [path for path in new.iterdir() if path not in weights and path.name != "replaced"]
+    for path in (*others, *weights):
+        path.replace(folder / path.name)
+    shutil.rmtree(new)
+    write_record(folder, run, files)
 
 
-@contextmanager
+def forget_result(folder: Path) -> None:
+    """Mark the result in a folder, if there is one, as not finished."""
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def add_merged(folder: Path, dtype: Any) -> None:
+    """Write the merged model of a finished adapter to `folder/merged` unless it is there."""
+    if not (folder / MERGED).exists():
+        new = folder / UNFINISHED
+        shutil.rmtree(new, ignore_errors=True)
+        merge(folder, new, dtype)
+        new.rename(folder / MERGED)
+
+
+def merge(adapter: Path, merged: Path, dtype: Any) -> None:
+    """Write the adapter in one folder, merged into its base, to another, with its processor."""
+    load_model(str(adapter), device="cpu", dtype=dtype).save_pretrained(merged)
+    load_processor(str(adapter)).save_pretrained(merged)
+    logger.info("merged model written")
+
+
+@contextlib.contextmanager
+def hub_errors(args: TrainingArguments) -> Iterator[None]:
+    """Turn whatever goes wrong with the Hub into one line.
+
+    Raises:
+        UserError: the repository cannot be made or written to.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.debug("push to the Hub", exc_info=True)
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        raise UserError(f"cannot push to {name} on the Hub ({first_line(error)}); {args.output_dir} stays") from error
+
+
+def push(args: TrainingArguments) -> None:
+    """Upload the result, without checkpoints, to its repository on the Hub."""
+    with hub_errors(args):
+        HfApi().upload_folder(
+            repo_id=create_repo(args),
+            folder_path=args.output_dir,
+            commit_message="End of training",
+            ignore_patterns=["_*", "checkpoint-*", ".*"],
+            revision=args.hub_revision,
+        )
+
+
+def create_repo(args: TrainingArguments) -> str:
+    """Make the repository on the Hub unless it is there; return its full name."""
+    with hub_errors(args):
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        return HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+
+
+@contextlib.contextmanager
 def disk_errors(output_dir: str) -> Iterator[None]:
-    """Turn a full disk into one line.
+    """Turn a full disk into one line, whichever library has met it.
 
     Raises:
         UserError: no space was left while something was written.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch.save names no reason.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(error) or "PytorchStreamWriter" in str(error):
-            raise UserError(
-                f"{output_dir}: the disk is full; make room and go on with --resume_from_checkpoint True"
-            ) from error
+    except UserError:
         raise
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and not any(words in str(error) for words in FULL_DISK):
+            raise
+        logger.debug("full disk", exc_info=True)
+        raise UserError(f"{output_dir}: the disk is full; make room and resume from the newest checkpoint") from error

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from trl import GRPOTrainer
 
-from cropvlm.encoding import encoded_at_once, process_image
+from cropvlm.encoding import encoded_at_once, process_image, read_levels
+from cropvlm.tiling import cut_tiles, tiling_of
 from cropvlm.training.rows import open_training_image
 
 
@@ -61,12 +61,22 @@ class SharedImages:
 
     def _number(self, image: Image.Image) -> int:
         if id(image) not in self._numbers:
-            placeholder, tensors = process_image(self._image_processor, image, self._model.dtype)
+            placeholder, tiles = self._preprocess(image)
             self._numbers[id(image)] = len(self._images)
             self._images.append(image)
             self._placeholders.append(placeholder)
-            self._tiles.append(tensors["pixel_values"].to(self._model.device))
+            self._tiles.append(tiles)
         return self._numbers[id(image)]
+
+    def _preprocess(self, image: Image.Image) -> tuple[str, Tensor]:
+        """The text that stands for an image, and its tiles on the model's device, cut there if that is a GPU."""
+        processor, device, dtype = self._image_processor, self._model.device, self._model.dtype
+        tiling = tiling_of(processor, device)
+        if tiling is None:
+            placeholder, tensors = process_image(processor, image, dtype)
+            return placeholder, tensors["pixel_values"].to(device)
+        placeholder, tensors = read_levels(processor, image, tiling)
+        return placeholder, cut_tiles(tiling, tensors["levels"].to(device), tensors["size"][0].tolist()).to(dtype)
 
     def _get_image_features(
         self, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any
@@ -90,37 +100,3 @@ def open_images(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor() as pool:
         images = dict(zip(sources, pool.map(open_training_image, sources.values(), sources), strict=True))
     return [{**row, "image": images[row["question_id"]]} for row in inputs]
-
-
-class GroupedGRPOTrainer(GRPOTrainer):
-    """TRL's `GRPOTrainer` whose micro-batches hold whole groups and whose groups share their image.
-
-    TRL shuffles the completions of a step before it splits them into micro-batches; here it shuffles groups. The sum
-    over the step is the same. Where a micro-batch cannot hold whole groups, TRL's order stays.
-    """
-
-    def __init__(self, model: Any, processing_class: Any, **kwargs: Any):
-        self.shared_images = SharedImages(model, processing_class)
-        super().__init__(model=model, processing_class=self.shared_images.processor, **kwargs)
-        if self.ref_model is not None:  # a whole model's; an adapter's reference is a second adapter of the same model
-            self.shared_images.bind(self.accelerator.unwrap_model(self.ref_model))
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs = open_images(inputs)
-        if not self.model.training:
-            return super()._generate_and_score_completions(inputs)
-        self.shared_images.forget()
-        batch = super()._generate_and_score_completions(inputs)
-        if self.args.per_device_train_batch_size % self.num_generations != 0:
-            return batch
-        # One row per group (prompts, G, ...), for TRL to shuffle and split. Every prompt has one image.
-        del batch["num_images"]
-        return {
-            key: value.unflatten(0, (-1, self.num_generations)) if value.ndim else value for key, value in batch.items()
-        }
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if inputs["prompt_ids"].ndim == 3:
-            inputs = {key: value.flatten(0, 1) if value.ndim else value for key, value in inputs.items()}
-            inputs["num_images"] = [1] * len(inputs["prompt_ids"])
-        return super()._compute_loss(model, inputs)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Qwen2VLProcessor, Qwen2VLVideoProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-from cropvlm.boxes import rescale_bbox
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import prepare
@@ -19,10 +18,10 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.teacher.asking import (
     PixelBudget,
     TeacherPrompts,
-    measure,
-    outline,
+    inspect_rows,
+    is_response,
     pixel_budget,
-    read_response,
+    response_records,
     teacher_size,
 )
 
@@ -69,52 +68,6 @@ def test_teacher_size_is_one_that_the_processor_keeps(width, height):
     assert 3136 <= seen_width * seen_height <= 12845056
 
 
-@pytest.mark.parametrize("size", [(1023, 681), (7301, 5479), (3, 3000), (29, 27)])
-def test_box_comes_back_from_the_size_that_the_teacher_saw(size):
-    width, height = size
-    seen_width, seen_height = seen = teacher_size(size)
-    # The right lower quarter, in the teacher's pixels, is the right lower quarter of the original.
-    text = f'{{"bbox_2d": [{seen_width / 2}, {seen_height / 2}, {seen_width}, {seen_height}]}}'
-    bbox_px, kind = read_response(text, seen, size)
-    assert kind == "box"
-    assert bbox_px == pytest.approx((width / 2, height / 2, width, height), rel=1e-12)
-
-
-@given(
-    width=SIDES,
-    height=SIDES,
-    shares=st.tuples(*[st.floats(min_value=0, max_value=1, allow_subnormal=False)] * 4),
-)
-def test_mapping_there_and_back_is_exact(width, height, shares):
-    x1, x2 = sorted((shares[0] * width, shares[2] * width))
-    y1, y2 = sorted((shares[1] * height, shares[3] * height))
-    seen = teacher_size((width, height))
-    there = rescale_bbox((x1, y1, x2, y2), (width, height), seen)
-    assert rescale_bbox(there, seen, (width, height)) == pytest.approx((x1, y1, x2, y2), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("text", "bbox_px", "kind"),
-    [
-        ("[10, 20, 30, 40]", (20, 20, 60, 40), "box"),  # seen 100x100, in truth 200x100: x doubles
-        ('```json\n[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]\n```', (20, 20, 60, 40), "box"),
-        ("[30, 40, 10, 20]", (20, 20, 60, 40), "box"),  # reversed corners
-        ('["10", "20", "30", "40"]', (20, 20, 60, 40), "box"),  # strings for numbers
-        ("[10.5, 20.5, 30, 40]", (21, 20.5, 60, 40), "box"),
-        ("[90, 90, 130, 140]", (180, 90, 200, 100), "box"),  # beyond the edge: clipped
-        ("[10, 20, 10, 20]", (20, 20, 20, 20), "box"),  # no area: it takes part
-        ("[100, 0, 120, 50]", None, "outside the image"),
-        ("", None, "empty"),
-        ("There is no such sign.", None, "no list"),
-        ('{"bbox_2d": [10, 20, 3', None, "truncated"),
-        ("[10, 20, 30]", None, "not four values"),
-        ("[x1, y1, x2, y2]", None, "not numbers"),
-    ],
-)
-def test_read_response(text, bbox_px, kind):
-    assert read_response(text, seen_size=(100, 100), size=(200, 100)) == (bbox_px, kind)
-
-
 def test_image_size_is_that_of_the_upright_image():
     for source, size in [(encode((30, 20)), (30, 20)), (rotated((30, 20)), (20, 30))]:
         assert image_size(source) == open_image(source).size == size
@@ -140,12 +93,12 @@ def model(tiny_qwen):
 
 
 def records(model, processor, rows, **options) -> dict:
-    measured = measure(rows)
-    outcomes = generate_rows(model, processor, TeacherPrompts(rows, measured), max_new_tokens=8, **options)
-    return {r["question_id"]: r for r in outline(outcomes, measured, pixel_budget(processor, "teacher"))}
+    inspected = list(inspect_rows(rows))
+    outcomes = generate_rows(model, processor, TeacherPrompts(rows, inspected), max_new_tokens=8, **options)
+    return {r["question_id"]: r for r in response_records(outcomes, inspected, pixel_budget(processor, "teacher"))}
 
 
-def test_outline_is_the_same_at_every_batch_size(model, processor):
+def test_records_are_the_same_at_every_batch_size(model, processor):
     rows = make_rows([(60, 60), (140, 100), (100, 140), (300, 90), (28, 28)])
     one_by_one = records(model, processor, rows, batch_size=1)
     assert set(one_by_one) == {"q0", "q1", "q2", "q3", "q4"}
@@ -175,7 +128,7 @@ def test_unreadable_images_leave_the_others_alone(model, processor):
 @pytest.mark.parametrize("size", [(140, 84), (1023, 681), (3, 2000), (2000, 3), (41, 4100), (1, 1), (7300, 5480)])
 def test_the_teacher_sees_the_size_that_boxes_are_mapped_from(processor, size):
     rows = make_rows([size])
-    prompts = TeacherPrompts(rows, measure(rows))
+    prompts = TeacherPrompts(rows, list(inspect_rows(rows)))
     prepared = prepare(processor, prompts[0])
     width, height = teacher_size(size, pixel_budget(processor, "teacher"))
     assert prepared.images["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
@@ -183,7 +136,7 @@ def test_the_teacher_sees_the_size_that_boxes_are_mapped_from(processor, size):
 
 def test_prompt_reaches_the_teacher(processor):
     rows = make_rows([(140, 84)])
-    prompts = TeacherPrompts(rows, measure(rows))
+    prompts = TeacherPrompts(rows, list(inspect_rows(rows)))
     text = processor.tokenizer.decode(prepare(processor, prompts[0]).input_ids[0])
     assert text.count("<|image_pad|>") == 15  # 10 x 6 patches, merged two by two
     assert (
@@ -206,7 +159,7 @@ def test_teachers_that_write_boxes_from_0_to_1000(processor, tmp_path, processor
     template = processor.chat_template
     other = processor_class(processor.image_processor, processor.tokenizer, video_class(), chat_template=template)
     other.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"{processor_class.__name__} is of no teacher .* give a Qwen2.5-VL"):
+    with pytest.raises(UserError, match=f"{processor_class.__name__} belongs to a model .* give a Qwen2.5-VL"):
         pixel_budget(load_processor(str(tmp_path)), str(tmp_path))
 
 
@@ -216,3 +169,35 @@ def test_the_budget_of_the_real_processor(real_qwen):
     settings = AutoImageProcessor.from_pretrained(real_qwen)
     factor = settings.patch_size * settings.merge_size
     assert PixelBudget() == (settings.size["shortest_edge"], settings.size["longest_edge"], factor)
+
+
+RECORD = {"question_id": 1, "key": 5, "size": [9, 8], "seen_size": [28, 28], "teacher_response": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"teacher_response": None}, False),
+        ({"teacher_response": ["[1, 2, 3, 4]"]}, False),
+        ({"size": "9x8"}, False),
+        ({"size": [9]}, False),
+        ({"size": [9, 0]}, False),
+        ({"seen_size": [28.0, 28]}, False),
+        ({"seen_size": None}, False),
+    ],
+)
+def test_is_response(change, expected):
+    assert is_response(RECORD | change) is expected
+
+
+def test_a_row_that_fails_may_succeed_another_time():
+    outcomes = [
+        (0, UnreadableImage("broken")),
+        (1, MemoryError("too large")),
+        (2, [ValueError("rejected")]),
+        (3, ["ok"]),
+    ]
+    inspected = [{"question_id": i, "size": [28, 28]} for i in range(4)]
+    errors = [(r.get("error"), r.get("rejected")) for r in response_records(outcomes, inspected, PixelBudget())]
+    assert errors == [("broken", None), ("too large", True), ("rejected", True), (None, None)]

@@ -1,5 +1,6 @@
 """Sending the training sets to the hub, on a hub that is played here: what goes there, and what fails early."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -67,7 +68,16 @@ def test_a_repository_that_cannot_be_made_is_told_before_the_work(monkeypatch):
 
 def test_a_push_that_breaks_says_what_to_do(monkeypatch, folders):
     PlayedHub(monkeypatch, error=OSError("connection lost"))
-    with pytest.raises(UserError, match="push again with --from_journal"):
+    with pytest.raises(hub.PushError, match="cannot be sent to me/boxes: connection lost"):
+        hub.push("me/boxes", folders)
+
+
+@pytest.mark.parametrize("card", ["---\na: [\n---\n", "---\n- a\n- b\n---\n", "---\nconfigs: 3\n---\n", "\0"])
+def test_a_broken_card_there_is_one_line(monkeypatch, folders, card):
+    PlayedHub(monkeypatch)
+    load = hub.DatasetCard.load
+    monkeypatch.setattr(hub.DatasetCard, "load", lambda path: DatasetCard(card) if path == "me/boxes" else load(path))
+    with contextlib.suppress(hub.PushError):  # nothing else is raised; the last card is fine
         hub.push("me/boxes", folders)
 
 
@@ -77,11 +87,31 @@ def test_new_repositories_are_private(monkeypatch):
     assert played.calls == [("create", "me/boxes", {"repo_type": "dataset", "private": True, "exist_ok": True})]
 
 
-@pytest.mark.parametrize(("declared", "expected"), [("mit", "mit"), (["mit", "cc-by-4.0"], "mit, cc-by-4.0")])
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ("mit", "mit"),
+        (["mit", "cc-by-4.0"], "mit, cc-by-4.0"),
+        (["mit", None], "mit"),
+        ("mit\n# A heading", "mit # A heading"),
+        ({"name": 3}, "name"),
+        (3, "see the source"),
+        ([], "see the source"),
+        (None, "see the source"),
+    ],
+)
 def test_licence_on_the_hub(monkeypatch, declared, expected):
     info = SimpleNamespace(card_data={"license": declared})
     monkeypatch.setattr(hub.HfApi, "dataset_info", lambda api, hub_id, timeout: info)
     assert hub.licence("someone/set") == expected
+
+
+def test_licence_on_a_broken_card(monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("mapping values are not allowed here")
+
+    monkeypatch.setattr(hub.HfApi, "dataset_info", broken)
+    assert hub.licence("someone/set") == "see the source"
 
 
 def test_licence_without_a_network(tmp_path):

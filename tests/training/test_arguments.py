@@ -1,20 +1,21 @@
-"""The configuration files, which checkpoint a run goes on from, and processes on the CPU."""
+"""The configuration files, and values that training cannot use."""
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 import train_grpo
 import train_sft
 from cropvlm.cli import UserError
 from cropvlm.training.arguments import PolicyArguments, parse
-from cropvlm.training.setup import check_base, checkpoint_to_resume, note_base, settle_hardware, show_one_gpu
 
-CONFIGS = Path(__file__).resolve().parents[2] / "scripts" / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "scripts" / "configs"
+HEAVY = ("datasets", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "cropvlm.modeling")
 SFT = (PolicyArguments, train_sft.SFTArguments)
 GRPO = (train_grpo.GRPOPolicyArguments, train_grpo.GRPOArguments)
 
@@ -49,21 +50,35 @@ def test_the_command_line_goes_before_the_config(monkeypatch):
 @pytest.mark.parametrize(
     ("types", "flag", "value", "expected"),
     [
-        *((SFT, flag, "0", "at least 1") for flag in ("--longest_edge", "--lora_r", "--lora_alpha")),
+        *((SFT, flag, "0", "at least 1") for flag in ("--lora_r", "--lora_alpha", "--max_samples")),
+        *((types, "--longest_edge", "1", "at least 2") for types in (SFT, GRPO)),
         *((types, "--per_device_train_batch_size", "0", "at least 1") for types in (SFT, GRPO)),
         *((types, "--gradient_accumulation_steps", "0", "at least 1") for types in (SFT, GRPO)),
-        *((types, "--vqa_longest_edge", "0", "at least 1") for types in (SFT, GRPO)),
+        *((types, "--vqa_longest_edge", "0", "at least 2") for types in (SFT, GRPO)),
         *((types, "--lora_dropout", "2.0", "less than 1") for types in (SFT, GRPO)),
+        *((SFT, f"--{name}", "nan", "a finite number") for name in ("learning_rate", "warmup_steps", "lora_dropout")),
+        *((SFT, f"--{name}", "-1", "at least 0") for name in ("seed", "data_seed", "dataloader_num_workers")),
+        *((SFT, f"--{name}", "0.0", "more than 0") for name in ("num_train_epochs", "save_steps", "logging_steps")),
+        (SFT, "--learning_rate", "-1.0", "at least 0"),
+        (SFT, "--weight_decay", "inf", "a finite number"),
+        (SFT, "--max_steps", "0", "at least 1"),
+        (SFT, "--max_steps", "-5", "at least -1"),
+        (SFT, "--seed", str(2**32), "at most"),
+        (SFT, "--warmup_ratio", "1.0", "less than 1"),
+        (SFT, "--remove_unused_columns", "True", "leave it out"),
+        (SFT, "--train_sampling_strategy", "group_by_length", "leave it out"),
+        (SFT, "--padding_free", "True", "cannot be packed"),
         *((types, "--report_to", "foo", "none, all or what is installed: .*tensorboard") for types in (SFT, GRPO)),
         (SFT, "--packing", "True", "cannot be packed"),
-        (SFT, "--max_length", "8", "no row may be cut"),
+        (SFT, "--max_length", "8", "would cut its image tokens"),
         (GRPO, "--num_generations", "0", "at least 2"),
         (GRPO, "--max_completion_length", "0", "at least 1"),
         (GRPO, "--steps_per_generation", "0", "at least 1"),
         (GRPO, "--generation_batch_size", "0", "at least 1"),
         (GRPO, "--temperature", "0.0", "more than 0"),
-        (GRPO, "--loss_type", "foo", "grpo, bnpo, dr_grpo"),
-        (GRPO, "--scale_rewards", "foo", "group, batch, none"),
+        (GRPO, "--top_p", "2.0", "at most 1"),
+        (GRPO, "--min_p", "2.0", "at most 1"),
+        (GRPO, "--beta", "-1.0", "at least 0"),
         (GRPO, "--reward_batch_size", "0", "at least 1"),
         (GRPO, "--reward_batch_size", "-1", "at least 1"),
         (GRPO, "--log_crops_every", "-1", "at least 0"),
@@ -76,86 +91,83 @@ def test_values_that_cannot_be_trained_with(types, flag, value, expected, monkey
 
 
 @pytest.mark.parametrize(
-    ("visible", "index", "left"),
-    [(None, 0, "0"), (None, 1, "1"), ("4,6", 1, "6"), ("GPU-1a,GPU-2b", 0, "GPU-1a"), (None, -1, ""), ("4,6", -1, "")],
+    "flags", [["--dataset_path", ""], ["--dataset_path="], ["--dataset_path", " "], ["--config", ""]]
 )
-def test_one_gpu_is_left_to_be_seen(visible, index, left, monkeypatch):
-    see_gpus(monkeypatch, 2, visible)
-    show_one_gpu(index)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+def test_an_empty_value_is_refused(flags, monkeypatch):
+    """What a variable that is not set leaves; it would mean the default."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(UserError, match=f"^{flags[0].strip('=')} '': the value is empty"):
+        parse(SFT)
 
 
-@pytest.mark.parametrize("visible", [None, "4,6"])
-def test_a_gpu_that_is_not_there_is_refused(visible, monkeypatch):
-    """Else it would hide all the others, and training would be on the CPU."""
-    see_gpus(monkeypatch, 2, visible)
-    with pytest.raises(UserError, match="--gpu 2: GPUs 0 to 1"):
-        show_one_gpu(2)
+def parse_yaml(text, types, tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--use_cpu", "True", f"--config={tmp_path / 'c.yaml'}"])
+    return parse(types)
 
 
-@pytest.mark.parametrize("index", [0, 3, -1])
-def test_without_a_gpu_nothing_changes(index, monkeypatch):
-    see_gpus(monkeypatch, 0, None)
-    show_one_gpu(index)
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("longest_edge: 64.0", "--longest_edge.*invalid int value: '64.0'"),
+        ("max_samples: 8.0", "--max_samples.*invalid int value"),
+        ("lora_r: null", "--lora_r.*invalid int value: 'None'"),
+        ("seed: 1.5", "--seed.*invalid int value"),
+        ("seed: true", "--seed.*invalid int value"),
+        ("seed: [1, 2]", "unrecognized arguments: 2"),
+        ("longest_edge: {a: 1}", "--longest_edge.*invalid int value"),
+        ("learning_rate: fast", "--learning_rate.*invalid float value"),
+        ("use_lora: maybe", "--use_lora"),
+        ("data_type: foo", "--data_type.*invalid choice"),
+        ("dataset_path: ''", "dataset_path is empty"),
+        ("dataset: a", "unknown setting dataset"),
+        ("env: 3", "expected lines of name: value"),
+        ("- a", "expected lines of name: value"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_setting_of_another_type_in_a_config_is_refused(line, expected, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=rf"{expected}[\s\S]*; correct {tmp_path / 'c.yaml'}$"):
+        parse_yaml(line, SFT, tmp_path, monkeypatch)
 
 
-def see_gpus(monkeypatch, count, visible):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # to be put back in the end
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+def test_what_a_config_may_hold(tmp_path, monkeypatch):
+    text = "vqa_longest_edge: null\nprocessor: null\nuse_lora: false\nlearning_rate: 5.0e-6\nmax_samples: 8\n"
+    text += "lr_scheduler_kwargs: {num_cycles: 1}\nreward_weights: [1, 0.5]\nbf16: null\nenv: {CROPVLM_X: 1}\n"
+    monkeypatch.setenv("CROPVLM_X", "0")
+    policy, args = parse_yaml(text, GRPO, tmp_path, monkeypatch)
+    assert (policy.vqa_longest_edge, policy.processor, policy.use_lora, policy.max_samples) == (None, None, False, 8)
+    assert (args.learning_rate, args.reward_weights, args.lr_scheduler_kwargs) == (5e-6, [1, 0.5], {"num_cycles": 1})
+    assert os.environ["CROPVLM_X"] == "1"
 
 
-def test_the_newest_whole_checkpoint_is_found(tmp_path):
-    for step, state in [(9, "{}"), (10, "{}"), (11, '{"cut'), (12, None)]:
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    for name in ("checkpoint-100.bak", "checkpoint-7-old", "checkpoint-"):  # a user's copies
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "trainer_state.json").write_text("{}")
-    args = train_sft.SFTArguments(output_dir=str(tmp_path), use_cpu=True, resume_from_checkpoint="True")
-    assert checkpoint_to_resume(args) == str(tmp_path / "checkpoint-10")
-    args.output_dir = str(tmp_path / "new")
-    assert checkpoint_to_resume(args) is None
+def test_the_released_warmup_ratio(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--use_cpu", "True", "--warmup_ratio", "0.1"])
+    assert parse(SFT)[1].warmup_steps == 0.1
+    sys.argv += ["--warmup_steps", "5"]
+    with pytest.raises(UserError, match="--warmup_ratio 0.1: .*leave one out"):
+        parse(SFT)
 
 
-def test_a_run_goes_on_with_the_base_that_it_started_from(tmp_path):
-    args = train_sft.SFTArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
-    checkpoint = str(tmp_path / "out" / "checkpoint-2")
-    check_base("models/a", checkpoint)  # nothing is known of that run
-    note_base(args, "models/a")
-    check_base("models/a", checkpoint)
-    check_base("./models/a/", checkpoint)
-    check_base("models/b", None)  # starts anew
-    with pytest.raises(UserError, match="--base_model models/b: .*started from models/a; name that one"):
-        check_base("models/b", checkpoint)
+@pytest.mark.parametrize(("script", "types"), [(train_sft, SFT), (train_grpo, GRPO)])
+def test_help_is_this_projects_and_help_all_is_trls_too(script, types, monkeypatch, capsys):
+    helps = {}
+    for flag in ("--help", "--help_all"):
+        monkeypatch.setattr(sys, "argv", ["train.py", flag])
+        with pytest.raises(SystemExit, match="0"):
+            parse(types, script.__doc__)
+        helps[flag] = capsys.readouterr().out
+    shown = {flag: set(re.findall(r"^  --(\w+)", text, re.M)) for flag, text in helps.items()}
+    assert helps["--help"].count("\n") < 80
+    own = {name for each in types for name in each.__annotations__} | {"config", "help_all", "eval_dataset_path"}
+    assert own <= shown["--help"] < shown["--help_all"]
+    assert "weight_decay" in shown["--help_all"] - shown["--help"]
+    assert "(default: 0.03)" in helps["--help"]
 
 
-def test_processes_on_the_cpu_find_one_another(monkeypatch):
-    """Without being told of the CPU, each would train alone and write over the other."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    args = SimpleNamespace(use_cpu=False, bf16=None, fp16=False)
-    settle_hardware(args)
-    assert not args.use_cpu
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    settle_hardware(args)
-    assert args.use_cpu
-    assert not args.bf16
-
-
-def test_one_process_in_place_of_several_is_refused(monkeypatch):
-    """`accelerate launch --num_processes 2` starts one where there is no GPU, at half the batch that was meant."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    monkeypatch.delenv("MASTER_PORT", raising=False)
-    args = SimpleNamespace(use_cpu=True, bf16=None, fp16=False)
-    settle_hardware(args)  # one was asked for
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError, match="--multi_gpu --num_processes 2"):
-        settle_hardware(args)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    settle_hardware(args)
+@pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
+def test_flags_are_read_without_what_only_training_needs(script):
+    """Neither the trainers, nor `datasets`, nor the models: each takes seconds."""
+    code = f"import sys, {script}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 from cropvlm import encoding, modeling
 from cropvlm.crops import open_image
 from cropvlm.prompts import bbox_completion, cropper_messages
-from cropvlm.training import arguments
+from cropvlm.training import rows as training_rows
 from cropvlm.training import shared_images as sharing
 from cropvlm.training.shared_images import SharedImages
 
@@ -98,7 +98,7 @@ def test_every_image_is_decoded_and_preprocessed_once_a_step(
     sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
 ):
     opened, preprocessed = [], []
-    monkeypatch.setattr(arguments, "open_image", lambda source: opened.append(source) or open_image(source))
+    monkeypatch.setattr(training_rows, "open_image", lambda source: opened.append(source) or open_image(source))
     preprocess = sharing.process_image
     monkeypatch.setattr(sharing, "process_image", lambda *args: preprocessed.append(args[1]) or preprocess(*args))
     options = {"gradient_accumulation_steps": 4, "max_steps": 1, "save_strategy": "no"}
@@ -135,7 +135,7 @@ def test_every_image_is_encoded_once_in_each_place(
 
     Per prompt: rollout, reference and policy an image's tiles each; reward, always at one tile, 1 + 6.
     """
-    monkeypatch.setattr(arguments, "open_image", lambda source: open_image(source).resize((128, 128)))
+    monkeypatch.setattr(training_rows, "open_image", lambda source: open_image(source).resize((128, 128)))
     options = {"num_generations": 6, "per_device_train_batch_size": 6, "max_steps": 1, "save_strategy": "no"}
     size = {"longest_edge": longest_edge}
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy=size, **options)

@@ -1,0 +1,164 @@
+"""One split of a data set as it is published: from a saved folder, a copy of a repository, or the Hugging Face Hub."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+from datasets.data_files import DataFilesDict
+
+from cropvlm.benchmarks import BENCHMARKS, LETTERS, Benchmark
+from cropvlm.cli import UserError, one_line
+
+logger = logging.getLogger(__name__)
+
+# Read as text from CSV files: pandas makes numbers of "1.50" and "007", and a missing value of "None" and "N/A".
+TEXT_COLUMNS = {"question", "text", "answers", "answer", "label", *LETTERS}
+
+
+def load_published(
+    source: str, config: str | None, known: Benchmark | None, split: str | None, default_split: str | None
+) -> datasets.Dataset:
+    """The rows of one split, columns and types as published.
+
+    Args:
+        source: folder or hub id. config: configuration in the repository; None takes the benchmark's, or the only one.
+        known: the benchmark that the data set is, where that is known.
+        split: None takes `default_split`, else the benchmark's own, else the only one.
+
+    Raises `UserError` for whatever keeps the split from being loaded, and for one without rows.
+    """
+    wanted = [split] if split else [default_split, known.split if known else None]
+    with _one_line_errors(source):
+        if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
+            rows, chosen = _from_disk(Path(source), split, wanted)
+        else:
+            rows, chosen = _from_repository(source, config, known, split, wanted)
+    if len(rows) == 0:
+        raise UserError(f"{source} has no rows (split {rows.split})")
+    if default_split and not split and chosen not in (None, default_split):
+        logger.warning("%s has no split %s: its rows are of %s", source, default_split, chosen)
+    return rows
+
+
+@contextlib.contextmanager
+def _one_line_errors(source: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a folder or the hub into one line, without the hub client's own about its retries.
+
+    Those who parse cards, tables and archives raise whatever they like, so every exception counts.
+    """
+    hub_logger = logging.getLogger("huggingface_hub")
+    level = hub_logger.level
+    hub_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        local = Path(source).is_dir()
+        what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
+        expected = f"expected a folder, a hub id or one of {', '.join(BENCHMARKS)}"
+        raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
+    finally:
+        hub_logger.setLevel(level)
+
+
+def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
+    """The rows that `save_to_disk` wrote and the name of their split, None where none is kept."""
+    chosen = None
+    if (folder / "dataset_dict.json").is_file():
+        there = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        chosen = _choose_split(str(folder), split, wanted, there)
+        folder = folder / chosen
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except IndexError as error:  # what datasets makes of a saved data set of no rows
+        raise UserError(f"{folder} has no rows") from error
+    name = chosen or (None if saved.split is None else str(saved.split))
+    if split and name != split:
+        raise UserError(f"{folder} has no splits, but {split!r} was asked for; leave the split out")
+    return saved, name
+
+
+def _choose_split(source: str, split: str | None, wanted: Iterable[str | None], there: Iterable[str]) -> str:
+    there = list(dict.fromkeys(there))
+    for name in wanted:
+        if name in there:
+            return name
+    if not split and len(there) == 1:
+        return there[0]
+    problem = f"has no split {split!r}; there are" if split else "has several splits; choose one"
+    raise UserError(f"{source} {problem}: {', '.join(there)}")
+
+
+def _from_repository(
+    source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
+) -> tuple[datasets.Dataset, str]:
+    """The rows of one split of a repository, on the hub or copied into a folder, and the name of the split.
+
+    Without a connection, what the hub's cache holds of the repository serves as its copy.
+    """
+    looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
+    if not Path(source).is_dir() and (looks_local or Path(source).exists()):
+        raise UserError(f"no data set at {source}: no such folder")
+    try:
+        return _open_split(source, config, known, split, wanted)
+    except UserError:
+        raise
+    except Exception:
+        if Path(source).is_dir():
+            raise
+        with contextlib.suppress(Exception):  # the first error says more than that nothing is cached
+            download = {"repo_type": "dataset", "local_files_only": True, "allow_patterns": []}
+            cached = huggingface_hub.snapshot_download(source, **download)
+            return _open_split(cached, config, known, split, wanted)
+        raise
+
+
+def _open_split(
+    source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
+) -> tuple[datasets.Dataset, str]:
+    if known and known.config and not config and known.config in datasets.get_dataset_config_names(source):
+        config = known.config
+    unlisted = _unlisted_files(source, config, known)
+    chosen = next((name for name in wanted if name in unlisted), None)
+    if chosen:
+        builder = datasets.load_dataset_builder(source, data_files={chosen: unlisted[chosen]})
+    else:
+        builder = datasets.load_dataset_builder(source, config)  # reads the card and lists files; downloads no rows
+        listed = [name for name, files in (builder.config.data_files or builder.info.splits or {}).items() if files]
+        chosen = _choose_split(source, split, wanted, [*listed, *unlisted])
+    return _read_split(builder, chosen), chosen
+
+
+def _unlisted_files(source: str, config: str | None, known: Benchmark | None) -> dict[str, str]:
+    """Split -> files, of splits that the card does not list. A folder with a copy need not hold them all."""
+    if not Path(source).is_dir():
+        return dict(known.data_files) if known else {}
+    copied = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
+    files = copied.data_files if copied else {}
+    # The split that a benchmark is scored on is read from these files or not at all: V*'s others inflate the score.
+    return {split: glob for split, glob in files.items() if split == copied.split or any(Path(source).glob(glob))}
+
+
+def _read_split(builder: datasets.DatasetBuilder, split: str) -> datasets.Dataset:
+    """Download and convert the files of one split; `load_dataset(split=...)` would take those of all splits.
+
+    The conversion is cached in a folder of its own, where no other program takes it for the whole data set.
+    """
+    folder = Path(builder.cache_dir)  # .../{data set}/{config}/{version}/{hash}
+    if builder.config.data_files is not None:  # None: a whole data set, converted earlier, without a connection
+        config_folder = folder.parents[1]
+        folder = config_folder.with_name(f"{config_folder.name}-{split}") / folder.parent.name / folder.name
+        builder.config.data_files = DataFilesDict({split: builder.config.data_files[split]})
+        if builder.info.splits:  # of the card: the number of rows is checked, and the sizes of all splits do not hold
+            builder.info.splits = {split: builder.info.splits[split]} if split in builder.info.splits else None
+        builder.info.download_size = builder.info.dataset_size = builder.info.size_in_bytes = None
+    if builder.name == "csv":
+        builder.config.keep_default_na, builder.config.na_values = False, [""]
+        builder.config.converters = dict.fromkeys(TEXT_COLUMNS, str) | (builder.config.converters or {})
+    builder.download_and_prepare(str(folder))
+    return builder.as_dataset(split=split)

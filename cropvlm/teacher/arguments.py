@@ -1,0 +1,98 @@
+"""The flags of `create_dataset.py`. Importing this takes neither torch nor datasets: a mistake is told at once."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cropvlm.boxes import GROWTH
+from cropvlm.cli import UserError, batch_size, fraction, nonempty, positive, remedy, whole_number
+from cropvlm.runtime.server_arguments import add_api_flags, server_of
+from cropvlm.teacher.asking import DEFAULT_TEACHER, Teacher
+from cropvlm.teacher.sources import parse_source
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `create_dataset.py`."""
+    add = parser.add_argument
+    add(
+        "--dataset_path",
+        nargs="+",
+        type=parse_source,
+        default=[parse_source("lmms-lab/textvqa")],
+        metavar="SOURCE",
+        help="benchmarks, Hub ids (id:config) or folders, each with a share or a cap if you like:"
+        " docvqa=0.5 stvqa=10000 (default lmms-lab/textvqa)",
+    )
+    add("--split", type=nonempty, help="default: train, or the only one")
+    add("--max_samples", type=positive, help="only the first rows of each source, both parts together")
+    add("--sft_share", type=fraction, default=0.5, help="of each source's rows to box (default 0.5; 1: no GRPO part)")
+    add("--model_path", type=nonempty, default=DEFAULT_TEACHER, help=f"teacher: Hub id or folder ({DEFAULT_TEACHER})")
+    add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own")
+    add_api_flags(parser)
+    add("--output_path", type=output_path, default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
+    add("--growth", type=factor, nargs=5, default=GROWTH, help="area multipliers, smallest fifth first (45 10 4 2 1)")
+    add("--from_journal", action="store_true", help="grow and save again, without the teacher")
+    add("--push_to_hub", type=nonempty, metavar="REPO", help="send both parts and the card there as well")
+    add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
+    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
+    add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
+    add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
+    add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
+    add("--verbose", action="store_true", help="log every response")
+
+
+def teacher_of(args: argparse.Namespace) -> Teacher:
+    """The teacher that the flags name. Raises `UserError` for flags that do not fit each other."""
+    server = server_of(args)
+    if server and args.attn_implementation:
+        raise UserError("--attn_implementation is for a model on this machine; leave it out beside --api_model")
+    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
+        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
+    return Teacher(
+        model_path=server.model if server else args.model_path,
+        server=server,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        gpu=args.gpu,
+        attn_implementation=args.attn_implementation,
+    )
+
+
+@contextlib.contextmanager
+def remedies() -> Iterator[None]:
+    """Add to errors of making the data set which flag sets them right."""
+    from cropvlm.modeling import ImageSizeError
+    from cropvlm.teacher.hub import PushError
+    from cropvlm.teacher.responses import MissingResponses
+    from cropvlm.teacher.rows import NoReferences
+    from cropvlm.teacher.saving import OutputError
+
+    with (
+        remedy("name another --output_path", OutputError),
+        remedy("change --min_pixels and --max_pixels or leave them out", ImageSizeError),
+        remedy("leave --from_journal out to ask the teacher", MissingResponses),
+        remedy("box them all with --sft_share 1.0", NoReferences),
+        remedy("all is saved here, push again with --from_journal", PushError),
+    ):
+        yield
+
+
+def output_path(text: str) -> str:
+    """The type of `--output_path`: a path that ends in a name. A slash at its end, as of completion, is dropped."""
+    path = Path(nonempty(text))
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a path that ends in a name, to which _sft is added")
+    return str(path)
+
+
+def factor(text: str) -> float:
+    """The type of `--growth`: a number above 0, not infinite."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")

@@ -1,0 +1,52 @@
+"""One source of training data as the user names it: a data set, and how much of it."""
+
+import argparse
+import os
+from dataclasses import dataclass
+
+from cropvlm.benchmarks import dataset_name
+from cropvlm.cli import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set. limit: its first so many rows (int), this share of its rows (float), or all (None)."""
+
+    path: str
+    name: str
+    limit: int | float | None = None
+
+
+def parse_source(text: str) -> Source:
+    """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a hub id or folder.
+
+    Raises `argparse.ArgumentTypeError` for a limit that gives no row, or an empty name.
+
+    >>> parse_source("lmms-lab/DocVQA:DocVQA=10000")
+    Source(path='lmms-lab/DocVQA:DocVQA', name='docvqa', limit=10000)
+    """
+    path, equals, number = text.rpartition("=")
+    if not equals or os.path.exists(text):  # noqa: PTH110 (Path.exists raises for a name that is too long)
+        path, limit = text, None
+    else:
+        limit = _limit(number)
+        if limit is None:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5"
+            )
+    if not path.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a benchmark, a Hub id or a folder, got an empty name")
+    try:
+        return Source(path, dataset_name(path), limit)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _limit(number: str) -> int | float | None:
+    """A number of rows (from 1) or, with a point, a share (above 0, up to 1.0); None for anything else."""
+    if number.isdecimal():
+        return int(number) or None
+    try:
+        return float(number) if 0 < float(number) <= 1 else None
+    except ValueError:
+        return None

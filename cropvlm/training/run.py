@@ -1,0 +1,116 @@
+"""A training run from its settings to its result, the same for both stages."""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainingArguments, set_seed
+
+from cropvlm.runtime.files import check_writable, lock, write_text
+from cropvlm.training.arguments import PolicyArguments, frozen_dtype
+from cropvlm.training.checkpoints import (
+    RECORD,
+    CheckpointRecorder,
+    add_rows,
+    check_same_run,
+    describe_run,
+    named_checkpoint,
+    newest_checkpoint,
+    read_record,
+)
+from cropvlm.training.rehearsal import rehearse
+from cropvlm.training.saving import add_merged, create_repo, disk_errors, forget_result, push, save_result
+from cropvlm.training.setup import hide_hub_token, start_logging
+
+logger = logging.getLogger(__name__)
+
+BASE_NOTE = "base_model.txt"  # in the output folder; scripts/train_grpo.sh reads it too
+LOCK = "_lock"
+
+
+def train(
+    args: TrainingArguments,
+    policy: PolicyArguments,
+    make_trainer: Callable[[Any, Any], Trainer],
+) -> None:
+    """Train anew, or resume where `args` says so, and put the result into the output folder.
+
+    A resumed run ends with the weights of one that was never stopped; one that had finished is left as it is.
+
+    make_trainer: (args, policy) -> the trainer, with data and models loaded.
+
+    Raises:
+        UserError: the output folder cannot be written or is in use, the run to resume had other settings, the disk is
+            full, or the result cannot be pushed.
+    """
+    hide_hub_token(args)
+    start_logging(args, policy)
+    folder = Path(args.output_dir)
+    check_writable(folder / RECORD)
+    alone = lock(folder / LOCK) if args.process_index == 0 else contextlib.nullcontext()
+    with disk_errors(args.output_dir), alone:
+        if args.push_to_hub:
+            create_repo(args)  # whatever forbids it is known before hours of training
+        run = describe_run(args, policy)
+        if not is_finished(args, policy, run):
+            train_unfinished(args, policy, make_trainer, run)
+        if args.process_index == 0:
+            if policy.merge:
+                add_merged(folder, frozen_dtype(args))
+            if args.push_to_hub:
+                push(args)
+
+
+def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str, dict]) -> bool:
+    """Whether the run is to be resumed and has left its result already.
+
+    Raises:
+        DifferentRun: the output folder holds the result of a run with other settings.
+    """
+    record = read_record(Path(args.output_dir)) if resumes(args) is True else None
+    if record is None:
+        return False
+    check_same_run(Path(args.output_dir), record, add_rows(run, policy.dataset_path, None))
+    logger.warning("%s: finished before", args.output_dir)
+    return True
+
+
+def resumes(args: TrainingArguments) -> bool | Path:
+    """What `resume_from_checkpoint` asks for: True for the newest checkpoint, False for none, or the path of one."""
+    wanted = str(args.resume_from_checkpoint)
+    if wanted in ("None", "False", "false"):
+        return False
+    return True if wanted in ("True", "true") else Path(wanted)
+
+
+def train_unfinished(
+    args: TrainingArguments,
+    policy: PolicyArguments,
+    make_trainer: Callable[[Any, Any], Trainer],
+    run: dict[str, dict],
+) -> None:
+    """Train from the beginning or from a checkpoint to the end, and save the result."""
+    match resumes(args):
+        case False:
+            found = None
+        case True:
+            found = newest_checkpoint(args.output_dir, run)
+        case path:
+            found = named_checkpoint(path, run)
+    rehearse(args, policy, make_trainer)
+    set_seed(args.seed)  # a fresh adapter's weights are drawn before the trainer seeds
+    trainer = make_trainer(args, policy)
+    run = add_rows(run, policy.dataset_path, trainer.train_dataset)
+    checkpoint = None
+    if found is not None:
+        check_same_run(*found, run)
+        checkpoint = str(found[0])
+    trainer.add_callback(CheckpointRecorder(run))
+    trainer.accelerator.wait_for_everyone()  # until all have looked at what the folder holds
+    if args.process_index == 0:
+        forget_result(Path(args.output_dir))
+        write_text(Path(args.output_dir) / BASE_NOTE, f"{policy.base_model}\n")  # for those who resume
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_result(trainer, policy, run)

@@ -1,0 +1,19 @@
+# Sourced by the scripts that run several steps: a signal that ends such a script ends the steps that are running, too.
+set -m # every background command leads a process group of its own
+
+# run COMMAND...: run it; bash waits in the background only in a way that a signal interrupts.
+run() {
+    "$@" </dev/null &
+    wait $!
+}
+
+# end_steps CODE: end all that runs in the background, then the script.
+end_steps() {
+    local job
+    for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
+    wait
+    exit "$1"
+}
+trap 'end_steps 129' HUP
+trap 'end_steps 130' INT
+trap 'end_steps 143' TERM

@@ -1,0 +1,30 @@
+"""What identifies models and data: it changes with them and with nothing else."""
+
+import pytest
+
+from cropvlm.runtime.provenance import data_settings, fingerprint
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_a_model_that_has_changed_has_another_fingerprint(tmp_path, name):
+    (tmp_path / "model.safetensors").write_text("x")
+    before = fingerprint(str(tmp_path))
+    (tmp_path / "boxes.json.journal.jsonl").write_text("x")
+    assert fingerprint(str(tmp_path)) == before
+    (tmp_path / name).write_text("another")
+    assert fingerprint(str(tmp_path)) != before
+
+
+def test_a_hub_id_has_no_fingerprint():
+    assert fingerprint("HuggingFaceTB/SmolVLM-256M-Instruct") is None
+    assert fingerprint(None) is None
+
+
+def test_data_settings_tell_rows_apart_by_ids_and_questions():
+    source = {"dataset_path": "a/b", "dataset": None, "split": "test", "max_samples": 3}
+    rows = {"question_id": [1, 2], "question": ["what?", "who?"]}
+    settings = data_settings(source, rows)
+    # sha256 of [[1, 2], ["what?", "who?"]] as JSON
+    assert settings == {"dataset_path": "a/b", "questions": "6de769b53a38372e", "dataset": None, "split": "test"}
+    for other in ({"question_id": ["1", "2"]}, {"question": ["what?", "where?"]}):
+        assert data_settings(source, rows | other)["questions"] != settings["questions"]

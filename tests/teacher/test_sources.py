@@ -1,0 +1,48 @@
+"""Sources as the user names them."""
+
+import argparse
+
+import pytest
+
+from cropvlm.teacher.sources import Source, parse_source
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("docvqa", Source("docvqa", "docvqa", None)),
+        ("docvqa=10000", Source("docvqa", "docvqa", 10000)),  # whole number: a cap
+        ("docvqa=0.5", Source("docvqa", "docvqa", 0.5)),  # with a point: a share
+        ("docvqa=1.0", Source("docvqa", "docvqa", 1.0)),
+        ("lmms-lab/DocVQA:InfographicVQA=7", Source("lmms-lab/DocVQA:InfographicVQA", "infovqa", 7)),
+        ("someone/set", Source("someone/set", "set", None)),
+    ],
+)
+def test_parse_source(text, expected):
+    assert parse_source(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["docvqa=", "docvqa=many", "docvqa=0", "docvqa=-3", "docvqa=1.5", "docvqa=nan", "docvqa=inf"]
+)
+def test_parse_source_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of rows or a share"):
+        parse_source(text)
+
+
+def test_a_folder_whose_name_has_an_equals_sign(tmp_path):
+    folder = tmp_path / "run=3"
+    folder.mkdir()
+    assert parse_source(str(folder)) == Source(str(folder), "run=3", None)
+
+
+@pytest.mark.parametrize("text", ["", " ", "=5"])
+def test_a_source_without_a_name(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="got an empty name"):
+        parse_source(text)
+
+
+def test_a_name_too_long_for_a_path():
+    with pytest.raises(argparse.ArgumentTypeError, match="File name too long") as raised:
+        parse_source("x" * 5000 + "=5")
+    assert len(str(raised.value)) < 200

@@ -1,0 +1,171 @@
+"""An adapter that is accepted computes what it computes in PEFT; any other is rejected in one line."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cropvlm import modeling
+from cropvlm.cli import UserError
+from cropvlm.encoding import model_inputs, prepare
+from cropvlm.prompts import answerer_messages
+
+TARGETS = ["q_proj", "v_proj", "fc1", "proj"]
+
+
+def make_adapter(base, folder, config):
+    """Save an adapter whose weights are all random, and return the model with it."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings(action="ignore"):
+        model = get_peft_model(modeling.load_full_model(str(base), torch.float32), config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(torch.randn_like(parameter) * 0.05)
+        model.save_pretrained(folder)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits_of(model, processor):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    prompts = [(answerer_messages("What is this?", 1), [Image.fromarray(pixels)])]
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model(**model_inputs(base, prepare(processor, prompts), 0)).logits
+
+
+ACCEPTED = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "convolution": {"target_modules": ["q_proj", "patch_embedding"]},
+    "convolution with dora": {"target_modules": ["q_proj", "patch_embedding"], "use_dora": True},
+    "positions": {"target_modules": ["q_proj", "position_embedding"]},
+    "every linear": {"target_modules": "all-linear"},
+    "one layer": {"layers_to_transform": [0]},
+    "ranks by module": {"rank_pattern": {"fc1": 2}, "alpha_pattern": {"fc1": 16}},
+    "biases": {"bias": "all"},
+    "a whole module": {"modules_to_save": ["connector"]},
+    "the output layer, no longer tied": {"modules_to_save": ["lm_head"]},
+    "the embeddings, no longer tied": {"modules_to_save": ["embed_tokens"]},
+    "pissa": {"init_lora_weights": "pissa"},
+    "a parameter": {
+        "target_modules": ["q_proj"],
+        "target_parameters": ["model.text_model.layers.0.mlp.up_proj.weight"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_a_loaded_adapter_computes_what_it_computes_in_peft(kind, tiny_smolvlm, tmp_path):
+    adapted = make_adapter(
+        tiny_smolvlm, tmp_path / "a", LoraConfig(**{"r": 4, "target_modules": TARGETS} | ACCEPTED[kind])
+    )
+    processor = modeling.load_processor(tiny_smolvlm)
+    expected = logits_of(adapted, processor)
+    merged = modeling.load_model(str(tmp_path / "a"), device="cpu")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert (logits_of(merged, processor) - expected).abs().max() < 1e-4
+    assert (logits_of(modeling.load_model(tiny_smolvlm, device="cpu"), processor) - expected).abs().max() > 0.01
+    merged.save_pretrained(tmp_path / "merged")
+    again = modeling.load_model(str(tmp_path / "merged"), device="cpu")
+    assert (logits_of(again, processor) - expected).abs().max() < 1e-4
+
+
+REJECTED = {
+    # The miniature's input and output embeddings are one tensor: merged, one adapter would change both.
+    "tied embeddings": (LoraConfig(r=4, target_modules=["embed_tokens"]), "shares its weights with another part"),
+    "tied output": (LoraConfig(r=4, target_modules=["lm_head"]), "shares its weights with another part"),
+    "single tokens": (LoraConfig(r=4, target_modules=TARGETS, trainable_token_indices=[5]), "shares its weights"),
+    "a bias without a place": (LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True), "cannot be merged"),
+    "activated lora": (
+        LoraConfig(task_type="CAUSAL_LM", target_modules=TARGETS, alora_invocation_tokens=[5]),
+        "merged",
+    ),
+    "ia3": (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "adapter of type IA3; expected LORA"),
+    "prompts": (PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), "type PROMPT_TUNING; expected LORA"),
+    "prefixes": (PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), "type PREFIX_TUNING; expected LORA"),
+}
+
+
+@pytest.mark.parametrize("kind", REJECTED)
+def test_an_adapter_that_cannot_be_merged_exactly_is_one_line(kind, tiny_smolvlm, tmp_path):
+    config, message = REJECTED[kind]
+    make_adapter(tiny_smolvlm, tmp_path / "adapter", config)
+    with pytest.raises(UserError, match=message) as caught:
+        modeling.load_model(str(tmp_path / "adapter"), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def half_of(weights):
+    return {key: weights[key] for key in sorted(weights)[: len(weights) // 2]}
+
+
+def renamed(weights):
+    return {key.replace("text_model.", "language_model."): value for key, value in weights.items()}
+
+
+def with_another(weights):
+    return weights | {"base_model.model.model.text_model.layers.99.self_attn.q_proj.lora_A.weight": torch.zeros(4, 128)}
+
+
+@pytest.mark.parametrize("change", [half_of, renamed, with_another, lambda weights: {}])
+@pytest.mark.parametrize(
+    "load", [modeling.load_model, lambda path: modeling.load_policy(path, LoraConfig(), torch.float32)]
+)
+def test_every_weight_has_its_place(change, load, tiny_smolvlm, tmp_path):
+    make_adapter(tiny_smolvlm, tmp_path / "adapter", LoraConfig(r=4, target_modules=TARGETS))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(
+        UserError, match=r"adapter of another base than .*, or damaged \(\d+ weights are (missing|unknown)"
+    ):
+        load(str(tmp_path / "adapter"))
+
+
+def test_renamed_weights_in_a_pickle(tiny_smolvlm, tmp_path):
+    model = make_adapter(tiny_smolvlm, tmp_path / "adapter", LoraConfig(r=4, target_modules=TARGETS))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save(renamed(get_peft_model_state_dict(model)), tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(UserError, match="weights are missing"):
+        modeling.load_model(str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "null", "{", '{"peft_type": "NONE"}', '{"peft_type": "LORA", "r": "x"}']
+)
+def test_a_configuration_of_nonsense_is_one_line(content, adapter_folder):
+    (adapter_folder / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        modeling.load_model(str(adapter_folder), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def adapter_folder(tiny_smolvlm, tmp_path):
+    make_adapter(tiny_smolvlm, tmp_path / "adapter", LoraConfig(r=4, target_modules=TARGETS))
+    return tmp_path / "adapter"
+
+
+def test_weights_that_are_cut_or_of_another_rank_are_one_line(adapter_folder, tmp_path):
+    other = shutil.copytree(adapter_folder, tmp_path / "rank")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
+    weights = adapter_folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for folder in (other, adapter_folder):
+        with pytest.raises(UserError, match="adapter of another base than .*, or damaged") as caught:
+            modeling.load_model(str(folder), device="cpu")
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,126 @@
+"""Model folders of any content: one line, no code run, no pickle read; and what a loader is told."""
+
+import builtins
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from cropvlm import modeling
+from cropvlm.cli import UserError
+
+CODE = "open('ran', 'w')\nfrom transformers import PretrainedConfig\nclass C(PretrainedConfig): pass\n"
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def with_code(folder):
+    (folder / "evil.py").write_text(CODE)
+    automatic = {"AutoConfig": "evil.C", "AutoModelForImageTextToText": "evil.C", "AutoProcessor": "evil.C"}
+    edit(folder / "config.json", model_type="evil", auto_map=automatic)
+
+
+def with_code_of_a_processor(folder):
+    with_code(folder)
+    edit(folder / "processor_config.json", processor_class=None, auto_map={"AutoProcessor": "evil.C"})
+
+
+def with_code_of_parts(folder):
+    (folder / "evil.py").write_text(CODE)
+    config = json.loads((folder / "processor_config.json").read_text())
+    config["image_processor"] |= {"image_processor_type": "Evil", "auto_map": {"AutoImageProcessor": "evil.C"}}
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.C", "evil.C"]})
+
+
+def with_a_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(print))
+
+
+def with_weights_for_torch_load(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": torch.zeros(2)}, folder / "pytorch_model.bin")
+
+
+def writing(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+NONSENSE = {
+    "code": with_code,
+    "code of a processor": with_code_of_a_processor,
+    "code of a tokenizer and an image processor": with_code_of_parts,
+    "no template": lambda folder: (folder / "chat_template.jinja").unlink(),
+    "no Jinja": writing("chat_template.jinja", "{% for"),
+    "a template that raises": writing("chat_template.jinja", "{{ raise_exception('no') }}"),
+    "a template of another world": writing("chat_template.jinja", "{{ a.b.c }}"),
+    "a list as config": writing("config.json", "[]"),
+    "a number as config": writing("config.json", "5"),
+    "text as config": writing("config.json", "model"),
+    "a text as part of the config": lambda folder: edit(folder / "config.json", text_config="llama"),
+    "a text model": writing("config.json", '{"model_type": "llama"}'),
+    "no processor": lambda folder: (folder / "processor_config.json").unlink(),
+    "a list as processor": writing("processor_config.json", "[]"),
+    "a list as tokenizer": writing("tokenizer.json", "[]"),
+    "a pickle": with_a_pickle,
+    "weights for torch.load": with_weights_for_torch_load,
+    "a text as weights": writing("model.safetensors", "weights"),
+    "a list as adapter": writing("adapter_config.json", "[]"),
+}
+
+
+def load_both(folder):
+    """As the scripts do, the processor first."""
+    return modeling.load_processor(folder), modeling.load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_a_folder_of_nonsense_is_one_line(kind, tiny_smolvlm, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_smolvlm, tmp_path / "model")
+    NONSENSE[kind](folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")  # `yes |`, when transformers asks whether to run code
+    with pytest.raises(UserError) as caught:
+        load_both(str(folder))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_cause_is_logged_for_debugging(tmp_path, caplog):
+    with caplog.at_level("DEBUG", logger="cropvlm"), pytest.raises(UserError):
+        modeling.load_full_model(str(tmp_path), torch.float32)
+    assert "Traceback" in caplog.text
+
+
+def test_the_attention_is_the_one_asked_for(tiny_smolvlm, sft_adapter):
+    lora = modeling.LoraConfig(r=2, target_modules=["q_proj"])
+    for given, expected in ((None, "sdpa"), ("eager", "eager")):
+        models = [
+            modeling.load_model(str(tiny_smolvlm), device="cpu", attn_implementation=given),
+            modeling.load_model(str(sft_adapter), device="cpu", attn_implementation=given),
+            modeling.load_adapter(str(sft_adapter), attn_implementation=given),
+            modeling.load_policy(str(tiny_smolvlm), lora, torch.float32, attn_implementation=given),
+        ]
+        assert {model.config._attn_implementation for model in models} == {expected}
+    with pytest.raises(UserError, match="cannot be loaded"):
+        modeling.load_model(str(tiny_smolvlm), device="cpu", attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize(("count", "seen"), [(1, "GPU 0"), (4, "GPUs 0 to 3")])
+def test_a_missing_gpu_is_one_line(count, seen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UserError, match=f"GPU 7 does not exist: this machine has {seen}$"):
+        modeling.device_and_dtype(7)
+
+
+def test_gpus_hidden_after_torch_has_seen_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert modeling.device_and_dtype(0) == (torch.device("cpu"), torch.float32)

@@ -1,0 +1,198 @@
+"""Tiny random models of families beyond the miniature's three, of the real classes, with lively weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GenerationConfig
+
+from miniature.checkpoints import (
+    LLAVA_TEMPLATE,
+    QWEN_TEMPLATE,
+    SMOLVLM_TEMPLATE,
+    SMOLVLM_TILE_TAGS,
+    TILE,
+    build_tokenizer,
+    small_llama,
+)
+
+VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOWER = VISION | {"image_size": TILE, "patch_size": 8}  # 64 patches an image
+
+
+def text_of(tokenizer, **more) -> dict:
+    """A language model of two layers."""
+    return small_llama(len(tokenizer)) | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128} | more
+
+
+def stop_of(tokenizer) -> dict:
+    return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+
+
+def template(image: str) -> str:
+    """A plain chat template in which `image` stands for an image."""
+    return LLAVA_TEMPLATE.replace("<image>", image)
+
+
+def qwen3_vl():
+    special = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = build_tokenizer("<|im_end|>", "<|endoftext|>", special)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    pixels = {"shortest_edge": 64 * 64, "longest_edge": 160 * 160}
+    image_processor = transformers.Qwen2VLImageProcessor(patch_size=16, size=pixels)
+    video_processor = transformers.Qwen3VLVideoProcessor(patch_size=16)
+    processor = transformers.Qwen3VLProcessor(image_processor, tokenizer, video_processor, chat_template=QWEN_TEMPLATE)
+    config = transformers.Qwen3VLConfig(
+        text_config=text_of(tokenizer, head_dim=16, rope_parameters=rope),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 64,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
+
+
+def llava_next():
+    tokenizer = build_tokenizer("</s>", "<pad>", ["<image>"], bos_token="</s>")
+    grid = [[64, 128], [128, 64], [128, 128]]
+    square = {"height": TILE, "width": TILE}
+    image_processor = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": TILE}, crop_size=square, image_grid_pinpoints=grid
+    )
+    processor = transformers.LlavaNextProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    config = transformers.LlavaNextConfig(
+        vision_config=TOWER | {"model_type": "clip_vision_model", "projection_dim": 48},
+        text_config=text_of(tokenizer, model_type="llama"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=grid,
+        vision_feature_layer=-1,
+    )
+    return transformers.LlavaNextForConditionalGeneration(config), processor
+
+
+def internvl():
+    names = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = build_tokenizer("<|im_end|>", "<|endoftext|>", list(names.values()), extra_special_tokens=names)
+    image_processor = transformers.GotOcr2ImageProcessor(
+        size={"height": TILE, "width": TILE}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    processor = transformers.InternVLProcessor(
+        image_processor,
+        tokenizer,
+        transformers.InternVLVideoProcessor(),
+        image_seq_length=16,
+        chat_template=template("<IMG_CONTEXT>"),
+    )
+    config = transformers.InternVLConfig(
+        vision_config=VISION | {"image_size": [TILE, TILE], "patch_size": [8, 8]},
+        text_config=text_of(tokenizer, model_type="qwen2"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=16,
+    )
+    return transformers.InternVLForConditionalGeneration(config), processor
+
+
+def gemma3():
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    tokenizer = build_tokenizer(
+        "<eos>", "<pad>", ["<bos>", *names.values()], bos_token="<bos>", extra_special_tokens=names
+    )
+    image_processor = transformers.Gemma3ImageProcessor(size={"height": TILE, "width": TILE})
+    processor = transformers.Gemma3Processor(
+        image_processor, tokenizer, chat_template=template("<start_of_image>"), image_seq_length=16
+    )
+    config = transformers.Gemma3Config(
+        text_config=text_of(
+            tokenizer, head_dim=16, sliding_window=32, query_pre_attn_scalar=16, tie_word_embeddings=False
+        ),
+        vision_config=TOWER,
+        mm_tokens_per_image=16,
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        tie_word_embeddings=False,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config), processor
+
+
+def pali_gemma():
+    tokenizer = build_tokenizer("<eos>", "<pad>", ["<bos>", "<image>"], bos_token="<bos>")
+    image_processor = transformers.SiglipImageProcessor(size={"height": TILE, "width": TILE})
+    image_processor.image_seq_length = 64
+    processor = transformers.PaliGemmaProcessor(image_processor, tokenizer, chat_template=LLAVA_TEMPLATE)
+    config = transformers.PaliGemmaConfig(
+        vision_config=TOWER | {"model_type": "siglip_vision_model"},
+        text_config=text_of(tokenizer, model_type="gemma", head_dim=16),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=64,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config), processor
+
+
+def smolvlm2():
+    special = ["<|im_start|>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", *SMOLVLM_TILE_TAGS]
+    tokenizer = build_tokenizer("<end_of_utterance>", "<|im_end|>", special, bos_token="<|im_start|>")
+    edges = {"size": {"longest_edge": TILE}, "max_image_size": {"longest_edge": TILE}}
+    video_processor = transformers.SmolVLMVideoProcessor(
+        **edges, video_sampling={"fps": 1, "max_frames": 8, "video_size": {"longest_edge": TILE}}
+    )
+    processor = transformers.SmolVLMProcessor(
+        transformers.SmolVLMImageProcessor(**edges),
+        tokenizer,
+        video_processor,
+        image_seq_len=16,
+        chat_template=SMOLVLM_TEMPLATE,
+    )
+    config = transformers.SmolVLMConfig(
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        vision_config=TOWER,
+        text_config=text_of(tokenizer),
+        tie_word_embeddings=True,
+    )
+    return transformers.SmolVLMForConditionalGeneration(config), processor
+
+
+BUILD: dict[str, Callable] = {
+    "qwen3_vl": qwen3_vl,
+    "llava_next": llava_next,
+    "internvl": internvl,
+    "gemma3": gemma3,
+    "pali_gemma": pali_gemma,
+    "smolvlm2": smolvlm2,
+}
+
+
+def save_family(name: str, folder: Path) -> Path:
+    """Write a model and its processor into `folder`, with weights so large that texts differ from row to row."""
+    torch.manual_seed(0)
+    model, processor = BUILD[name]()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2)
+    model.generation_config = GenerationConfig(**stop_of(processor.tokenizer))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
