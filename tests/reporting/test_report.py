@@ -158,6 +158,19 @@ def test_boxes_that_are_gone_are_no_fault(world, caplog):
     write(made, Path("out"), 5)
 
 
+def test_other_benchmarks_are_left_out_unread(world, caplog):
+    write_answers(Path("p/other_answers.json"), right(5), "gone/elsewhere")
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    assert len(made.results) == 2
+    assert "1 answer files of other benchmarks are left out" in caplog.text
+    for path in Path("p").glob("*_answers.json"):
+        if path.name != "other_answers.json":
+            path.unlink()
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    write(made, Path("out"), 5)
+    assert (made.exit_code, {verdict.verdict for verdict in made.verdicts}) == (0, {"not run"})
+
+
 def test_text_that_has_no_utf8_or_breaks_a_table_is_written(world):
     texts = ["\ud800 | `a` </script>"] * 100
     write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
