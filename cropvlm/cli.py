@@ -52,8 +52,6 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        # The value of an unknown flag: a key given as --api_key, for one.
-        message = re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", message)
         raise UserError(f"{' '.join(shorten(word, 200) for word in message.split())}; --help lists the flags")
 
 
@@ -71,7 +69,10 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         if error.__cause__ is not None:
             logger.debug("the error's cause:", exc_info=error)
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        line = redact(" ".join(str(error).split()))
+        # The value of an unknown flag: a key given as --api_key, for one.
+        line = re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
+        print(f"error: {line}", file=sys.stderr)
         code = USER_ERROR
     sys.exit(code or 0)
 
