@@ -3,7 +3,7 @@
     python3 benchmarks/preparation.py --longest_edge 2048
 
 tiles   the processor resizes, cuts and normalises in the worker or training process, and hands over bfloat16 tiles
-levels  the image is handed over as decoded; its tiles are cut on the GPU (`cropvlm/tiling.py`)
+levels  the image is handed over as decoded; its tiles are cut on the GPU (`cropvlm/models/tiling.py`)
 
 JPEGs of about 1024x768, opened once for both. `--reward` measures a GRPO step's reward instead, in the training
 process: 16 images with 6 crops each, from decoded images to what is handed over.
@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cropvlm.cli import positive
 from cropvlm.crops import crop_bbox, open_image
 from cropvlm.encoding import Prepared, prepare
+from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import answerer_prompt
-from cropvlm.tiling import tiling_of
 from miniature.checkpoints import build_smolvlm
 
 G = 6  # completions of a prompt

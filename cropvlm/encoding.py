@@ -21,9 +21,9 @@ from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cropvlm.crops import widen_strip
+from cropvlm.models.qwen import qwen_image
+from cropvlm.models.tiling import DeviceTiling, cut_tiles
 from cropvlm.prompts import Prompt
-from cropvlm.qwen import qwen_image
-from cropvlm.tiling import DeviceTiling, cut_tiles
 
 # Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's

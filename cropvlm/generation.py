@@ -15,7 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
-from cropvlm.any_family import (
+from cropvlm.crops import UnreadableImage
+from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
+from cropvlm.models.any_family import (
     PreparedAlone,
     check_takes_images,
     end_of_turn_ids,
@@ -23,12 +25,10 @@ from cropvlm.any_family import (
     prepare_alone,
     shares_encodings,
 )
-from cropvlm.batches import Batches, auto_batch_size, plan_batches, row_costs
-from cropvlm.crops import UnreadableImage
-from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
-from cropvlm.loading import first_line
+from cropvlm.models.batches import Batches, auto_batch_size, plan_batches, row_costs
+from cropvlm.models.loading import first_line
+from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import Prompt, PromptSource
-from cropvlm.tiling import tiling_of
 
 logger = logging.getLogger(__name__)
 

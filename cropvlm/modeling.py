@@ -7,12 +7,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from cropvlm.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
 from cropvlm.cli import UserError
 from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids
-from cropvlm.likelihood import answer_log_likelihood
-from cropvlm.loading import NO_CODE, check_model_path, device_and_dtype, first_line, loading
-from cropvlm.processors import ImageSizeError, load_processor, longest_edge_of
+from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
+from cropvlm.models.likelihood import answer_log_likelihood
+from cropvlm.models.loading import NO_CODE, check_model_path, device_and_dtype, first_line, loading
+from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of
 
 __all__ = [
     "END_OF_UTTERANCE",

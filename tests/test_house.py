@@ -30,9 +30,9 @@ def imports(path: Path) -> set[str]:
 
 
 def floor(module: str) -> str:
-    """The wing of a module, `runtime`, or `method` for the modules at the top of the package."""
+    """The wing of a module, `runtime`, or `method` for the modules at the top of the package and their `models/`."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 2 else "method"
+    return parts[1] if len(parts) > 2 and parts[1] != "models" else "method"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
+from cropvlm.models.qwen import qwen_image, qwen_size
 from cropvlm.prompts import Prompt, teacher_messages
-from cropvlm.qwen import qwen_image, qwen_size
 
 if TYPE_CHECKING:  # the flags are parsed without them
     from transformers import ProcessorMixin

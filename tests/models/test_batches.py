@@ -8,8 +8,8 @@ from test_generation import Pairs, noise
 from transformers import AutoConfig
 
 from cropvlm import batches
-from cropvlm.batches import auto_batch_size, image_cost, plan_batches, row_costs
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.batches import auto_batch_size, image_cost, plan_batches, row_costs
 
 
 @pytest.fixture(scope="module")

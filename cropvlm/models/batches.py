@@ -9,8 +9,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from cropvlm.cli import UserError
 from cropvlm.crops import widen_strip
+from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import PromptSource
-from cropvlm.tiling import tiling_of
 
 logger = logging.getLogger(__name__)
 

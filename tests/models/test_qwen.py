@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLProcessor
 from cropvlm.crops import open_image, widen_strip
 from cropvlm.encoding import process_image
 from cropvlm.modeling import load_processor
-from cropvlm.qwen import qwen_image, qwen_size
+from cropvlm.models.qwen import qwen_image, qwen_size
 
 OWN = (56 * 56, 28 * 28 * 16384)  # Qwen2.5-VL's own bounds, in pixels
 SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000, 10), (28, 28), (1999, 1001)]
