@@ -4,12 +4,13 @@ import torch
 from PIL import Image
 from test_qwen import as_authors_show
 
-from cropvlm import batches, encoding, generation
+from cropvlm import encoding, generation
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
 from cropvlm.generation import generate_rows, generate_texts, greedy
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models import batches
 from cropvlm.prompts import answerer_messages
 
 QUESTION = "What is written on the red sign?"

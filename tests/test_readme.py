@@ -61,7 +61,7 @@ def parse(call: list[str], monkeypatch) -> None:
     def stop(*_):
         raise Parsed
 
-    monkeypatch.setattr(module, "train", stop)
+    monkeypatch.setattr("cropvlm.training.run.train", stop)
     with pytest.raises(Parsed):
         module.main()
 

@@ -7,8 +7,8 @@ import torch
 from test_generation import Pairs, noise
 from transformers import AutoConfig
 
-from cropvlm import batches
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models import batches
 from cropvlm.models.batches import auto_batch_size, image_cost, plan_batches, row_costs
 
 
