@@ -9,7 +9,7 @@ from cropvlm.boxes import GROWTH
 from cropvlm.cli import UserError, batch_size, fraction, nonempty, positive, remedy, workers
 from cropvlm.runtime.server_arguments import add_api_flags, server_of
 from cropvlm.teacher.asking import DEFAULT_TEACHER, Teacher
-from cropvlm.teacher.sources import parse_source
+from cropvlm.teacher.sources import Source, parse_source
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--dataset_path",
         nargs="+",
-        type=parse_source,
+        type=source,
         default=[parse_source("lmms-lab/textvqa")],
         metavar="SOURCE",
         help="benchmarks, Hub ids (id:config) or folders, each with a share or a cap if you like:"
@@ -41,6 +41,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every response")
+
+
+def source(text: str) -> Source:
+    """The type of `--dataset_path`."""
+    try:
+        return parse_source(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def teacher_of(args: argparse.Namespace) -> Teacher:

@@ -203,7 +203,7 @@ class TrainerArguments:
 def training_remedies() -> Iterator[None]:
     """Name the flags that help where memory runs out in training."""
     from cropvlm.models.batches import BatchTooLarge
-    from cropvlm.training.trl_overrides import MicroStepTooLarge, RolloutTooLarge
+    from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge
 
     then = "and go on with --resume_from_checkpoint True"
     rollout = f"lower --steps_per_generation or --longest_edge {then}"

@@ -4,22 +4,19 @@ Private methods of TRL are overridden here and nowhere else. Each override says 
 and transformers 5.23.0; tests/training/test_trl_overrides.py fails where that changes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
-from cropvlm.cli import UserError
 from cropvlm.rewards import completion_text
 from cropvlm.training.arguments import PolicyArguments
 from cropvlm.training.box_logging import box_figures, draw_groups, log_picture
 from cropvlm.training.evaluation import CropAccuracy
+from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge, memory_errors
 from cropvlm.training.saving import save_card
 from cropvlm.training.shared_images import SharedImages, open_images
 
@@ -64,29 +61,6 @@ class CropperTrainer:
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class OutOfMemory(UserError):
-    """The memory was too small for what a trainer does at once."""
-
-
-class RolloutTooLarge(OutOfMemory):
-    """Too many completions were written at once."""
-
-
-class MicroStepTooLarge(OutOfMemory):
-    """Too many rows went through the model at once."""
-
-
-@contextmanager
-def memory_errors(error: type[OutOfMemory], doing: str) -> Iterator[None]:
-    """Raise `error`, with what was being done, where a GPU's or the machine's memory runs out."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as cause:
-        if not isinstance(cause, torch.OutOfMemoryError | MemoryError) and "CPUAllocator" not in str(cause):
-            raise
-        raise error(f"out of memory {doing}") from cause
 
 
 class BoxSFTTrainer(CropperTrainer, SFTTrainer):
