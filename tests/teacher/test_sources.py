@@ -1,6 +1,5 @@
 """Sources as the user names them."""
 
-
 import pytest
 
 from cropvlm.cli import UserError
