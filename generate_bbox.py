@@ -21,23 +21,14 @@ from typing import Any
 from cropvlm.boxes import bbox_area_pct, parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import dataset_name, load_rows
-from cropvlm.inference.arguments import (
-    TextModel,
-    add_common_flags,
-    data_sources,
-    device_of,
-    local_model,
-    refuse_beside_server,
-    remote_model,
-)
+from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_beside_server
+from cropvlm.inference.model_arguments import TextModel, cropper
 from cropvlm.inference.predictions import check_output
 from cropvlm.inference.prompt_sources import BoxPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
-from cropvlm.runtime.provenance import data_settings, fingerprint
-from cropvlm.runtime.server_arguments import add_api_flags, server_of
-
-LONGEST_EDGE = 512  # the size at which the paper's smallest cropper sees images
+from cropvlm.runtime.provenance import data_settings
+from cropvlm.runtime.server_arguments import add_api_flags
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,32 +53,6 @@ def parse_args() -> argparse.Namespace:
 def is_file_name(output: str) -> bool:
     """Whether `--output` is the box file itself, rather than the folder for it."""
     return output.endswith(".json") and not Path(output).is_dir()
-
-
-def cropper(args: argparse.Namespace) -> TextModel:
-    """The model that writes the boxes."""
-    if server := server_of(args):
-        return remote_model(server, "cropper", args.longest_edge)
-    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor
-
-    device, dtype = device_of(args)
-    path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
-    longest_edge = LONGEST_EDGE if args.longest_edge is None else args.longest_edge
-    with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
-        processor = load_processor(path, longest_edge)
-    settings = {
-        "model_path": path,
-        "model_files": fingerprint(path),
-        "base_model_path": base,
-        "base_model_files": fingerprint(adapter_base(path) if base is None else base),
-        "dtype": str(dtype),
-    }
-    settings |= {"attn_implementation": attention} if attention else {}
-
-    def load() -> tuple[Any, Any]:
-        return load_model(path, base, device, dtype, attn_implementation=attention), processor
-
-    return local_model(args, settings, {"cropper": path, "cropper_base": base}, load, longest_edge)
 
 
 def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) -> Job:

@@ -301,7 +301,9 @@ def test_several_processes_without_a_launcher_are_refused(script, monkeypatch, c
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert script("--output", "a.json") == 2
-    assert "the environment names several processes" in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the environment names several processes" in error
+    assert error.endswith("; unset WORLD_SIZE")
     assert not list(Path().glob("a.*"))
 
 

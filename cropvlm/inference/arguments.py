@@ -1,17 +1,11 @@
 """The flags that `generate_bbox.py` and `generate_final_answers.py` share, and what they name."""
 
 import argparse
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, workers
-from cropvlm.inference.run import Generate
-from cropvlm.runtime.processes import device_index, worker_count
-from cropvlm.runtime.server import Server, answer_rows, api_settings, fit_longest_edge
-from cropvlm.runtime.server_arguments import server_of, with_remedies
+from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, workers
+from cropvlm.runtime.server_arguments import server_of
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
@@ -25,7 +19,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=BENCHMARKS,
         metavar="NAME",
-        help=f"benchmarks ({' '.join(BENCHMARKS)}); beside --dataset_path: the one whose columns that one has",
+        help=f"benchmarks ({' '.join(BENCHMARKS)}); beside --dataset_path: whose columns it has",
     )
     add("--split", type=nonempty, help="default: the benchmark's own, or the only one")
     add("--name", type=file_name, help="{name} of the files; default: the data set's")
@@ -55,56 +49,3 @@ def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
         return [{"dataset_path": name, "dataset": None} | common for name in datasets]
     path = DEFAULT_DATASET if args.dataset_path is None else args.dataset_path
     return [{"dataset_path": path, "dataset": datasets[0] if datasets else None} | common]
-
-
-def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The device that this process uses, and the dtype of the model there."""
-    from cropvlm.modeling import device_and_dtype
-
-    with remedy("name one that does with --gpu"):
-        return device_and_dtype(device_index(args.gpu))
-
-
-@dataclass
-class TextModel:
-    """The model that generates the texts of a run, on this machine or behind a server.
-
-    settings: what determines its text for a prompt. names: what the meta file says of it.
-    longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
-    """
-
-    settings: dict[str, Any]
-    names: dict[str, str | None]
-    generate: Generate
-    longest_edge: int | None
-
-
-def local_model(
-    args: argparse.Namespace,
-    settings: dict[str, Any],
-    names: dict[str, str | None],
-    load: Callable[[], tuple[Any, Any]],
-    longest_edge: int | None,
-) -> TextModel:
-    """A model on this machine; `load` returns it with its processor, and is called once, for the first rows to do."""
-    load = functools.cache(load)
-
-    def generate(prompts, done):
-        from cropvlm.generation import generate_rows
-
-        model, processor = load()
-        workers = worker_count(args.num_workers, model.device.type)
-        options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": workers}
-        return generate_rows(model, processor, prompts, done=done, **options)
-
-    return TextModel(settings, names, generate, longest_edge)
-
-
-def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:
-    """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
-    resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
-
-    def generate(prompts, done):
-        return with_remedies(answer_rows(server, prompts, resize, done))
-
-    return TextModel(api_settings(server), {role: server.model, "server": server.base}, generate, longest_edge)
