@@ -32,7 +32,15 @@ from typing import Any
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import benchmark_for, dataset_name, load_rows
-from cropvlm.inference.arguments import TextModel, add_common_flags, data_sources, device_of, local_model, remote_model
+from cropvlm.inference.arguments import (
+    TextModel,
+    add_common_flags,
+    data_sources,
+    device_of,
+    local_model,
+    refuse_beside_server,
+    remote_model,
+)
 from cropvlm.inference.predictions import check_output, join_on_question_id, read_meta, read_predictions
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
@@ -58,8 +66,7 @@ def parse_args() -> argparse.Namespace:
     add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
-    if server_of(args) and (args.min_pixels or args.max_pixels):
-        raise UserError("--min_pixels and --max_pixels go with a local model; a server gets pictures at --longest_edge")
+    refuse_beside_server(args, "min_pixels", "max_pixels")
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}; lower it")
     if args.bbox is None and CROPVLM in args.modes:
@@ -124,6 +131,8 @@ def answer_job(
     paths = {mode: Path(args.output_path) / f"{name_of(args, bbox, source)}_{mode}_answers.json" for mode in args.modes}
     for path in paths.values():
         check_output(path)
+        if bbox is not None and path.resolve() == Path(bbox).resolve():
+            raise UserError(f"the answers would replace the boxes in {bbox}; name others with --name or --output_path")
     rows = load_rows(**source)
     boxes = None if bbox is None else join_on_question_id(records[: args.max_samples], rows, bbox)
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
@@ -161,7 +170,7 @@ def main() -> int:
     start_logging(args)
     asked = boxes_and_sources(args)
     model = answerer(args)
-    jobs = [answer_job(args, model, *data) for data in asked]  # all checked before the model's weights are loaded
+    jobs = [answer_job(args, model, *data) for data in asked]  # all checked before the weights load
     with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as answers:
         for job in answers.unfinished():
             answers.write(job, answers.generate(job))

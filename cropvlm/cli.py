@@ -4,9 +4,12 @@ import argparse
 import contextlib
 import io
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from cropvlm.secret import redact
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +69,19 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         if error.__cause__ is not None:
             logger.debug("the error's cause:", exc_info=error)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = redact(" ".join(str(error).split()))
+        # The value of an unknown flag: a key given as --api_key, for one.
+        line = re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
+        print(f"error: {line}", file=sys.stderr)
         code = USER_ERROR
     sys.exit(code or 0)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Keeps the key for a server out of the log, whoever logs it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def start_logging(args: argparse.Namespace | None = None) -> None:
@@ -76,7 +89,9 @@ def start_logging(args: argparse.Namespace | None = None) -> None:
 
     Their information, such as a line for each HTTP request, is left out. `args.verbose` adds this project's details.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
     for name in ("cropvlm", "miniature", "__main__"):
         logging.getLogger(name).setLevel(level)
@@ -106,9 +121,9 @@ def positive(text: str) -> int:
     return _integer(text, 1, "a positive integer")
 
 
-def whole_number(text: str) -> int:
-    """The type of flags that may be 0."""
-    return _integer(text, 0, "0 or a positive integer")
+def workers(text: str) -> int:
+    """The type of flags for a number of processes."""
+    return _integer(text, 0, "0 to 256 processes", most=256)
 
 
 def pixels(text: str) -> int:

@@ -13,13 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cropvlm.crops import widen_strip
 from cropvlm.prompts import Prompt
+from cropvlm.qwen import qwen_image
+from cropvlm.tiling import DeviceTiling, cut_tiles
 
 # Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
@@ -41,18 +45,30 @@ class Prepared:
     image_tokens: list[int]  # per image: how many tokens it takes in a prompt
     image_rows: dict[str, list[int]]  # per tensor of `images` and image: how long its part along dimension 0 is
     images: dict[str, Tensor]  # the image processor's output, (tiles, ...) or (patches, ...) along dimension 0
+    tiling: DeviceTiling | None = None  # how tiles are still to be cut: `images` then holds `levels` and `size`
 
 
-def prepare(processor: Any, prompts: list[Prompt], dtype: torch.dtype | None = None) -> Prepared:
+def prepare(
+    processor: Any,
+    prompts: list[Prompt],
+    dtype: torch.dtype | None = None,
+    tiling: DeviceTiling | None = None,
+) -> Prepared:
     """Tokenize `prompts` with the processor's chat template and preprocess each distinct image once.
 
     dtype: that of the model; pixels are cast to it here, as the model itself would do later.
+    tiling: leaves the images as 8-bit levels, whose tiles `model_inputs` cuts on the model's device.
     """
     objects = {id(image): image for _, images in prompts for image in images}
     keys = {identity: image_key(image) for identity, image in objects.items()}
     distinct = {keys[identity]: image for identity, image in objects.items()}
     position = {key: i for i, key in enumerate(distinct)}
-    placeholders, tensors = zip(*(process_image(processor, image, dtype) for image in distinct.values()), strict=True)
+    images = distinct.values()
+    if tiling is None:
+        processed = [process_image(processor, image, dtype) for image in images]
+    else:
+        processed = [read_levels(processor, image, tiling) for image in images]
+    placeholders, tensors = zip(*processed, strict=True)
     index = [[position[keys[id(image)]] for image in images] for _, images in prompts]
     texts, _ = processor.get_text_with_replacements(
         [chat_text(processor, messages) for messages, _ in prompts],
@@ -65,6 +81,7 @@ def prepare(processor: Any, prompts: list[Prompt], dtype: torch.dtype | None = N
         image_tokens=[text.count(processor.image_token) for text in placeholders],
         image_rows={name: [len(each[name]) for each in tensors] for name in tensors[0]},
         images={name: torch.cat([each[name] for each in tensors]) for name in tensors[0]},
+        tiling=tiling,
     )
 
 
@@ -114,6 +131,7 @@ def merge(parts: list[Prepared]) -> Prepared:
         image_tokens=[tokens for tokens, _ in kept],
         image_rows={name: [len(tensors[name]) for _, tensors in kept] for name in names},
         images={name: torch.cat([tensors[name] for _, tensors in kept]) for name in names},
+        tiling=parts[0].tiling,
     )
 
 
@@ -146,18 +164,32 @@ def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
     features = []
     for part in _portions(prepared, model.device):
         images = {k: v.to(model.device, non_blocking=True) for k, v in part.items() if k in accepted}
+        images["pixel_values"] = images["pixel_values"].to(model.dtype)  # tiles that were cut here
         features += model.get_image_features(**images, return_dict=True).pooler_output
     return list(torch.cat(features).split(prepared.image_tokens))
 
 
 def _portions(prepared: Prepared, device: torch.device) -> Iterator[dict[str, Tensor]]:
     """The images' tensors, whole images together, as many at a time as the vision encoder takes at once."""
+    if prepared.tiling is not None:
+        yield from _cut_portions(prepared, device)
+        return
     values = [rows * prepared.images["pixel_values"][0].numel() for rows in prepared.image_rows["pixel_values"]]
     for part in encoded_at_once(values, device):
         yield {
             name: tensor[sum(prepared.image_rows[name][: part.start]) : sum(prepared.image_rows[name][: part.stop])]
             for name, tensor in prepared.images.items()
         }
+
+
+def _cut_portions(prepared: Prepared, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """The same for images whose tiles are cut here, on the device."""
+    sizes = prepared.images["size"].tolist()
+    levels = prepared.images["levels"].split(prepared.image_rows["levels"])
+    for part in encoded_at_once([prepared.tiling.values_of(size) for size in sizes], device):
+        images = zip(levels[part], sizes[part], strict=True)
+        tiles = [cut_tiles(prepared.tiling, each.to(device, non_blocking=True), size) for each, size in images]
+        yield {"pixel_values": torch.cat(tiles)}
 
 
 def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
@@ -173,13 +205,19 @@ def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
 
 
 def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:
-    """The text that stands for `image` in a prompt, and its tensors."""
-    size = widen_strip(image.size)
+    """Return the text that stands for `image` in a prompt, and its tensors."""
+    image_processor, options = processor.image_processor, {"return_tensors": "pt"}
+    if hasattr(image_processor, "merge_size"):  # Qwen2.5-VL
+        size, factor = image_processor.size, image_processor.patch_size * image_processor.merge_size
+        image = qwen_image(image, size["shortest_edge"], size["longest_edge"], factor)
+        options["do_resize"] = False
+    elif (size := widen_strip(image.size)) != image.size:
+        image = image.resize(size)
     inputs = processor(
         text=[processor.image_token],
-        images=[[image if size == image.size else image.resize(size)]],
+        images=[[image]],
         return_text_replacement_offsets=True,
-        images_kwargs={"return_tensors": "pt"},
+        images_kwargs=options,
     )
     placeholder = inputs["text_replacement_offsets"][0][0]["replacement"]
     tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
@@ -191,6 +229,24 @@ def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None)
         # The mask of its full tiles is all ones; the model assumes it.
         tensors.pop("pixel_attention_mask", None)
     return placeholder, tensors
+
+
+def read_levels(processor: Any, image: Image.Image, tiling: DeviceTiling) -> tuple[str, dict[str, Tensor]]:
+    """Return the text that stands for `image` in a prompt, and its 8-bit levels, for `tiling` to cut.
+
+    An image that is larger than the model sees it is shrunk here: fewer bytes are handed over.
+    """
+    if (size := widen_strip(image.size)) != image.size:
+        image = image.resize(size)
+    levels = torch.from_numpy(np.array(image))  # (H, W, 3) uint8
+    if max(image.size) > (edge := tiling.size["longest_edge"]):
+        own = processor.image_processor
+        shrunk = own.resize(levels.permute(2, 0, 1), SizeDict(longest_edge=edge), resample=own.resample)  # (3, H, W)
+        levels = shrunk.permute(1, 2, 0).contiguous()
+    size = (levels.shape[1], levels.shape[0])
+    rows, columns = tiling.grid_of(size)
+    placeholder = processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
+    return placeholder, {"levels": levels.flatten(), "size": torch.tensor([size])}
 
 
 def _without(token: str, part: dict[str, Any]) -> dict[str, Any]:

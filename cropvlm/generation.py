@@ -4,14 +4,14 @@ The texts of a row do not depend on the batch it was in (in fp32 on the CPU; in 
 with the row's index, so that the caller can restore the order of the data set.
 """
 
+import functools
 import itertools
 import logging
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
@@ -23,24 +23,19 @@ from cropvlm.any_family import (
     prepare_alone,
     shares_encodings,
 )
-from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, widen_strip
+from cropvlm.batches import Batches, auto_batch_size, plan_batches, row_costs
+from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
 from cropvlm.loading import first_line
 from cropvlm.prompts import Prompt, PromptSource
+from cropvlm.tiling import tiling_of
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-FIRST_BATCH_SIZE = {"cuda": 64, "cpu": 32}  # what `auto` starts from, in rows
-WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
 
 # (row index, one text per prompt or why there is none; or why there are none for the row), as they come
 Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
-
-
-class BatchTooLarge(UserError):
-    """Out of memory at a batch size that may not be halved, or with a single row."""
 
 
 class FailedRow(ValueError):
@@ -71,7 +66,7 @@ def generate_rows(
         model, processor: as `cropvlm.modeling` loads them.
         source: prompts by row.
         max_new_tokens: of each text.
-        batch_size: rows in a batch, or "auto": 64 on a GPU, 32 on a CPU, halved on running out of memory. Families that
+        batch_size: rows in a batch, or "auto": what memory should hold, halved on running out of it. Families that
             `cropvlm.encoding` does not know are asked prompt by prompt.
         num_workers: processes that open and preprocess images ahead; 0 does it in between.
         done: rows to leave out. Batches are cut as if they were there, and a batch of which some rows are missing
@@ -87,8 +82,9 @@ def generate_rows(
     if len(finished) == len(source):
         return
     if shares_encodings(model, processor):
-        size = FIRST_BATCH_SIZE[model.device.type] if batch_size == AUTO else int(batch_size)
-        batches = plan_batches(row_costs(processor, source), size)
+        costs = row_costs(processor, source)
+        size = auto_batch_size(model, processor, costs) if batch_size == AUTO else int(batch_size)
+        batches = plan_batches(costs, size)
     else:
         check_takes_images(model, processor, source, config)
         size, batches = 1, [[i] for i in range(len(source))]
@@ -105,65 +101,8 @@ def generate_rows(
 
 
 def _log_cause(i: int, outcome: Any) -> None:
-    if isinstance(outcome, FailedRow):
+    if isinstance(outcome, FailedRow) and outcome.details:
         logger.debug("row %d: %s", i, outcome.details)
-
-
-class Batches:
-    """Batches as large as memory holds: the size is halved, for good, when it does not.
-
-    Args:
-        size: items in a batch to begin with; None takes all there are.
-        fixed: never halve.
-    """
-
-    def __init__(self, size: int | None, fixed: bool = False):
-        self.size, self.fixed = size, fixed
-
-    def run(self, compute: Callable[[list], list], items: list) -> Iterator[Any]:
-        """Yield what `compute` makes of each item, in order; `BatchTooLarge` for one that memory does not hold alone.
-
-        compute: takes a list of items, returns a result for each.
-
-        Raises:
-            BatchTooLarge: out of memory with a batch of a fixed size above 1.
-        """
-        size_before, start = self.size, 0
-        while start < len(items):
-            part = items[start : start + (self.size or len(items))]
-            results = _unless_out_of_memory(compute, part)
-            if results is None and len(part) > 1:
-                self._halve(len(part))
-                continue
-            if results is None:  # the item is to blame, not the size
-                self.size = size_before
-                results = [BatchTooLarge("out of memory with this row alone; make its images smaller")]
-            yield from results
-            start += len(part)
-
-    def _halve(self, tried: int) -> None:
-        if self.fixed:
-            raise BatchTooLarge(f"out of memory at batch size {tried}; make it or the images smaller")
-        size = self.size or tried
-        while size >= tried:
-            size //= 2
-        self.size = size
-        logger.warning("out of memory: going on with batches of %d rows", size)
-
-
-def _unless_out_of_memory(compute: Callable[[list], list], part: list) -> list | None:
-    """What `compute` returns; None if memory does not suffice, whichever allocator says so."""
-    try:
-        return compute(part)
-    except Exception as error:
-        kinds = (torch.OutOfMemoryError, MemoryError, BatchTooLarge)
-        if not isinstance(error, kinds) and not should_reduce_batch_size(error):
-            raise
-        logger.debug("out of memory", exc_info=True)
-    # After the handler: until then its traceback keeps the batch alive.
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    return None
 
 
 def generate_texts(
@@ -227,44 +166,14 @@ def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int 
     )
 
 
-def row_costs(processor: Any, source: PromptSource) -> list[int]:
-    """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch."""
-    cost = image_cost(processor)
-    if cost is None:
-        return [0] * len(source)
-    return [sum(map(cost, source.image_sizes(i))) for i in range(len(source))]
-
-
-def image_cost(processor: Any) -> Callable[[tuple[int, int]], int] | None:
-    """Return the number of tiles (patches) of an image as a function of (width, height); None where it is constant."""
-    patches = getattr(processor.image_processor, "get_number_of_image_patches", None)
-    if patches is None:
-        return None
-
-    def cost(size: tuple[int, int]) -> int:
-        width, height = widen_strip(size)
-        number = patches(height, width, {})
-        return number[0] if isinstance(number, tuple) else number  # Idefics3 returns rows and columns as well
-
-    shapes = [(100, 100), (100, 4000), (4000, 100), (4000, 3000)]
-    return None if len({cost(shape) for shape in shapes}) == 1 else cost
-
-
-def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
-    """Cut rows 0..len(costs)-1 into batches of like cost, window by window."""
-    batches = []
-    for start in range(0, len(costs), WINDOW * batch_size):
-        window = sorted(range(len(costs))[start : start + WINDOW * batch_size], key=costs.__getitem__)
-        batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-    return batches
-
-
 class _Preparation(torch.utils.data.Dataset):
     """What a worker does for one row: whatever goes wrong there fails this row alone."""
 
     def __init__(self, model: Any, processor: Any, source: PromptSource):
         self.processor, self.source, self.dtype = processor, source, model.dtype
-        self.prepare_row = prepare if shares_encodings(model, processor) else prepare_alone
+        self.prepare_row = prepare_alone
+        if shares_encodings(model, processor):
+            self.prepare_row = functools.partial(prepare, tiling=tiling_of(processor, model.device))
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def __len__(self) -> int:
@@ -275,7 +184,7 @@ class _Preparation(torch.utils.data.Dataset):
             prompts = self.source[i]
             self._check_length(prompts)
             return self.prepare_row(self.processor, prompts, self.dtype)
-        except UnreadableImage as error:
+        except (UnreadableImage, FailedRow) as error:
             return error
         except Exception as error:
             reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)[:100]}"
@@ -288,7 +197,7 @@ class _Preparation(torch.utils.data.Dataset):
             if self.context and len(text.encode(errors="replace")) > self.context:  # else it has no more tokens
                 tokens = len(self.processor.tokenizer(text)["input_ids"])
                 if tokens > self.context:
-                    raise ValueError(f"a question of {tokens} tokens; the model's context holds {self.context}")
+                    raise FailedRow(f"a question of {tokens} tokens; the model's context holds {self.context}")
 
 
 def _prepared_batches(

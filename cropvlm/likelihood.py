@@ -8,6 +8,7 @@ from transformers import ProcessorMixin
 
 from cropvlm.encoding import chat_text, drop_token, model_inputs, prepare, stop_token_ids
 from cropvlm.prompts import answer_completion, answerer_prompt
+from cropvlm.tiling import tiling_of
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def answer_log_likelihood(
 
 def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
     prompts = [answerer_prompt(question, images) for images, question, _ in rows]
-    prepared = prepare(processor, prompts, model.dtype)
+    prepared = prepare(processor, prompts, model.dtype, tiling_of(processor, model.device))
     turns = [_turn_ids(model, processor, prompt[0], answer) for prompt, (*_, answer) in zip(prompts, rows, strict=True)]
     prepared.input_ids = [ids + turn for ids, turn in zip(prepared.input_ids, turns, strict=True)]
     inputs = model_inputs(model, prepared, processor.tokenizer.pad_token_id)

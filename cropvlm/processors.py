@@ -67,7 +67,7 @@ def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> No
         most = size["longest_edge"] if max_pixels is None else max_pixels
         if least > most:
             raise ImageSizeError(
-                f"{path}: images of at least {least} and at most {most} pixels; expected least <= most"
+                f"{path}: images of at least {least} and at most {most} pixels; expected the lesser number first"
             )
         image_processor.size = {"shortest_edge": least, "longest_edge": most}
 

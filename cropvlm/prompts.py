@@ -3,6 +3,7 @@
 `str.capitalize()` lower-cases the rest of a question. The paper's models were trained so; it stays.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,7 +21,12 @@ TEACHER = (
 )
 OUTLINE = "Outline the region in the image that would help answer this question."
 BRIEF_ANSWER = "Give a very brief answer."
-MAX_BOX_TOKENS = 32  # of what the cropper writes (METHOD: GRPO)
+MAX_BOX_TOKENS = 32  # of what the cropper writes (paper: GRPO)
+
+# The opening tag is missing where a chat template puts it into the prompt, the closing one where the text was cut off.
+_REASONING = re.compile(
+    r"\A(?:.*</(?:think|thinking|reasoning)>)?(?:\s*<(?:think|thinking|reasoning)>.*)?", re.DOTALL | re.IGNORECASE
+)
 
 
 class PromptSource(Protocol):
@@ -78,16 +84,16 @@ def answer_completion(answer: str) -> str:
 
 
 def without_reasoning(text: str) -> str:
-    """Return what follows the last `</think>` of a model that writes its reasoning first; else `text` as it is.
+    """What follows the thoughts of a reasoning model: the text after the last `</think>`, none where one stays open.
 
-    >>> without_reasoning("<think>A is red, so B.</think>\\nB")
-    '\\nB'
+    >>> without_reasoning("<think>A is red.</think> B")
+    ' B'
     """
-    return text.rpartition("</think>")[2]
+    return _REASONING.sub("", text, count=1)
 
 
 def clean_answer(text: str) -> str:
-    """Return a generated answer without reasoning, surrounding white space and one trailing dot; nothing else changes.
+    """A generated answer without reasoning, surrounding white space and one trailing dot; nothing else is changed.
 
     >>> clean_answer(" Coca cola.\\n")
     'Coca cola'

@@ -11,9 +11,10 @@ from PIL import Image
 
 from cropvlm import boxes
 from cropvlm.any_family import shares_encodings
+from cropvlm.batches import Batches, BatchTooLarge
 from cropvlm.cli import UserError
 from cropvlm.crops import crop_or_corner
-from cropvlm.generation import Batches, BatchTooLarge, generate_texts
+from cropvlm.generation import generate_texts
 from cropvlm.likelihood import answer_log_likelihood
 from cropvlm.metrics import anls, most_common_answer, vqa_accuracy
 from cropvlm.prompts import answerer_messages, clean_answer

@@ -13,14 +13,14 @@ import numpy as np
 from cropvlm.cli import UserError
 from cropvlm.letters import option_letter
 from cropvlm.metrics import METRICS
-from cropvlm.prompts import clean_answer
+from cropvlm.prompts import clean_answer, without_reasoning
 
 RESAMPLES = 10_000
 
 
 def final_answer(text: str) -> str:
-    """Return the answer to score: `text` as it stands, or what follows its `</think>`, cleaned as at inference."""
-    return clean_answer(text) if "</think>" in text else text
+    """Return the answer to score: `text` as it stands or, where it holds reasoning, cleaned of it as at inference."""
+    return text if without_reasoning(text) == text else clean_answer(text)
 
 
 def score_answers(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:

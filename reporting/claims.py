@@ -140,7 +140,7 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None) -> Cla
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     try:
         return _parse(content, names or {})
     except (KeyError, TypeError, ValueError, AttributeError) as error:

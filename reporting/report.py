@@ -1,5 +1,6 @@
 """The whole report: what `scripts/report.py` makes of a folder of predictions, or of two files."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,8 @@ from reporting.page import render
 from reporting.pairs import Pair, pair_up, pairs
 from reporting.results import Result, read_boxes, read_folder, read_result
 from reporting.verdicts import Verdict, differences, failed, judge
+
+logger = logging.getLogger(__name__)
 
 FILES = ("report.md", "report.json", "report.html")
 
@@ -63,9 +66,12 @@ class Report:
 
 
 def judge_folder(folder: Path, claims_file: Path, names: Mapping[str, str]) -> Report:
-    """Return the report on all answer files below a folder."""
+    """Return the report on the answer files below a folder, of the benchmarks that the claims file knows."""
     claims = read_claims(claims_file, names)
-    results = read_folder(folder)
+    found = read_folder(folder)
+    results = [result for result in found if result.benchmark in claims.benchmarks]
+    if len(results) < len(found):
+        logger.warning("%d answer files of other benchmarks are left out", len(found) - len(results))
 
     def command(setting: Setting) -> str:
         return claims.command or command_for(setting, folder)
@@ -139,7 +145,9 @@ def _plots(report: Report) -> list[tuple[str, str]]:
     boxed = [result for result in report.results if result.boxes]
     names = [report.name(result) for result in report.results]
     of_pairs = [report.name(pair.after) for pair in report.pairs]
-    drawn = [("Scores", plots.draw_scores(report.results, names))]
+    drawn = []
+    if report.results:
+        drawn.append(("Scores", plots.draw_scores(report.results, names)))
     if report.pairs:
         drawn.append(("Where answers moved", plots.draw_moves(report.pairs, of_pairs)))
     if boxed:

@@ -1,11 +1,11 @@
 """Answer files with their meta files, boxes and scores, read from a folder."""
 
+import functools
 import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,16 @@ class Result:
     def benchmark(self) -> str:
         return dataset_name(self.meta["dataset_path"], self.meta.get("dataset"))
 
-    @cached_property
+    @functools.cached_property
     def rows(self) -> Any:
         """The rows that were answered, images encoded; shared by all results with the same source."""
         source = {key: self.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")}
-        return _load_rows(self.path, json.dumps(source))
+        try:
+            return _load_rows(json.dumps(source))
+        except UserError as error:
+            raise UserError(f"the questions of {self.path} cannot be loaded: {error}") from error
 
-    @cached_property
+    @functools.cached_property
     def scored(self) -> ScoredRows:
         answers = join_on_question_id(self.records, self.rows, str(self.path))
         source = [self.meta.get(key) for key in ("dataset_path", "dataset", "split")]
@@ -78,7 +81,7 @@ class Result:
         except UserError as error:
             raise UserError(f"{self.path} cannot be scored: {error}") from error
 
-    @cached_property
+    @functools.cached_property
     def bboxes(self) -> list[Bbox | None]:
         """The box of each scored row, in percent; None where there is none or it is invalid."""
         if self.boxes is None:
@@ -93,16 +96,10 @@ class Result:
         return np.array([100.0 * (not a or (letters and option_letter(a) is None)) for a in self.scored.answers])
 
 
-_LOADED: dict[str, Any] = {}
-
-
-def _load_rows(path: Path, source: str) -> Any:
-    if source not in _LOADED:
-        try:
-            _LOADED[source] = load_rows(**json.loads(source))
-        except UserError as error:
-            raise UserError(f"the questions of {path} cannot be loaded: {error}") from error
-    return _LOADED[source]
+@functools.cache
+def _load_rows(source: str) -> Any:
+    """Return the rows of a source, JSON of `load_rows`'s arguments; loaded once."""
+    return load_rows(**json.loads(source))
 
 
 def read_folder(folder: str | Path) -> list[Result]:

@@ -107,7 +107,8 @@ def judge_figure(figure: Figure, matches: dict[Setting, Match | None], command: 
     reasons = [figure.unknown] if figure.unknown else _reasons(run, matches)
     if reasons:
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join(reasons))
-    good = abs(ours - figure.reported) <= figure.tolerance + ROUNDING or interval[0] <= figure.reported <= interval[1]
+    close = abs(ours - figure.reported) <= figure.tolerance + ROUNDING
+    good = close or interval[0] - ROUNDING <= figure.reported <= interval[1] + ROUNDING
     return Verdict(**head, verdict=REPRODUCED if good else NOT_REPRODUCED)
 
 

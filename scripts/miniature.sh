@@ -121,7 +121,12 @@ for answers in "$P"_{base,true_cropvlm,teacher_cropvlm,sft_cropvlm} "$R"_{grpo_c
     score=$(python3 vqa_accuracy.py --predictions_file "${answers}_answers.json" --metric vqa | tail -n 1)
     echo "$(basename "$answers"): $score"
 done
+python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME" --run "$RUN"
+
+# Verdicts on the paper's claims: 3 where one is not reproduced.
 code=0
-python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME" --run "$RUN" || code=$? # 3 where a claim fails
+python3 scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml \
+    --names name="$NAME" run="$RUN" --output "${R}_report" || code=$?
 echo "$((SECONDS - start)) s; table and pictures: ${R}_results.json, ${R}_results.md, ${R}_boxes.png"
+echo "report: ${R}_report/report.html"
 exit $code

@@ -1,6 +1,8 @@
 """Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once a session."""
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,16 +97,27 @@ def server():
         yield fake
 
 
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory) -> Iterator[str]:
+    """The URL of `transformers serve` on loopback."""
+    from transformers_server import transformers_serve
+
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install -r requirements.txt")
+    with transformers_serve(tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
+
+
 @pytest.fixture
 def hurried(monkeypatch):
     """For tests with a server: three retries with hardly a wait, the key set, no proxy, and an end after 5 minutes."""
     from fake_server import KEY, time_limit
     from openai import _base_client
 
-    from cropvlm.runtime import server as remote
+    from cropvlm.runtime import client
 
-    monkeypatch.setattr(remote, "RETRIES", 3)
-    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(client, "RETRIES", 3)
     monkeypatch.setattr(_base_client, "INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -8,10 +8,15 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
 from PIL import Image
+
+from cropvlm.cli import UserError
+from cropvlm.crops import UnreadableImage
+from cropvlm.runtime.server import Server, answer_rows
 
 KEY = "sk-very-secret-0123456789"
 SOON = {"retry-after-ms": "5"}  # the client waits as long as it is told to
@@ -38,7 +43,8 @@ def open_url(url: str) -> Image.Image:
 class FakeServer(ThreadingHTTPServer):
     """Answers each chat with `react(its text, how often it was asked)`, and remembers what it was asked.
 
-    A reaction: text; a dict to send as JSON; (status, bytes); or a fault: CUT before the reply, cut HALF way, SILENCE.
+    A reaction: text; a dict to send as JSON; (status, bytes) or (status, bytes, headers); a function that gets the
+    handler and writes what it likes; or a fault: CUT before the reply, cut HALF way, SILENCE.
     """
 
     daemon_threads = True
@@ -84,11 +90,16 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.release.wait(5)
             self.connection.shutdown(socket.SHUT_RDWR)
             return
+        if callable(reaction):
+            with contextlib.suppress(OSError):  # a client that has had enough
+                reaction(self)
+            return
         half, reaction = reaction == HALF, "cut off" if reaction == HALF else reaction
         reaction = completion(reaction) if isinstance(reaction, str) else reaction
-        status, content = (200, json.dumps(reaction).encode()) if isinstance(reaction, dict) else reaction
+        status, content, *more = (200, json.dumps(reaction).encode()) if isinstance(reaction, dict) else reaction
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **SOON}.items():
+        headers = {"Content-Type": "application/json", "Content-Length": len(content), **SOON, **dict(*more)}
+        for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if half else content)
@@ -96,19 +107,42 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
 
-# Faults that stay, and what is said of them
-LASTING = {
-    "401": (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key (401); set OPENAI_API_KEY"),
-    "403": (error(403, "Not yours"), "refuses the key (403)"),
-    "404": (error(404, "The model m does not exist"), "knows no m (error 404, 'The model m does not exist')"),
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    """Begin a reply, and send a byte of it now and then."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    while not handler.server.release.wait(0.2):
+        handler.wfile.write(b" ")
+
+
+# Faults that end the run, and what is said of them
+FATAL = {
+    "401": (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key (error 401, 'Incorrect API key provid"),
+    "404": (error(404, "The model m does not exist"), "does not know m (error 404, 'The model m does not exist')"),
     "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'"),
     "429": (error(429, "Rate limit reached"), "still sends error 429, 'Rate limit reached' after 3 retries"),
-    "500": ((500, b"<html>oops</html>"), "still sends error 500, '<html>oops</html>' after 3 retries"),
-    "garbage": ((200, f"<html>{KEY}".encode()), "sends no chat completions but '<html>***'"),
-    "cut": (CUT, "cannot be reached or cuts the connection"),
-    "half": (HALF, "cannot be reached or cuts the connection"),
-    "silence": (SILENCE, "sent nothing for 1 s, 4 times over"),
+    "wait": (
+        (*error(503, "later"), {"retry-after-ms": "600000"}),
+        "sends error 503, 'later' and asks to wait 600 s; finished rows are kept",
+    ),
+    "redirect": ((307, b"", {"Location": "http://localhost:9/"}), "redirects to another address (status 307)"),
 }
+# Faults of one row, unless the server answers no other, and what is said of them
+OF_A_ROW = {
+    "403": (error(403, "Not yours"), "refused by the server: error 403, 'Not yours'"),
+    "400": (error(400, f"{KEY} is too small"), "rejected by the server: error 400, '*** is too small'"),
+    "500": ((500, b"<html>oops</html>"), "still sends error 500, '<html>oops</html>' after 3 retries"),
+    "garbage": ((200, f"<html>{KEY}".encode()), "the reply is not a chat completion: '<html>***'"),
+    "no choices": ({"choices": []}, """the reply is not a chat completion: '{"choices": []}'"""),
+    "cut": (CUT, "the connection broke off (RemoteProtocolError)"),
+    "half": (HALF, "the connection broke off (RemoteProtocolError)"),
+    "silence": (SILENCE, "no complete reply within 0.5 s in 4 attempts"),
+    "drip": (drip, "no complete reply within 0.5 s in 4 attempts"),
+    "length": (
+        {"choices": [{"message": {"role": "assistant"}, "finish_reason": "length"}]},
+        "cut off by the limit of new tokens before it held an answer",
+    ),
+}
+LASTING = FATAL | OF_A_ROW
 
 
 @contextlib.contextmanager
@@ -123,6 +157,45 @@ def started() -> Iterator[FakeServer]:
             fake.release.set()
             fake.shutdown()
             thread.join()
+
+
+class Source:
+    """Rows with one prompt or more each, as `generate_final_answers.AnswerPrompts` makes them."""
+
+    def __init__(self, rows: list[list[str]]):
+        self.rows, self.image = rows, Image.new("RGB", (4, 4))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> list:
+        if self.rows[i] is None:
+            raise UnreadableImage("unreadable image: nothing there")
+        return [([{"role": "user", "content": [{"type": "text", "text": t}]}], []) for t in self.rows[i]]
+
+    def image_sizes(self, i: int) -> list:
+        return []
+
+
+def begin(server: FakeServer, rows: Iterable, done=(), **options) -> Iterator:
+    """The outcomes as they come. rows: the text of each one's prompt, or those of several."""
+    options = {"base": server.url, "model": "m", "max_new_tokens": 7, "concurrency": 1, "timeout": 5} | options
+    source = Source([[row] if isinstance(row, str) else row for row in rows])
+    return answer_rows(Server(**options), source, lambda image: image, done)
+
+
+def ask(server: FakeServer, rows: Iterable, done=(), **options) -> list:
+    """All outcomes, in the order in which they came."""
+    return list(begin(server, rows, done, **options))
+
+
+def ask_in_vain(server: FakeServer, rows: Iterable, **options) -> tuple[list, str]:
+    """The outcomes before the error that ends the run, and what the error says."""
+    outcomes = []
+    with pytest.raises(UserError) as raised:  # noqa: PT012
+        for outcome in begin(server, rows, **options):
+            outcomes.append(outcome)
+    return outcomes, str(raised.value)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from cropvlm.cli import (
     run,
     seconds,
     start_logging,
-    whole_number,
+    workers,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +64,31 @@ def test_a_wrong_flag_is_one_line_without_the_usage_block(capsys):
     assert capsys.readouterr().err == "error: unrecognized arguments: --colour red; --help lists the flags\n"
 
 
+@pytest.mark.parametrize(
+    "flags", [["--api_key", "sk-1"], ["--api_key=sk-1"], ["--hub_token", "sk-1"], ["-key", "sk-1"]]
+)
+def test_the_value_of_an_unknown_flag_for_a_key_is_not_shown(capsys, flags):
+    assert exit_code(lambda: ArgumentParser("A script.").parse_args(flags)) == 2
+    err = capsys.readouterr().err
+    assert f"unrecognized arguments: {flags[0].partition('=')[0]} ***" in err
+    assert "sk-1" not in err
+
+
+def test_the_key_is_shown_neither_in_an_error_nor_in_the_log(capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123")
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+    def main():
+        start_logging(argparse.Namespace(verbose=True, model="sk-0123"))
+        raise UserError("'sk-0123' is not a number") from ValueError("sk-0123")
+
+    assert exit_code(main) == 2
+    err = capsys.readouterr().err
+    assert "sk-0123" not in err
+    assert err.splitlines()[0] == "verbose=True model=***"
+    assert err.splitlines()[-1] == "error: '***' is not a number"
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:
@@ -77,7 +102,7 @@ def test_anything_else_keeps_its_traceback(error):
         (nonempty, {"a": "a", " a b ": " a b "}, ["", " ", "\t\n"]),
         (file_name, {"a": "a", "a.b": "a.b", "..": ".."}, ["", "../a", "a/b", "/a", "a/"]),
         (positive, {"1": 1, "007": 7, "10": 10}, ["", "0", "-1", "1.5", "1e3", "nan", "one", " 1", "9" * 5000]),
-        (whole_number, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan"]),
+        (workers, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan", "100000"]),
         (pixels, {"2": 2, "512": 512, "16384": 16384}, ["", "0", "1", "-512", "16385", "1e3", "nan"]),
         (batch_size, {"auto": "auto", "8": 8}, ["", "0", "-1", "Auto", "nan"]),
         (seconds, {"120": 120.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),

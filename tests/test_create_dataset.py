@@ -124,6 +124,19 @@ def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
     assert not (tmp_path / "made_grpo").exists()
 
 
+def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):
+    def load_model(path, **options):
+        asked_for.append(options["attn_implementation"])
+        return load(path, **options)
+
+    asked_for, load = [], responses.load_model
+    monkeypatch.setattr(responses, "load_model", load_model)
+    assert script("--max_samples", "2") == 0
+    assert script("--max_samples", "4", "--attn_implementation", "eager") == 2  # of a journal without
+    assert script("--max_samples", "2", "--attn_implementation", "eager", "--output_path", f"{tmp_path}/eager") == 0
+    assert asked_for == [None, "eager"]
+
+
 def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
     assert script("--output_path", str(tmp_path / "undisturbed")) == 0
     everyone = list(asked)
@@ -260,10 +273,11 @@ def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world
 
 @pytest.fixture
 def pictures(tmp_path, tiny_world) -> Path:
-    """A saved data set of ten rows whose images are files beside it: 0.png to 9.png."""
+    """A saved data set of ten rows whose images are files in its folder: 0.png to 9.png."""
+    (tmp_path / "pictures").mkdir()
     rows = content(tiny_world / "train")[:10]
     for i, row in enumerate(rows):
-        picture = tmp_path / f"{i}.png"
+        picture = tmp_path / "pictures" / f"{i}.png"
         picture.write_bytes(row["image"]["bytes"])
         row["image"] = str(picture)
     Dataset.from_list(rows).save_to_disk(tmp_path / "pictures")
@@ -274,7 +288,7 @@ def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
     assert script("--dataset_path", str(pictures)) == 0
     everyone = list(asked)
     asked.clear()
-    (pictures.parent / "3.png").write_bytes((pictures.parent / "9.png").read_bytes())
+    (pictures / "3.png").write_bytes((pictures / "9.png").read_bytes())
     assert script("--dataset_path", str(pictures)) == 0
     assert asked == [everyone[3]]
 
@@ -282,7 +296,7 @@ def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
 def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictures, tmp_path, caplog):
     assert script("--dataset_path", str(pictures)) == 0
     before = content(tmp_path / "made_sft")
-    (tmp_path / "2.png").unlink()
+    (pictures / "2.png").unlink()
     assert script("--dataset_path", str(pictures), "--from_journal") == 3
     assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
         before[i]["question_id"] for i in (0, 1, 3, 4)
@@ -313,7 +327,7 @@ def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
     for row in rows:
         row["image"]["bytes"] = b"no image"
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
-    assert "none of the 2 rows could be boxed: unreadable image" in capsys.readouterr().err
+    assert "none of the 4 images can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -397,8 +411,8 @@ def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
     assert script(*flags) == 0
     assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]
     opened.clear()
-    (pictures.parent / "8.png").write_bytes((pictures.parent / "9.png").read_bytes()[:-500])
-    (pictures.parent / "6.png").unlink()
+    (pictures / "8.png").write_bytes((pictures / "9.png").read_bytes()[:-500])
+    (pictures / "6.png").unlink()
     assert script(*flags, "--from_journal") == 3
     assert opened == ["8.png"]  # another file than before; that of 6 is not there
     assert script(*flags, "--from_journal") == 3
@@ -427,7 +441,7 @@ def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
         (["--max_samples", "12"], "has no response to 1 of 6 rows"),
         (["--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
         (["--growth", "1", "2", "3", "4", "0"], "--growth"),
-        (["--num_workers", "-1"], "expected 0 or a positive integer"),
+        (["--num_workers", "-1"], "expected 0 to 256 processes"),
     ],
 )
 def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):

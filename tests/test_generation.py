@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_qwen import as_authors_show
 
-from cropvlm import encoding, generation
+from cropvlm import batches, encoding, generation
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
-from cropvlm.generation import generate_rows, generate_texts, greedy, image_cost, plan_batches
+from cropvlm.generation import generate_rows, generate_texts, greedy
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import answerer_messages
 
@@ -45,7 +46,8 @@ def pair(full, crop, question=QUESTION):
 def plain_inputs(processor, prompts):
     """The processor's own way, which preprocesses a shared image once per prompt."""
     texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages, _ in prompts]
-    return processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
+    images = [as_authors_show(processor, images) for _, images in prompts]
+    return processor(text=texts, images=images, padding=True, return_tensors="pt")
 
 
 class Pairs:
@@ -239,7 +241,7 @@ def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
     rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(7)]
     expected = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
     calls = out_of_memory_beyond(model, 5, monkeypatch)
-    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
     assert dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2)) == expected
     # Two prompts a row: 7 rows fail as one batch of 8 and as 4 + 3, then pass as 2 + 2 + 2 + 1.
     assert calls == [14, 8, 4, 4, 4, 2]
@@ -261,10 +263,10 @@ def test_a_row_too_large_for_memory_fails_alone(smolvlm, monkeypatch, caplog):
         return generate(**kwargs)
 
     monkeypatch.setattr(model, "generate", limited)
-    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
     outcomes = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
     failed = outcomes.pop(2)
-    assert isinstance(failed, generation.BatchTooLarge)
+    assert isinstance(failed, batches.BatchTooLarge)
     assert "out of memory with this row alone" in str(failed)
     assert outcomes == {i: texts for i, texts in expected.items() if i != 2}
     # Two prompts a row: 8 rows, 4, 2 (0 and 1 pass), 2, 1 (row 2 fails), then 8 again: the 5 left, and the last 4.
@@ -325,24 +327,6 @@ def test_greedy_search_ignores_the_checkpoints_sampling(smolvlm):
         model.generation_config.update(do_sample=False, temperature=None, repetition_penalty=None, top_k=None)
     assert (config.do_sample, config.repetition_penalty, config.temperature, config.top_k) == (False, 1, 1, 50)
     assert config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
-
-
-def test_batches_hold_rows_of_like_cost_window_by_window(monkeypatch):
-    monkeypatch.setattr(generation, "WINDOW", 2)
-    # Windows of 2 x 2 rows: costs 9 1 9 1 | 5 2 2; equal costs keep their order.
-    assert plan_batches([9, 1, 9, 1, 5, 2, 2], 2) == [[1, 3], [0, 2], [5, 6], [4]]
-
-
-@pytest.mark.parametrize(
-    ("longest_edge", "expected"),
-    [
-        (64, None),  # one 64-px tile whatever the image: nothing to sort by
-        (128, [5, 3, 3]),  # 2x2, 1x2 and 2x1 tiles, and the whole image each time
-    ],
-)
-def test_cost_of_an_image_is_its_tiles(tiny_smolvlm, longest_edge, expected):
-    cost = image_cost(load_processor(str(tiny_smolvlm), longest_edge=longest_edge))
-    assert (cost and [cost(size) for size in [(300, 300), (400, 200), (200, 400)]]) == expected
 
 
 def test_merge_keeps_prompts_and_images_in_order(smolvlm):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from test_qwen import as_authors_show
 
 from cropvlm import modeling
 from cropvlm.cli import UserError
@@ -185,7 +186,7 @@ def plain_log_likelihood(model, processor, images, question, answer):
     """Prompt and turn through the processor's usual call; the turn's tokens are what it adds to the prompt's."""
     prompt = processor.apply_chat_template(answerer_messages(question, len(images)), add_generation_prompt=True)
     space = "" if prompt.endswith("\n") else " "
-    inputs = processor(text=[prompt], images=[images], return_tensors="pt")
+    inputs = processor(text=[prompt], images=[as_authors_show(processor, images)], return_tensors="pt")
     turn = processor.tokenizer(f"{space}{answer.capitalize()}.", return_tensors="pt", add_special_tokens=False)
     turn = torch.cat([turn["input_ids"], torch.tensor([[processor.tokenizer.eos_token_id]])], dim=1)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], turn], dim=1)

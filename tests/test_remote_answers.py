@@ -1,20 +1,15 @@
 """generate_final_answers.py with a remote answerer: its files, going on, the key; and transformers serve end to end."""
 
-import importlib.util
 import json
 import logging
-import os
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import load_from_disk
-from fake_server import KEY, LASTING, FakeServer, completion, error, open_url
+from fake_server import KEY, LASTING, OF_A_ROW, FakeServer, completion, error, open_url
 from PIL import Image
 
 import generate_final_answers
@@ -105,7 +100,8 @@ def test_an_ended_run_goes_on_to_the_same_files(script, server, boxes, capsys):
     server.react = lambda text, times: f"Answer to {text}" if server.asked.total() <= 5 else error(401, f"not {KEY}")
     assert script("--bbox", boxes, "--modes", "base", "--name", "resumed") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {server.url} refuses the key (401); set OPENAI_API_KEY to one that may ask it"
+        f"error: {server.url} refuses the key (error 401, 'not ***'); "
+        "set OPENAI_API_KEY to one that is allowed to ask it"
     )
     assert not Path("predictions/resumed_base_answers.json").exists()
     (journal,) = Path().rglob("*.jsonl")
@@ -147,6 +143,33 @@ def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxe
     assert "rejected by the server: error 400, 'too long'" in caplog.text
 
 
+def test_rows_without_an_answer_name_the_flag_that_helps(script, server, boxes, caplog):
+    cut_off = {"choices": [{"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "length"}]}
+    server.react = lambda text, times: cut_off
+    assert script("--bbox", boxes, "--modes", "base") == 3
+    (reason,) = {row["reason"] for row in read("predictions/world_base_answers.meta.json")["failed"]}
+    assert reason == "the reply was cut off by the limit of new tokens before it held an answer; raise --max_new_tokens"
+    assert reason in caplog.text
+
+
+def test_the_flags_are_named_where_a_server_answers_nothing(script, server, boxes, capsys):
+    server.react = lambda text, times: (200, b"<html>")
+    assert script("--bbox", boxes, "--modes", "base") == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("check --api_base and --api_model")
+
+
+def test_an_echo_of_the_key_is_in_no_answer(script, server, boxes):
+    server.react = lambda text, times: f"The key is {KEY}."
+    assert script("--bbox", boxes, "--modes", "base") == 0
+    assert {record["answer"] for record in read("predictions/world_base_answers.json")} == {"The key is ***"}
+
+
+def test_reasoning_is_left_out_of_the_answer(script, server, boxes):
+    server.react = lambda text, times: "<think>\nNo.\n</think>\n\nYes."
+    assert script("--bbox", boxes, "--modes", "base") == 0
+    assert {record["answer"] for record in read("predictions/world_base_answers.json")} == {"Yes"}
+
+
 def test_a_rejected_crop_leaves_the_answer_without_it(script, server, boxes):
     server.react = lambda text, times: error(400, "too small") if server.asked.total() == 4 else "Yes."
     assert script("--bbox", boxes) == 3  # base and cropvlm of the first row, then of the second
@@ -166,10 +189,11 @@ def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, cap
     if fault:
         reaction = LASTING[fault][0]
         server.react = lambda text, times: reaction if len(server.asked) > 2 else "Yes."
-    expected = 2 if fault else 0
-    assert script("--bbox", boxes, "--modes", "base", "--api_timeout", 1, "--verbose") == expected
+    expected = 0 if fault is None else 3 if fault in OF_A_ROW else 2
+    flags = ["--modes", "base", "--max_samples", 5, "--api_timeout", 0.5, "--verbose"]
+    assert script("--bbox", boxes, *flags) == expected
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == (3 if fault else 4)  # two of the boxes, and the journal or the two of the answers
+    assert len(files) == (3 if expected == 2 else 4)  # two of the boxes, and the journal or the two of the answers
     captured = capfd.readouterr()
     for text in [caplog.text, captured.out, captured.err, *(path.read_text() for path in files)]:
         assert KEY not in text
@@ -178,11 +202,10 @@ def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, cap
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max_pixels", "9"], "--max_pixels go with a local model"),
-        (["--api_timeout", "0"], "--api_timeout 0.0"),
-        (["--api_timeout", "nan"], "--api_timeout nan"),
+        (["--max_pixels", "9"], "--max_pixels: for a model on this machine; leave it out beside --api_model"),
+        (["--api_timeout", "0"], "--api_timeout: '0': expected a number of seconds above 0"),
         (["--api_concurrency", "0"], "'0': expected a positive integer"),
-        (["--api_base", "localhost:8000"], "is no URL such as"),
+        (["--api_base", "localhost:8000"], "expected a URL such as"),
         (["--image_format", "gif"], "invalid choice: 'gif'"),
     ],
 )
@@ -199,45 +222,7 @@ def test_a_base_without_a_model(monkeypatch, capsys):
     assert "name the model there with --api_model" in capsys.readouterr().err
 
 
-# transformers serve
-
-
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory):
-    """The URL of a real server on loopback; it loads the model that a request names."""
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install -r requirements.txt")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1", "--device", "cpu"]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 500) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            opener.open(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+# transformers serve, as the fixture `serve` starts it
 
 
 @pytest.fixture(params=["smolvlm", "llava"])
@@ -280,4 +265,4 @@ def test_transformers_serve_has_no_such_model(serve, boxes, monkeypatch, tmp_pat
     with pytest.raises(SystemExit) as ended:
         run(generate_final_answers.main)
     assert ended.value.code == 2
-    assert f"{serve} still sends error 500" in capsys.readouterr().err.splitlines()[-1]
+    assert "still sends error 500" in capsys.readouterr().err.splitlines()[-1]

@@ -1,5 +1,7 @@
-"""SIGKILL, then the same command with `--resume_from_checkpoint True`: the weights of a run that was never stopped."""
+"""A run that was killed, damaged or finished, resumed: it ends with the weights of a run that was never stopped."""
 
+import fcntl
+import hashlib
 import importlib
 import json
 import os
@@ -12,12 +14,18 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from huggingface_hub import HfApi
+from kills import run_forked
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
+from cropvlm import rewards
+from cropvlm.cli import UserError
 from cropvlm.rewards import completion_text
+from cropvlm.training.checkpoints import RECORD, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
+RESUME = ["--resume_from_checkpoint", "True"]
 
 
 class Kill(TrainerCallback):
@@ -34,25 +42,68 @@ def length_reward(completions, **columns):
     return [len(completion_text(completion)) / 10 for completion in completions]
 
 
-def train(script: str, flags: list[str], kill_at: int | None = None) -> None:
+def train(script: str, flags: list, kill_at: int | None = None) -> None:
     """Run a training script in this process; SIGKILL it once `kill_at` steps are done."""
     module = importlib.import_module(script)
-    module.validity_reward = length_reward
+    rewards.validity_reward = length_reward
     begin = Trainer.train
     if kill_at is not None:
         Trainer.train = lambda self, **options: self.add_callback(Kill(kill_at)) or begin(self, **options)
-    sys.argv = [f"{script}.py", *flags]
+    sys.argv = [f"{script}.py", *map(str, flags)]
     module.main()
+
+
+@pytest.fixture
+def unchanged(monkeypatch):
+    """What `train` sets is put back."""
+    monkeypatch.setattr(sys, "argv", None)
+    monkeypatch.setattr(rewards, "validity_reward", None)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_world, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("datasets") / "sft"
+    rows = datasets.load_from_disk(str(tiny_world))["train"]
+    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_smolvlm, data) -> list:
+    """Four steps of SFT at a constant rate, so that a fifth would show, with a checkpoint at every second one."""
+    return [
+        *("--base_model", tiny_smolvlm, "--dataset_path", data, "--longest_edge", 64, "--lora_r", 4),
+        *("--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--lr_scheduler_type", "constant"),
+        *("--report_to", "none", "--use_cpu", True, "--disable_tqdm", True, "--gradient_accumulation_steps", 2),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(flags, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "sft"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", None)
+        train("train_sft", [*flags, "--output_dir", folder])
+    return folder
+
+
+def copy(finished: Path, folder: Path, *without: str) -> Path:
+    """A copy of a finished run without some of its files and folders."""
+    shutil.copytree(finished, folder)
+    for name in without:
+        for path in folder.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", None)
-    monkeypatch.setattr(importlib.import_module("train_grpo"), "validity_reward", None)
-    rows = datasets.load_from_disk(str(tiny_world))["train"]
-    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(tmp_path / "data"))
-    flags = ["--base_model", tiny_smolvlm, "--dataset_path", tmp_path / "data", "--longest_edge", 64, "--lora_r", 4]
+def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_world, data, tmp_path, unchanged):
+    flags = ["--base_model", tiny_smolvlm, "--dataset_path", data, "--longest_edge", 64, "--lora_r", 4]
     flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 2]
     flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
     flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
@@ -67,8 +118,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_
     assert subprocess.run(killed, env=environment, cwd=ROOT).returncode == -signal.SIGKILL
     # Killed once more while the next checkpoint was being written: its last file is missing.
     shutil.copytree(tmp_path / "killed" / "checkpoint-2", tmp_path / "killed" / "checkpoint-3")
-    (tmp_path / "killed" / "checkpoint-3" / "trainer_state.json").unlink()
-    train(script, [*flags, str(tmp_path / "killed"), "--resume_from_checkpoint", "True"])
+    (tmp_path / "killed" / "checkpoint-3" / RECORD).unlink()
+    train(script, [*flags, str(tmp_path / "killed"), *RESUME])
 
     names = ["undisturbed", "killed", "killed/checkpoint-2"]
     undisturbed, resumed, halfway = (load_file(tmp_path / name / "adapter_model.safetensors") for name in names)
@@ -80,6 +131,179 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_
     assert [entry["step"] for entry in measured[0]] == [2, 4]
     assert measured[0] == measured[1]
     assert any((halfway[name] - weight).abs().max() > 1e-4 for name, weight in undisturbed.items())
+
+
+@pytest.mark.slow
+def test_training_is_completed_wherever_it_is_killed(flags, finished, tmp_path, unchanged):
+    """At file-system events from the first to the last: the same command ends with the same weights."""
+
+    def run(folder: Path, kill_at: int | None = None) -> tuple[int, int]:
+        return run_forked(lambda: train("train_sft", [*flags, "--output_dir", folder, *RESUME]), kill_at)
+
+    code, points = run(tmp_path / "whole")
+    assert code == 0
+    assert weights(tmp_path / "whole") == weights(finished)
+    for point in range(0, points, 9):
+        folder = tmp_path / f"killed-{point}"
+        assert run(folder, point)[0] == -signal.SIGKILL
+        if read_record(folder) is not None:
+            assert weights(folder) == weights(finished), point
+        assert run(folder)[0] == 0, point
+        assert weights(folder) == weights(finished), point
+        assert read_record(folder) is not None
+        assert not [*folder.glob("_*"), *folder.glob(".*")], point
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", RECORD],
+)
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_damaged_newest_checkpoint_makes_no_difference(name, damage, flags, finished, tmp_path, unchanged, caplog):
+    folder = copy(finished, tmp_path / "run", "adapter_*", RECORD)
+    file = folder / "checkpoint-4" / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    train("train_sft", [*flags, "--output_dir", folder, *RESUME])
+    assert f"{folder / 'checkpoint-4'} is damaged or incomplete" in caplog.text
+    assert f"resuming from {folder / 'checkpoint-2'}" in caplog.text
+    assert weights(folder) == weights(finished)
+
+
+def test_without_any_whole_checkpoint_it_starts_anew(flags, finished, tmp_path, unchanged, caplog):
+    folder = copy(finished, tmp_path / "run", "adapter_*", "checkpoint-*/optimizer.pt")
+    train("train_sft", [*flags, "--output_dir", folder, *RESUME])
+    assert f"no whole checkpoint in {folder}: starting anew" in caplog.text
+    assert weights(folder) == weights(finished)
+
+
+@pytest.mark.parametrize("without", [(), ("adapter_model.safetensors",), (RECORD,), ("[!c]*", "checkpoint-2")])
+def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, tmp_path, unchanged, monkeypatch):
+    """Whether its result is there, in part, or not at all."""
+    folder = copy(finished, tmp_path / "run", *without)
+    if not without:
+        monkeypatch.setattr(importlib.import_module("train_sft"), "make_trainer", None)  # nothing is loaded
+    monkeypatch.setattr(Trainer, "training_step", None)
+    train("train_sft", [*flags, "--output_dir", folder, *RESUME])
+    assert weights(folder) == weights(finished)
+    assert read_record(folder) is not None
+    assert (folder / "README.md").read_text().count("Figures after 4 steps") == 1
+
+
+@pytest.mark.parametrize("state", ["finished", "half-way"])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--seed", 7], "seed 42 there, 7 here"),
+        (["--per_device_train_batch_size", 1], "per_device_train_batch_size 2 there, 1 here"),
+        (["--longest_edge", 128], "longest_edge 64 there, 128 here"),
+        (["--lora_r", 16], "lora_r 4 there, 16 here"),
+        (["--learning_rate", 1e-7], "learning_rate 0.001 there, 1e-07 here"),
+        (["--dataset_path", "other"], "dataset_path '.*' there, '.*other' here"),
+        (["--base_model", "other"], "base_model '.*' there, '.*other' here"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_run_with_other_settings_is_refused(
+    changed, words, state, flags, data, tiny_smolvlm, finished, tmp_path, unchanged, monkeypatch
+):
+    folder = copy(finished, tmp_path / "run", *([] if state == "finished" else ["adapter_*", "checkpoint-4"]))
+    if changed == ["--dataset_path", "other"]:
+        changed = ["--dataset_path", tmp_path / "other"]
+        rows = datasets.load_from_disk(str(data))
+        rows.map(lambda row: {"bbox": [0, 0, 9, 9]}).save_to_disk(str(tmp_path / "other"))
+    if changed == ["--base_model", "other"]:
+        changed = ["--base_model", shutil.copytree(tiny_smolvlm, tmp_path / "other")]
+        settings = json.loads((tmp_path / "other" / "generation_config.json").read_text())
+        (tmp_path / "other" / "generation_config.json").write_text(json.dumps(settings | {"max_length": 7}))
+    before = weights(finished)
+    with pytest.raises(UserError, match=f"comes from a run with other settings \\({words}\\)"):
+        train("train_sft", [*flags, "--output_dir", folder, *RESUME, *changed])
+    assert (state == "half-way") or weights(folder) == before
+
+
+def test_a_run_that_has_moved_goes_on(flags, finished, data, tiny_smolvlm, tmp_path, unchanged, caplog):
+    """Its folder, its data and its base are elsewhere, and hold what they held."""
+    folder = copy(finished, tmp_path / "run", "adapter_*", "checkpoint-4")
+    moved = [shutil.copytree(path, tmp_path / path.name) for path in (data, tiny_smolvlm)]
+    paths = ["--dataset_path", moved[0], "--base_model", moved[1], "--output_dir", folder]
+    train("train_sft", [*flags, *paths, *RESUME])
+    assert f"resuming from {folder / 'checkpoint-2'}" in caplog.text
+    assert weights(folder) == weights(finished)
+    assert (folder / "base_model.txt").read_text() == f"{moved[1]}\n"
+
+
+def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finished, tmp_path, unchanged, monkeypatch):
+    """Not before: a mistake in its settings leaves the old result as it is."""
+    folder = copy(finished, tmp_path / "run")
+    with pytest.raises(UserError, match="no data set"):
+        train("train_sft", [*flags, "--output_dir", folder, "--dataset_path", "missing/folder/of/data"])
+    assert read_record(folder) is not None
+
+    def stop(self, **options):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(Trainer, "train", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train("train_sft", [*flags, "--output_dir", folder, "--seed", 7])
+    assert read_record(folder) is None
+
+
+def test_a_folder_takes_one_trainer_at_a_time(flags, finished, tmp_path, unchanged, monkeypatch):
+    """The lock of a process that was killed is gone, though its file is there."""
+    folder = copy(finished, tmp_path / "run")
+    lock = folder / "_lock"
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with lock.open("a+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            os.write(writer, b".")
+            signal.pause()
+    os.read(reader, 1)
+    try:
+        with pytest.raises(UserError, match="another run is writing here"):
+            train("train_sft", [*flags, "--output_dir", folder, *RESUME])
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert lock.exists()
+    train("train_sft", [*flags, "--output_dir", folder, *RESUME])
+    assert not lock.exists()
+
+
+def test_merging_can_be_asked_for_later(flags, finished, tmp_path, unchanged):
+    folder = copy(finished, tmp_path / "run")
+    train("train_sft", [*flags, "--output_dir", folder, *RESUME, "--merge"])
+    assert (folder / "merged" / "model.safetensors").is_file()
+    assert weights(folder) == weights(finished)
+
+
+def test_the_hub_gets_the_result_and_no_file_or_log_the_token(flags, tmp_path, unchanged, monkeypatch, capfd, caplog):
+    """`--hub_token` would be pickled into training_args.bin, in the folder that is uploaded."""
+    pushed, tokens = [], []
+
+    def create_repo(self, name, **options):
+        tokens.append(os.environ.get("HF_TOKEN"))
+        return type("Repo", (), {"repo_id": name})()
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: pushed.append(options))
+    monkeypatch.setenv("HF_TOKEN", "")
+    folder = tmp_path / "run"
+    hub = ["--push_to_hub", True, "--hub_model_id", "me/cropper", "--hub_token", "hf_SECRET", "--hub_strategy", "end"]
+    train("train_sft", [*flags, *hub, "--output_dir", folder])
+    assert set(tokens) == {"hf_SECRET"}
+    assert [(push["repo_id"], push["folder_path"]) for push in pushed] == [("me/cropper", str(folder))]
+    assert "--model_path me/cropper" in (folder / "README.md").read_text()
+    train("train_sft", [*flags, *hub, "--output_dir", folder, *RESUME])  # finished, and pushed once more
+    assert len(pushed) == 2
+    holding = [path for path in folder.rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]
+    assert holding == []
+    assert "hf_SECRET" not in caplog.text + "".join(capfd.readouterr())
 
 
 if __name__ == "__main__":

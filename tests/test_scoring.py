@@ -22,7 +22,8 @@ def test_score_answers():
         pytest.param(" nokia.", " nokia.", id="without reasoning as it stands"),
         pytest.param("<think>B?</think>\n\nA.", "A", id="after reasoning cleaned"),
         pytest.param("</think>a</think>b", "b", id="the last end counts"),
-        pytest.param("<think>B", "<think>B", id="reasoning that does not end"),
+        pytest.param("<think>B", "", id="reasoning that does not end"),
+        pytest.param("<thinking>B?</thinking> A.", "A", id="reasoning in another tag"),
     ],
 )
 def test_final_answer(text, answer):

@@ -184,7 +184,7 @@ def test_the_miniature_refuses_what_it_does_not_know(checkout, args):
 def test_the_miniature_hands_flags_to_the_scripts_that_they_accept(checkout, args, monkeypatch):
     result, calls = call(checkout, "miniature.sh", *args)
     assert result.returncode == 0, result.stderr
-    assert {script for script, *_ in calls} == {*STAGES, "-m"}
+    assert {script for script, *_ in calls} == {*STAGES, "-m", "scripts/report.py"}
     monkeypatch.chdir(ROOT)
     for script, *flags in calls:
         parse([f"{flags[0].replace('.', '/')}.py", *flags[1:]] if script == "-m" else [script, *flags], monkeypatch)

@@ -163,7 +163,7 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
         modeling.load_model(str(folder), device="cpu")
         modeling.load_processor(str(folder), 64)
     another = ["--base_model", tiny_smolvlm, "--resume_from_checkpoint", True]
-    with pytest.raises(UserError, match=f"started from {sft_adapter}; name that one"):
+    with pytest.raises(UserError, match=f"base_model '{sft_adapter}' there, '{tiny_smolvlm}' here"):
         run_main(monkeypatch, *flags, *another)
 
 

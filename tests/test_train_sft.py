@@ -1,14 +1,12 @@
 """Stage 1 on a tiny model: rows, labels, LoRA, a whole run, and what is refused before a model is loaded."""
 
-import errno
 import json
 import sys
-from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
 import train_sft
@@ -18,7 +16,6 @@ from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import cropper_messages
 from cropvlm.training import evaluation
-from cropvlm.training import saving as finishing
 from cropvlm.training.arguments import PolicyArguments
 
 BOX = [10, 20, 30, 40]
@@ -164,25 +161,6 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
 def test_merge_needs_an_adapter(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--merge"):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), "--merge", "--use_lora", False)
-
-
-def test_the_output_is_pushed_with_its_card(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
-    pushed = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: pushed.append(options))
-    hub = {"push_to_hub": True, "hub_model_id": "me/cropper", "hub_strategy": "end"}
-    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(sft_data), lora_r=4)
-    finishing.finish(make_trainer(tmp_path, policy, **hub), policy)
-    # As in TRL's scripts: once when the model is saved, and at the end.
-    assert {(push["repo_id"], push["folder_path"]) for push in pushed} == {("me/cropper", str(tmp_path))}
-    assert "--model_path me/cropper" in (tmp_path / "README.md").read_text()
-
-
-def test_a_full_disk_is_one_line():
-    with pytest.raises(UserError, match="disk is full"), finishing.disk_errors("models/x"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(RuntimeError, match="else"), finishing.disk_errors("models/x"):
-        raise RuntimeError("something else")
 
 
 def test_weights_without_lora(tiny_smolvlm, sft_data, tmp_path, monkeypatch, caplog):

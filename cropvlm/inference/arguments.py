@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, whole_number
+from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, workers
 from cropvlm.inference.run import Generate
 from cropvlm.runtime.processes import device_index, worker_count
 from cropvlm.runtime.server import Server, answer_rows, api_settings, fit_longest_edge
+from cropvlm.runtime.server_arguments import server_of, with_remedies
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
@@ -31,9 +32,17 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_samples", type=positive, help="only the first so many rows")
     add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own choice")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text, and the cause of an error")
+
+
+def refuse_beside_server(args: argparse.Namespace, *flags: str) -> None:
+    """Raise `UserError` where a server is asked and one of `flags`, or another of a local model, is given as well."""
+    server = server_of(args)
+    given = [f"--{flag}" for flag in (*flags, "attn_implementation") if getattr(args, flag) is not None]
+    if server and given:
+        raise UserError(f"{', '.join(given)}: for a model on this machine; leave it out beside --api_model")
 
 
 def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -94,5 +103,8 @@ def local_model(
 def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:
     """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
     resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
-    generate = functools.partial(answer_rows, server, resize=resize)
+
+    def generate(prompts, done):
+        return with_remedies(answer_rows(server, prompts, resize, done))
+
     return TextModel(api_settings(server), {role: server.model, "server": server.base}, generate, longest_edge)

@@ -1,22 +1,19 @@
 """A model behind an OpenAI-compatible server in place of a local one: a proprietary API, or vLLM and SGLang for scale.
 
-The key is read from the environment, OPENAI_API_KEY, and from nowhere else; it is written nowhere. Rate limits, server
-errors, timeouts and cut connections are tried again by the official client, replies that are no chat completion here.
-What the server refuses to answer is an empty answer. Any other fault ends the run; answers that came are kept.
-
 Texts are asked for at temperature 0. A server may still add what the checkpoint's generation config says, as vLLM does
-with Qwen2.5-VL's repetition penalty unless it is started with `--generation-config vllm`.
+with Qwen2.5-VL's repetition penalty unless it is started with `--generation-config vllm`. What it refuses to answer is
+an empty answer.
 """
 
 import asyncio
 import base64
 import contextlib
 import io
-import json
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -24,23 +21,19 @@ from PIL import Image
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, widen_strip
 from cropvlm.prompts import Prompt, PromptSource
+from cropvlm.runtime.replies import CutOff, NoAnswers, Rejected
+from cropvlm.secret import KEY
 
 if TYPE_CHECKING:
-    import openai  # imported where it is used: flags are parsed without it
+    from cropvlm.runtime.client import ChatClient
+
+logger = logging.getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
-KEY = "OPENAI_API_KEY"
 SAVE_OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}}  # coarser JPEGs blur small text
-RETRIES = 8  # of one request: 40 seconds of back-off in all, or as long as the server asks for
-FIRST_DELAY, LONGEST_DELAY = 0.5, 8.0  # seconds before a retry after a reply that is none; doubled every time
-CONNECT_TIMEOUT = 5.0  # seconds
-# Codes of errors 400 that mean "I will not answer this" (Azure, OpenAI).
-REFUSALS = ("content_filter", "content_policy_violation", "invalid_prompt")
-MOST_REJECTED = 10  # rows in a row that the server may reject: more, and it is not the rows' fault
+MOST_REJECTED = 10  # prompts in a row that may fail for the rows' own fault: more, and it is the server's
 
-
-class Rejected(ValueError):
-    """The server takes this request for faulty, as where an image is too small or a prompt too long for it."""
+Texts = list[str | Rejected | CutOff]  # of a row's prompts, or why there is none
 
 
 @dataclass(frozen=True)
@@ -52,24 +45,24 @@ class Server:
     max_new_tokens: int
     image_format: str = "png"
     concurrency: int = 8  # requests at a time
-    timeout: float = 120.0  # seconds for one reply
+    timeout: float = 120.0  # seconds for a request and its complete reply
+
+
+def api_settings(server: Server) -> dict[str, Any]:
+    """Settings that determine a text, for journals and meta files. Not the address: it may change during a run."""
+    return {"api_model": server.model, "image_format": server.image_format}
 
 
 def api_key() -> str:
-    """The key in the environment; empty if there is none. Raises `UserError` if it cannot be one."""
+    """The key in the environment; empty if there is none. Raises `UserError` for characters that no key has."""
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"the environment variable {KEY} holds characters that no key has; set it again")
     return key
 
 
-def api_settings(server: Server) -> dict[str, Any]:
-    """What decides a text, for journals and meta files. Not where the server is: it may move while a run goes on."""
-    return {"api_model": server.model, "image_format": server.image_format}
-
-
 def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Image:
-    """`image` with its longer side of that many pixels, smaller or larger; its own size if None. Strips are widened."""
+    """`image` scaled to a longer side of that many pixels, or at its own size if None. Strips are widened."""
     size = widen_strip(image.size)
     if longest_edge is not None:
         scale = longest_edge / max(size)
@@ -79,10 +72,11 @@ def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Imag
 
 def answer_rows(
     server: Server, source: PromptSource, resize: Callable[[Image.Image], Image.Image], done: Collection[int] = ()
-) -> Iterator[tuple[int, list[str | Rejected] | UnreadableImage]]:
-    """Yield (row index, texts of its prompts), or why there are none, as the server answers: `generate_rows` afar.
+) -> Iterator[tuple[int, Texts | UnreadableImage]]:
+    """Yield (row index, texts of its prompts) as the server answers, as `generate_rows` does with a local model.
 
-    Each prompt stands by itself: one that is rejected has `Rejected` in the place of its text.
+    A prompt without an answer has `Rejected` or `CutOff` in the place of its text, a row without prompts
+    `UnreadableImage` in the place of its texts.
 
     Args:
         server: at most `server.concurrency` of its requests are under way at a time.
@@ -91,67 +85,76 @@ def answer_rows(
         done: rows to leave out.
 
     Raises:
-        UserError: the key is missing or refused, the server cannot be reached, has no such model, does not answer in
-            spite of retries, or rejects all it is asked, or all of a row's first prompts, or second ones. Answers that
-            were under way are yielded before.
+        UserError: the key is missing or refused, or a limit of the account is reached. Answers that were under way
+            are yielded before.
+        NoAnswers: a `UserError`; the server cannot be reached, does not know the model, or answers no prompt.
     """
-    client = connect(server)
+    from cropvlm.runtime.client import RESUME, ChatClient  # slow, and nothing else needs it
+
+    key = api_key()
+    if server.base == OPENAI and not key:
+        raise UserError(f"{OPENAI} asks for a key: set the environment variable {KEY}, or use another server")
+    client = ChatClient(server.base, key, server.model, server.max_new_tokens, server.timeout)
     waiting = deque(sorted(set(range(len(source))) - set(done)))
-    held: list[tuple[int, list[str | Rejected]]] = []  # rows with a rejected prompt, until another row's has a text
-    rejected = Counter()  # by the prompt's place in its row: rejections since the last text
-    answered: set[int] = set()  # places that have had a text
-    fault = None
+    doubts, fault = Doubts(), None
     outcomes = _in_parallel(client, lambda i: _answer(client, server, source, i, resize), waiting, server.concurrency)
     with contextlib.closing(outcomes):
         for i, task in outcomes:
             error = task.exception()
             if error is None:
-                texts = task.result()
-                for place, text in enumerate(texts):
-                    rejected[place] = rejected[place] + 1 if isinstance(text, Rejected) else 0
-                answered |= {place for place in range(len(texts)) if not rejected[place]}
-                held.append((i, texts))
-                yield from [row for row in held if not _in_doubt(row[1], rejected)]
-                held = [row for row in held if _in_doubt(row[1], rejected)]
+                yield from doubts.settle(i, task.result())
             elif isinstance(error, UnreadableImage):
                 yield i, error
             elif isinstance(error, UserError):
                 fault = fault or error
             else:
                 raise error
-            if fault or max(rejected.values(), default=0) > MOST_REJECTED:
+            if fault or doubts.lasting_failure():
                 waiting.clear()
-    for place, times in rejected.items():
-        if times > MOST_REJECTED or (times and not done and place not in answered):
-            reason = next(texts[place] for _, texts in held if isinstance(texts[place], Rejected))
-            fault = fault or UserError(f"{server.base} answers no row any more: {reason}")
     if fault:
         raise fault
-    yield from held
+    if failure := doubts.lasting_failure() or (None if done else doubts.only_failure()):
+        raise NoAnswers(f"{server.base} does not answer: {failure}; {RESUME}")
+    yield from doubts.rows
 
 
-def _in_doubt(texts: list[str | Rejected], rejected: Counter) -> bool:
-    """Whether a prompt of the row is rejected, and none in its place has had a text since."""
-    return any(isinstance(text, Rejected) and rejected[place] for place, text in enumerate(texts))
+@dataclass
+class Doubts:
+    """Rows with a rejected prompt, kept back until it shows whether the fault is theirs or the server's.
 
+    It is theirs once another row's prompt in the same place (without the crop, or with it) gets a text.
+    """
 
-def connect(server: Server) -> "openai.AsyncOpenAI":
-    """The official client for a server. Raises `UserError` where the key is missing or cannot be one."""
-    import openai
+    rows: list[tuple[int, Texts]] = field(default_factory=list)
+    failures: Counter[int] = field(default_factory=Counter)  # by place, since the last text there
+    answered: set[int] = field(default_factory=set)  # places that have had a text
 
-    key = api_key()
-    if server.base == OPENAI and not key:
-        raise UserError(f"{OPENAI} wants a key: set the environment variable {KEY}, or name another --api_base")
-    return openai.AsyncOpenAI(
-        api_key=key or "none",  # the client insists on one, a server of one's own does not
-        base_url=server.base,
-        timeout=openai.Timeout(server.timeout, connect=min(server.timeout, CONNECT_TIMEOUT)),
-        max_retries=RETRIES,
-    )
+    def settle(self, i: int, texts: Texts) -> list[tuple[int, Texts]]:
+        """Take in the texts of row `i`; return the rows that are in doubt no more."""
+        for place, text in enumerate(texts):
+            self.failures[place] = self.failures[place] + 1 if isinstance(text, Rejected) else 0
+        self.answered |= {place for place in range(len(texts)) if not self.failures[place]}
+        rows = [*self.rows, (i, texts)]
+        self.rows = [row for row in rows if self._in_doubt(row[1])]
+        return [row for row in rows if not self._in_doubt(row[1])]
+
+    def lasting_failure(self) -> Rejected | None:
+        """The first of more failures in a row than rows can be blamed for."""
+        return next((self._first(place) for place, times in self.failures.items() if times > MOST_REJECTED), None)
+
+    def only_failure(self) -> Rejected | None:
+        """The first failure in a place that has never had a text."""
+        return next((self._first(place) for place in self.failures if place not in self.answered), None)
+
+    def _in_doubt(self, texts: Texts) -> bool:
+        return any(isinstance(text, Rejected) and self.failures[place] for place, text in enumerate(texts))
+
+    def _first(self, place: int) -> Rejected:
+        return next(texts[place] for _, texts in self.rows if isinstance(texts[place], Rejected))
 
 
 def _in_parallel(
-    client: "openai.AsyncOpenAI", answer: Callable, waiting: deque[int], concurrency: int
+    client: "ChatClient", answer: Callable, waiting: deque[int], concurrency: int
 ) -> Iterator[tuple[int, asyncio.Task]]:
     """Yield (row index, its task) as tasks finish. None begins after `waiting`, the rows to come, has been emptied."""
     loop = asyncio.new_event_loop()
@@ -170,22 +173,27 @@ def _in_parallel(
         loop.close()
 
 
-async def _stop(client: "openai.AsyncOpenAI", tasks: Iterable[asyncio.Task]) -> None:
+async def _stop(client: "ChatClient", tasks: Iterable[asyncio.Task]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await client.close()
 
 
-async def _answer(
-    client: "openai.AsyncOpenAI", server: Server, source: PromptSource, i: int, resize: Callable
-) -> list[str | Rejected]:
-    chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, server.image_format))
-    texts = []
+async def _answer(client: "ChatClient", server: Server, source: PromptSource, i: int, resize: Callable) -> Texts:
+    """The texts of row `i`'s prompts. Raises `UnreadableImage` where its images cannot be sent."""
+    try:
+        chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, server.image_format))
+    except (UnreadableImage, UserError):
+        raise
+    except Exception as error:  # whatever a decoder or encoder may raise, MemoryError included
+        logger.debug("row %d cannot be sent", i, exc_info=True)
+        raise UnreadableImage(f"image cannot be sent ({type(error).__name__}: {str(error)[:100]})") from error
+    texts: Texts = []
     for messages in chats:
         try:
-            texts.append(await _ask(client, server, messages))
-        except Rejected as error:
+            texts.append(await client.ask(messages))
+        except (Rejected, CutOff) as error:
             texts.append(error)
     return texts
 
@@ -215,94 +223,3 @@ def data_url(image: Image.Image, image_format: str) -> str:
     file = io.BytesIO()
     image.save(file, image_format, **SAVE_OPTIONS[image_format])
     return f"data:image/{image_format};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-async def _ask(client: "openai.AsyncOpenAI", server: Server, messages: list[dict[str, Any]]) -> str:
-    """The server's text; retries of replies that are no chat completion included."""
-    import openai
-
-    body = ""
-    for retry in range(RETRIES + 1):
-        if retry:
-            await asyncio.sleep(min(FIRST_DELAY * 2 ** (retry - 1), LONGEST_DELAY))
-        try:
-            # The raw reply: the client's own parsing lets replies through that only resemble a completion.
-            reply = await client.chat.completions.with_raw_response.create(
-                model=server.model, messages=messages, temperature=0, max_completion_tokens=server.max_new_tokens
-            )
-        except openai.OpenAIError as error:
-            if getattr(error, "code", None) in REFUSALS:
-                return ""
-            raise _explain(server, error) from None
-        body = reply.text
-        text = read_completion(body)
-        if text is not None:
-            return text
-    raise UserError(f"{server.base} sends no chat completions but {_quote(body)}; check --api_base")
-
-
-def read_completion(body: str) -> str | None:
-    """The text of a chat completion, empty for a refusal (whose content is null); None if `body` is none.
-
-    >>> read_completion('{"choices": [{"message": {"content": " Coke."}}]}')
-    ' Coke.'
-    """
-    try:
-        completion = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    match completion:
-        case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            return text
-        case {"choices": [{"message": {"content": None}}, *_]} | {"choices": [{"message": {"refusal": str()}}, *_]}:
-            return ""
-    return None
-
-
-def _explain(server: Server, error: "openai.OpenAIError") -> UserError | Rejected:
-    """What to tell the user of an error that retries did not mend. The client's own words may hold the key."""
-    import openai
-
-    again = "what is done is kept, the same command goes on from there"
-    match error:
-        case openai.APITimeoutError() if type(error.__cause__).__name__ == "ConnectTimeout":
-            return UserError(f"{server.base} cannot be reached (ConnectTimeout), {RETRIES + 1} times over; {again}")
-        case openai.APITimeoutError():
-            return UserError(f"{server.base} sent nothing for {server.timeout:g} s, {RETRIES + 1} times over; {again}")
-        case openai.APIConnectionError():
-            reason = type(error.__cause__).__name__
-            return UserError(f"{server.base} cannot be reached or cuts the connection ({reason}); {again}")
-        case openai.AuthenticationError() | openai.PermissionDeniedError():
-            return UserError(f"{server.base} refuses the key ({error.status_code}); set {KEY} to one that may ask it")
-        case openai.APIStatusError():
-            said = f"error {error.status_code}, {_quote(_message(error))}"
-            if error.status_code == 404:
-                return UserError(f"{server.base} knows no {server.model} ({said}); check --api_model and --api_base")
-            if (wait := _wait_asked_for(error)) is not None:
-                return UserError(f"{server.base} sends {said} and asks to wait {wait:.0f} s; {again} after that")
-            if error.status_code == 429 or error.status_code >= 500:
-                return UserError(f"{server.base} still sends {said} after {RETRIES} retries; {again}")
-            if error.status_code in (400, 413, 422):
-                return Rejected(f"rejected by the server: {said}")
-            return UserError(f"{server.base} sends {said}; {again}")
-    return UserError(f"{server.base}: {_quote(str(error))}")
-
-
-def _wait_asked_for(error: "openai.APIStatusError") -> float | None:
-    """Seconds that the server asks to wait, where they are more than the client waits before it tries again."""
-    from openai._base_client import MAX_RETRY_AFTER_DELAY
-
-    seconds = error.response.headers.get("retry-after", "")
-    return float(seconds) if seconds.isdecimal() and int(seconds) > MAX_RETRY_AFTER_DELAY else None
-
-
-def _message(error: "openai.APIStatusError") -> str:
-    """What the server itself says."""
-    body = error.body
-    return str(body.get("message", body) if isinstance(body, dict) else error.response.text)
-
-
-def _quote(text: str) -> str:
-    """The beginning of what a server said, without the key if it echoes that."""
-    key = api_key()
-    return repr((text.replace(key, "***") if key else text)[:200])

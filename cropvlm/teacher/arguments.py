@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cropvlm.boxes import GROWTH
-from cropvlm.cli import UserError, batch_size, positive, remedy, whole_number
+from cropvlm.cli import UserError, batch_size, fraction, nonempty, positive, remedy, workers
 from cropvlm.runtime.server_arguments import add_api_flags, server_of
 from cropvlm.teacher.asking import DEFAULT_TEACHER, Teacher
 from cropvlm.teacher.sources import parse_source
@@ -24,18 +24,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="benchmarks, Hub ids (id:config) or folders, each with a share or a cap if you like:"
         " docvqa=0.5 stvqa=10000 (default lmms-lab/textvqa)",
     )
-    add("--split", type=name, help="default: train, or the only one")
+    add("--split", type=nonempty, help="default: train, or the only one")
     add("--max_samples", type=positive, help="only the first rows of each source, both parts together")
-    add("--sft_share", type=share, default=0.5, help="of each source's rows to box (default 0.5; 1: no GRPO part)")
-    add("--model_path", type=name, default=DEFAULT_TEACHER, help=f"teacher: Hub id or folder ({DEFAULT_TEACHER})")
-    add("--attn_implementation", type=name, help="such as flash_attention_2; default: transformers' own")
+    add("--sft_share", type=fraction, default=0.5, help="of each source's rows to box (default 0.5; 1: no GRPO part)")
+    add("--model_path", type=nonempty, default=DEFAULT_TEACHER, help=f"teacher: Hub id or folder ({DEFAULT_TEACHER})")
+    add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own")
     add_api_flags(parser)
     add("--output_path", type=output_path, default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
     add("--growth", type=factor, nargs=5, default=GROWTH, help="area multipliers, smallest fifth first (45 10 4 2 1)")
     add("--from_journal", action="store_true", help="grow and save again, without the teacher")
-    add("--push_to_hub", type=name, metavar="REPO", help="send both parts and the card there as well")
+    add("--push_to_hub", type=nonempty, metavar="REPO", help="send both parts and the card there as well")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
@@ -82,27 +82,12 @@ def remedies() -> Iterator[None]:
         yield
 
 
-def name(text: str) -> str:
-    """The type of flags that name something: not empty, as where a variable of the shell is not set."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a name, got an empty text")
-    return text
-
-
 def output_path(text: str) -> str:
     """The type of `--output_path`: a path that ends in a name. A slash at its end, as of completion, is dropped."""
-    path = Path(name(text))
+    path = Path(nonempty(text))
     if path.name in ("", ".."):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a path that ends in a name, to which _sft is added")
     return str(path)
-
-
-def share(text: str) -> float:
-    """The type of `--sft_share`: a number above 0 and up to 1."""
-    number = factor(text)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0 and up to 1, such as 0.5")
-    return number
 
 
 def factor(text: str) -> float:

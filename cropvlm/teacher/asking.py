@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image, widen_strip
+from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
 from cropvlm.prompts import Prompt, teacher_messages
+from cropvlm.qwen import qwen_image, qwen_size
 
 if TYPE_CHECKING:  # the flags are parsed without them
     from transformers import ProcessorMixin
@@ -78,16 +79,12 @@ def teacher_size(size: Size, budget: PixelBudget = PixelBudget()) -> Size:  # no
     >>> teacher_size((1023, 681))
     (1036, 672)
     """
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    width, height = widen_strip(size)
-    height, width = smart_resize(height, width, budget.factor, budget.min_pixels, budget.max_pixels)
-    return width, height
+    return qwen_size(size, budget.min_pixels, budget.max_pixels, budget.factor)
 
 
 def resize_for_teacher(image: Image.Image, budget: PixelBudget) -> Image.Image:
-    """Return the image at the size at which a teacher sees it, which keeps it so: for servers."""
-    return image.resize(teacher_size(image.size, budget), Image.Resampling.BICUBIC)
+    """Return the image as a teacher sees it, at a size that it keeps: for servers."""
+    return qwen_image(image, budget.min_pixels, budget.max_pixels, budget.factor)
 
 
 def inspect_rows(rows: Iterable[dict]) -> Iterator[dict]:

@@ -24,6 +24,7 @@ from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, exchange, rank, shard, worker_count
 from cropvlm.runtime.provenance import fingerprint
 from cropvlm.runtime.server import MOST_REJECTED, answer_rows
+from cropvlm.runtime.server_arguments import with_remedies
 from cropvlm.teacher.asking import (
     PixelBudget,
     Teacher,
@@ -196,7 +197,7 @@ def ask_server(
     resize = partial(resize_for_teacher, budget=budget)
 
     def ask(wanted: Iterable[int]) -> Outcomes:
-        return answer_rows(teacher.server, prompts, resize, everything.difference(wanted))
+        return with_remedies(answer_rows(teacher.server, prompts, resize, everything.difference(wanted)))
 
     everything = set(range(len(prompts)))
     groups = [again[start : start + MOST_REJECTED] for start in range(0, len(again), MOST_REJECTED)]

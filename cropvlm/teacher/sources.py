@@ -4,8 +4,8 @@ import argparse
 import os
 from dataclasses import dataclass
 
+from cropvlm.benchmarks import dataset_name
 from cropvlm.cli import UserError
-from cropvlm.data import dataset_name
 
 
 @dataclass(frozen=True)

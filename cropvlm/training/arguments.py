@@ -202,7 +202,7 @@ class TrainerArguments:
 @contextlib.contextmanager
 def training_remedies() -> Iterator[None]:
     """Name the flags that help where memory runs out in training."""
-    from cropvlm.generation import BatchTooLarge
+    from cropvlm.batches import BatchTooLarge
     from cropvlm.training.trl_overrides import MicroStepTooLarge, RolloutTooLarge
 
     then = "and go on with --resume_from_checkpoint True"

@@ -8,10 +8,9 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments, set_seed
 
-from cropvlm.runtime.files import check_writable, lock, write_text
+from cropvlm.runtime.files import lock, write_text
 from cropvlm.training.arguments import PolicyArguments, frozen_dtype
 from cropvlm.training.checkpoints import (
-    RECORD,
     CheckpointRecorder,
     add_rows,
     check_same_run,
@@ -48,7 +47,6 @@ def train(
     hide_hub_token(args)
     start_logging(args, policy)
     folder = Path(args.output_dir)
-    check_writable(folder / RECORD)
     alone = lock(folder / LOCK) if args.process_index == 0 else contextlib.nullcontext()
     with disk_errors(args.output_dir), alone:
         if args.push_to_hub:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cropvlm.encoding import encoded_at_once, process_image
+from cropvlm.encoding import encoded_at_once, process_image, read_levels
+from cropvlm.tiling import cut_tiles, tiling_of
 from cropvlm.training.rows import open_training_image
 
 
@@ -60,12 +61,22 @@ class SharedImages:
 
     def _number(self, image: Image.Image) -> int:
         if id(image) not in self._numbers:
-            placeholder, tensors = process_image(self._image_processor, image, self._model.dtype)
+            placeholder, tiles = self._preprocess(image)
             self._numbers[id(image)] = len(self._images)
             self._images.append(image)
             self._placeholders.append(placeholder)
-            self._tiles.append(tensors["pixel_values"].to(self._model.device))
+            self._tiles.append(tiles)
         return self._numbers[id(image)]
+
+    def _preprocess(self, image: Image.Image) -> tuple[str, Tensor]:
+        """The text that stands for an image, and its tiles on the model's device, cut there if that is a GPU."""
+        processor, device, dtype = self._image_processor, self._model.device, self._model.dtype
+        tiling = tiling_of(processor, device)
+        if tiling is None:
+            placeholder, tensors = process_image(processor, image, dtype)
+            return placeholder, tensors["pixel_values"].to(device)
+        placeholder, tensors = read_levels(processor, image, tiling)
+        return placeholder, cut_tiles(tiling, tensors["levels"].to(device), tensors["size"][0].tolist()).to(dtype)
 
     def _get_image_features(
         self, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any

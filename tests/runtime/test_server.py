@@ -1,73 +1,20 @@
-"""A model behind a server: what is sent, what its replies mean, faults of every kind, the key."""
+"""A model behind a server: what is sent, and whose fault it is where an answer is missing."""
 
-import argparse
-import json
-import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
 
-import openai
 import pytest
-from fake_server import CUT, HALF, KEY, LASTING, SILENCE, FakeServer, completion, error, open_url
-from openai._base_client import httpx2
+from fake_server import FATAL, KEY, OF_A_ROW, SILENCE, Source, ask, ask_in_vain, begin, error, open_url
 from PIL import Image
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.prompts import answerer_messages
 from cropvlm.runtime import server as remote
-from cropvlm.runtime.server import (
-    Server,
-    answer_rows,
-    api_key,
-    data_url,
-    fit_longest_edge,
-    read_completion,
-    to_chats,
-)
-from cropvlm.runtime.server_arguments import base_url
+from cropvlm.runtime.replies import CutOff, Rejected, TimedOut
+from cropvlm.runtime.server import Server, answer_rows, api_key, data_url, fit_longest_edge, to_chats
 
 pytestmark = pytest.mark.usefixtures("hurried")
-
-
-class Source:
-    """Rows with one prompt or more each, as `generate_final_answers.AnswerPrompts` makes them."""
-
-    def __init__(self, rows: list[list[str]]):
-        self.rows, self.image = rows, Image.new("RGB", (4, 4))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> list:
-        if self.rows[i] is None:
-            raise UnreadableImage("unreadable image: nothing there")
-        return [([{"role": "user", "content": [{"type": "text", "text": t}]}], []) for t in self.rows[i]]
-
-    def image_sizes(self, i: int) -> list:
-        return []
-
-
-def begin(server: FakeServer, rows: Iterable, done=(), **options) -> Iterator:
-    """The outcomes as they come. rows: the text of each one's prompt, or those of several."""
-    options = {"base": server.url, "model": "m", "max_new_tokens": 7, "concurrency": 1, "timeout": 5} | options
-    source = Source([[row] if isinstance(row, str) else row for row in rows])
-    return answer_rows(Server(**options), source, lambda image: image, done)
-
-
-def ask(server: FakeServer, rows: Iterable, done=(), **options) -> list:
-    """All outcomes, in the order in which they came."""
-    return list(begin(server, rows, done, **options))
-
-
-def ask_in_vain(server: FakeServer, rows: Iterable, **options) -> tuple[list, str]:
-    """The outcomes before the error that ends the run, and what the error says."""
-    outcomes = []
-    with pytest.raises(UserError) as raised:  # noqa: PT012
-        for outcome in begin(server, rows, **options):
-            outcomes.append(outcome)
-    return outcomes, str(raised.value)
 
 
 # What is sent
@@ -123,127 +70,49 @@ def test_size_of_the_pictures_sent(size, longest_edge, expected):
     assert fit_longest_edge(Image.new("RGB", size), longest_edge).size == expected
 
 
-# What replies mean
+# Faults of the server and faults of a row
 
 
-@pytest.mark.parametrize(
-    ("body", "text"),
-    [
-        (completion(" Coke.\n"), " Coke.\n"),
-        (completion(""), ""),
-        (completion(None), ""),
-        (completion(None, refusal="I can't help with that."), ""),
-        ({"choices": [{"message": {"refusal": "No."}}]}, ""),
-        (completion("[1, 2]", reasoning_content="Let me see", tool_calls=None), "[1, 2]"),
-        ({"choices": []}, None),
-        ({"choices": None}, None),
-        ({"choices": [{"text": "of the old endpoint"}]}, None),
-        ({"choices": [{"message": {"content": 7}}]}, None),
-        ({"choices": [{"message": {}}]}, None),
-        ({"object": "error", "message": "overloaded"}, None),
-        ([], None),
-        ("text", None),
-    ],
-)
-def test_read_completion(body, text):
-    assert read_completion(json.dumps(body)) == text
-
-
-@pytest.mark.parametrize("body", ["", "<html>Bad gateway</html>", json.dumps(completion("Coke"))[:-9], "[" * 100_000])
-def test_what_is_no_json_is_no_completion(body):
-    assert read_completion(body) is None
-
-
-def test_a_refusal_is_an_empty_answer(server):
-    reactions = {
-        "null": completion(None, refusal="I can't."),
-        "empty": completion(""),
-        "filtered": error(400, "The prompt was filtered", code="content_filter"),
-        "policy": error(400, "Your request was rejected", code="content_policy_violation"),
-    }
-    server.react = lambda text, times: reactions[text]
-    assert ask(server, list(reactions)) == [(i, [""]) for i in range(4)]
-    assert set(server.asked.values()) == {1}  # nothing to try again
-
-
-# Faults that pass
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        error(429, "Rate limit reached"),
-        error(500, "Internal server error"),
-        (503, b"<html>overloaded</html>"),
-        (200, b"garbage"),
-        (200, b""),
-        (200, b"\xff\xfe\x00"),
-        (200, json.dumps(completion("cut off")).encode()[:40]),
-        {"choices": []},
-        CUT,
-        HALF,
-        SILENCE,
-    ],
-    ids=lambda fault: str(fault)[:30],
-)
-def test_a_passing_fault_is_tried_again(server, fault):
-    server.react = lambda text, times: fault if times < 3 and text == "b" else f"Answer to {text}"
-    outcomes = ask(server, ["a", "b", "c"], timeout=1 if fault == SILENCE else 60)
-    assert outcomes == [(i, [f"Answer to {text}"]) for i, text in enumerate("abc")]
-    assert server.asked == {"a": 1, "b": 3, "c": 1}
-
-
-def test_waits_double_between_retries(server, monkeypatch):
-    times = []
-    monkeypatch.setattr(remote, "FIRST_DELAY", 0.1)
-    server.react = lambda text, nth: times.append(time.monotonic()) or ((200, b"garbage") if nth < 4 else "Coke")
-    assert ask(server, ["a"]) == [(0, ["Coke"])]
-    waits = [after - before for before, after in zip(times, times[1:], strict=False)]
-    assert len(waits) == 3
-    assert all(wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True))
-
-
-# Faults that stay
-
-
-@pytest.mark.parametrize("name", LASTING)
-def test_a_lasting_fault_ends_the_run_after_what_is_done(server, name):
-    fault, message = LASTING[name]
+@pytest.mark.parametrize("name", FATAL)
+def test_a_fault_of_the_server_ends_the_run_after_what_is_done(server, name):
+    fault, message = FATAL[name]
     server.react = lambda text, times: fault if text == "c" else f"Answer to {text}"
-    outcomes, said = ask_in_vain(server, "abcde", timeout=1 if name == "silence" else 60)
+    outcomes, said = ask_in_vain(server, "abcde", timeout=60)
     assert outcomes == [(0, ["Answer to a"]), (1, ["Answer to b"])]
     assert message in said
     assert "\n" not in said
     assert KEY not in said
-    assert server.asked["c"] == (4 if name not in ("401", "403", "404", "402") else 1)
+    assert server.asked["c"] == (4 if name == "429" else 1)
     assert not server.asked["d"]
 
 
-def test_nobody_listens():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    outcomes = answer_rows(Server(url, "m", 7), Source([["a"]]), lambda image: image)
-    with pytest.raises(UserError, match="cannot be reached"):
-        next(outcomes)
+@pytest.mark.parametrize("name", OF_A_ROW)
+@pytest.mark.parametrize("row", ["a", "c", "e"])
+def test_a_fault_of_a_row_leaves_the_others_alone(server, name, row):
+    fault, message = OF_A_ROW[name]
+    server.react = lambda text, times: fault if text == row else f"Answer to {text}"
+    outcomes = dict(ask(server, "abcde", timeout=0.5 if name in ("silence", "drip") else 60))
+    failure = outcomes.pop("abcde".index(row))[0]
+    assert message in str(failure)
+    assert KEY not in str(failure)
+    assert type(failure) is {"silence": TimedOut, "drip": TimedOut, "length": CutOff}.get(name, Rejected)
+    assert outcomes == {i: [f"Answer to {text}"] for i, text in enumerate("abcde") if text != row}
+    assert server.asked[row] == (1 if name in ("403", "400", "length") else 4)
 
 
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_wait_that_is_too_long_is_said(server, monkeypatch, status):
-    monkeypatch.setattr("fake_server.SOON", {"Retry-After": "600"})
-    server.react = lambda text, times: error(status, "later")
-    _, said = ask_in_vain(server, "a")
-    assert f"sends error {status}, 'later' and asks to wait 600 s; what is done is kept" in said
-    assert server.asked["a"] == 1
+@pytest.mark.parametrize("name", sorted(OF_A_ROW.keys() - {"length"}))
+def test_a_fault_of_every_row_ends_the_run(server, name):
+    fault, message = OF_A_ROW[name]
+    server.react = lambda text, times: fault
+    outcomes, said = ask_in_vain(server, "ab", concurrency=2, timeout=0.5 if name in ("silence", "drip") else 60)
+    assert outcomes == []
+    assert f"{server.url} does not answer" in said
+    assert message in said
 
 
-def test_a_timeout_of_the_connection_is_no_silence():
-    request = httpx2.Request("POST", "http://127.0.0.1/v1")
-    timeout = openai.APITimeoutError(request)
-    timeout.__cause__ = httpx2.ConnectTimeout("")
-    server = Server("http://127.0.0.1/v1", "m", 7)
-    assert "cannot be reached (ConnectTimeout)" in str(remote._explain(server, timeout))
-    timeout.__cause__ = httpx2.ReadTimeout("")
-    assert "sent nothing for 120 s" in str(remote._explain(server, timeout))
+def test_replies_that_hold_no_answer_end_no_run(server):
+    server.react = lambda text, times: OF_A_ROW["length"][0]
+    assert [type(texts[0]) for _, texts in ask(server, map(str, range(30)))] == [CutOff] * 30
 
 
 def test_answers_under_way_are_kept_when_another_row_ends_the_run(server):
@@ -259,7 +128,7 @@ def test_answers_under_way_are_kept_when_another_row_ends_the_run(server):
 
     server.react = react
     outcomes, said = ask_in_vain(server, "abcdef", concurrency=3)
-    assert "(401)" in said
+    assert "error 401" in said
     assert sorted(outcomes) == [(0, ["Answer to a"]), (2, ["Answer to c"])]
     assert not server.asked["d"]
 
@@ -270,7 +139,7 @@ def test_answers_under_way_are_kept_when_another_row_ends_the_run(server):
 def test_a_rejected_row_fails_alone(server):
     server.react = lambda text, times: error(400, "image too small") if text in "ad" else f"Answer to {text}"
     outcomes = dict(ask(server, list("abcd")))
-    assert {i: str(o[0]) for i, o in outcomes.items() if isinstance(o[0], remote.Rejected)} == {
+    assert {i: str(o[0]) for i, o in outcomes.items() if isinstance(o[0], Rejected)} == {
         0: "rejected by the server: error 400, 'image too small'",
         3: "rejected by the server: error 400, 'image too small'",
     }
@@ -289,7 +158,7 @@ def test_a_rejected_prompt_leaves_the_others_of_its_row_alone(server):
 def test_prompts_that_are_rejected_in_every_row_end_the_run(server):
     server.react = lambda text, times: error(400, "one image only") if "crop" in text else "Coke"
     outcomes, said = ask_in_vain(server, [[f"{row} base", f"{row} crop"] for row in range(30)])
-    assert "answers no row any more: rejected by the server: error 400, 'one image only'" in said
+    assert "does not answer: rejected by the server: error 400, 'one image only'" in said
     assert outcomes == []
     assert sum(server.asked.values()) == 2 * 11
 
@@ -297,9 +166,9 @@ def test_prompts_that_are_rejected_in_every_row_end_the_run(server):
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_call_that_is_rejected_for_every_row_ends_the_run(server, status):
     server.react = lambda text, times: error(status, "Unsupported parameter: temperature")
-    with pytest.raises(UserError, match="answers no row any more: .*Unsupported parameter"):
+    with pytest.raises(UserError, match="does not answer: .*Unsupported parameter"):
         ask(server, ["a", "b"])
-    with pytest.raises(UserError, match="answers no row any more"):
+    with pytest.raises(UserError, match="does not answer"):
         ask(server, list("abcdefghijklmnopqrstuvwxyz"))
     assert sum(server.asked.values()) == 2 + 11
 
@@ -307,7 +176,7 @@ def test_a_call_that_is_rejected_for_every_row_ends_the_run(server, status):
 def test_rejections_without_end_are_not_taken_for_the_rows_fault(server):
     server.react = lambda text, times: "Coke" if text == "0" else error(400, "Your credit is used up")
     outcomes, said = ask_in_vain(server, map(str, range(30)))
-    assert "answers no row any more: rejected by the server: error 400, 'Your credit is used up'" in said
+    assert "does not answer: rejected by the server: error 400, 'Your credit is used up'" in said
     assert outcomes == [(0, ["Coke"])]  # the others may be asked again
     assert sum(server.asked.values()) == 1 + 11
 
@@ -355,6 +224,27 @@ def test_stopping_early_leaves_no_request_behind(server):
     assert not server.asked["c"]
 
 
+# Images that cannot be sent
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("broken"), MemoryError(), ValueError("x" * 1000), SyntaxError("a tEXt chunk")]
+)
+def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
+    class Images(Source):
+        def __getitem__(self, i: int) -> list:
+            if i == 1:
+                raise error
+            return super().__getitem__(i)
+
+    options = Server(base=server.url, model="m", max_new_tokens=7, concurrency=1)
+    outcomes = dict(answer_rows(options, Images([["a"], ["b"], ["c"]]), lambda image: image))
+    assert isinstance(outcomes[1], UnreadableImage)
+    assert type(error).__name__ in str(outcomes[1])
+    assert len(str(outcomes[1])) < 150
+    assert (outcomes[0], outcomes[2]) == (["Answer to a"], ["Answer to c"])
+
+
 # The key
 
 
@@ -377,30 +267,3 @@ def test_white_space_around_a_key_does_no_harm(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     ask(server, ["a"])
     assert server.keys == [f"Bearer {KEY}"]
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"https://user:{KEY}@host/v1",
-        f"https://{KEY}@host/v1",
-        f"https://host/v1?key={KEY}",
-        f"https://host/v1#{KEY}",
-        f"https://user:{KEY}@[bad/v1",
-        f"user:{KEY}@host/v1",
-        "host:80",
-        "",
-        "/v1",
-        "http://localhost:abc/v1",
-        "http://localhost:99999/v1",
-        "http://local\x00host/v1",
-        "http://local\nhost/v1",
-        "http://local host/v1",
-        "http://xn--\u00e9/v1",
-    ],
-    ids=ascii,
-)
-def test_a_base_url_with_a_password_is_refused_unseen(url):
-    with pytest.raises(argparse.ArgumentTypeError) as raised:
-        base_url(url)
-    assert KEY not in str(raised.value)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import BLUE, RED, docvqa, hrbench, infovqa, stvqa, textvqa
 
-from cropvlm import data
+from cropvlm import benchmarks
 from cropvlm.cli import UserError
 from cropvlm.teacher import mixture
 from cropvlm.teacher.mixture import halve
@@ -52,8 +52,8 @@ def four_sources(tmp_path, monkeypatch) -> Path:
     for rows, (name, file) in zip((8, 6, 5, 4), files.items(), strict=True):
         (tmp_path / file).parent.mkdir(parents=True)
         published(name, rows).to_parquet(tmp_path / file)
-        copy = dataclasses.replace(data.BENCHMARKS[name], hub_id=str(tmp_path / file.split("/")[0]))
-        monkeypatch.setitem(data.BENCHMARKS, name, copy)
+        copy = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / file.split("/")[0]))
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, copy)
     return tmp_path
 
 

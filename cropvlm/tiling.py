@@ -1,0 +1,67 @@
+"""SmolVLM's tiles cut on the model's device, from 8-bit images: what is handed to a GPU is the image, not its tiles.
+
+At 2048 px an image of 1024x768 becomes 17 tiles of 512x512, 26 MB in bfloat16; its own levels are 2 MB. And LANCZOS on
+one core takes longer than the vision encoder does on a GPU.
+"""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.image_utils import SizeDict
+from transformers.models.idefics3.image_processing_idefics3 import (
+    Idefics3ImageProcessor,
+    get_resize_output_image_size,
+)
+
+from cropvlm.resizing import BICUBIC, LANCZOS, resize
+
+RESAMPLES = {Image.Resampling.LANCZOS: LANCZOS, Image.Resampling.BICUBIC: BICUBIC}
+
+
+class DeviceTiling(Idefics3ImageProcessor):
+    """Idefics3's image processor, resizing on whatever device the image is; on `meta` it gives the sizes alone."""
+
+    def resize(self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any) -> Tensor:
+        """Return the image (..., H, W) at the size that Idefics3's own method would give it."""
+        if size.longest_edge:
+            height, width = get_resize_output_image_size(image, resolution_max_side=size.longest_edge)
+        else:
+            height, width = size.height, size.width
+        if image.is_meta:
+            return image.new_empty((*image.shape[:-2], height, width))
+        return resize(image, (height, width), RESAMPLES[self.resample])
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (rows, columns) of the tiles of an image of `size` (width, height); (0, 0) if it is a single tile."""
+        image = torch.empty((3, size[1], size[0]), dtype=torch.uint8, device="meta")
+        cut = self([[image]], return_row_col_info=True, do_convert_rgb=False, return_tensors="pt")
+        return cut["rows"][0][0], cut["cols"][0][0]
+
+    def values_of(self, size: tuple[int, int]) -> int:
+        """Return the number of values of the tiles of an image of `size` (width, height)."""
+        rows, columns = self.grid_of(size)
+        tiles = rows * columns + 1  # and the whole image
+        return tiles * 3 * self.max_image_size["longest_edge"] ** 2
+
+
+def tiling_of(processor: Any, device: torch.device) -> DeviceTiling | None:
+    """Return how tiles are cut on `device`; None where the processor cuts them: on a CPU, where torchvision's LANCZOS
+    is faster, and for other families and filters.
+    """
+    own = processor.image_processor
+    if device.type == "cpu" or type(own) is not Idefics3ImageProcessor or own.resample not in RESAMPLES:
+        return None
+    names = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
+    return DeviceTiling(**{name: getattr(own, name) for name in names})
+
+
+def cut_tiles(tiling: DeviceTiling, levels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the normalised tiles of an image, (tiles, 1, 3, T, T) float32, on the device of its levels.
+
+    levels: (H * W * 3,) uint8. size: (width, height).
+    """
+    image = levels.view(size[1], size[0], 3).permute(2, 0, 1)  # (3, H, W)
+    pixels = tiling([[image]], do_convert_rgb=False, return_tensors="pt")["pixel_values"]  # (1, tiles, 3, T, T)
+    return pixels.transpose(0, 1)

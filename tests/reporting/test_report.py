@@ -1,0 +1,206 @@
+"""The report's script: what it writes, how it ends, and what it says of bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_folder, write_rows
+
+from cropvlm import scoring
+from cropvlm.cli import UserError
+from cropvlm.inference.predictions import meta_path
+from reporting import results, tables
+from reporting.report import FILES, compare_files, judge_folder, summary, write
+
+ROOT = Path(__file__).resolve().parents[2]
+SFT_OVER_NONE = {"score": {"answerer": "small", "cropper": "sft"}, "over": {"answerer": "small", "cropper": "none"}}
+FIGURE = {"benchmark": "rows", "answerer": "small", "cropper": "none", "reported": 55, "tolerance": 1}
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path, monkeypatch):
+    """Work in a folder with 100 rows, claims, and predictions without a crop and with SFT's."""
+    monkeypatch.chdir(tmp_path)
+    results._load_rows.cache_clear()
+    monkeypatch.setattr(scoring, "RESAMPLES", 200)
+    write_rows(Path("rows"))
+    write_folder(Path("p"), {"none": 40, "sft": 60})
+    content = {"claims": [{"says": "SFT *helps* <b>"} | SFT_OVER_NONE], "figures": [FIGURE]}
+    Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump(content))
+
+
+def test_files_and_exit_code(world):
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    write(made, Path("out"), example_count=10)
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted(FILES)
+    content = json.loads(Path("out/report.json").read_text())
+    assert [verdict["verdict"] for verdict in content["verdicts"]] == ["not reproduced", "reproduced"]
+    assert [file["score"] for file in content["files"]] == pytest.approx([40, 60])
+    assert content["pairs"][0]["difference"] == pytest.approx(20)
+    text = Path("out/report.md").read_text()
+    assert "| rows: small, no crop | 55.00 | 40.00 | -15.00 |" in text
+    assert "| SFT \\*helps\\* \\<b\\> | above 0 | 20.00 |" in text
+    assert made.exit_code == 3  # the figure is not reproduced
+    assert "- not reproduced: rows: small, no crop: 40.0, 95% interval" in summary(made)
+    page = Path("out/report.html").read_text()
+    assert page.count("<article") == 10
+    assert "SFT *helps* &lt;b&gt;" in page
+
+
+def test_the_cost_of_a_question(world):
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    assert [cost["images_per_question"] for cost in made.costs] == [1, 2]
+    assert made.costs[0]["seconds_per_question"] == 0.02  # 2 s for 100 rows
+    assert made.costs[0]["image_tokens_per_question"] is None  # no processor there
+
+
+def test_two_files(world):
+    made = compare_files(Path("p/sft_answers.json"), Path("p/none_answers.json"))
+    write(made, Path("out"), example_count=5)
+    assert made.exit_code == 0
+    assert ", 40.00, 60.00, +20.00, [" in summary(made)
+    text = Path("out/report.md").read_text()
+    assert text.startswith("# sft_answers.json against none_answers.json")
+    assert "| setting | B | A | difference |" in text
+    # Both with crops, and the other way round.
+    write_folder(Path("p"), {"grpo": 50})
+    assert ", 60.00, 50.00, -10.00, [" in summary(
+        compare_files(Path("p/grpo_answers.json"), Path("p/sft_answers.json"))
+    )
+
+
+def without(path: str, *keys: str) -> None:
+    """Remove a key from a meta file, as an older version would have written it."""
+    meta = json.loads(meta_path(path).read_text())
+    inner = meta
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    meta_path(path).write_text(json.dumps(meta))
+
+
+BAD = {
+    "no folder": (lambda: Path("p").rename("gone"), "p is not a folder"),
+    "no predictions": (
+        lambda: [path.unlink() for path in Path("p").glob("*answers.json")],
+        "p has no answer files (*_answers.json) with meta files",
+    ),
+    "no meta files": (lambda: [path.unlink() for path in Path("p").glob("*.meta.json")], "p has no answer files"),
+    "old meta file": (
+        lambda: without("p/none_answers.json", "settings", "mode"),
+        "none_answers.meta.json was written by another version, it has no settings.mode",
+    ),
+    "old box file": (
+        lambda: without("p/sft_bbox.json", "models"),
+        "sft_bbox.meta.json was written by another version, it has no models.cropper",
+    ),
+    "two files": (
+        lambda: write_answers(Path("p/again_answers.json"), right(41), "rows"),
+        "two files for one setting (rows: small, no crop): p/again_answers.json and p/none_answers.json",
+    ),
+    "data set gone": (
+        lambda: Path("rows").rename("moved"),
+        "the questions of p/none_answers.json cannot be loaded: ",
+    ),
+    "references gone": (
+        lambda: [shutil.rmtree("rows"), write_rows(Path("rows"), answers=[[]] * 100)],
+        "p/none_answers.json cannot be scored: none of the 100 rows has references",
+    ),
+    "other ids": (
+        lambda: [shutil.rmtree("rows"), write_rows(Path("rows"), question_id=list(range(1, 101)))],
+        "p/none_answers.json",
+    ),
+    "no claims": (lambda: Path("claims.yaml").unlink(), "cannot read claims.yaml"),
+    "broken claims": (lambda: Path("claims.yaml").write_text("a: ["), "claims.yaml is not YAML"),
+    "claims that are a list": (lambda: Path("claims.yaml").write_text("[]"), "claims.yaml is not a claims file"),
+    "unknown key": (lambda: Path("claims.yaml").write_text(CLAIMS + "more: 1"), "unknown key more"),
+    "unknown cropper": (
+        lambda: Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"figures": [FIGURE | {"cropper": "best"}]})),
+        "missing or unknown: 'best'",
+    ),
+    "a word for a number": (
+        lambda: Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"figures": [FIGURE | {"reported": "50"}]})),
+        "reported is '50'; expected a number",
+    ),
+    "no bar": (
+        lambda: Path("claims.yaml").write_text(
+            CLAIMS + yaml.safe_dump({"claims": [{"says": "it", "score": SFT_OVER_NONE["score"]}]})
+        ),
+        "the claim 'it' has no bar; expected at_least or at_most",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line(world, change, message):
+    change()
+    with pytest.raises(UserError) as raised:
+        judge_folder(Path("p"), Path("claims.yaml"), {})
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value).strip()
+
+
+def test_two_files_for_other_questions(world):
+    write_answers(Path("p/few_answers.json"), right(10, 50), "rows", max_samples=50)
+    with pytest.raises(UserError, match=r"few_answers.json and p/none_answers.json answer different questions"):
+        compare_files(Path("p/few_answers.json"), Path("p/none_answers.json"))
+
+
+def test_boxes_that_are_gone_are_no_fault(world, caplog):
+    Path("p/sft_bbox.json").unlink()
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    assert [verdict.verdict for verdict in made.verdicts] == ["not reproduced", "not run"]
+    assert "the box file that it was made with is not in the folder" in caplog.text
+    write(made, Path("out"), 5)
+
+
+def test_other_benchmarks_are_left_out_unread(world, caplog):
+    write_answers(Path("p/other_answers.json"), right(5), "gone/elsewhere")
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    assert len(made.results) == 2
+    assert "1 answer files of other benchmarks are left out" in caplog.text
+    for path in Path("p").glob("*_answers.json"):
+        if path.name != "other_answers.json":
+            path.unlink()
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    write(made, Path("out"), 5)
+    assert (made.exit_code, {verdict.verdict for verdict in made.verdicts}) == (0, {"not run"})
+
+
+def test_text_that_has_no_utf8_or_breaks_a_table_is_written(world):
+    texts = ["\ud800 | `a` </script>"] * 100
+    write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
+    write_answers(Path("p/grpo_answers.json"), texts, "rows", boxes=texts)
+    write(judge_folder(Path("p"), Path("claims.yaml"), {}), Path("out"), 100)
+    assert tables.markdown_table(["a|b"], [["c\nd|e"]]).splitlines()[-1] == "| c d\\|e |"
+
+
+def command(*flags: str) -> subprocess.CompletedProcess:
+    call = [sys.executable, str(ROOT / "scripts" / "report.py"), *flags]
+    return subprocess.run(call, capture_output=True, text=True, check=False)
+
+
+def test_as_a_command(world):
+    done = command("--predictions", "p", "--claims", "claims.yaml", "--examples", "3")
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[-1] == "report: p/report.md, p/report.json, p/report.html"
+    assert "Traceback" not in done.stderr
+    done = command("--predictions", "gone")
+    assert (done.returncode, done.stderr) == (2, "error: gone is not a folder; expected one with prediction files\n")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--predictions_file", "a"], ["--compare", "b"], ["--names", "x"], ["--examples", "0"],
+     ["--predictions", "p", "--predictions_file", "a", "--compare", "b"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_mistake_in_the_flags_is_one_line(world, flags):
+    done = command(*flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

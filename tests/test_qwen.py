@@ -1,0 +1,102 @@
+"""What Qwen2.5-VL sees is what its authors' qwen_vl_utils shows it, over sizes, strips and alpha channels."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from qwen_vl_utils import fetch_image, process_vision_info, smart_resize
+from transformers import Qwen2_5_VLProcessor
+
+from cropvlm.crops import open_image, widen_strip
+from cropvlm.encoding import process_image
+from cropvlm.modeling import load_processor
+from cropvlm.qwen import qwen_image, qwen_size
+
+OWN = (56 * 56, 28 * 28 * 16384)  # Qwen2.5-VL's own bounds, in pixels
+SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000, 10), (28, 28), (1999, 1001)]
+
+
+def noise(width, height, channels=3):
+    pixels = np.random.default_rng(width).integers(0, 255, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def as_authors_show(processor, images):
+    """What qwen_vl_utils makes of a chat's images where the processor is Qwen2.5-VL's; for others the images."""
+    if not isinstance(processor, Qwen2_5_VLProcessor):
+        return images
+    size = processor.image_processor.size
+    pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    content = [{"type": "image", "image": image} | pixels for image in images]
+    return process_vision_info([{"role": "user", "content": content}])[0]
+
+
+@pytest.mark.parametrize("bounds", [OWN, (448 * 448, 448 * 448), (56 * 56, 112 * 112), (256 * 256, 1280 * 28 * 28)])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_pixels_are_those_of_qwen_vl_utils(size, bounds):
+    least, most = bounds
+    image = noise(*size)
+    ours = qwen_image(image, least, most)
+    assert ours.size == qwen_size(size, least, most)
+    if 0 in smart_resize(size[1], size[0], 28, least, most):  # theirs fails
+        assert min(ours.size) == 28
+        return
+    theirs = fetch_image({"image": image, "min_pixels": least, "max_pixels": most})
+    assert theirs.size == ours.size
+    assert np.array_equal(np.asarray(theirs), np.asarray(ours))
+
+
+@pytest.mark.parametrize("size", [(4100, 20), (20, 4100), (3000, 1), (1, 3000)])
+def test_a_strip_that_theirs_rejects_is_widened_first(size):
+    image = noise(*size)
+    with pytest.raises(ValueError, match="aspect ratio"):
+        fetch_image({"image": image})
+    ours = qwen_image(image, *OWN)
+    theirs = fetch_image({"image": image.resize(widen_strip(size)), "min_pixels": OWN[0], "max_pixels": OWN[1]})
+    assert np.array_equal(np.asarray(theirs), np.asarray(ours))
+
+
+def test_448_px_enlarges_a_small_crop():
+    # `max_pixels` alone leaves 102x38 at 112x28; both bounds at 448 x 448 show it some 730 x 280 pixels large.
+    assert qwen_size((102, 38), OWN[0], 448 * 448) == (112, 28)
+    width, height = qwen_size((102, 38), 448 * 448, 448 * 448)
+    assert (width % 28, height % 28) == (0, 0)
+    assert 400 * 400 < width * height < 500 * 500
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_on_white(mode):
+    """As the scripts open it, and as theirs does with an alpha channel."""
+    image = noise(90, 60, 4).convert(mode)
+    ours = qwen_image(open_image(image), *OWN)
+    theirs = fetch_image({"image": image.convert("RGBA"), "min_pixels": OWN[0], "max_pixels": OWN[1]})
+    difference = np.asarray(ours).astype(int) - np.asarray(theirs).astype(int)
+    assert abs(difference).max() <= 1  # Pillow composes and pastes with other roundings
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([OWN, (784, 12544)]))
+def test_a_size_is_of_multiples_near_the_bounds(width, height, bounds):
+    least, most = bounds
+    wide, high = qwen_size((width, height), least, most)
+    assert wide % 28 == high % 28 == 0
+    assert min(wide, high) >= 28
+    assert wide * high <= most or min(wide, high) == 28
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pixels", [{}, {"min_pixels": 112 * 112}, {"min_pixels": 784, "max_pixels": 12544}])
+def test_the_processor_gets_these_pixels(size, pixels, tiny_qwen):
+    """Through the processor with its bounds set: the tensors of theirs, and one size that boxes are mapped by."""
+    processor = load_processor(str(tiny_qwen), **pixels)
+    bounds = processor.image_processor.size
+    least, most = bounds["shortest_edge"], bounds["longest_edge"]
+    _, tensors = process_image(processor, noise(*size), None)
+    (_, high, wide) = tensors["image_grid_thw"][0].tolist()
+    assert (wide * 14, high * 14) == qwen_size(size, least, most)
+    if 0 in smart_resize(size[1], size[0], 28, least, most):
+        return
+    images = as_authors_show(processor, [noise(*size)])
+    plain = processor(text=[processor.image_token], images=[images], return_tensors="pt", do_resize=False)
+    assert torch.equal(plain["pixel_values"], tensors["pixel_values"])

@@ -1,0 +1,75 @@
+"""Tiles that are cut on the model's device, against those of the processor."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cropvlm.encoding import encode_images, merge, model_inputs, prepare
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.prompts import answerer_prompt
+from cropvlm.tiling import cut_tiles, tiling_of
+
+GPU = torch.device("cuda")  # asked for by name only: nothing here is moved there
+QUESTION = "What is written on the red sign?"
+SIZES = [(300, 200), (64, 64), (40, 90), (1, 1), (1000, 20), (129, 128)]
+
+
+def scene(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Soft noise, as a photograph is softer than noise."""
+    levels = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module", params=[64, 128, 256])
+def processor(request, tiny_smolvlm):
+    """Tiles of 64 px: one; up to 2x2 and the whole; up to 4x4 and the whole."""
+    return load_processor(str(tiny_smolvlm), longest_edge=request.param)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_tiles_are_the_processors_to_two_levels(size, processor):
+    """torchvision's LANCZOS has weights of 16 bits, ours of 24: a level may differ in each of two resizes."""
+    prompts = [answerer_prompt(QUESTION, [scene(*size)])]
+    theirs = prepare(processor, prompts)
+    ours = prepare(processor, prompts, tiling=tiling_of(processor, GPU))
+    assert ours.input_ids == theirs.input_ids
+    tiles = cut_tiles(ours.tiling, ours.images["levels"], ours.images["size"][0].tolist())
+    levels = (tiles - theirs.images["pixel_values"]).abs() * 127.5  # normalised to -1..1
+    assert tiles.shape == theirs.images["pixel_values"].shape
+    assert levels.max() < 2.01
+    assert levels.mean() < 0.05
+    assert ours.tiling.values_of(ours.images["size"][0].tolist()) == tiles.numel()
+
+
+def test_an_image_is_handed_over_as_its_own_bytes_or_fewer(processor):
+    """300x200 levels are 180,000 bytes; seen at 64 px the image is handed over as 64x42."""
+    prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(300, 200)])], tiling=tiling_of(processor, GPU))
+    edge = processor.image_processor.size["longest_edge"]
+    height = {64: 42, 128: 86, 256: 170}[edge]
+    assert prepared.images["levels"].shape == (edge * height * 3,)
+    assert prepared.images["levels"].dtype == torch.uint8
+
+
+@torch.inference_mode()
+def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
+    model = load_model(str(tiny_smolvlm), device="cpu")
+    images = [scene(*size, seed=i) for i, size in enumerate(SIZES)]
+    rows = [[answerer_prompt(QUESTION, [images[i], images[(i + 1) % 6]])] for i in range(6)]
+    tiling = tiling_of(processor, GPU)
+    theirs = merge([prepare(processor, row) for row in rows])
+    ours = merge([prepare(processor, row, tiling=tiling) for row in rows])
+    assert (ours.input_ids, ours.image_index, ours.image_keys) == (
+        theirs.input_ids,
+        theirs.image_index,
+        theirs.image_keys,
+    )
+    for one, other in zip(encode_images(model, ours), encode_images(model, theirs), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.05)
+    logits = [model(**model_inputs(model, prepared, 2)).logits[:, -1] for prepared in (ours, theirs)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0.05)
+
+
+def test_other_families_and_the_cpu_keep_their_own_way(tiny_llava, tiny_smolvlm):
+    assert tiling_of(load_processor(str(tiny_llava)), GPU) is None
+    assert tiling_of(load_processor(str(tiny_smolvlm)), torch.device("cpu")) is None
