@@ -10,7 +10,7 @@ and Qwen2.5-VL alike.
 import hashlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class Prepared:
     image_rows: dict[str, list[int]]  # per tensor of `images` and image: how long its part along dimension 0 is
     images: dict[str, Tensor]  # the image processor's output, (tiles, ...) or (patches, ...) along dimension 0
     tiling: DeviceTiling | None = None  # how tiles are still to be cut: `images` then holds `levels` and `size`
+
+    def pin_memory(self) -> "Prepared":
+        """Return the same with page-locked images, which a DataLoader asks for: they are copied to a GPU meanwhile."""
+        return replace(self, images={name: tensor.pin_memory() for name, tensor in self.images.items()})
 
 
 def prepare(

@@ -9,6 +9,7 @@ import itertools
 import logging
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -90,9 +91,14 @@ def generate_rows(
         size, batches = 1, [[i] for i in range(len(source))]
     batches = [batch for batch in batches if not finished.issuperset(batch)]
     in_batches = Batches(size, fixed=batch_size != AUTO)
-    for indices, items in _prepared_batches(model, processor, source, batches, num_workers):
+    prepared = _prepared_batches(model, processor, source, batches, num_workers)
+    for indices, items, whole in one_ahead(prepared) if model.device.type == "cuda" else prepared:
         good = [item for item in items if not isinstance(item, ValueError)]
-        texts = in_batches.run(lambda part: _generate_batch(model, processor, part, config), good)
+
+        def texts_of(part: list, good: list = good, whole: Prepared | None = whole) -> list[list[str]]:
+            return _generate_batch(model, processor, part, whole if len(part) == len(good) else None, config)
+
+        texts = in_batches.run(texts_of, good)
         for i, item in zip(indices, items, strict=True):
             outcome = item if isinstance(item, ValueError) else next(texts)
             if i not in finished:
@@ -200,9 +206,20 @@ class _Preparation(torch.utils.data.Dataset):
                     raise FailedRow(f"a question of {tokens} tokens; the model's context holds {self.context}")
 
 
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield the items; the next one is made in a thread while the caller works with this one."""
+    done = object()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(next, items, done)
+        while (item := upcoming.result()) is not done:
+            upcoming = thread.submit(next, items, done)
+            yield item
+
+
 def _prepared_batches(
     model: Any, processor: Any, source: PromptSource, batches: list[list[int]], num_workers: int
-) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError]]]:
+) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError], Prepared | None]]:
+    """Yield indices and rows of each batch, and its good rows merged, where they can be."""
     # Workers hand over single rows: whole batches of 2048-px images, two per worker, would fill the memory.
     loader = DataLoader(
         _Preparation(model, processor, source),
@@ -211,10 +228,13 @@ def _prepared_batches(
         collate_fn=_as_it_is,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
+        pin_memory=model.device.type == "cuda",
     )
-    items = iter(loader)
+    rows = iter(loader)
     for batch in batches:
-        yield batch, list(itertools.islice(items, len(batch)))
+        items = list(itertools.islice(rows, len(batch)))
+        good = [item for item in items if isinstance(item, Prepared)]
+        yield batch, items, merge(good) if good else None
 
 
 def _as_it_is(item: Any) -> Any:
@@ -223,12 +243,16 @@ def _as_it_is(item: Any) -> Any:
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Any, processor: Any, rows: list[Prepared] | list[PreparedAlone], config: GenerationConfig
+    model: Any,
+    processor: Any,
+    rows: list[Prepared] | list[PreparedAlone],
+    merged: Prepared | None,
+    config: GenerationConfig,
 ) -> list[list[str]]:
-    """Return the texts of each row of a batch."""
+    """Return the texts of each row of a batch. merged: the rows as one, if that is done."""
     if isinstance(rows[0], PreparedAlone):
         return [generate_alone(model, processor, row, config) for row in rows]
-    inputs = model_inputs(model, merge(rows), config.pad_token_id)
+    inputs = model_inputs(model, merge(rows) if merged is None else merged, config.pad_token_id)
     output = model.generate(**inputs, generation_config=config)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]  # (prompts, up to max_new_tokens)
     texts = iter(processor.batch_decode(new_tokens, skip_special_tokens=True))

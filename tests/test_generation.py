@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from cropvlm import encoding, generation
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
-from cropvlm.generation import generate_rows, generate_texts, greedy
+from cropvlm.generation import generate_rows, generate_texts, greedy, one_ahead
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models import batches
 from cropvlm.prompts import answerer_messages
@@ -364,3 +366,30 @@ def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest
     assert prepared.input_ids == [row[-n:] for row, n in zip(plain["input_ids"].tolist(), lengths, strict=True)]
     assert prepared.image_tokens == [64 * n for n in tiles]
     assert torch.equal(prepared.images["pixel_values"].transpose(0, 1), plain["pixel_values"][1:, : sum(tiles)])
+
+
+def test_the_next_batch_is_prepared_while_this_one_is_generated():
+    """The model's work on the first item can only end when the second one has been made."""
+    second = threading.Event()
+
+    def items():
+        yield 1
+        second.set()
+        yield 2
+
+    seen = []
+    for item in one_ahead(items()):
+        assert second.wait(timeout=60)
+        seen.append(item)
+    assert seen == [1, 2]
+
+
+def test_an_error_on_the_way_to_the_next_batch_is_raised():
+    def items():
+        yield 1
+        raise UserError("no such row")
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(UserError, match="no such row"):
+        next(ahead)
