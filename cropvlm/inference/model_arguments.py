@@ -35,7 +35,7 @@ def cropper(args: argparse.Namespace) -> TextModel:
     """The model that writes the boxes."""
     if server := server_of(args):
         return remote_model(server, "cropper", args.longest_edge)
-    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor
+    from cropvlm.modeling import BaseModelError, ImageSizeError, adapter_base, load_model, load_processor
 
     device, dtype = device_of(args)
     path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
@@ -52,7 +52,8 @@ def cropper(args: argparse.Namespace) -> TextModel:
     settings |= {"attn_implementation": attention} if attention else {}
 
     def load() -> tuple[Any, Any]:
-        return load_model(path, base, device, dtype, attn_implementation=attention), processor
+        with remedy("name the one to use with --base_model_path", BaseModelError):
+            return load_model(path, base, device, dtype, attn_implementation=attention), processor
 
     return TextModel(settings, {"cropper": path, "cropper_base": base}, local_generator(args, load), longest_edge)
 
