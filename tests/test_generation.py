@@ -1,10 +1,9 @@
 import threading
 
-import numpy as np
 import pytest
 import torch
+from pictures import QUESTION, Pairs, as_authors_show, noise, pair
 from PIL import Image
-from test_qwen import as_authors_show
 
 from cropvlm import encoding, generation
 from cropvlm.cli import UserError
@@ -14,8 +13,6 @@ from cropvlm.generation import generate_rows, generate_texts, greedy, one_ahead
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models import batches
 from cropvlm.prompts import answerer_messages
-
-QUESTION = "What is written on the red sign?"
 
 
 def load_lively(path):
@@ -38,37 +35,11 @@ def smolvlm(tiny_smolvlm):
     return load_lively(tiny_smolvlm)
 
 
-def noise(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def pair(full, crop, question=QUESTION):
-    return [(answerer_messages(question, 1), [full]), (answerer_messages(question, 2), [full, crop])]
-
-
 def plain_inputs(processor, prompts):
     """The processor's own way, which preprocesses a shared image once per prompt."""
     texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages, _ in prompts]
     images = [as_authors_show(processor, images) for _, images in prompts]
     return processor(text=texts, images=images, padding=True, return_tensors="pt")
-
-
-class Pairs:
-    """Rows of two prompts; a row of None is unreadable."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        if self.rows[i] is None:
-            raise UnreadableImage("unreadable image: test")
-        return pair(*self.rows[i])
-
-    def image_sizes(self, i):
-        return [image.size for image in self.rows[i]] if self.rows[i] else []
 
 
 @torch.inference_mode()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from pictures import as_authors_show
 from PIL import Image
-from test_qwen import as_authors_show
 
 from cropvlm import modeling
 from cropvlm.cli import UserError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_generation import Pairs, noise, pair
+from pictures import Pairs, noise, pair
 from tiny_families import BUILD, save_family
 from transformers import AutoModelForImageTextToText, AutoProcessor
 

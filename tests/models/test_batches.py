@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_generation import Pairs, noise
+from pictures import Pairs, noise
 from transformers import AutoConfig
 
 from cropvlm.modeling import load_model, load_processor

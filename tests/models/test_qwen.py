@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import as_authors_show
 from PIL import Image
-from qwen_vl_utils import fetch_image, process_vision_info, smart_resize
-from transformers import Qwen2_5_VLProcessor
+from qwen_vl_utils import fetch_image, smart_resize
 
 from cropvlm.crops import open_image, widen_strip
 from cropvlm.encoding import process_image
@@ -22,16 +22,6 @@ SIZES += [(1500, 10), (10, 2000), (30, 6000), (9000, 60)]  # strips of 150:1 and
 def noise(width, height, channels=3):
     pixels = np.random.default_rng(width).integers(0, 255, (height, width, channels), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def as_authors_show(processor, images):
-    """What qwen_vl_utils makes of a chat's images where the processor is Qwen2.5-VL's; for others the images."""
-    if not isinstance(processor, Qwen2_5_VLProcessor):
-        return images
-    size = processor.image_processor.size
-    pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-    content = [{"type": "image", "image": image} | pixels for image in images]
-    return process_vision_info([{"role": "user", "content": content}])[0]
 
 
 @pytest.mark.parametrize("bounds", [OWN, (448 * 448, 448 * 448), (56 * 56, 112 * 112), (256 * 256, 1280 * 28 * 28)])
