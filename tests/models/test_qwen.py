@@ -16,6 +16,7 @@ from cropvlm.models.qwen import qwen_image, qwen_size
 
 OWN = (56 * 56, 28 * 28 * 16384)  # Qwen2.5-VL's own bounds, in pixels
 SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000, 10), (28, 28), (1999, 1001)]
+SIZES += [(1500, 10), (10, 2000), (30, 6000), (9000, 60)]  # strips of 150:1 and 200:1, which theirs take
 
 
 def noise(width, height, channels=3):

@@ -205,7 +205,7 @@ def test_a_row_that_fails_may_succeed_another_time():
     assert errors == [("broken", None), ("too large", True), ("rejected", True), (None, None)]
 
 
-@pytest.mark.parametrize("size", [(640, 480), (1, 1), (33, 47), (1000, 10), (13, 1300), (7301, 541)])
+@pytest.mark.parametrize("size", [(640, 480), (1, 1), (33, 47), (1000, 10), (13, 1300), (1500, 10), (7301, 541)])
 def test_a_server_gets_what_the_authors_code_shows(size):
     image = Image.effect_noise(size, 60).convert("RGB")
     budget = PixelBudget(56 * 56, 1280 * 28 * 28)
