@@ -14,6 +14,7 @@ can be compared and the crops are as many and as large as in training. Dropout i
 """
 
 import argparse
+import functools
 import gc
 import sys
 import tempfile
@@ -43,7 +44,7 @@ from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_i
 from cropvlm.prompts import bbox_completion
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.training.rows import prompt_rows
-from cropvlm.training.shared_images import GroupedGRPOTrainer
+from cropvlm.training.trl_overrides import BoxGRPOTrainer
 from miniature.checkpoints import TILE as SMALL_TILE
 from miniature.checkpoints import build_smolvlm
 from train_grpo import GRPOArguments, GRPOPolicyArguments
@@ -153,8 +154,8 @@ class Measured:
         return super()._clip_grad_norm(model)
 
 
-class MeasuredOurs(Measured, GroupedGRPOTrainer):
-    """train_grpo.py's trainer; pictures and figures of the boxes are left out."""
+class MeasuredOurs(Measured, BoxGRPOTrainer):
+    """train_grpo.py's trainer, without pictures of the boxes."""
 
 
 class MeasuredTRL(Measured, GRPOTrainer):
@@ -273,7 +274,8 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
         processor, reward_processor = models.processor(args.longest_edge), models.processor(TILE)
         rows = prompt_rows(make_rows(args.prompts), processor.image_token)
         if way == "ours":
-            trainer_class, reward = MeasuredOurs, AnswerLikelihoodReward(answerer, reward_processor)
+            trainer_class = functools.partial(MeasuredOurs, policy=GRPOPolicyArguments(log_crops_every=0))
+            reward = AnswerLikelihoodReward(answerer, reward_processor)
         else:
             rows, trainer_class = with_decoded_images(rows), MeasuredTRL
             reward = RewardApart(answerer, reward_processor, 1 if way == "trl" else G)

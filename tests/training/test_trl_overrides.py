@@ -1,0 +1,122 @@
+"""What the trainers change of TRL: the methods that they rely on are as they were read, and memory that runs out."""
+
+import hashlib
+import inspect
+import json
+
+import pytest
+import torch
+from torch import nn
+from trainers import make_grpo_trainer
+from transformers import Trainer
+from trl import GRPOTrainer, SFTTrainer
+from trl.trainer import utils
+
+from cropvlm.cli import UserError
+from cropvlm.rewards import distinct_crops
+from cropvlm.training.arguments import training_remedies
+from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge
+from cropvlm.training.trl_overrides import BoxGRPOTrainer, BoxSFTTrainer
+
+# Overridden methods and those that call them or take their results, as read in TRL 1.16.0 and transformers 5.23.0.
+READ = {
+    GRPOTrainer._generate_and_score_completions: "1fa48922792d",
+    GRPOTrainer._generate_single_turn: "e0f02e4fc094",
+    GRPOTrainer._compute_loss: "80295546bbdb",
+    GRPOTrainer._calculate_rewards: "736ae29b0838",
+    GRPOTrainer._prepare_inputs: "f824e7fb0714",
+    GRPOTrainer._get_per_token_logps_and_entropies: "ea73c3909275",
+    GRPOTrainer._log_metric: "bcd19b9ca101",
+    GRPOTrainer.training_step: "9e18632f7dd8",
+    SFTTrainer.training_step: "bba41f264647",
+    SFTTrainer.compute_loss: "ca448211ff65",
+    utils.shuffle_sequence_dict: "bab038755e57",
+    utils.split_tensor_dict: "b61a5760a03e",
+    Trainer._run_epoch: "31aff00f34c3",
+    Trainer._evaluate: "64dfb995ce20",
+    Trainer.training_step: "e9760c8ee103",
+}
+
+
+def digest(function) -> str:
+    return hashlib.sha256(inspect.getsource(inspect.unwrap(function)).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("function", READ, ids=lambda function: function.__qualname__)
+def test_the_code_that_is_relied_on_is_as_it_was_read(function):
+    """If not: read it again, see whether the override still holds, and write down the new digest."""
+    assert digest(function) == READ[function]
+
+
+@pytest.mark.parametrize("ours", [BoxGRPOTrainer, BoxSFTTrainer])
+def test_every_override_is_one(ours):
+    """A method that TRL renames would no longer be called. Those that only the trainers here have are named."""
+    own = {"_log_boxes"}
+    theirs = GRPOTrainer if ours is BoxGRPOTrainer else SFTTrainer
+    mine = [cls for cls in ours.__mro__ if cls.__module__.startswith("cropvlm")]
+    methods = {name for cls in mine for name, value in vars(cls).items() if inspect.isfunction(value)}
+    assert methods - own
+    assert [name for name in methods - own if not hasattr(theirs, name)] == []
+
+
+def test_a_step_has_no_dropout(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """Else policy, rollouts and reference would be three models; `--disable_dropout False` turns it on."""
+    for disable in (True, False):
+        trainer = make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, disable_dropout=disable)
+        rates = {module.p for module in trainer.model.modules() if isinstance(module, nn.Dropout)}
+        assert max(rates) == (0 if disable else 0.05)
+    assert make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm).args.disable_dropout
+
+
+def test_rows_of_one_image_and_question_share_no_score_if_their_references_differ():
+    image = object.__new__(type("Image", (), {"width": 9, "height": 9, "crop": lambda self, box: box}))
+    rows = (["[0, 0, 50, 50]."] * 3, [image] * 3, ["Which?"] * 3, [["a"], ["b"], ["a"]])
+    crops, order = distinct_crops(*rows)
+    assert ([row for row, _ in crops], order) == ([0, 1], [0, 1, 0])
+
+
+def out_of_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "what", "flag"),
+    [
+        ("_generate_single_turn", RolloutTooLarge, "while 6 completions were written", "--steps_per_generation"),
+        ("_get_per_token_logps_and_entropies", MicroStepTooLarge, "of 3 completions", "--per_device_train_batch_size"),
+        ("_compute_loss", MicroStepTooLarge, "of 3 completions", "--per_device_train_batch_size"),
+    ],
+)
+def test_memory_that_runs_out_names_the_flag_to_lower(
+    method, error, what, flag, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    """In the second step: the checkpoint of the first stays."""
+    trainer = make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=3, save_steps=1)
+    plain = getattr(GRPOTrainer, method)
+    fail_later = lambda self, *args, **kwargs: (  # noqa: E731
+        out_of_memory() if self.state.global_step else plain(self, *args, **kwargs)
+    )
+    monkeypatch.setattr(GRPOTrainer, method, fail_later)
+    with pytest.raises(error, match=f"^out of memory .*{what}$"):
+        trainer.train()
+    assert json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())["global_step"] == 1
+    with pytest.raises(UserError, match=f"{flag} .*--resume_from_checkpoint True"), training_remedies():
+        raise error("out of memory")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_any_allocator_may_run_out(raised, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise raised
+
+    trainer = make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no")
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", fail)
+    with pytest.raises(MicroStepTooLarge):
+        trainer.train()
