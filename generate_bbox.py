@@ -3,9 +3,13 @@
     python3 generate_bbox.py --model_path models/grpo_512
 
 A record's answer is the model's raw text; generate_final_answers.py reads it as a box. The same command continues an
-interrupted run. Exit code 3: complete, but for some images that could not be read; the meta file names them. On several
-GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1 and a traceback of its own,
-ChildFailedError, where the script ends with 2 or 3)
+interrupted run. Exit code 3: complete, but for some images that could not be read or that a server rejected; the meta
+file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1 and a traceback
+of its own, ChildFailedError, where the script ends with 2 or 3)
+
+With --api_model a merged cropper behind an OpenAI-compatible server (--api_base: vLLM, SGLang, transformers serve)
+writes the boxes. Its own processor resizes the images, as it was saved with the model; --longest_edge makes them
+smaller before they are sent.
 
 Differences from the released experiment: rows are generated in batches; a `{name}_bbox.meta.json` says what was run.
 """
@@ -17,24 +21,30 @@ from typing import Any
 from cropvlm.boxes import bbox_area_pct, parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import dataset_name, load_rows
-from cropvlm.inference.arguments import TextModel, add_common_flags, data_sources, device_of, local_model
+from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_beside_server
+from cropvlm.inference.model_arguments import TextModel, cropper
 from cropvlm.inference.predictions import check_output
 from cropvlm.inference.prompt_sources import BoxPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
-from cropvlm.runtime.provenance import data_settings, fingerprint
+from cropvlm.runtime.provenance import data_settings
+from cropvlm.runtime.server_arguments import add_api_flags
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", type=nonempty, required=True, help="cropper: Hub id, folder, or PEFT adapter folder")
+    add("--model_path", type=nonempty, help="cropper: Hub id, folder, or PEFT adapter folder")
     add("--base_model_path", type=nonempty, help="the adapter's base, where it has moved")
     add("--output", type=nonempty, default="predictions", help="folder, or a file that ends in .json (predictions)")
-    add("--longest_edge", type=pixels, default=512, help="pixels of the longer side of the image (default 512)")
+    add("--longest_edge", type=pixels, help="pixels of the longer side (default 512; servers: image's own)")
     add("--max_new_tokens", type=positive, default=MAX_BOX_TOKENS, help="of a box (default 32)")
+    add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
+    refuse_beside_server(args, "model_path", "base_model_path")
+    if args.api_model is None and args.model_path is None:
+        raise UserError("--model_path names the cropper, or --api_model one behind a server; give one of them")
     if is_file_name(args.output) and args.dataset and len(args.dataset) > 1:
         raise UserError("--output names one file, --dataset several data sets; name a folder or leave --output out")
     return args
@@ -45,29 +55,6 @@ def is_file_name(output: str) -> bool:
     return output.endswith(".json") and not Path(output).is_dir()
 
 
-def cropper(args: argparse.Namespace) -> TextModel:
-    """The model that writes the boxes."""
-    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor
-
-    device, dtype = device_of(args)
-    path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
-    with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
-        processor = load_processor(path, args.longest_edge)
-    settings = {
-        "model_path": path,
-        "model_files": fingerprint(path),
-        "base_model_path": base,
-        "base_model_files": fingerprint(adapter_base(path) if base is None else base),
-        "dtype": str(dtype),
-    }
-    settings |= {"attn_implementation": attention} if attention else {}
-
-    def load() -> tuple[Any, Any]:
-        return load_model(path, base, device, dtype, attn_implementation=attention), processor
-
-    return local_model(args, settings, {"cropper": path, "cropper_base": base}, load, args.longest_edge)
-
-
 def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) -> Job:
     """One data set to box: its file is checked, its rows are loaded."""
     name = dataset_name(source["dataset_path"], source["dataset"]) if args.name is None else args.name
@@ -75,7 +62,7 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     check_output(path)
     rows = load_rows(**source)
     settings = model.settings | data_settings(source, rows)
-    settings |= {"longest_edge": args.longest_edge, "max_new_tokens": args.max_new_tokens}
+    settings |= {"longest_edge": model.longest_edge, "max_new_tokens": args.max_new_tokens}
     settings |= {"prompt": cropper_messages("{question}")}
     return Job(list(rows["question_id"]), BoxPrompts(rows), [Output(path, settings, source, model.names, count_boxes)])
 

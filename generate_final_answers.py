@@ -26,22 +26,23 @@ full image; boxes are joined to rows on question_id.
 import argparse
 import functools
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import benchmark_for, dataset_name, load_rows
-from cropvlm.inference.arguments import TextModel, add_common_flags, data_sources, device_of, local_model, remote_model
+from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_beside_server
+from cropvlm.inference.model_arguments import TextModel, answerer
 from cropvlm.inference.predictions import check_output, join_on_question_id, read_meta, read_predictions
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
-from cropvlm.runtime.provenance import data_settings, fingerprint, hash_of
-from cropvlm.runtime.server_arguments import add_api_flags, server_of
+from cropvlm.runtime.provenance import data_settings, hash_of
+from cropvlm.runtime.server_arguments import add_api_flags
 
 MODES = (BASE, CROPVLM)
-LONGEST_EDGE = 512  # of SmolVLM unless told otherwise: the size at which the reward VLM sees images in training
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,8 +59,7 @@ def parse_args() -> argparse.Namespace:
     add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
-    if server_of(args) and (args.min_pixels or args.max_pixels):
-        raise UserError("--min_pixels and --max_pixels go with a local model; a server gets pictures at --longest_edge")
+    refuse_beside_server(args, "min_pixels", "max_pixels")
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}; lower it")
     if args.bbox is None and CROPVLM in args.modes:
@@ -69,39 +69,18 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def answerer(args: argparse.Namespace) -> TextModel:
-    """The frozen VLM that answers."""
-    if server := server_of(args):
-        return remote_model(server, "answerer", args.longest_edge)
-    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor, longest_edge_of
+class BoxFile(NamedTuple):
+    """A file of generate_bbox.py and its records."""
 
-    device, dtype = device_of(args)
-    path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
-    with remedy("leave --longest_edge, --min_pixels and --max_pixels out", ImageSizeError):
-        processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels)
-    own = longest_edge_of(processor)
-    if longest_edge is None and own is not None:
-        longest_edge = min(own, LONGEST_EDGE)
-        processor = load_processor(path, longest_edge)
-    settings = {
-        "vqa_model_path": path,
-        "model_files": fingerprint(path),
-        "base_model_files": fingerprint(adapter_base(path)),
-        "dtype": str(dtype),
-    }
-    settings |= {"attn_implementation": attention} if attention else {}
-
-    def load() -> tuple[Any, Any]:
-        return load_model(path, device=device, dtype=dtype, attn_implementation=attention), processor
-
-    return local_model(args, settings, {"answerer": path}, load, longest_edge)
+    path: str
+    records: list[dict]
 
 
-def boxes_and_sources(args: argparse.Namespace) -> list[tuple[str | None, list[dict], dict[str, Any]]]:
-    """Box file, its records, and the data set, for each to answer; None and no records without boxes."""
+def boxes_and_sources(args: argparse.Namespace) -> list[tuple[BoxFile | None, dict[str, Any]]]:
+    """The box file, None without one, and the source of each data set to answer."""
     if args.bbox is None:
-        return [(None, [], source) for source in data_sources(args)]
-    return [(bbox, read_predictions(bbox), source_of(args, bbox)) for bbox in dict.fromkeys(args.bbox)]
+        return [(None, source) for source in data_sources(args)]
+    return [(BoxFile(path, read_predictions(path)), source_of(args, path)) for path in dict.fromkeys(args.bbox)]
 
 
 def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
@@ -117,15 +96,16 @@ def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
     return source | {key: known.get(key) if value is None else value for key, value in asked.items()}
 
 
-def answer_job(
-    args: argparse.Namespace, model: TextModel, bbox: str | None, records: list[dict], source: dict[str, Any]
-) -> Job:
+def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None, source: dict[str, Any]) -> Job:
     """One data set to answer: its files are checked, its rows are loaded and joined to the boxes."""
-    paths = {mode: Path(args.output_path) / f"{name_of(args, bbox, source)}_{mode}_answers.json" for mode in args.modes}
+    name = name_of(file) or dataset_name(source["dataset_path"], source["dataset"]) if args.name is None else args.name
+    paths = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in args.modes}
     for path in paths.values():
         check_output(path)
+        if file and path.resolve() == Path(file.path).resolve():
+            raise UserError(f"the answers would replace the boxes in {path}; give another --name or --output_path")
     rows = load_rows(**source)
-    boxes = None if bbox is None else join_on_question_id(records[: args.max_samples], rows, bbox)
+    boxes = None if file is None else join_on_question_id(file.records[: args.max_samples], rows, file.path)
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
     instruction = BRIEF_ANSWER if own is None else own
     outputs = []
@@ -141,11 +121,10 @@ def answer_job(
     return Job(list(rows["question_id"]), AnswerPrompts(rows, boxes, list(paths), instruction), outputs)
 
 
-def name_of(args: argparse.Namespace, bbox: str | None, source: dict[str, Any]) -> str:
-    """`--name`, else `textvqa` for predictions/textvqa_bbox.json, else the data set's name."""
-    stem = Path(bbox or "").stem
-    own = stem.removesuffix("_bbox") if stem.endswith("_bbox") else ""
-    return args.name or own or dataset_name(source["dataset_path"], source["dataset"])
+def name_of(file: BoxFile | None) -> str | None:
+    """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
+    match = re.fullmatch(r"(.+)_bbox", Path(file.path).stem) if file else None
+    return match and match[1]
 
 
 def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) -> dict[str, Any]:
@@ -161,7 +140,7 @@ def main() -> int:
     start_logging(args)
     asked = boxes_and_sources(args)
     model = answerer(args)
-    jobs = [answer_job(args, model, *data) for data in asked]  # all checked before the weights load
+    jobs = [answer_job(args, model, file, source) for file, source in asked]  # all checked before the weights load
     with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as answers:
         for job in answers.unfinished():
             answers.write(job, answers.generate(job))

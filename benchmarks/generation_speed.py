@@ -38,11 +38,10 @@ from cropvlm.boxes import format_bbox
 from cropvlm.cli import batch_size, positive
 from cropvlm.encoding import chat_text
 from cropvlm.generation import PromptSource, generate_rows, greedy
+from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts, BoxPrompts
 from cropvlm.modeling import device_and_dtype, load_processor
 from cropvlm.prompts import BRIEF_ANSWER
 from cropvlm.runtime.processes import worker_count
-from generate_bbox import BoxPrompts
-from generate_final_answers import MODES, AnswerPrompts
 from miniature.checkpoints import build_smolvlm
 
 
@@ -106,7 +105,7 @@ def answers_source(rows: Dataset) -> PromptSource:
     # Drawn row by row: the first rows have the same boxes, however many follow.
     drawn = np.random.default_rng(0).integers([0, 0, 10, 10], 50, (len(rows), 4))
     boxes = [format_bbox([x, y, x + width, y + height]) for x, y, width, height in drawn]
-    return AnswerPrompts(rows, boxes, list(MODES), BRIEF_ANSWER)
+    return AnswerPrompts(rows, boxes, [BASE, CROPVLM], BRIEF_ANSWER)
 
 
 @torch.inference_mode()
@@ -148,7 +147,7 @@ def measure(name: str, model: Any, processor: Any, make_source: Any, rows: Datas
     slow, slow_texts = timed(model.device, one_at_a_time, model, processor, single, new_tokens)
     fast, fast_texts = timed(model.device, in_batches, model, processor, source, new_tokens, args)
     slow_rate, fast_rate = len(single) / slow, len(source) / fast
-    images = len(MODES) if name == "answers" else 1  # that a row's prompts show, each counted once
+    images = 2 if name == "answers" else 1  # that a row's prompts show, each counted once
     same = sum(a == b for a, b in zip(slow_texts, fast_texts, strict=False))
     print(f"{name}, {new_tokens} new tokens each:")
     print(f"    one row at a time: {slow_rate:.3g} rows/s, {images * slow_rate:.3g} images/s ({len(single)} rows)")

@@ -121,9 +121,9 @@ def positive(text: str) -> int:
     return _integer(text, 1, "a positive integer")
 
 
-def whole_number(text: str) -> int:
-    """The type of flags that may be 0."""
-    return _integer(text, 0, "0 or a positive integer")
+def workers(text: str) -> int:
+    """The type of flags for a number of processes."""
+    return _integer(text, 0, "0 to 256 processes", most=256)
 
 
 def pixels(text: str) -> int:

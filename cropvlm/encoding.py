@@ -10,7 +10,7 @@ and Qwen2.5-VL alike.
 import hashlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cropvlm.crops import widen_strip
+from cropvlm.models.qwen import qwen_image
+from cropvlm.models.tiling import DeviceTiling, cut_tiles
 from cropvlm.prompts import Prompt
-from cropvlm.qwen import qwen_image
-from cropvlm.tiling import DeviceTiling, cut_tiles
 
 # Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
@@ -46,6 +46,10 @@ class Prepared:
     image_rows: dict[str, list[int]]  # per tensor of `images` and image: how long its part along dimension 0 is
     images: dict[str, Tensor]  # the image processor's output, (tiles, ...) or (patches, ...) along dimension 0
     tiling: DeviceTiling | None = None  # how tiles are still to be cut: `images` then holds `levels` and `size`
+
+    def pin_memory(self) -> "Prepared":
+        """Return the same with page-locked images, which a DataLoader asks for: they are copied to a GPU meanwhile."""
+        return replace(self, images={name: tensor.pin_memory() for name, tensor in self.images.items()})
 
 
 def prepare(

@@ -8,15 +8,17 @@ import functools
 import itertools
 import logging
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
-from cropvlm.any_family import (
+from cropvlm.crops import UnreadableImage
+from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
+from cropvlm.models.any_family import (
     PreparedAlone,
     check_takes_images,
     end_of_turn_ids,
@@ -24,25 +26,17 @@ from cropvlm.any_family import (
     prepare_alone,
     shares_encodings,
 )
-from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage, widen_strip
-from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
-from cropvlm.loading import first_line
+from cropvlm.models.batches import Batches, auto_batch_size, plan_batches, row_costs
+from cropvlm.models.loading import first_line
+from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import Prompt, PromptSource
-from cropvlm.tiling import tiling_of
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-FIRST_BATCH_SIZE = {"cuda": 64, "cpu": 32}  # what `auto` starts from, in rows
-WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
 
 # (row index, one text per prompt or why there is none; or why there are none for the row), as they come
 Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
-
-
-class BatchTooLarge(UserError):
-    """Out of memory at a batch size that may not be halved, or with a single row."""
 
 
 class FailedRow(ValueError):
@@ -73,7 +67,7 @@ def generate_rows(
         model, processor: as `cropvlm.modeling` loads them.
         source: prompts by row.
         max_new_tokens: of each text.
-        batch_size: rows in a batch, or "auto": 64 on a GPU, 32 on a CPU, halved on running out of memory. Families that
+        batch_size: rows in a batch, or "auto": what memory should hold, halved on running out of it. Families that
             `cropvlm.encoding` does not know are asked prompt by prompt.
         num_workers: processes that open and preprocess images ahead; 0 does it in between.
         done: rows to leave out. Batches are cut as if they were there, and a batch of which some rows are missing
@@ -89,16 +83,22 @@ def generate_rows(
     if len(finished) == len(source):
         return
     if shares_encodings(model, processor):
-        size = FIRST_BATCH_SIZE[model.device.type] if batch_size == AUTO else int(batch_size)
-        batches = plan_batches(row_costs(processor, source), size)
+        costs = row_costs(processor, source)
+        size = auto_batch_size(model, processor, costs) if batch_size == AUTO else int(batch_size)
+        batches = plan_batches(costs, size)
     else:
         check_takes_images(model, processor, source, config)
         size, batches = 1, [[i] for i in range(len(source))]
     batches = [batch for batch in batches if not finished.issuperset(batch)]
     in_batches = Batches(size, fixed=batch_size != AUTO)
-    for indices, items in _prepared_batches(model, processor, source, batches, num_workers):
+    prepared = _prepared_batches(model, processor, source, batches, num_workers)
+    for indices, items, whole in one_ahead(prepared) if model.device.type == "cuda" else prepared:
         good = [item for item in items if not isinstance(item, ValueError)]
-        texts = in_batches.run(lambda part: _generate_batch(model, processor, part, config), good)
+
+        def texts_of(part: list, good: list = good, whole: Prepared | None = whole) -> list[list[str]]:
+            return _generate_batch(model, processor, part, whole if len(part) == len(good) else None, config)
+
+        texts = in_batches.run(texts_of, good)
         for i, item in zip(indices, items, strict=True):
             outcome = item if isinstance(item, ValueError) else next(texts)
             if i not in finished:
@@ -109,63 +109,6 @@ def generate_rows(
 def _log_cause(i: int, outcome: Any) -> None:
     if isinstance(outcome, FailedRow) and outcome.details:
         logger.debug("row %d: %s", i, outcome.details)
-
-
-class Batches:
-    """Batches as large as memory holds: the size is halved, for good, when it does not.
-
-    Args:
-        size: items in a batch to begin with; None takes all there are.
-        fixed: never halve.
-    """
-
-    def __init__(self, size: int | None, fixed: bool = False):
-        self.size, self.fixed = size, fixed
-
-    def run(self, compute: Callable[[list], list], items: list) -> Iterator[Any]:
-        """Yield what `compute` makes of each item, in order; `BatchTooLarge` for one that memory does not hold alone.
-
-        compute: takes a list of items, returns a result for each.
-
-        Raises:
-            BatchTooLarge: out of memory with a batch of a fixed size above 1.
-        """
-        size_before, start = self.size, 0
-        while start < len(items):
-            part = items[start : start + (self.size or len(items))]
-            results = _unless_out_of_memory(compute, part)
-            if results is None and len(part) > 1:
-                self._halve(len(part))
-                continue
-            if results is None:  # the item is to blame, not the size
-                self.size = size_before
-                results = [BatchTooLarge("out of memory with this row alone; make its images smaller")]
-            yield from results
-            start += len(part)
-
-    def _halve(self, tried: int) -> None:
-        if self.fixed:
-            raise BatchTooLarge(f"out of memory at batch size {tried}; make it or the images smaller")
-        size = self.size or tried
-        while size >= tried:
-            size //= 2
-        self.size = size
-        logger.warning("out of memory: going on with batches of %d rows", size)
-
-
-def _unless_out_of_memory(compute: Callable[[list], list], part: list) -> list | None:
-    """What `compute` returns; None if memory does not suffice, whichever allocator says so."""
-    try:
-        return compute(part)
-    except Exception as error:
-        kinds = (torch.OutOfMemoryError, MemoryError, BatchTooLarge)
-        if not isinstance(error, kinds) and not should_reduce_batch_size(error):
-            raise
-        logger.debug("out of memory", exc_info=True)
-    # After the handler: until then its traceback keeps the batch alive.
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    return None
 
 
 def generate_texts(
@@ -229,38 +172,6 @@ def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int 
     )
 
 
-def row_costs(processor: Any, source: PromptSource) -> list[int]:
-    """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch."""
-    cost = image_cost(processor)
-    if cost is None:
-        return [0] * len(source)
-    return [sum(map(cost, source.image_sizes(i))) for i in range(len(source))]
-
-
-def image_cost(processor: Any) -> Callable[[tuple[int, int]], int] | None:
-    """Return the number of tiles (patches) of an image as a function of (width, height); None where it is constant."""
-    patches = getattr(processor.image_processor, "get_number_of_image_patches", None)
-    if patches is None:
-        return None
-
-    def cost(size: tuple[int, int]) -> int:
-        width, height = widen_strip(size)
-        number = patches(height, width, {})
-        return number[0] if isinstance(number, tuple) else number  # Idefics3 returns rows and columns as well
-
-    shapes = [(100, 100), (100, 4000), (4000, 100), (4000, 3000)]
-    return None if len({cost(shape) for shape in shapes}) == 1 else cost
-
-
-def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
-    """Cut rows 0..len(costs)-1 into batches of like cost, window by window."""
-    batches = []
-    for start in range(0, len(costs), WINDOW * batch_size):
-        window = sorted(range(len(costs))[start : start + WINDOW * batch_size], key=costs.__getitem__)
-        batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-    return batches
-
-
 class _Preparation(torch.utils.data.Dataset):
     """What a worker does for one row: whatever goes wrong there fails this row alone."""
 
@@ -295,9 +206,20 @@ class _Preparation(torch.utils.data.Dataset):
                     raise FailedRow(f"a question of {tokens} tokens; the model's context holds {self.context}")
 
 
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield the items; the next one is made in a thread while the caller works with this one."""
+    done = object()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(next, items, done)
+        while (item := upcoming.result()) is not done:
+            upcoming = thread.submit(next, items, done)
+            yield item
+
+
 def _prepared_batches(
     model: Any, processor: Any, source: PromptSource, batches: list[list[int]], num_workers: int
-) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError]]]:
+) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError], Prepared | None]]:
+    """Yield indices and rows of each batch, and its good rows merged, where they can be."""
     # Workers hand over single rows: whole batches of 2048-px images, two per worker, would fill the memory.
     loader = DataLoader(
         _Preparation(model, processor, source),
@@ -306,10 +228,13 @@ def _prepared_batches(
         collate_fn=_as_it_is,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
+        pin_memory=model.device.type == "cuda",
     )
-    items = iter(loader)
+    rows = iter(loader)
     for batch in batches:
-        yield batch, list(itertools.islice(items, len(batch)))
+        items = list(itertools.islice(rows, len(batch)))
+        good = [item for item in items if isinstance(item, Prepared)]
+        yield batch, items, merge(good) if good else None
 
 
 def _as_it_is(item: Any) -> Any:
@@ -318,12 +243,16 @@ def _as_it_is(item: Any) -> Any:
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Any, processor: Any, rows: list[Prepared] | list[PreparedAlone], config: GenerationConfig
+    model: Any,
+    processor: Any,
+    rows: list[Prepared] | list[PreparedAlone],
+    merged: Prepared | None,
+    config: GenerationConfig,
 ) -> list[list[str]]:
-    """Return the texts of each row of a batch."""
+    """Return the texts of each row of a batch. merged: the rows as one, if that is done."""
     if isinstance(rows[0], PreparedAlone):
         return [generate_alone(model, processor, row, config) for row in rows]
-    inputs = model_inputs(model, merge(rows), config.pad_token_id)
+    inputs = model_inputs(model, merge(rows) if merged is None else merged, config.pad_token_id)
     output = model.generate(**inputs, generation_config=config)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]  # (prompts, up to max_new_tokens)
     texts = iter(processor.batch_decode(new_tokens, skip_special_tokens=True))

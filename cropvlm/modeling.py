@@ -7,16 +7,17 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from cropvlm.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
 from cropvlm.cli import UserError
 from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids
-from cropvlm.likelihood import answer_log_likelihood
-from cropvlm.loading import NO_CODE, check_model_path, device_and_dtype, first_line, loading
-from cropvlm.processors import ImageSizeError, load_processor, longest_edge_of
+from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
+from cropvlm.models.likelihood import answer_log_likelihood
+from cropvlm.models.loading import NO_CODE, check_model_path, device_and_dtype, first_line, loading
+from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of
 
 __all__ = [
     "END_OF_UTTERANCE",
     "LORA_TARGETS",
+    "BaseModelError",
     "ImageSizeError",
     "adapter_base",
     "answer_log_likelihood",
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 # Every linear of language model, vision encoder and connector but SigLIP's `out_proj` (paper, training details).
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2", "proj"]
+
+
+class BaseModelError(UserError):
+    """The base model that an adapter's configuration names cannot be loaded."""
 
 
 def load_model(
@@ -112,12 +117,21 @@ def load_adapter(
         attn_implementation: as for `load_full_model`.
 
     Raises:
-        UserError: the base cannot be found, or the adapter does not fit it.
+        BaseModelError: no `base_model_path` was given, and the base that the configuration names cannot be loaded.
+        UserError: `base_model_path` cannot be loaded, or the adapter does not fit its base.
     """
     base = base_model_path or adapter_base(path)
     if not base:
-        raise UserError(f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path")
-    return attach_adapter(load_full_model(base, dtype, attn_implementation), path, base, is_trainable)
+        raise BaseModelError(
+            f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path"
+        )
+    try:
+        model = load_full_model(base, dtype, attn_implementation)
+    except UserError as error:
+        if base_model_path:
+            raise
+        raise BaseModelError(f"{path}: adapter_config.json names a base model that is not there; {error}") from error
+    return attach_adapter(model, path, base, is_trainable)
 
 
 def load_policy(

@@ -1,14 +1,17 @@
 """One split of a data set as it is published: from a saved folder, a copy of a repository, or the Hugging Face Hub."""
 
 import contextlib
+import glob
 import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 from datasets.data_files import DataFilesDict
+from datasets.fingerprint import Hasher
+from datasets.naming import camelcase_to_snakecase
+from datasets.packaged_modules.cache.cache import Cache
 
 from cropvlm.benchmarks import BENCHMARKS, LETTERS, Benchmark
 from cropvlm.cli import UserError, one_line
@@ -99,7 +102,7 @@ def _from_repository(
 ) -> tuple[datasets.Dataset, str]:
     """The rows of one split of a repository, on the hub or copied into a folder, and the name of the split.
 
-    Without a connection, what the hub's cache holds of the repository serves as its copy.
+    Where the hub does not answer, a split that was loaded before comes from the cache.
     """
     looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
     if not Path(source).is_dir() and (looks_local or Path(source).exists()):
@@ -109,12 +112,8 @@ def _from_repository(
     except UserError:
         raise
     except Exception:
-        if Path(source).is_dir():
-            raise
         with contextlib.suppress(Exception):  # the first error says more than that nothing is cached
-            download = {"repo_type": "dataset", "local_files_only": True, "allow_patterns": []}
-            cached = huggingface_hub.snapshot_download(source, **download)
-            return _open_split(cached, config, known, split, wanted)
+            return _open_cached_split(source, config, known, split, wanted)
         raise
 
 
@@ -131,7 +130,24 @@ def _open_split(
         builder = datasets.load_dataset_builder(source, config)  # reads the card and lists files; downloads no rows
         listed = [name for name, files in (builder.config.data_files or builder.info.splits or {}).items() if files]
         chosen = _choose_split(source, split, wanted, [*listed, *unlisted])
-    return _read_split(builder, chosen), chosen
+    return _convert_split(builder, chosen, config), chosen
+
+
+def _open_cached_split(
+    source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
+) -> tuple[datasets.Dataset, str]:
+    """What `_convert_split` has left of a repository on the hub. Raises some exception where there is nothing."""
+    owner, name = source.split("/")
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"
+    for prefix in filter(None, (config, known and known.config, "default")):
+        found = {path.name.removeprefix(f"{prefix}-"): path for path in cache.glob(f"{glob.escape(prefix)}-*")}
+        if found:
+            break
+    chosen = _choose_split(source, split, wanted, sorted(found))
+    newest = max(found[chosen].glob("*/*/dataset_info.json"), key=lambda path: path.stat().st_mtime)
+    *_, version, sha, _ = newest.parts
+    names = {"repo_id": source, "dataset_name": name, "config_name": found[chosen].name}
+    return Cache(**names, version=version, hash=sha).as_dataset(split=chosen), chosen
 
 
 def _unlisted_files(source: str, config: str | None, known: Benchmark | None) -> dict[str, str]:
@@ -141,20 +157,26 @@ def _unlisted_files(source: str, config: str | None, known: Benchmark | None) ->
     copied = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
     files = copied.data_files if copied else {}
     # The split that a benchmark is scored on is read from these files or not at all: V*'s others inflate the score.
-    return {split: glob for split, glob in files.items() if split == copied.split or any(Path(source).glob(glob))}
+    return {
+        split: pattern for split, pattern in files.items() if split == copied.split or any(Path(source).glob(pattern))
+    }
 
 
-def _read_split(builder: datasets.DatasetBuilder, split: str) -> datasets.Dataset:
+def _convert_split(builder: datasets.DatasetBuilder, split: str, config: str | None) -> datasets.Dataset:
     """Download and convert the files of one split; `load_dataset(split=...)` would take those of all splits.
 
     The conversion is cached in a folder of its own, where no other program takes it for the whole data set.
     """
-    folder = Path(builder.cache_dir)  # .../{data set}/{config}/{version}/{hash}
-    if builder.config.data_files is not None:  # None: a whole data set, converted earlier, without a connection
-        config_folder = folder.parents[1]
-        folder = config_folder.with_name(f"{config_folder.name}-{split}") / folder.parent.name / folder.name
-        builder.config.data_files = DataFilesDict({split: builder.config.data_files[split]})
-        if builder.info.splits:  # of the card: the number of rows is checked, and the sizes of all splits do not hold
+    folder = Path(builder.cache_dir)  # .../{data set}/{configuration}/{version}/{hash}
+    if (
+        builder.config.data_files is not None
+    ):  # None: a whole data set, converted earlier, where the hub does not answer
+        files = DataFilesDict({split: builder.config.data_files[split]})
+        # Of the hub, the hash is the commit's; folders of equal names and cards may hold other files.
+        name = f"{config or 'default'}-{split}" if builder.repo_id else f"{builder.config_id}-{Hasher.hash(files)}"
+        folder = folder.parents[1].with_name(name) / folder.parent.name / folder.name
+        builder.config.data_files = files
+        if builder.info.splits:  # of the card: the number of rows is checked, but the sizes are those of all splits
             builder.info.splits = {split: builder.info.splits[split]} if split in builder.info.splits else None
         builder.info.download_size = builder.info.dataset_size = builder.info.size_in_bytes = None
     if builder.name == "csv":

@@ -1,37 +1,41 @@
-"""Write a column of boxes as a box file, so that `generate_final_answers.py` can show what such boxes are worth.
+"""Write a column of boxes as a box file, so that `generate_final_answers.py` shows how much such boxes help.
 
-    python3 -m miniature.boxes --dataset_path datasets/miniature --split test --column true_bbox \
+    python3 -m miniature.boxes --dataset_path datasets/miniature --split test --column true_bbox \\
         --output predictions/miniature_true_bbox.json
 """
 
 import argparse
 
 from cropvlm.boxes import format_bbox
-from cropvlm.cli import ArgumentParser, run
+from cropvlm.cli import ArgumentParser, UserError, nonempty, run
 from cropvlm.data import load_rows
-from cropvlm.inference.predictions import build_meta, write_predictions
+from cropvlm.inference.predictions import build_meta, check_output, write_predictions
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset_path", required=True, help="where the boxes are")
-    parser.add_argument("--split")
-    parser.add_argument("--column", required=True, help="column of (x1, y1, x2, y2) in percent")
-    parser.add_argument("--of", help="data set that the boxes are for; default: the same")
-    parser.add_argument("--output", required=True)
+    add = parser.add_argument
+    add("--dataset_path", type=nonempty, required=True, help="data set that holds the boxes")
+    add("--split", type=nonempty, help="its split, or that of --of")
+    add("--column", type=nonempty, required=True, help="column of (x1, y1, x2, y2) in percent")
+    add("--of", type=nonempty, help="data set that the boxes are for; default: the same")
+    add("--output", type=nonempty, required=True, help="the box file")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    check_output(args.output)
     # The split of --of where it is given: the folder of boxes then has none.
     rows = load_rows(args.dataset_path, None if args.of else args.split)
+    if args.column not in rows.column_names:
+        raise UserError(f"--column {args.column}: {args.dataset_path} has {', '.join(rows.column_names)}")
     records = [
         {"question_id": question_id, "answer": format_bbox(bbox)}
         for question_id, bbox in zip(rows["question_id"], rows[args.column], strict=True)
     ]
     meta = build_meta(
-        dataset_path=args.of or args.dataset_path,
+        dataset_path=args.dataset_path if args.of is None else args.of,
         split=args.split,
         max_samples=None,
         models={"cropper": f"column {args.column} of {args.dataset_path}"},

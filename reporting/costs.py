@@ -7,7 +7,7 @@ from typing import Any
 from cropvlm.boxes import pct_to_px
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, image_size
-from cropvlm.processors import load_processor
+from cropvlm.models.processors import load_processor
 from reporting.results import Result
 
 logger = logging.getLogger(__name__)

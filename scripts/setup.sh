@@ -18,13 +18,19 @@ make_venv() {
             --target "$(.venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 }
 
-# Where an upgrade has removed the interpreter, or replaced it by one with other folders, pip cannot be found any more.
-works=$(.venv/bin/python3 -c 'import pip; print("yes")' 2>/dev/null || true)
-if [[ $works != yes ]] || ! cmp -s requirements.txt .venv/installed-requirements.txt; then
+# has_interpreter: whether .venv still has the interpreter that it was made with: an upgrade may have removed it, or put
+# another version in its place, which looks for the packages in another folder.
+has_interpreter() {
+    local version
+    version=$(basename "$(readlink -f .venv/bin/python3)")
+    [[ -x .venv/bin/python3 && (! $version =~ ^python3\.[0-9]+$ || -d .venv/lib/$version) ]]
+}
+
+if ! has_interpreter || ! cmp -s requirements.txt .venv/installed-requirements.txt; then
     python=${CROPVLM_PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         stop "Python 3.11 or newer is needed; name one with CROPVLM_PYTHON=/path/to/python3.12"
-    if [[ $works != yes ]]; then
+    if ! has_interpreter || ! .venv/bin/python3 -m pip --version >/dev/null 2>&1; then
         echo "setup: making .venv with $("$python" --version)" >&2
         rm -f .venv/installed-requirements.txt .venv/bin/python*
         make_venv "$python" || stop "$python can make no environment in .venv; install python3-venv, or free space"

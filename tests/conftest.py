@@ -1,6 +1,8 @@
 """Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once a session."""
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,18 @@ def server():
 
     with started() as fake:
         yield fake
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory) -> Iterator[str]:
+    """The URL of `transformers serve` on loopback."""
+    from transformers_server import transformers_serve
+
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install -r requirements.txt")
+    with transformers_serve(tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
 
 
 @pytest.fixture

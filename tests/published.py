@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import datasets
+import yaml
 from datasets import Features, List, Value
 from PIL import Image
 
@@ -137,6 +138,60 @@ def write_docvqa(folder: Path) -> None:
         "- config_name: InfographicVQA\n  data_files:\n  - split: validation\n    path: InfographicVQA/validation-*\n"
         "---\n"
     )
+
+
+def more(rows: datasets.Dataset, times: int) -> datasets.Dataset:
+    """The rows `times` times over, with ids of their own where they have a number as `question_id`."""
+    many = datasets.concatenate_datasets([rows] * times)
+    ids = list(range(34602, 34602 + len(many)))
+    return many.remove_columns("question_id").add_column("question_id", ids).cast_column("question_id", Value("int32"))
+
+
+def write_repository(folder: Path, configs: dict[str, dict[str, tuple[str, datasets.Dataset]]]) -> None:
+    """A repository as `push_to_hub` leaves it: parquet files, and a card that lists features, splits and their files.
+
+    configs: configuration -> split -> (file, rows).
+    """
+    infos, listed = [], []
+    for config, splits in configs.items():
+        for file, rows in splits.values():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(folder / file)
+        counts = [{"name": name, "num_examples": len(rows), "num_bytes": 10**13} for name, (_, rows) in splits.items()]
+        features = next(iter(splits.values()))[1].features._to_yaml_list()
+        infos.append({"config_name": config, "features": features, "splits": counts, "dataset_size": 10**13})
+        files = [{"split": name, "path": file} for name, (file, _) in splits.items()]
+        listed.append({"config_name": config, "data_files": files})
+    card = yaml.safe_dump({"dataset_info": infos, "configs": listed}, sort_keys=False)
+    (folder / "README.md").write_text(f"---\n{card}---\n")
+
+
+def write_hub(folder: Path, train_rows: int = 2) -> dict[str, Path]:
+    """The repositories of all benchmarks in their published layouts, by hub id; no two files are equal.
+
+    train_rows: of TextVQA, an even number.
+    """
+    textvqa_files = {
+        "train": ("data/train-00000-of-00001.parquet", more(textvqa(), train_rows // 2)),
+        "validation": ("data/validation-00000-of-00001.parquet", textvqa()),
+        "test": ("data/test-00000-of-00001.parquet", textvqa().select([1, 0])),
+    }
+    write_repository(folder / "textvqa", {"default": textvqa_files})
+    hrbench_rows = {"4k": hrbench(), "8k": hrbench().select([1, 0])}
+    hrbench_files = {f"hrbench_{size}": (f"hr_bench_{size}.parquet", rows) for size, rows in hrbench_rows.items()}
+    write_repository(folder / "hrbench", {"hrbench_version_split": hrbench_files, "hrbench_all": hrbench_files})
+    (folder / "stvqa" / "data").mkdir(parents=True)
+    stvqa().to_parquet(folder / "stvqa/data/train-00000-of-00001.parquet")
+    write_vstar(folder / "vstar")
+    (folder / "vstar" / "direct_attributes" / "unnamed.jpg").write_bytes(RED)
+    write_docvqa(folder / "docvqa")
+    return {
+        "lmms-lab/textvqa": folder / "textvqa",
+        "lmms-lab/DocVQA": folder / "docvqa",
+        "danjacobellis/stvqa_task1": folder / "stvqa",
+        "craigwu/vstar_bench": folder / "vstar",
+        "DreamMr/HR-Bench": folder / "hrbench",
+    }
 
 
 def write_copies(folder: Path) -> None:

@@ -23,7 +23,7 @@ from cropvlm.cli import (
     run,
     seconds,
     start_logging,
-    whole_number,
+    workers,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def test_anything_else_keeps_its_traceback(error):
         (nonempty, {"a": "a", " a b ": " a b "}, ["", " ", "\t\n"]),
         (file_name, {"a": "a", "a.b": "a.b", "..": ".."}, ["", "../a", "a/b", "/a", "a/"]),
         (positive, {"1": 1, "007": 7, "10": 10}, ["", "0", "-1", "1.5", "1e3", "nan", "one", " 1", "9" * 5000]),
-        (whole_number, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan"]),
+        (workers, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan", "100000"]),
         (pixels, {"2": 2, "512": 512, "16384": 16384}, ["", "0", "1", "-512", "16385", "1e3", "nan"]),
         (batch_size, {"auto": "auto", "8": 8}, ["", "0", "-1", "Auto", "nan"]),
         (seconds, {"120": 120.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),

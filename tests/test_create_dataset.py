@@ -124,6 +124,19 @@ def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
     assert not (tmp_path / "made_grpo").exists()
 
 
+def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):
+    def load_model(path, **options):
+        asked_for.append(options["attn_implementation"])
+        return load(path, **options)
+
+    asked_for, load = [], responses.load_model
+    monkeypatch.setattr(responses, "load_model", load_model)
+    assert script("--max_samples", "2") == 0
+    assert script("--max_samples", "4", "--attn_implementation", "eager") == 2  # of a journal without
+    assert script("--max_samples", "2", "--attn_implementation", "eager", "--output_path", f"{tmp_path}/eager") == 0
+    assert asked_for == [None, "eager"]
+
+
 def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
     assert script("--output_path", str(tmp_path / "undisturbed")) == 0
     everyone = list(asked)
@@ -428,7 +441,7 @@ def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
         (["--max_samples", "12"], "has no response to 1 of 6 rows"),
         (["--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
         (["--growth", "1", "2", "3", "4", "0"], "--growth"),
-        (["--num_workers", "-1"], "expected 0 or a positive integer"),
+        (["--num_workers", "-1"], "expected 0 to 256 processes"),
     ],
 )
 def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):

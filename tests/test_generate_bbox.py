@@ -182,6 +182,20 @@ def test_rows_of_another_dtype_or_base_are_not_mixed_in(script, capsys, monkeypa
     assert "dtype 'torch.float32' there, 'torch.bfloat16' here" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_base_that_has_moved_is_refused_with_the_flag_that_names_it(script, capsys, sft_adapter, tmp_path):
+    """As where a model trained with a relative path is used from another folder."""
+    adapter = shutil.copytree(sft_adapter, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "models/not_here"
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert script("--model_path", adapter) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        f"error: {adapter}: adapter_config.json names a base model that is not there; models/not_here"
+    )
+    assert last.endswith("name the one to use with --base_model_path")
+
+
 def test_the_attention_is_handed_on_and_kept(script, monkeypatch, capsys):
     monkeypatch.setattr(generation, "generate_rows", lambda *_, **__: iter([(0, ["x"])]))
     used = []
@@ -260,7 +274,7 @@ def test_a_journal_of_a_data_set_that_has_changed_is_refused(script, tiny_world,
         (["--output", "/proc/boxes.json"], "cannot write"),
         (["--batch_size", "0"], "expected a positive integer or auto"),
         (["--max_samples", "-1"], "expected a positive integer"),
-        (["--num_workers", "-1"], "expected 0 or a positive integer"),
+        (["--num_workers", "-1"], "expected 0 to 256 processes"),
         (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "name a folder or leave --output out"),
         (["--dataset", "textvga"], "invalid choice: 'textvga'"),
         (["--longest_edge", "1"], "expected 2 to 16384 pixels"),
@@ -301,7 +315,9 @@ def test_several_processes_without_a_launcher_are_refused(script, monkeypatch, c
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert script("--output", "a.json") == 2
-    assert "the environment names several processes" in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the environment names several processes" in error
+    assert error.endswith("; unset WORLD_SIZE")
     assert not list(Path().glob("a.*"))
 
 

@@ -14,10 +14,9 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransfo
 import generate_final_answers
 from cropvlm import generation, modeling
 from cropvlm.cli import run
-from cropvlm.crops import open_image
 from cropvlm.inference.predictions import build_meta, write_predictions
 from cropvlm.modeling import load_model, load_processor, longest_edge_of
-from generate_final_answers import MODES, AnswerPrompts
+from generate_final_answers import MODES
 from miniature.world import draw_split
 
 # Whatever a cropper may write that is no box: the full image stands in for the crop.
@@ -92,25 +91,6 @@ def test_writes_both_answer_files_from_the_box_file_alone(script, boxes, tiny_wo
         assert meta["counts"].get("invalid_boxes") == {"base": None, "cropvlm": 7}[mode]
     assert answers_of("predictions/world_base_answers.json") != answers_of("predictions/world_cropvlm_answers.json")
     assert not list(Path().rglob("*.jsonl"))
-
-
-def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
-    rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
-    full = open_image(rows[0]["image"])
-    prompts = AnswerPrompts(rows, ["[0, 0, 50, 25]."] + ["no box"] * 11, ["base", "cropvlm"], "Answer.")
-    (base, base_images), (cropvlm, crop_images) = prompts[0]
-    text = f"{rows[0]['question'].capitalize()}\nAnswer."
-    assert base == [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-    assert cropvlm[0]["content"] == [{"type": "image"}, {"type": "image"}, {"type": "text", "text": text}]
-    assert base_images == [full]
-    assert crop_images[0] is base_images[0]  # one object: preprocessed and encoded once
-    left, top, right, bottom = 0, 0, -(-full.width // 2), -(-full.height // 4)  # every pixel that the box touches
-    assert crop_images[1] == full.crop((left, top, right, bottom))
-    assert prompts.image_sizes(0) == [full.size, (right, bottom)]
-    # No box: the full image again, the same object.
-    (_, (base_image,)), (_, crop_images) = prompts[1]
-    assert crop_images[0] is crop_images[1] is base_image
-    assert prompts.image_sizes(1) == [base_image.size]
 
 
 @pytest.mark.parametrize(
@@ -369,6 +349,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, cap
     assert "usage:" not in error
     assert message in error.splitlines()[-1]
     assert set(tmp_path.rglob("*.json*")) == before
+
+
+def test_answers_do_not_replace_the_boxes(script, tiny_world, tmp_path, capsys):
+    path = write_boxes(tmp_path / "predictions" / "a_base_answers.json", tiny_world, VALID * 3)
+    before = path.read_bytes()
+    assert script("--bbox", path, "--name", "a") == 2
+    assert "would replace the boxes" in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_bytes() == before
 
 
 def command(answerers, boxes, name, *flags) -> list:

@@ -1,18 +1,18 @@
-import numpy as np
+import threading
+
 import pytest
 import torch
+from pictures import QUESTION, Pairs, as_authors_show, noise, pair
 from PIL import Image
-from test_qwen import as_authors_show
 
 from cropvlm import encoding, generation
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
-from cropvlm.generation import generate_rows, generate_texts, greedy, image_cost, plan_batches
+from cropvlm.generation import generate_rows, generate_texts, greedy, one_ahead
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models import batches
 from cropvlm.prompts import answerer_messages
-
-QUESTION = "What is written on the red sign?"
 
 
 def load_lively(path):
@@ -35,37 +35,11 @@ def smolvlm(tiny_smolvlm):
     return load_lively(tiny_smolvlm)
 
 
-def noise(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def pair(full, crop, question=QUESTION):
-    return [(answerer_messages(question, 1), [full]), (answerer_messages(question, 2), [full, crop])]
-
-
 def plain_inputs(processor, prompts):
     """The processor's own way, which preprocesses a shared image once per prompt."""
     texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages, _ in prompts]
     images = [as_authors_show(processor, images) for _, images in prompts]
     return processor(text=texts, images=images, padding=True, return_tensors="pt")
-
-
-class Pairs:
-    """Rows of two prompts; a row of None is unreadable."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        if self.rows[i] is None:
-            raise UnreadableImage("unreadable image: test")
-        return pair(*self.rows[i])
-
-    def image_sizes(self, i):
-        return [image.size for image in self.rows[i]] if self.rows[i] else []
 
 
 @torch.inference_mode()
@@ -241,7 +215,7 @@ def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
     rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(7)]
     expected = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
     calls = out_of_memory_beyond(model, 5, monkeypatch)
-    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
     assert dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2)) == expected
     # Two prompts a row: 7 rows fail as one batch of 8 and as 4 + 3, then pass as 2 + 2 + 2 + 1.
     assert calls == [14, 8, 4, 4, 4, 2]
@@ -263,10 +237,10 @@ def test_a_row_too_large_for_memory_fails_alone(smolvlm, monkeypatch, caplog):
         return generate(**kwargs)
 
     monkeypatch.setattr(model, "generate", limited)
-    monkeypatch.setitem(generation.FIRST_BATCH_SIZE, "cpu", 8)
+    monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
     outcomes = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
     failed = outcomes.pop(2)
-    assert isinstance(failed, generation.BatchTooLarge)
+    assert isinstance(failed, batches.BatchTooLarge)
     assert "out of memory with this row alone" in str(failed)
     assert outcomes == {i: texts for i, texts in expected.items() if i != 2}
     # Two prompts a row: 8 rows, 4, 2 (0 and 1 pass), 2, 1 (row 2 fails), then 8 again: the 5 left, and the last 4.
@@ -329,24 +303,6 @@ def test_greedy_search_ignores_the_checkpoints_sampling(smolvlm):
     assert config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
 
 
-def test_batches_hold_rows_of_like_cost_window_by_window(monkeypatch):
-    monkeypatch.setattr(generation, "WINDOW", 2)
-    # Windows of 2 x 2 rows: costs 9 1 9 1 | 5 2 2; equal costs keep their order.
-    assert plan_batches([9, 1, 9, 1, 5, 2, 2], 2) == [[1, 3], [0, 2], [5, 6], [4]]
-
-
-@pytest.mark.parametrize(
-    ("longest_edge", "expected"),
-    [
-        (64, None),  # one 64-px tile whatever the image: nothing to sort by
-        (128, [5, 3, 3]),  # 2x2, 1x2 and 2x1 tiles, and the whole image each time
-    ],
-)
-def test_cost_of_an_image_is_its_tiles(tiny_smolvlm, longest_edge, expected):
-    cost = image_cost(load_processor(str(tiny_smolvlm), longest_edge=longest_edge))
-    assert (cost and [cost(size) for size in [(300, 300), (400, 200), (200, 400)]]) == expected
-
-
 def test_merge_keeps_prompts_and_images_in_order(smolvlm):
     _, processor = smolvlm
     one, other = (prepare(processor, pair(noise(64, 64, seed=i), noise(32, 32, seed=10 + i))) for i in range(2))
@@ -381,3 +337,30 @@ def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest
     assert prepared.input_ids == [row[-n:] for row, n in zip(plain["input_ids"].tolist(), lengths, strict=True)]
     assert prepared.image_tokens == [64 * n for n in tiles]
     assert torch.equal(prepared.images["pixel_values"].transpose(0, 1), plain["pixel_values"][1:, : sum(tiles)])
+
+
+def test_the_next_batch_is_prepared_while_this_one_is_generated():
+    """The model's work on the first item can only end when the second one has been made."""
+    second = threading.Event()
+
+    def items():
+        yield 1
+        second.set()
+        yield 2
+
+    seen = []
+    for item in one_ahead(items()):
+        assert second.wait(timeout=60)
+        seen.append(item)
+    assert seen == [1, 2]
+
+
+def test_an_error_on_the_way_to_the_next_batch_is_raised():
+    def items():
+        yield 1
+        raise UserError("no such row")
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(UserError, match="no such row"):
+        next(ahead)

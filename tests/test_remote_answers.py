@@ -1,14 +1,9 @@
 """generate_final_answers.py with a remote answerer: its files, going on, the key; and transformers serve end to end."""
 
-import importlib.util
 import json
 import logging
-import os
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -207,7 +202,7 @@ def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, cap
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max_pixels", "9"], "--max_pixels go with a local model"),
+        (["--max_pixels", "9"], "--max_pixels: for a model on this machine; leave it out beside --api_model"),
         (["--api_timeout", "0"], "--api_timeout: '0': expected a number of seconds above 0"),
         (["--api_concurrency", "0"], "'0': expected a positive integer"),
         (["--api_base", "localhost:8000"], "expected a URL such as"),
@@ -227,45 +222,7 @@ def test_a_base_without_a_model(monkeypatch, capsys):
     assert "name the model there with --api_model" in capsys.readouterr().err
 
 
-# transformers serve
-
-
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory):
-    """The URL of a real server on loopback; it loads the model that a request names."""
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install -r requirements.txt")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1", "--device", "cpu"]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 500) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            opener.open(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+# transformers serve, as the fixture `serve` starts it
 
 
 @pytest.fixture(params=["smolvlm", "llava"])
@@ -308,4 +265,4 @@ def test_transformers_serve_has_no_such_model(serve, boxes, monkeypatch, tmp_pat
     with pytest.raises(SystemExit) as ended:
         run(generate_final_answers.main)
     assert ended.value.code == 2
-    assert f"{serve} still sends error 500" in capsys.readouterr().err.splitlines()[-1]
+    assert "still sends error 500" in capsys.readouterr().err.splitlines()[-1]

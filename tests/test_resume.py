@@ -19,6 +19,7 @@ from kills import run_forked
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
+from cropvlm import rewards
 from cropvlm.cli import UserError
 from cropvlm.rewards import completion_text
 from cropvlm.training.checkpoints import RECORD, read_record
@@ -44,7 +45,7 @@ def length_reward(completions, **columns):
 def train(script: str, flags: list, kill_at: int | None = None) -> None:
     """Run a training script in this process; SIGKILL it once `kill_at` steps are done."""
     module = importlib.import_module(script)
-    module.validity_reward = length_reward
+    rewards.validity_reward = length_reward
     begin = Trainer.train
     if kill_at is not None:
         Trainer.train = lambda self, **options: self.add_callback(Kill(kill_at)) or begin(self, **options)
@@ -56,7 +57,7 @@ def train(script: str, flags: list, kill_at: int | None = None) -> None:
 def unchanged(monkeypatch):
     """What `train` sets is put back."""
     monkeypatch.setattr(sys, "argv", None)
-    monkeypatch.setattr(importlib.import_module("train_grpo"), "validity_reward", None)
+    monkeypatch.setattr(rewards, "validity_reward", None)
 
 
 @pytest.fixture(scope="module")

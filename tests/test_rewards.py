@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cropvlm import generation, likelihood, rewards
+from cropvlm import generation, rewards
 from cropvlm.crops import crop_bbox
 from cropvlm.encoding import model_inputs
 from cropvlm.modeling import answer_log_likelihood, load_model, load_processor
+from cropvlm.models import batches, likelihood
 
 TEN = ["stop"] * 7 + ["halt"] * 2 + ["sign"]
 
@@ -110,7 +111,7 @@ def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch
 def test_out_of_memory_with_one_completion_is_one_line(kind, reward_vlm, monkeypatch):
     limit_memory(monkeypatch, 0)
     columns = {"image": [picture(1)], "question": ["Which?"], "answers": [TEN]}
-    with pytest.raises(generation.BatchTooLarge, match="with one completion at a time"):
+    with pytest.raises(batches.BatchTooLarge, match="with one completion at a time"):
         kind(*reward_vlm)(completions=[message(" [0, 0, 90, 90].")], **columns)
 
 

@@ -1,17 +1,11 @@
 """The flags that `generate_bbox.py` and `generate_final_answers.py` share, and what they name."""
 
 import argparse
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, whole_number
-from cropvlm.inference.run import Generate
-from cropvlm.runtime.processes import device_index, worker_count
-from cropvlm.runtime.server import Server, answer_rows, api_settings, fit_longest_edge
-from cropvlm.runtime.server_arguments import with_remedies
+from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, workers
+from cropvlm.runtime.server_arguments import server_of
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
@@ -25,16 +19,24 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=BENCHMARKS,
         metavar="NAME",
-        help=f"benchmarks ({' '.join(BENCHMARKS)}); beside --dataset_path: the one whose columns that one has",
+        help=f"benchmarks ({' '.join(BENCHMARKS)}); beside --dataset_path: whose columns it has",
     )
     add("--split", type=nonempty, help="default: the benchmark's own, or the only one")
     add("--name", type=file_name, help="{name} of the files; default: the data set's")
     add("--max_samples", type=positive, help="only the first so many rows")
     add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own choice")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text, and the cause of an error")
+
+
+def refuse_beside_server(args: argparse.Namespace, *flags: str) -> None:
+    """Raise `UserError` where a server is asked and one of `flags`, or another of a local model, is given as well."""
+    server = server_of(args)
+    given = [f"--{flag}" for flag in (*flags, "attn_implementation") if getattr(args, flag) is not None]
+    if server and given:
+        raise UserError(f"{', '.join(given)}: for a model on this machine; leave it out beside --api_model")
 
 
 def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -47,56 +49,3 @@ def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
         return [{"dataset_path": name, "dataset": None} | common for name in datasets]
     path = DEFAULT_DATASET if args.dataset_path is None else args.dataset_path
     return [{"dataset_path": path, "dataset": datasets[0] if datasets else None} | common]
-
-
-def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The device that this process uses, and the dtype of the model there."""
-    from cropvlm.modeling import device_and_dtype
-
-    with remedy("name one that does with --gpu"):
-        return device_and_dtype(device_index(args.gpu))
-
-
-@dataclass
-class TextModel:
-    """The model that generates the texts of a run, on this machine or behind a server.
-
-    settings: what determines its text for a prompt. names: what the meta file says of it.
-    longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
-    """
-
-    settings: dict[str, Any]
-    names: dict[str, str | None]
-    generate: Generate
-    longest_edge: int | None
-
-
-def local_model(
-    args: argparse.Namespace,
-    settings: dict[str, Any],
-    names: dict[str, str | None],
-    load: Callable[[], tuple[Any, Any]],
-    longest_edge: int | None,
-) -> TextModel:
-    """A model on this machine; `load` returns it with its processor, and is called once, for the first rows to do."""
-    load = functools.cache(load)
-
-    def generate(prompts, done):
-        from cropvlm.generation import generate_rows
-
-        model, processor = load()
-        workers = worker_count(args.num_workers, model.device.type)
-        options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": workers}
-        return generate_rows(model, processor, prompts, done=done, **options)
-
-    return TextModel(settings, names, generate, longest_edge)
-
-
-def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:
-    """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
-    resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
-
-    def generate(prompts, done):
-        return with_remedies(answer_rows(server, prompts, resize, done))
-
-    return TextModel(api_settings(server), {role: server.model, "server": server.base}, generate, longest_edge)

@@ -101,8 +101,17 @@ def open_locked(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, removed afterwards. Raises as `open_locked`."""
-    with open_locked(path):
+    """Hold the lock file `path`, in a folder that is made if need be; the file is removed afterwards.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open_locked(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another output") from error
+    with file:
         try:
             yield
         finally:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cropvlm.boxes import GROWTH
-from cropvlm.cli import UserError, batch_size, fraction, nonempty, positive, remedy, whole_number
+from cropvlm.cli import UserError, batch_size, fraction, nonempty, positive, remedy, workers
 from cropvlm.runtime.server_arguments import add_api_flags, server_of
 from cropvlm.teacher.asking import DEFAULT_TEACHER, Teacher
-from cropvlm.teacher.sources import parse_source
+from cropvlm.teacher.sources import Source, parse_source
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--dataset_path",
         nargs="+",
-        type=parse_source,
+        type=source,
         default=[parse_source("lmms-lab/textvqa")],
         metavar="SOURCE",
         help="benchmarks, Hub ids (id:config) or folders, each with a share or a cap if you like:"
@@ -35,12 +35,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--from_journal", action="store_true", help="grow and save again, without the teacher")
     add("--push_to_hub", type=nonempty, metavar="REPO", help="send both parts and the card there as well")
     add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=whole_number, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every response")
+
+
+def source(text: str) -> Source:
+    """The type of `--dataset_path`."""
+    try:
+        return parse_source(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def teacher_of(args: argparse.Namespace) -> Teacher:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
+from cropvlm.models.qwen import qwen_image, qwen_size
 from cropvlm.prompts import Prompt, teacher_messages
-from cropvlm.qwen import qwen_size
 
 if TYPE_CHECKING:  # the flags are parsed without them
     from transformers import ProcessorMixin
@@ -83,8 +83,8 @@ def teacher_size(size: Size, budget: PixelBudget = PixelBudget()) -> Size:  # no
 
 
 def resize_for_teacher(image: Image.Image, budget: PixelBudget) -> Image.Image:
-    """Return the image at the size at which a teacher sees it, which keeps it so: for servers."""
-    return image.resize(teacher_size(image.size, budget), Image.Resampling.BICUBIC)
+    """Return the image as a teacher sees it, at a size that it keeps: for servers."""
+    return qwen_image(image, budget.min_pixels, budget.max_pixels, budget.factor)
 
 
 def inspect_rows(rows: Iterable[dict]) -> Iterator[dict]:

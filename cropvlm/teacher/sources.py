@@ -1,6 +1,5 @@
 """One source of training data as the user names it: a data set, and how much of it."""
 
-import argparse
 import os
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ class Source:
 def parse_source(text: str) -> Source:
     """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a hub id or folder.
 
-    Raises `argparse.ArgumentTypeError` for a limit that gives no row, or an empty name.
+    Raises `UserError` for a limit that gives no row, or an empty name.
 
     >>> parse_source("lmms-lab/DocVQA:DocVQA=10000")
     Source(path='lmms-lab/DocVQA:DocVQA', name='docvqa', limit=10000)
@@ -31,15 +30,10 @@ def parse_source(text: str) -> Source:
     else:
         limit = _limit(number)
         if limit is None:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5"
-            )
+            raise UserError(f"{text!r}: expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5")
     if not path.strip():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a benchmark, a Hub id or a folder, got an empty name")
-    try:
-        return Source(path, dataset_name(path), limit)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise UserError(f"{text!r}: expected a benchmark, a Hub id or a folder, got an empty name")
+    return Source(path, dataset_name(path), limit)
 
 
 def _limit(number: str) -> int | float | None:

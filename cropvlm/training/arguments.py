@@ -202,8 +202,8 @@ class TrainerArguments:
 @contextlib.contextmanager
 def training_remedies() -> Iterator[None]:
     """Name the flags that help where memory runs out in training."""
-    from cropvlm.generation import BatchTooLarge
-    from cropvlm.training.trl_overrides import MicroStepTooLarge, RolloutTooLarge
+    from cropvlm.models.batches import BatchTooLarge
+    from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge
 
     then = "and go on with --resume_from_checkpoint True"
     rollout = f"lower --steps_per_generation or --longest_edge {then}"

@@ -30,8 +30,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from cropvlm.loading import NO_CODE, loading
 from cropvlm.modeling import adapter_base
+from cropvlm.models.loading import NO_CODE, loading
 
 NEW_TOKENS = 2
 WIDTH = 8

@@ -8,10 +8,9 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments, set_seed
 
-from cropvlm.runtime.files import check_writable, lock, write_text
+from cropvlm.runtime.files import lock, write_text
 from cropvlm.training.arguments import PolicyArguments, frozen_dtype
 from cropvlm.training.checkpoints import (
-    RECORD,
     CheckpointRecorder,
     add_rows,
     check_same_run,
@@ -48,19 +47,17 @@ def train(
     hide_hub_token(args)
     start_logging(args, policy)
     folder = Path(args.output_dir)
-    check_writable(folder / RECORD)
-    alone = lock(folder / LOCK) if args.process_index == 0 else contextlib.nullcontext()
-    with disk_errors(args.output_dir), alone:
-        if args.push_to_hub:
+    first = args.process_index == 0
+    with disk_errors(args.output_dir), lock(folder / LOCK) if first else contextlib.nullcontext():
+        if first and args.push_to_hub:
             create_repo(args)  # whatever forbids it is known before hours of training
         run = describe_run(args, policy)
         if not is_finished(args, policy, run):
             train_unfinished(args, policy, make_trainer, run)
-        if args.process_index == 0:
-            if policy.merge:
-                add_merged(folder, frozen_dtype(args))
-            if args.push_to_hub:
-                push(args)
+        if first and policy.merge:
+            add_merged(folder, frozen_dtype(args))
+        if first and args.push_to_hub:
+            push(args)
 
 
 def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str, dict]) -> bool:

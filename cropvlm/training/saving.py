@@ -64,25 +64,9 @@ python3 generate_bbox.py --model_path {path} --longest_edge {longest_edge}
 """
 
 
-class CardMixin:
-    """A trainer that writes this project's model card and takes no step once all are taken."""
-
-    policy_arguments: PolicyArguments  # set before training
-
-    # Called by TRL with every checkpoint.
-    def create_model_card(self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None) -> None:
-        """Write `README.md` into the output folder: origin, figures, settings, versions."""
-        if self.is_world_process_zero():
-            card = ModelCard(model_card(self, model_name or Path(self.args.output_dir).name))
-            card.save(Path(self.args.output_dir) / "README.md")
-
-    # Relies on: `Trainer._inner_training_loop` calling it once an epoch, with the state of the checkpoint restored, and
-    # looking at `should_training_stop` after it. Transformers itself looks for the end only after a step.
-    def _run_epoch(self, **options: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(**options)
+def save_card(trainer: Any, name: str) -> None:
+    """Write the model card of a run as it stands now into its output folder."""
+    ModelCard(model_card(trainer, name)).save(Path(trainer.args.output_dir) / "README.md")
 
 
 def model_card(trainer: Any, name: str) -> str:

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from cropvlm import cli
 from cropvlm.cli import UserError
+from cropvlm.runtime.processes import num_processes
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ def settle_hardware(args: TrainingArguments) -> None:
 
     Raises:
         LaunchError: this process is alone, though the environment speaks of several.
+        UserError: the environment names several processes, but not all that a launcher sets.
     """
+    num_processes()  # raises where the environment speaks of several processes, but not as a launcher does
     alone = _process_count() is None
     for name in ("RANK", "LOCAL_RANK"):
         if name in os.environ and alone:

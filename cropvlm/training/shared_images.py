@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cropvlm.encoding import encoded_at_once, process_image, read_levels
-from cropvlm.tiling import cut_tiles, tiling_of
+from cropvlm.models.tiling import cut_tiles, tiling_of
 from cropvlm.training.rows import open_training_image
 
 

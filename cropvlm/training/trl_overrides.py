@@ -4,30 +4,47 @@ Private methods of TRL are overridden here and nowhere else. Each override says 
 and transformers 5.23.0; tests/training/test_trl_overrides.py fails where that changes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
-from cropvlm.cli import UserError
 from cropvlm.rewards import completion_text
 from cropvlm.training.arguments import PolicyArguments
 from cropvlm.training.box_logging import box_figures, draw_groups, log_picture
 from cropvlm.training.evaluation import CropAccuracy
-from cropvlm.training.saving import CardMixin
+from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge, memory_errors
+from cropvlm.training.saving import save_card
 from cropvlm.training.shared_images import SharedImages, open_images
 
 
-class CropAccuracyMixin:
-    """A trainer that measures the accuracy with its current crops wherever TRL would compute a loss."""
+class CropperTrainer:
+    """What both trainers do in another way than TRL; stands before TRL's trainer among a class's bases.
 
+    The model card is this project's. Where TRL would compute a loss on held-out rows, the accuracy with the current
+    crops is measured. A run resumed after its last step takes no further one.
+    """
+
+    policy_arguments: PolicyArguments  # listed by the model card
     crop_accuracy: CropAccuracy  # set where there are rows to measure on
     crop_processor: Any  # the policy's own, which takes images
+
+    # Relies on: TRL calling it with every checkpoint and with nothing else that the card would need.
+    def create_model_card(self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None) -> None:
+        """Write `README.md` into the output folder: origin, figures, settings, versions."""
+        if self.is_world_process_zero():
+            save_card(self, model_name or Path(self.args.output_dir).name)
+
+    # Relies on: `Trainer._inner_training_loop` calling it once an epoch, with the state of the checkpoint restored, and
+    # looking at `should_training_stop` after it. Transformers itself looks for the end only after a step.
+    def _run_epoch(self, **options: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**options)
 
     # Relies on: `Trainer.evaluate` being what `_maybe_log_save_evaluate` calls and takes the metrics from.
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
@@ -46,30 +63,7 @@ class CropAccuracyMixin:
         return metrics
 
 
-class OutOfMemory(UserError):
-    """The memory was too small for what a trainer does at once."""
-
-
-class RolloutTooLarge(OutOfMemory):
-    """Too many completions were written at once."""
-
-
-class MicroStepTooLarge(OutOfMemory):
-    """Too many rows went through the model at once."""
-
-
-@contextmanager
-def memory_errors(error: type[OutOfMemory], doing: str) -> Iterator[None]:
-    """Raise `error`, with what was being done, where a GPU's or the machine's memory runs out."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as cause:
-        if not isinstance(cause, torch.OutOfMemoryError | MemoryError) and "CPUAllocator" not in str(cause):
-            raise
-        raise error(f"out of memory {doing}") from cause
-
-
-class BoxSFTTrainer(CardMixin, CropAccuracyMixin, SFTTrainer):
+class BoxSFTTrainer(CropperTrainer, SFTTrainer):
     """TRL's `SFTTrainer` with this project's model card and measure.
 
     Args:
@@ -85,7 +79,7 @@ class BoxSFTTrainer(CardMixin, CropAccuracyMixin, SFTTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
 
-class BoxGRPOTrainer(CardMixin, CropAccuracyMixin, GRPOTrainer):
+class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     """TRL's `GRPOTrainer` whose groups share their image, whose micro-batches hold whole groups, with boxes logged.
 
     TRL shuffles the completions of a step before it splits them into micro-batches; here it shuffles groups. The sum

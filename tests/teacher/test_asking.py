@@ -8,6 +8,7 @@ from datasets import Image as DatasetImage
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from qwen_vl_utils import fetch_image
 from transformers import Qwen2VLProcessor, Qwen2VLVideoProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from cropvlm.cli import UserError
@@ -21,6 +22,7 @@ from cropvlm.teacher.asking import (
     inspect_rows,
     is_response,
     pixel_budget,
+    resize_for_teacher,
     response_records,
     teacher_size,
 )
@@ -201,3 +203,14 @@ def test_a_row_that_fails_may_succeed_another_time():
     inspected = [{"question_id": i, "size": [28, 28]} for i in range(4)]
     errors = [(r.get("error"), r.get("rejected")) for r in response_records(outcomes, inspected, PixelBudget())]
     assert errors == [("broken", None), ("too large", True), ("rejected", True), (None, None)]
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1, 1), (33, 47), (1000, 10), (13, 1300), (7301, 541)])
+def test_a_server_gets_what_the_authors_code_shows(size):
+    image = Image.effect_noise(size, 60).convert("RGB")
+    budget = PixelBudget(56 * 56, 1280 * 28 * 28)
+    theirs = fetch_image({"image": image, "min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels})
+    ours = resize_for_teacher(image, budget)
+    assert theirs.size == ours.size == teacher_size(size, budget)
+    assert theirs.tobytes() == ours.tobytes()
+    assert resize_for_teacher(ours, budget).tobytes() == ours.tobytes()  # the server's own resizing keeps it

@@ -1,9 +1,8 @@
 """Sources as the user names them."""
 
-import argparse
-
 import pytest
 
+from cropvlm.cli import UserError
 from cropvlm.teacher.sources import Source, parse_source
 
 
@@ -26,7 +25,7 @@ def test_parse_source(text, expected):
     "text", ["docvqa=", "docvqa=many", "docvqa=0", "docvqa=-3", "docvqa=1.5", "docvqa=nan", "docvqa=inf"]
 )
 def test_parse_source_refuses(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of rows or a share"):
+    with pytest.raises(UserError, match="expected a number of rows or a share"):
         parse_source(text)
 
 
@@ -38,11 +37,11 @@ def test_a_folder_whose_name_has_an_equals_sign(tmp_path):
 
 @pytest.mark.parametrize("text", ["", " ", "=5"])
 def test_a_source_without_a_name(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="got an empty name"):
+    with pytest.raises(UserError, match="got an empty name"):
         parse_source(text)
 
 
 def test_a_name_too_long_for_a_path():
-    with pytest.raises(argparse.ArgumentTypeError, match="File name too long") as raised:
+    with pytest.raises(UserError, match="File name too long") as raised:
         parse_source("x" * 5000 + "=5")
     assert len(str(raised.value)) < 200

@@ -1,4 +1,4 @@
-"""The configuration files, and values that training cannot use."""
+"""Flags and configuration files: what is taken, what is refused, and what --help lists."""
 
 import os
 import re

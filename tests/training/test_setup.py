@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from cropvlm.cli import UserError
+from cropvlm.runtime.processes import LAUNCHER_VARIABLES
 from cropvlm.training.setup import hide_hub_token, settle_hardware, show_one_gpu
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+def launch(monkeypatch):
+    """The environment of the second of two processes."""
+    values = {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    for name, value in (values | {"MASTER_PORT": 29500}).items():
+        monkeypatch.setenv(name, str(value))
 
 
 @pytest.mark.parametrize(
@@ -62,8 +70,7 @@ def test_processes_on_the_cpu_find_one_another(monkeypatch):
     args = SimpleNamespace(use_cpu=False, bf16=None, fp16=False)
     settle_hardware(args)
     assert not args.use_cpu
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch(monkeypatch)
     settle_hardware(args)
     assert args.use_cpu
     assert not args.bf16
@@ -79,8 +86,14 @@ def test_one_process_in_place_of_several_is_refused(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(UserError, match="one process only"):
         settle_hardware(args)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch(monkeypatch)
     settle_hardware(args)
+
+
+def test_several_processes_without_a_launcher_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="as no launcher does"):
+        settle_hardware(SimpleNamespace(use_cpu=True, bf16=None, fp16=False))
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])

@@ -68,30 +68,48 @@ def test_gradients_through_shared_images_are_the_plain_ways(sft_adapter, tiny_sm
 
 
 def test_the_loss_is_dr_grpos(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """TRL's loss under our arguments against the formula in float64: advantage, k3, token mask, normalisation."""
+    """TRL's loss and gradient under our arguments against the formula in float64: advantage, plain k3, mask, scale."""
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, per_device_train_batch_size=6, beta=0.04)
     trainer.current_gradient_accumulation_steps = 1
     inputs = group_inputs(trainer)
     rewards = torch.tensor([1.0, 0.0, 0.25, -7.5, -3.0, -3.0], dtype=torch.float64).view(2, 3)
     advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()  # (6,); not divided by the deviation
     inputs["advantages"] = advantages.float()
-    loss = trainer._compute_loss(trainer.model, inputs).item()
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    gradient = flat_gradient(trainer.model)
 
     model = trainer.model.double()
     trainer.shared_images._tiles = [tiles.double() for tiles in trainer.shared_images._tiles]
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     turn = inputs["completion_ids"].shape[1]
-    with torch.no_grad():
+
+    def formula(bias_correction):
+        """The loss and its gradient."""
+        model.zero_grad()
         logits = model(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"]).logits
-    log_probs = (logits[:, -turn - 1 : -1] / 0.8).log_softmax(-1)  # at the sampling temperature
-    log_probs = log_probs.gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)  # (6, T)
-    log_ratio = inputs["ref_per_token_logps"].double() - log_probs
-    k3 = log_ratio.exp() - log_ratio - 1
-    # The ratio of policy to rollout is 1 on the one update that each rollout serves.
-    per_token = -advantages.unsqueeze(1) + 0.04 * k3
-    expected = (per_token * inputs["completion_mask"]).sum() / (6 * 32)  # completions x max_completion_length
-    assert loss == pytest.approx(expected.item(), abs=1e-5)
+        log_probs = (logits[:, -turn - 1 : -1] / 0.8).log_softmax(-1)  # at the sampling temperature
+        log_probs = log_probs.gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)  # (6, T)
+        log_ratio = inputs["ref_per_token_logps"].double() - log_probs
+        # 1 on the one update that each rollout serves; its gradient is that of the log-probability.
+        ratio = (log_probs - log_probs.detach()).exp()
+        k3 = (log_ratio.exp() - log_ratio - 1) * (ratio if bias_correction else 1)
+        per_token = -advantages.unsqueeze(1) * ratio + 0.04 * k3
+        expected = (per_token * inputs["completion_mask"]).sum() / (6 * 32)  # completions x max_completion_length
+        expected.backward()
+        return expected.item(), flat_gradient(model)
+
+    expected, expected_gradient = formula(bias_correction=False)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    error = (gradient - expected_gradient).norm() / expected_gradient.norm()
+    corrected, corrected_gradient = formula(bias_correction=True)
+    assert corrected == pytest.approx(expected, abs=1e-12)  # only the gradient tells the two apart
+    assert error < 1e-4 < 1e-2 < (corrected_gradient - expected_gradient).norm() / expected_gradient.norm()
+
+
+def flat_gradient(model):
+    return torch.cat([weight.grad.double().flatten() for weight in model.parameters() if weight.grad is not None])
 
 
 def test_every_image_is_decoded_and_preprocessed_once_a_step(

@@ -7,8 +7,8 @@ from PIL import Image
 
 from cropvlm.encoding import encode_images, merge, model_inputs, prepare
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.tiling import cut_tiles, tiling_of
 from cropvlm.prompts import answerer_prompt
-from cropvlm.tiling import cut_tiles, tiling_of
 
 GPU = torch.device("cuda")  # asked for by name only: nothing here is moved there
 QUESTION = "What is written on the red sign?"

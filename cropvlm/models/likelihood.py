@@ -7,8 +7,8 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from cropvlm.encoding import chat_text, drop_token, model_inputs, prepare, stop_token_ids
+from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import answer_completion, answerer_prompt
-from cropvlm.tiling import tiling_of
 
 
 @torch.no_grad()

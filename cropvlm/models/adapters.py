@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cropvlm.cli import UserError
-from cropvlm.loading import check_model_path, loading
+from cropvlm.models.loading import check_model_path, loading
 
 
 def is_adapter(path: str) -> bool:

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from test_generation import Pairs, noise, pair
+from pictures import Pairs, noise, pair
 from tiny_families import BUILD, save_family
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cropvlm.any_family import shares_encodings
 from cropvlm.cli import UserError
 from cropvlm.generation import generate_rows, generate_texts
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.any_family import shares_encodings
 from cropvlm.prompts import answerer_messages, answerer_prompt
 from cropvlm.rewards import AnswerLikelihoodReward
 

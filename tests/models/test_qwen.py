@@ -5,14 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import as_authors_show
 from PIL import Image
-from qwen_vl_utils import fetch_image, process_vision_info, smart_resize
-from transformers import Qwen2_5_VLProcessor
+from qwen_vl_utils import fetch_image, smart_resize
 
 from cropvlm.crops import open_image, widen_strip
 from cropvlm.encoding import process_image
 from cropvlm.modeling import load_processor
-from cropvlm.qwen import qwen_image, qwen_size
+from cropvlm.models.qwen import qwen_image, qwen_size
 
 OWN = (56 * 56, 28 * 28 * 16384)  # Qwen2.5-VL's own bounds, in pixels
 SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000, 10), (28, 28), (1999, 1001)]
@@ -21,16 +21,6 @@ SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000,
 def noise(width, height, channels=3):
     pixels = np.random.default_rng(width).integers(0, 255, (height, width, channels), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def as_authors_show(processor, images):
-    """What qwen_vl_utils makes of a chat's images where the processor is Qwen2.5-VL's; for others the images."""
-    if not isinstance(processor, Qwen2_5_VLProcessor):
-        return images
-    size = processor.image_processor.size
-    pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-    content = [{"type": "image", "image": image} | pixels for image in images]
-    return process_vision_info([{"role": "user", "content": content}])[0]
 
 
 @pytest.mark.parametrize("bounds", [OWN, (448 * 448, 448 * 448), (56 * 56, 112 * 112), (256 * 256, 1280 * 28 * 28)])

@@ -2,9 +2,9 @@
 
 from transformers import AutoProcessor, ProcessorMixin
 
-from cropvlm.adapters import adapter_base
 from cropvlm.cli import UserError
-from cropvlm.loading import NO_CODE, first_line, loading
+from cropvlm.models.adapters import adapter_base
+from cropvlm.models.loading import NO_CODE, first_line, loading
 from cropvlm.prompts import answerer_messages
 
 

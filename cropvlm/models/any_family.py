@@ -14,7 +14,7 @@ from transformers import BatchFeature, GenerationConfig
 
 from cropvlm.crops import UnreadableImage, widen_strip
 from cropvlm.encoding import without_placeholders
-from cropvlm.loading import loading
+from cropvlm.models.loading import loading
 from cropvlm.prompts import Prompt, PromptSource, answerer_prompt
 
 # Families whose `get_image_features` and `mm_encoder_outputs` `cropvlm.encoding` relies on: model type, processor.

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from cropvlm.resizing import BICUBIC, LANCZOS, resize, resize_matrix
+from cropvlm.models.resizing import BICUBIC, LANCZOS, resize, resize_matrix
 
 PILLOW = {LANCZOS: Image.Resampling.LANCZOS, BICUBIC: Image.Resampling.BICUBIC}
 

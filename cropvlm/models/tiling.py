@@ -15,7 +15,7 @@ from transformers.models.idefics3.image_processing_idefics3 import (
     get_resize_output_image_size,
 )
 
-from cropvlm.resizing import BICUBIC, LANCZOS, resize
+from cropvlm.models.resizing import BICUBIC, LANCZOS, resize
 
 RESAMPLES = {Image.Resampling.LANCZOS: LANCZOS, Image.Resampling.BICUBIC: BICUBIC}
 

@@ -7,9 +7,12 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
+from transformers.models.auto import image_processing_auto
 
 from cropvlm import modeling
 from cropvlm.cli import UserError
+from cropvlm.encoding import process_image
 
 CODE = "open('ran', 'w')\nfrom transformers import PretrainedConfig\nclass C(PretrainedConfig): pass\n"
 
@@ -124,3 +127,14 @@ def test_gpus_hidden_after_torch_has_seen_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert modeling.device_and_dtype(0) == (torch.device("cpu"), torch.float32)
+
+
+def test_with_a_torchvision_that_lacks_lanczos(tiny_smolvlm, tiny_qwen, monkeypatch):
+    """Before 0.27 torchvision falls back to bicubic: PIL resamples for SmolVLM; Qwen2.5-VL is as before."""
+    lanczos = image_processing_auto._LANCZOS_IMAGE_PROCESSORS
+    monkeypatch.setattr(image_processing_auto, "DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS", lanczos)
+    smolvlm, qwen = (modeling.load_processor(str(path)) for path in (tiny_smolvlm, tiny_qwen))
+    assert type(smolvlm.image_processor).__name__ == "Idefics3ImageProcessorPil"
+    assert type(qwen.image_processor).__name__ == "Qwen2VLImageProcessor"
+    for processor in (smolvlm, qwen):
+        process_image(processor, Image.new("RGB", (90, 60)), None)

@@ -1,0 +1,106 @@
+"""The speed of train_sft.py: images prepared in the training process against workers, at SmolVLM's sizes.
+
+    python3 benchmarks/sft_speed.py --longest_edge 2048 --steps 20          (on a GPU)
+    python3 benchmarks/sft_speed.py --geometry miniature --steps 4
+
+Random weights, the paper's 16 rows a step, JPEGs of about 1024x768 from encoded bytes to the optimiser's step. The
+first step is not counted.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import Dataset, Image
+from generation_speed import build
+from phases import clock
+from synthetic import photos
+from transformers import PrinterCallback, TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cropvlm.cli import positive
+from cropvlm.runtime.processes import worker_count
+from cropvlm.training.arguments import PolicyArguments
+from miniature.checkpoints import build_smolvlm, save
+from train_sft import SFTArguments, make_trainer
+
+ROWS_A_STEP = 16
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds from the end of the first step to that of the last."""
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 1:
+            self.start = clock(DEVICE)
+        self.seconds = clock(DEVICE) - self.start
+
+
+def write_rows(folder: Path, number: int) -> None:
+    """A saved data set with boxes."""
+    rows = [
+        {"image": {"bytes": photo, "path": None}, "question": "What is written on the red sign?", "answers": ["stop"]}
+        | {"question_id": i, "bbox": [i % 40, 10, 60 + i % 40, 70]}
+        for i, photo in enumerate(photos(number))
+    ]
+    Dataset.from_list(rows).cast_column("image", Image()).save_to_disk(str(folder))
+
+
+def rows_per_second(folder: Path, workers: int, micro_rows: int, longest_edge: int, steps: int) -> float:
+    """Train so many steps and one before."""
+    args = SFTArguments(
+        output_dir=str(folder / "output"),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_steps=steps + 1,
+        per_device_train_batch_size=micro_rows,
+        gradient_accumulation_steps=ROWS_A_STEP // micro_rows,
+        dataloader_num_workers=workers,
+    )
+    policy = PolicyArguments(
+        base_model=str(folder / "model"), dataset_path=str(folder / "rows"), longest_edge=longest_edge
+    )
+    trainer = make_trainer(args, policy)
+    stopwatch = Stopwatch()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stopwatch)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
+    return ROWS_A_STEP * steps / stopwatch.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--geometry", choices=("miniature", "real"), default="real")
+    parser.add_argument("--longest_edge", type=positive, default=512)
+    parser.add_argument("--steps", type=positive, default=8, help="that are timed")
+    parser.add_argument("--micro_rows", type=positive, default=16, help="of a micro-step, of the 16 of a step")
+    args = parser.parse_args()
+    if ROWS_A_STEP % args.micro_rows:
+        parser.error("--micro_rows has to divide 16")
+    workers = worker_count(None, "cuda")  # as on a GPU
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        real = args.geometry == "real"
+        made = build(None, args.longest_edge, torch.device("cpu"), torch.float32) if real else build_smolvlm()
+        save(folder / "model", *made)
+        write_rows(folder / "rows", ROWS_A_STEP * (args.steps + 1))
+        options = (args.micro_rows, args.longest_edge, args.steps)
+        alone = rows_per_second(folder, 0, *options)
+        beside = rows_per_second(folder, workers, *options)
+    machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{machine}, {args.geometry}, {args.longest_edge} px, {args.micro_rows} rows a micro-step")
+    print(f"prepared in the training process: {alone:.3g} rows/s")
+    print(f"prepared by {workers} workers:        {beside:.3g} rows/s")
+    print(f"{beside / alone:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

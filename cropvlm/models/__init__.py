@@ -1,0 +1,1 @@
+"""Behind modeling, encoding and generation: loading, adapters, processors, batches, other families, tiles on a GPU."""

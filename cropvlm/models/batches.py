@@ -1,0 +1,150 @@
+"""How many rows are computed at once, and which: rows of like size, as many as memory holds."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from cropvlm.cli import UserError
+from cropvlm.crops import widen_strip
+from cropvlm.models.tiling import tiling_of
+from cropvlm.prompts import PromptSource
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH_SIZE = 32  # rows; more gain nothing there
+MOST_ROWS = 256  # on a GPU; twice as many gain a few percent more
+HOST_BYTES = 4 << 30  # of the pixels of one batch in this process
+PIXELS_PER_TOKEN = 3 * 2 * 28 * 28  # Qwen2.5-VL's: each patch twice, as a video of two frames; LLaVA has fewer
+TEXT_TOKENS = 256  # of a prompt and its answer, amply
+WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
+
+
+class BatchTooLarge(UserError):
+    """Out of memory at a batch size that may not be halved, or with a single row."""
+
+
+class Batches:
+    """Batches as large as memory holds: the size is halved, for good, when it does not.
+
+    Args:
+        size: items in a batch to begin with; None takes all there are.
+        fixed: never halve.
+    """
+
+    def __init__(self, size: int | None, fixed: bool = False):
+        self.size, self.fixed = size, fixed
+
+    def run(self, compute: Callable[[list], list], items: list) -> Iterator[Any]:
+        """Yield what `compute` makes of each item, in order; `BatchTooLarge` for one that memory does not hold alone.
+
+        compute: takes a list of items, returns a result for each.
+
+        Raises:
+            BatchTooLarge: out of memory with a batch of a fixed size above 1.
+        """
+        size_before, start = self.size, 0
+        while start < len(items):
+            part = items[start : start + (self.size or len(items))]
+            results = _unless_out_of_memory(compute, part)
+            if results is None and len(part) > 1:
+                self._halve(len(part))
+                continue
+            if results is None:  # the item is to blame, not the size
+                self.size = size_before
+                results = [BatchTooLarge("out of memory with this row alone; make its images smaller")]
+            yield from results
+            start += len(part)
+
+    def _halve(self, tried: int) -> None:
+        if self.fixed:
+            raise BatchTooLarge(f"out of memory at batch size {tried}; make it or the images smaller")
+        size = self.size or tried
+        while size >= tried:
+            size //= 2
+        self.size = size
+        logger.warning("out of memory: going on with batches of %d rows", size)
+
+
+def _unless_out_of_memory(compute: Callable[[list], list], part: list) -> list | None:
+    """What `compute` returns; None if memory does not suffice, whichever allocator says so."""
+    try:
+        return compute(part)
+    except Exception as error:
+        kinds = (torch.OutOfMemoryError, MemoryError, BatchTooLarge)
+        if not isinstance(error, kinds) and not should_reduce_batch_size(error):
+            raise
+        logger.debug("out of memory", exc_info=True)
+    # After the handler: until then its traceback keeps the batch alive.
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return None
+
+
+def auto_batch_size(model: Any, processor: Any, costs: list[int]) -> int:
+    """Return the rows that fill about half of the GPU's free memory, a power of two up to 256; 32 on a CPU.
+
+    An estimate: what does not fit after all is halved. Each token of a row's two prompts takes its keys and values in
+    every layer, and some twenty activations while the prompt is read.
+
+    Args:
+        costs: of all rows, as `row_costs` counts them; the costliest decides.
+    """
+    if model.device.type != "cuda":
+        return CPU_BATCH_SIZE
+    text = model.config.get_text_config()
+    keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    values = 2 * text.num_hidden_layers * keys * width + 20 * text.hidden_size  # of a token
+    image_tokens = _image_tokens(model, processor, max(costs, default=0))
+    row = 2 * (TEXT_TOKENS + image_tokens) * values * model.dtype.itemsize  # bytes
+    free, _ = torch.cuda.mem_get_info(model.device)
+    rows = max(1, min(free // 2 // row, MOST_ROWS))
+    if tiling_of(processor, model.device) is None:  # else the pixels are made on the GPU
+        rows = max(1, min(rows, HOST_BYTES // (image_tokens * PIXELS_PER_TOKEN * model.dtype.itemsize)))
+    size = 1 << (rows.bit_length() - 1)
+    logger.info("batches of %d rows of up to %d image tokens; %.1f GiB free", size, image_tokens, free / 2**30)
+    return size
+
+
+def _image_tokens(model: Any, processor: Any, cost: int) -> int:
+    """Return the tokens of a row's images; where every image costs the same (0), of two."""
+    of_a_tile = getattr(processor, "image_seq_len", None) or getattr(model.config, "image_seq_length", None) or 1
+    if cost == 0:
+        return 2 * of_a_tile
+    merged = getattr(processor.image_processor, "merge_size", None)
+    return cost // merged**2 if merged else cost * of_a_tile
+
+
+def row_costs(processor: Any, source: PromptSource) -> list[int]:
+    """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch."""
+    cost = image_cost(processor)
+    if cost is None:
+        return [0] * len(source)
+    return [sum(map(cost, source.image_sizes(i))) for i in range(len(source))]
+
+
+def image_cost(processor: Any) -> Callable[[tuple[int, int]], int] | None:
+    """Return the number of tiles (patches) of an image as a function of (width, height); None where it is constant."""
+    patches = getattr(processor.image_processor, "get_number_of_image_patches", None)
+    if patches is None:
+        return None
+
+    def cost(size: tuple[int, int]) -> int:
+        width, height = widen_strip(size)
+        number = patches(height, width, {})
+        return number[0] if isinstance(number, tuple) else number  # Idefics3 returns rows and columns as well
+
+    shapes = [(100, 100), (100, 4000), (4000, 100), (4000, 3000)]
+    return None if len({cost(shape) for shape in shapes}) == 1 else cost
+
+
+def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
+    """Cut rows 0..len(costs)-1 into batches of like cost, window by window."""
+    batches = []
+    for start in range(0, len(costs), WINDOW * batch_size):
+        window = sorted(range(len(costs))[start : start + WINDOW * batch_size], key=costs.__getitem__)
+        batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    return batches

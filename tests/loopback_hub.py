@@ -1,0 +1,282 @@
+"""A Hugging Face Hub on loopback: the endpoints that `huggingface_hub`, `datasets` and `transformers` ask.
+
+Repositories are kept in memory as path -> bytes, with one commit after another. What was fetched and from where is
+recorded in `Hub.fetched`; an endpoint that nobody has written is recorded in `Hub.unknown` and answered with 404.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+USER = "someone"
+LARGE = (".parquet", ".safetensors", ".bin", ".jpg", ".png", ".arrow")  # files of Git LFS
+DATE = "2026-01-01T00:00:00.000Z"
+
+
+@dataclass
+class Repository:
+    """Commits (hash -> path -> bytes) in order; the last one is `main`."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: bool = False
+
+    def commit(self, files: dict[str, bytes]) -> str:
+        """Keep a tree of files and return its hash."""
+        content = json.dumps([len(self.commits), sorted((k, hashlib.sha1(v).hexdigest()) for k, v in files.items())])
+        sha = hashlib.sha1(content.encode()).hexdigest()
+        self.commits[sha] = files
+        return sha
+
+    def resolve(self, revision: str) -> str | None:
+        """The hash that a revision names; None for an unknown one."""
+        if revision == "main":
+            return next(reversed(self.commits), None)
+        return revision if revision in self.commits else None
+
+
+class Hub:
+    """Repositories by (kind, id), where kind is `models` or `datasets`."""
+
+    def __init__(self):
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.uploads: dict[str, bytes] = {}  # by SHA-256
+        self.fetched: list[str] = []  # `id/path` of each file whose content was sent
+        self.unknown: list[str] = []
+        self.url = ""
+
+    def add_folder(self, kind: str, repo: str, folder: Path) -> None:
+        """Publish the files of a folder."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        self.repositories[kind, repo] = Repository()
+        self.repositories[kind, repo].commit(files)
+
+    def files(self, kind: str, repo: str) -> dict[str, bytes]:
+        """The files on `main`."""
+        repository = self.repositories[kind, repo]
+        return repository.commits[repository.resolve("main")]
+
+    def fetched_data(self) -> list[str]:
+        """The data and weight files that were fetched, once each, in order of name."""
+        return sorted({path for path in self.fetched if path.endswith((*LARGE, ".jsonl", ".csv", ".tsv"))})
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Hub]:
+    """A hub that listens until the end of the context."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def oid(content: bytes) -> str:
+    """The hash under which git keeps a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def entry(path: str, content: bytes) -> dict:
+    """A file as `tree` and `paths-info` list it."""
+    entry = {"type": "file", "oid": oid(content), "size": len(content), "path": path}
+    if path.endswith(LARGE):
+        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request. `hub` is set in a subclass."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+    ROUTES = (
+        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
+        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", "tree"),
+        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
+        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/refs", "refs"),
+        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/[^/]+", "preupload"),
+        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/[^/]+", "commit"),
+        ("GET", r"/api/whoami-v2", "whoami"),
+        ("POST", r"/api/repos/create", "create"),
+        ("POST", r"/api/validate-yaml", "validate"),
+        ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("PUT", r"/lfs/([0-9a-f]{64})", "lfs_put"),
+        ("HEAD|GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "file"),
+    )
+
+    def handle_request(self) -> None:
+        url = urlsplit(self.path)
+        self.query = parse_qs(url.query)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        for methods, pattern, name in self.ROUTES:
+            match = re.fullmatch(pattern, url.path)
+            if match and self.command in methods.split("|"):
+                getattr(self, name)(*(unquote(group) if group else group for group in match.groups()))
+                return
+        self.hub.unknown.append(f"{self.command} {url.path}")
+        self.send(404, {"error": "no such endpoint"})
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def log_message(self, *_) -> None:
+        """Say nothing."""
+
+    def send(self, status: int, content: object = None, **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in ({"Content-Length": len(body)} | headers).items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def missing(self, code: str) -> None:
+        self.send(404, {"error": code}, X_Error_Code=code, X_Error_Message=code)
+
+    def find(self, kind: str, repo: str, revision: str = "main") -> tuple[str, dict[str, bytes]] | None:
+        """The hash and the files of a revision; None, after the answer, for an unknown repository or revision."""
+        repository = self.hub.repositories.get((kind, repo))
+        sha = repository and repository.resolve(revision)
+        if sha is None:
+            self.missing("RevisionNotFound" if repository else "RepoNotFound")
+            return None
+        return sha, repository.commits[sha]
+
+    def info(self, kind: str, repo: str, revision: str | None) -> None:
+        if found := self.find(kind, repo, revision or "main"):
+            sha, files = found
+            repository = self.hub.repositories[kind, repo]
+            names = [{"rfilename": path} for path in sorted(files)]
+            content = {"_id": "1", "id": repo, "sha": sha, "private": repository.private, "siblings": names}
+            self.send(200, content | {"gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0})
+
+    def tree(self, kind: str, repo: str, revision: str, folder: str | None) -> None:
+        found = self.find(kind, repo, revision)
+        if not found:
+            return
+        prefix = f"{folder}/" if folder else ""
+        inside = {path: content for path, content in found[1].items() if path.startswith(prefix)}
+        if folder and not inside:
+            self.missing("EntryNotFound")
+            return
+        recursive = self.query.get("recursive", [""])[0].lower() in ("1", "true")
+        folders = {path[: i + len(prefix)] for path in inside for i in slashes(path[len(prefix) :])}
+        if not recursive:
+            inside = {path: content for path, content in inside.items() if "/" not in path[len(prefix) :]}
+            folders = {path for path in folders if "/" not in path[len(prefix) :]}
+        listed = [{"type": "directory", "oid": oid(path.encode()), "size": 0, "path": path} for path in sorted(folders)]
+        self.send(200, listed + [entry(path, content) for path, content in sorted(inside.items())])
+
+    def paths_info(self, kind: str, repo: str, revision: str) -> None:
+        if found := self.find(kind, repo, revision):
+            form = "json" in (self.headers.get("Content-Type") or "")
+            paths = json.loads(self.body)["paths"] if form else parse_qs(self.body.decode()).get("paths", [])
+            files = [entry(path, found[1][path]) for path in paths if path in found[1]]
+            folders = [path for path in paths if any(name.startswith(f"{path}/") for name in found[1])]
+            listed = [{"type": "directory", "oid": oid(path.encode()), "size": 0, "path": path} for path in folders]
+            self.send(200, files + listed)
+
+    def refs(self, kind: str, repo: str) -> None:
+        if found := self.find(kind, repo):
+            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": found[0]}
+            self.send(200, {"branches": [branch], "converts": [], "tags": [], "pullRequests": []})
+
+    def file(self, dataset: str | None, repo: str, revision: str, path: str) -> None:
+        found = self.find("datasets" if dataset else "models", repo, revision)
+        if not found:
+            return
+        sha, files = found
+        if path not in files:
+            self.send(404, {"error": path}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
+            return
+        content = files[path]
+        tag = entry(path, content).get("lfs", {}).get("oid") or oid(content)
+        headers = {"ETag": f'"{tag}"', "X_Repo_Commit": sha, "Accept_Ranges": "bytes"}
+        if self.command == "GET":
+            self.hub.fetched.append(f"{repo}/{path}")
+        part = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
+        if not part:
+            self.send(200, content, **headers)
+            return
+        start, stop = (int(part[1]), int(part[2] or len(content) - 1)) if part[1] else (-int(part[2]), len(content) - 1)
+        start, stop = max(start % len(content) if start < 0 else start, 0), min(stop, len(content) - 1)
+        headers["Content_Range"] = f"bytes {start}-{stop}/{len(content)}"
+        self.send(206, content[start : stop + 1], **headers)
+
+    def whoami(self) -> None:
+        if self.headers.get("Authorization") is None:
+            self.send(401, {"error": "no token"})
+            return
+        token = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
+        self.send(200, {"type": "user", "id": "1", "name": USER, "fullname": USER, "orgs": [], "auth": token})
+
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        kind = f"{asked.get('type') or 'model'}s"
+        repo = f"{asked.get('organization') or USER}/{asked['name']}"
+        url = f"{self.hub.url}/{'datasets/' if kind == 'datasets' else ''}{repo}"
+        if (kind, repo) in self.hub.repositories:
+            self.send(409, {"error": "You already created this repo", "url": url})
+            return
+        repository = self.hub.repositories[kind, repo] = Repository(private=bool(asked.get("private")))
+        repository.commit({".gitattributes": b""})
+        self.send(200, {"url": url, "name": repo, "id": "1"})
+
+    def validate(self) -> None:
+        self.send(200, {"errors": [], "warnings": []})
+
+    def preupload(self, kind: str, repo: str) -> None:
+        if self.find(kind, repo):
+            files = json.loads(self.body)["files"]
+            modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
+            self.send(200, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+
+    def lfs_batch(self, dataset: str | None, repo: str) -> None:
+        if self.find("datasets" if dataset else "models", repo):
+            objects = [
+                {key: file[key] for key in ("oid", "size")}
+                | {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}"}}}
+                for file in json.loads(self.body)["objects"]
+            ]
+            self.send(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, sha256: str) -> None:
+        assert hashlib.sha256(self.body).hexdigest() == sha256
+        self.hub.uploads[sha256] = self.body
+        self.send(200, {})
+
+    def commit(self, kind: str, repo: str) -> None:
+        found = self.find(kind, repo)
+        if not found:
+            return
+        files = dict(found[1])
+        for line in map(json.loads, self.body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        sha = self.hub.repositories[kind, repo].commit(files)
+        url = f"{self.hub.url}/{repo}/commit/{sha}"
+        self.send(200, {"commitUrl": url, "commitOid": sha, "hookOutput": "", "pullRequestUrl": None})
+
+
+def slashes(path: str) -> list[int]:
+    """Where the folders of a path end."""
+    return [i for i, letter in enumerate(path) if letter == "/"]

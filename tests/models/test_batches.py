@@ -1,0 +1,65 @@
+"""How many rows a batch has, and which."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pictures import Pairs, noise
+from transformers import AutoConfig
+
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.models import batches
+from cropvlm.models.batches import auto_batch_size, image_cost, plan_batches, row_costs
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tiny_smolvlm):
+    return load_model(str(tiny_smolvlm), device="cpu"), load_processor(str(tiny_smolvlm))
+
+
+def test_batches_hold_rows_of_like_cost_window_by_window(monkeypatch):
+    monkeypatch.setattr(batches, "WINDOW", 2)
+    # Windows of 2 x 2 rows: costs 9 1 9 1 | 5 2 2; equal costs keep their order.
+    assert plan_batches([9, 1, 9, 1, 5, 2, 2], 2) == [[1, 3], [0, 2], [5, 6], [4]]
+
+
+@pytest.mark.parametrize(
+    ("longest_edge", "expected"),
+    [
+        (64, None),  # one 64-px tile whatever the image: nothing to sort by
+        (128, [5, 3, 3]),  # 2x2, 1x2 and 2x1 tiles, and the whole image each time
+    ],
+)
+def test_cost_of_an_image_is_its_tiles(tiny_smolvlm, longest_edge, expected):
+    cost = image_cost(load_processor(str(tiny_smolvlm), longest_edge=longest_edge))
+    assert (cost and [cost(size) for size in [(300, 300), (400, 200), (200, 400)]]) == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "cost", "expected"),
+    [
+        # SmolVLM-256M in bf16, per token: 2 x 30 layers x 3 heads x 64 + 20 x 576 = 23,040 values, 46,080 bytes.
+        # Two prompts of 256 + 2 x 64 tokens: 35 MB a row; half of 130 GiB holds 1,970.
+        (130 << 30, 0, 256),
+        (20 << 30, 0, 256),  # 303
+        (4 << 30, 0, 32),  # 60
+        # 17 + 17 tiles: 2,176 tokens, 224 MB a row.
+        (130 << 30, 34, 256),  # 311
+        (20 << 30, 34, 32),  # 47
+        (1 << 20, 34, 1),
+    ],
+)
+def test_auto_fills_half_of_the_free_memory(real_smolvlm, monkeypatch, free, cost, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 140 << 30))
+    config = AutoConfig.from_pretrained(real_smolvlm)
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
+    assert auto_batch_size(model, load_processor(str(real_smolvlm)), [0, cost]) == expected
+
+
+def test_auto_on_a_cpu(smolvlm):
+    assert auto_batch_size(*smolvlm, [1, 9]) == 32
+
+
+def test_rows_that_cost_the_same_are_not_sorted(smolvlm):
+    _, processor = smolvlm
+    assert row_costs(processor, Pairs([(noise(9, 9), noise(5, 5)), None])) == [0, 0]

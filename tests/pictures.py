@@ -1,0 +1,47 @@
+"""Pictures and prompts that several tests show to models."""
+
+import numpy as np
+from PIL import Image
+from qwen_vl_utils import process_vision_info
+from transformers import Qwen2_5_VLProcessor
+
+from cropvlm.crops import UnreadableImage
+from cropvlm.prompts import answerer_messages
+
+QUESTION = "What is written on the red sign?"
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def pair(full, crop, question=QUESTION):
+    return [(answerer_messages(question, 1), [full]), (answerer_messages(question, 2), [full, crop])]
+
+
+class Pairs:
+    """Rows of two prompts; a row of None is unreadable."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        if self.rows[i] is None:
+            raise UnreadableImage("unreadable image: test")
+        return pair(*self.rows[i])
+
+    def image_sizes(self, i):
+        return [image.size for image in self.rows[i]] if self.rows[i] else []
+
+
+def as_authors_show(processor, images):
+    """What qwen_vl_utils makes of a chat's images where the processor is Qwen2.5-VL's; for others the images."""
+    if not isinstance(processor, Qwen2_5_VLProcessor):
+        return images
+    size = processor.image_processor.size
+    pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    content = [{"type": "image", "image": image} | pixels for image in images]
+    return process_vision_info([{"role": "user", "content": content}])[0]

@@ -1,0 +1,190 @@
+"""The real clients against a hub on loopback: which files are fetched, what is cached, what arrives there.
+
+The clients read the hub's address when they are imported, so they run in other processes.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import loopback_hub
+import pytest
+from published import RED, write_hub
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Answers each line `[path, split, compare]` with the ids and whether there are images; or, to compare, with whether
+# features and rows are those of load_dataset.
+CLIENT = """
+import json, sys
+import datasets
+from cropvlm.benchmarks import find_benchmark, locate
+from cropvlm.data import load_rows
+from cropvlm.repositories import load_published
+
+datasets.disable_progress_bars()
+for line in sys.stdin:
+    path, split, compare = json.loads(line)
+    if compare:
+        known, (source, config) = find_benchmark(path), locate(path)
+        ours = load_published(source, config, known, split, None)
+        files = known.data_files.get(split or known.split)
+        options = {"data_files": {split or known.split: files}} if files else {"name": config}
+        theirs = datasets.load_dataset(source, **options, split=str(ours.split))
+        tables = [rows.with_format("arrow")[:] for rows in (ours, theirs)]
+        answer = [ours.features == theirs.features, tables[0].equals(tables[1])]
+    else:
+        rows = load_rows(path, split)
+        images = [row["image"]["bytes"] or row["image"]["path"] for row in rows]
+        answer = [rows["question_id"][:], all(images)]
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A hub with all benchmarks, and two data sets of other people."""
+    folder = tmp_path_factory.mktemp("hub")
+    with loopback_hub.started() as hub:
+        for repo, files in write_hub(folder, train_rows=40).items():
+            hub.add_folder("datasets", repo, files)
+        (folder / "csv").mkdir()
+        for split in ("train", "test"):
+            (folder / "csv" / f"{split}.csv").write_text(f"question_id,question,answers,image\n{split},q,None,a.jpg\n")
+        (folder / "csv" / "a.jpg").write_bytes(RED)
+        hub.add_folder("datasets", "someone/csv", folder / "csv")
+        yield hub
+
+
+def environment(hub, home: Path, **more: str) -> dict[str, str]:
+    """Of a client of the hub with a cache of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    addresses = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    threads = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_TOKEN": "hf_test"}
+    return kept | addresses | quiet | threads | more
+
+
+class Client:
+    """A process that loads data sets one after another."""
+
+    def __init__(self, env: dict[str, str], folder: Path):
+        self.log = (folder / "client.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=env,
+            cwd=folder,
+        )
+
+    def ask(self, question: object) -> list:
+        print(json.dumps(question), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        assert answer, Path(self.log.name).read_text()[-3000:]
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.log.close()
+
+
+# What is asked for, its ids, and the files that hold it.
+SPLITS = [
+    ("textvqa", None, [34602, 34603], ["lmms-lab/textvqa/data/validation-00000-of-00001.parquet"]),
+    ("lmms-lab/textvqa", "test", [34603, 34602], ["lmms-lab/textvqa/data/test-00000-of-00001.parquet"]),
+    ("docvqa", None, ["49153", "24580"], ["lmms-lab/DocVQA/DocVQA/validation-00000-of-00001.parquet"]),
+    ("docvqa", "train", ["337", "338"], ["lmms-lab/DocVQA/DocVQA/train-00000-of-00001.parquet"]),
+    ("infovqa", None, ["98313", "98314"], ["lmms-lab/DocVQA/InfographicVQA/validation-00000-of-00001.parquet"]),
+    ("infovqa", "train", ["337", "338"], ["lmms-lab/DocVQA/InfographicVQA/train-00000-of-00001.parquet"]),
+    ("stvqa", None, [0, 1], ["danjacobellis/stvqa_task1/data/train-00000-of-00001.parquet"]),
+    (
+        "vstar",
+        None,
+        ["0", "1"],
+        [
+            "craigwu/vstar_bench/direct_attributes/a.jpg",
+            "craigwu/vstar_bench/relative_position/b.jpg",
+            "craigwu/vstar_bench/test_questions.jsonl",
+        ],
+    ),
+    ("hrbench4k", None, [0, 1], ["DreamMr/HR-Bench/hr_bench_4k.parquet"]),
+    ("hrbench8k", None, [1, 0], ["DreamMr/HR-Bench/hr_bench_8k.parquet"]),
+    ("someone/csv", "test", ["test"], ["someone/csv/a.jpg", "someone/csv/test.csv"]),
+]
+
+
+def test_only_the_files_of_the_split_are_fetched(hub, tmp_path):
+    """And its rows, features and order are those of `load_dataset`; without a connection they come from the cache."""
+    home = tmp_path / "home"
+    client = Client(environment(hub, home), tmp_path)
+    for path, split, ids, files in SPLITS:
+        hub.fetched.clear()
+        assert client.ask([path, split, False]) == [ids, True], path
+        assert hub.fetched_data() == files, path
+    client.close()
+    assert not [request for request in hub.unknown if "/api/" in request]
+
+    client = Client(environment(hub, home, HF_HUB_OFFLINE="1"), tmp_path)
+    for path, split, ids, _ in SPLITS:
+        assert client.ask([path, split, False]) == [ids, True], path
+    client.close()
+
+    client = Client(environment(hub, home), tmp_path)
+    for path, split, *_ in SPLITS[:-1]:  # not the CSV file, in which load_dataset makes a null of the answer None
+        assert client.ask([path, split, True]) == [True, True], path
+    client.close()
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """The scripts and what they import, in a folder of their own."""
+    folder = tmp_path / "project"
+    for name in ("cropvlm", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, folder)
+    return folder
+
+
+COMMANDS = re.findall(r"^(?:python3|bash) [^#\n]*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_six_commands_with_their_defaults(hub, project, tmp_path, tiny_smolvlm, tiny_qwen):
+    hub.add_folder("models", "HuggingFaceTB/SmolVLM-256M-Instruct", tiny_smolvlm)
+    hub.add_folder("models", "Qwen/Qwen2.5-VL-7B-Instruct", tiny_qwen)
+    hub.fetched.clear()
+    env = environment(hub, tmp_path / "home", PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+    def call(command: str) -> str:
+        options = {"cwd": project, "env": env, "capture_output": True, "text": True, "check": False, "timeout": 1500}
+        done = subprocess.run(["bash", "-c", command], **options)
+        assert done.returncode == 0, (command, done.stderr[-3000:])
+        return done.stdout
+
+    steps = ("create_dataset", "train_sft", "train_grpo", "generate_bbox", "generate_final", "vqa_accuracy")
+    commands = [next(command.strip() for command in COMMANDS if step in command) for step in steps]
+    call(f"{commands[0]} --push_to_hub someone/boxes")
+    call(f"{commands[1]} --push_to_hub True --hub_model_id someone/sft --hub_private_repo True")
+    for command in commands[2:5]:
+        call(command)
+    assert re.fullmatch(r"\d+\.\d{4}", call(commands[5]).splitlines()[-1])
+
+    data = [path for path in hub.fetched_data() if path.startswith("lmms-lab/")]
+    assert data == [f"lmms-lab/textvqa/data/{split}-00000-of-00001.parquet" for split in ("train", "validation")]
+    sent = hub.files("datasets", "someone/boxes")
+    assert {"README.md", "teacher_report.json", "teacher_report.png"} <= sent.keys()
+    assert {path.split("/")[0] for path in sent if path.endswith(".parquet")} == {"sft", "grpo"}
+    assert hub.repositories["datasets", "someone/boxes"].private
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= hub.files(
+        "models", "someone/sft"
+    ).keys()
+    assert hub.repositories["models", "someone/sft"].private

@@ -1,0 +1,126 @@
+"""generate_bbox.py with a cropper behind a server: its file, going on, clashing flags; and transformers serve."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import load_from_disk
+from fake_server import KEY, error, open_url
+
+import generate_bbox
+from cropvlm.cli import run
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.prompts import OUTLINE
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, tiny_world):
+    """Run generate_bbox.py in this process on 12 rows; its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags) -> int:
+        argv = ["generate_bbox.py", "--dataset_path", tiny_world, "--split", "test", *flags]
+        monkeypatch.setattr(sys, "argv", [str(flag) for flag in argv])
+        with pytest.raises(SystemExit) as ended:
+            run(generate_bbox.main)
+        return ended.value.code
+
+    return call
+
+
+@pytest.fixture
+def asked(server) -> list:
+    """The flags that name the fake server as the cropper."""
+    return ["--api_base", server.url, "--api_model", "models/merged", "--api_concurrency", 1]
+
+
+def read(path) -> list | dict:
+    return json.loads(Path(path).read_text())
+
+
+def test_the_server_writes_the_boxes(script, server, asked, tiny_world):
+    server.react = lambda text, times: f" [0, 0, {10 + server.asked.total()}, 50]."
+    assert script(*asked) == 0
+    rows = load_from_disk(str(tiny_world))["test"]
+    records = read("predictions/miniature_bbox.json")
+    assert [record["question_id"] for record in records] == list(rows["question_id"])
+    assert [record["answer"] for record in records] == [f" [0, 0, {11 + i}, 50]." for i in range(12)]
+    for row, body in zip(rows, server.bodies, strict=True):
+        (message,) = body["messages"]
+        image, text = message["content"]
+        assert text["text"] == f"{row['question'].capitalize()}\n{OUTLINE}"
+        assert open_url(image["image_url"]["url"]).size == row["image"].size
+        assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("models/merged", 0, 32)
+    meta = read("predictions/miniature_bbox.meta.json")
+    assert meta["models"] == {"cropper": "models/merged", "server": server.url}
+    assert (meta["settings"]["api_model"], meta["settings"]["longest_edge"]) == ("models/merged", None)
+    assert (meta["counts"]["rows"], meta["counts"]["invalid_boxes"], meta["counts"]["failed"]) == (12, 0, 0)
+    assert not list(Path().rglob("*.jsonl"))
+
+
+def test_images_are_made_smaller_before_they_are_sent(script, server, asked):
+    assert script(*asked, "--longest_edge", 64) == 0
+    sizes = [open_url(body["messages"][0]["content"][0]["image_url"]["url"]).size for body in server.bodies]
+    assert {max(size) for size in sizes} == {64}
+    assert read("predictions/miniature_bbox.meta.json")["settings"]["longest_edge"] == 64
+
+
+def test_an_ended_run_goes_on_and_other_models_are_refused(script, server, asked, capsys):
+    server.react = lambda text, times: "[0, 0, 9, 9]." if server.asked.total() <= 5 else error(401, f"not {KEY}")
+    assert script(*asked) == 2
+    assert "refuses the key" in capsys.readouterr().err.splitlines()[-1]
+    assert script(*asked, "--api_model", "other") == 2
+    assert "api_model 'models/merged' there, 'other' here" in capsys.readouterr().err.splitlines()[-1]
+    server.asked.clear()
+    server.react = lambda text, times: "[0, 0, 9, 9]."
+    assert script(*asked) == 0
+    assert server.asked.total() == 12 - 5
+    assert {record["answer"] for record in read("predictions/miniature_bbox.json")} == {"[0, 0, 9, 9]."}
+    assert KEY not in "".join(path.read_text() for path in Path("predictions").iterdir())
+
+
+def test_a_rejected_row_is_named_and_the_whole_image_later(script, server, asked):
+    server.react = lambda text, times: error(400, "too large") if server.asked.total() == 4 else "[0, 0, 9, 9]."
+    assert script(*asked) == 3
+    meta = read("predictions/miniature_bbox.meta.json")
+    assert (meta["counts"]["invalid_boxes"], meta["counts"]["failed"]) == (1, 1)
+    assert read("predictions/miniature_bbox.json")[3]["answer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--model_path names the cropper, or --api_model one behind a server"),
+        (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
+        (["--api_model", ""], "--api_model"),
+        (["--api_model", "m", "--model_path", "models/grpo_512"], "--model_path: for a model on this machine"),
+        (["--api_model", "m", "--base_model_path", "base"], "--base_model_path: for a model on this machine"),
+        (["--api_model", "m", "--attn_implementation", "eager"], "--attn_implementation: for a model on this machine"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(script, server, tmp_path, capsys, flags, message):
+    assert script(*flags) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not server.bodies
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_transformers_serve_writes_the_boxes_of_the_local_path(script, serve, tiny_smolvlm, tmp_path):
+    """With random weights, large enough that the texts differ from row to row."""
+    model, generator = load_model(str(tiny_smolvlm), device="cpu"), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2, generator=generator)
+    model.save_pretrained(tmp_path / "merged")
+    load_processor(str(tiny_smolvlm), longest_edge=64).save_pretrained(tmp_path / "merged")
+    remote = ["--api_base", serve, "--api_model", tmp_path / "merged", "--api_concurrency", 3]
+    local = ["--model_path", tmp_path / "merged", "--longest_edge", 64, "--gpu", -1]
+    for name, flags in {"remote": remote, "local": local}.items():
+        assert script("--output", f"{name}.json", "--max_new_tokens", 8, *flags) == 0
+    assert Path("remote.json").read_bytes() == Path("local.json").read_bytes()
+    assert len({record["answer"] for record in read("local.json")}) > 6
