@@ -15,23 +15,38 @@ MEAN = "mean"  # as a figure's benchmark: over all benchmarks of the file
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set as the figures use it. split, rows: what a comparable file covers; None where it does not matter."""
+    """A data set as the figures use it. split, rows: what a comparable file covers; None where it does not matter.
+
+    path: of the data set, where its name is not that of a benchmark.
+    """
 
     name: str
     split: str | None = None
     rows: int | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """A training set: its sources, and what the folders of its two parts begin with. flags: more, of step 1."""
+
+    sources: tuple[str, ...]
+    output: str
+    flags: str = ""
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """A frozen VLM and the size (px) at which it sees images. api: it is behind a server."""
+    """A frozen VLM and the size (px) at which it sees images. api: it is behind a server. flags: more, of step 5."""
 
     name: str
     title: str
     model: str
     longest_edge: int | None = None
+    min_pixels: int | None = None
     max_pixels: int | None = None
     api: bool = False
+    flags: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,8 @@ class Cropper:
     """A source of boxes, recognised by the model that their meta file names.
 
     stage and reward say what it is; longest_edge (px) and trained_on must agree too for figures to be comparable.
+    training: the trainer's flags; None where nothing trains it. base: the cropper that GRPO starts from. hours: that
+    training took, as reported.
     """
 
     name: str
@@ -48,6 +65,9 @@ class Cropper:
     reward: str | None = None
     longest_edge: int | None = None
     trained_on: str | None = None
+    training: str | None = None
+    base: str | None = None
+    hours: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,23 +124,30 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """A claims file. command: what produces all of its settings; None where each has commands of its own."""
+    """A claims file.
+
+    also: settings to run beside those of figures and claims. command: what produces all settings; None where each has
+    commands of its own.
+    """
 
     title: str
     source: str
     benchmarks: dict[str, Benchmark]
     answerers: dict[str, Answerer]
     croppers: dict[str, Cropper]
+    data: dict[str, Data]
     figures: tuple[Figure, ...]
     claims: tuple[Claim, ...]
+    also: tuple[Setting, ...]
     command: str | None
     examples: Setting | None
 
     @property
     def settings(self) -> list[Setting]:
-        """All settings that a figure or claim needs, each once, in the file's order."""
+        """All settings that are to be run, each once, in the file's order."""
         of_claims = [part for claim in self.claims for part in (claim.score, claim.over, claim.of)]
-        return list(dict.fromkeys(s for part in [*(f.settings for f in self.figures), *of_claims] for s in part))
+        parts = [*(figure.settings for figure in self.figures), *of_claims, self.also]
+        return list(dict.fromkeys(setting for part in parts for setting in part))
 
     def combinations(self, benchmark: str) -> list[Setting]:
         """All settings that the file can name on a benchmark; none if it does not know it."""
@@ -160,6 +187,14 @@ def _parse(content: dict[str, Any], names: Mapping[str, str]) -> Claims:
     answerers = {name: Answerer(name, **entry) for name, entry in content.pop("answerers").items()}
     croppers = {name: Cropper(name, **entry) for name, entry in content.pop("croppers", {}).items()}
 
+    data = {name: Data(tuple(e.pop("sources")), **e) for name, e in content.pop("data", {}).items()}
+    for cropper in croppers.values():
+        if cropper.base is not None and cropper.base not in croppers:
+            raise ValueError(f"the cropper {cropper.name} has the base {cropper.base!r}, which is not in the file")
+        if cropper.training is not None and cropper.trained_on not in data:
+            raise ValueError(
+                f"the cropper {cropper.name} is trained on {cropper.trained_on!r}, which is not under data"
+            )
     unknown_mean = content.pop("unknown_mean", None)
 
     def settings(entry: dict, covered: list[str]) -> tuple[Setting, ...]:
@@ -183,14 +218,15 @@ def _parse(content: dict[str, Any], names: Mapping[str, str]) -> Claims:
 
     figures = tuple(figure(entry) for entry in content.pop("figures", []))
     claims = tuple(claim(entry) for entry in content.pop("claims", []))
+    also = tuple(s for entry in content.pop("also", []) for s in settings(entry, [*benchmarks]))
     examples = content.pop("examples", None)
     if examples:
         (examples,) = settings({k: v for k, v in examples.items() if k != "benchmark"}, [examples["benchmark"]])
     head = {key: content.pop(key, None) for key in ("title", "source", "command")}
     if content:
         raise ValueError(f"unknown key {', '.join(sorted(content))}")
-    return Claims(**head, benchmarks=benchmarks, answerers=answerers, croppers=croppers, figures=figures,
-                  claims=claims, examples=examples)  # fmt: skip
+    return Claims(**head, benchmarks=benchmarks, answerers=answerers, croppers=croppers, data=data, figures=figures,
+                  claims=claims, also=also, examples=examples)  # fmt: skip
 
 
 def _checked(item: Figure | Claim) -> Figure | Claim:

@@ -35,7 +35,8 @@ def image_tokens(result: Result) -> float | None:
         return None
     settings = result.settings
     try:
-        processor = load_processor(result.answerer, settings.get("longest_edge"), max_pixels=settings.get("max_pixels"))
+        sizes = (settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels"))
+        processor = load_processor(result.answerer, *sizes)
     except UserError as error:
         logger.info("image tokens of %s are not counted: %s", result.path, error)
         return None

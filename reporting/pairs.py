@@ -57,4 +57,4 @@ def pairs(results: Sequence[Result]) -> list[Pair]:
 
 def _key(result: Result) -> tuple:
     meta = [result.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")]
-    return *meta, result.answerer, *(result.settings.get(key) for key in ("longest_edge", "max_pixels"))
+    return *meta, result.answerer, *(result.settings.get(key) for key in ("longest_edge", "min_pixels", "max_pixels"))

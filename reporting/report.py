@@ -10,11 +10,11 @@ from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError
 from cropvlm.runtime.files import check_writable, write_json
 from reporting import plots, tables
 from reporting.claims import Claims, Setting, read_claims
-from reporting.commands import command_for
 from reporting.costs import costs
 from reporting.examples import examples
 from reporting.page import render
 from reporting.pairs import Pair, pair_up, pairs
+from reporting.plan import only_command
 from reporting.results import Result, read_boxes, read_folder, read_result
 from reporting.verdicts import Verdict, differences, failed, judge
 
@@ -73,8 +73,8 @@ def judge_folder(folder: Path, claims_file: Path, names: Mapping[str, str]) -> R
     if len(results) < len(found):
         logger.warning("%d answer files of other benchmarks are left out", len(found) - len(results))
 
-    def command(setting: Setting) -> str:
-        return claims.command or command_for(setting, folder)
+    def command(settings: Sequence[Setting]) -> str:
+        return claims.command or only_command(settings)
 
     return Report(results, pairs(results), claims, judge(claims, results, command))
 

@@ -1,7 +1,6 @@
 """Answer files with their meta files, boxes and scores, read from a folder."""
 
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from cropvlm.cli import UserError
 from cropvlm.data import dataset_name, load_rows, metric_for
 from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
 from cropvlm.letters import option_letter
+from cropvlm.runtime.provenance import hash_of
 from cropvlm.scoring import ScoredRows
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class BoxFile:
 
     def key(self, rows: int) -> str:
         """Return what the meta file of answers calls these boxes: a hash of the first `rows` texts."""
-        return hashlib.sha256(json.dumps(self.texts[:rows]).encode()).hexdigest()[:16]
+        return hash_of(json.dumps(self.texts[:rows]))
 
 
 @dataclass(frozen=True)

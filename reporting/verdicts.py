@@ -72,6 +72,7 @@ def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, 
         ("split", result.meta.get("split"), setting.benchmark.split),
         ("rows", result.meta["counts"]["rows"], setting.benchmark.rows),
         ("answerer's longest edge", result.settings.get("longest_edge"), answerer.longest_edge),
+        ("answerer's min pixels", result.settings.get("min_pixels"), answerer.min_pixels),
         ("answerer's max pixels", result.settings.get("max_pixels"), answerer.max_pixels),
     ]
     if wanted is not None:
@@ -87,8 +88,8 @@ def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, 
     return tuple(f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if theirs not in (None, ours))
 
 
-def judge(claims: Claims, results: Sequence[Result], command: Callable[[Setting], str]) -> list[Verdict]:
-    """Return the verdict on every figure, then on every claim. command: what would run a setting."""
+def judge(claims: Claims, results: Sequence[Result], command: Callable[[Sequence[Setting]], str]) -> list[Verdict]:
+    """Return the verdict on every figure, then on every claim. command: what would run settings."""
     matches = {setting: match(setting, results, claims) for setting in claims.settings}
     figures = [judge_figure(figure, matches, command) for figure in claims.figures]
     return figures + [judge_claim(claim, matches, command) for claim in claims.claims]
@@ -100,7 +101,7 @@ def judge_figure(figure: Figure, matches: dict[Setting, Match | None], command: 
     run = [setting for setting in figure.settings if matches[setting]]
     missing = [setting for setting in figure.settings if not matches[setting]]
     if missing and (not run or figure.unknown is None):
-        return Verdict(**head, verdict=NOT_RUN, reason=_commands(missing, command))
+        return Verdict(**head, verdict=NOT_RUN, reason=command(list(dict.fromkeys(missing))))
     parts = [_values(matches[setting], figure.metric) for setting in run]
     ours, interval = _mean([value for value, _ in parts]), interval_95(_mean([means for _, means in parts]))
     head |= {"ours": ours, "difference": ours - figure.reported, "interval_95": interval, "over": _over(run, missing)}
@@ -119,7 +120,7 @@ def judge_claim(claim: Claim, matches: dict[Setting, Match | None], command: Cal
     run = [column for column in columns if all(matches[setting] for setting in column)]
     missing = [setting for column in columns for setting in column if not matches[setting]]
     if not run:
-        return Verdict(**head, verdict=NOT_RUN, reason=_commands(missing, command))
+        return Verdict(**head, verdict=NOT_RUN, reason=command(list(dict.fromkeys(missing))))
     found = [[matches[setting] for setting in column] for column in run]
     parts = [_difference(column[0], column[1] if claim.over else None, claim.metric) for column in found]
     ours, means = _mean([value for value, _ in parts]), _mean([means for _, means in parts])
@@ -199,11 +200,6 @@ def _reasons(settings: Sequence[Setting], matches: dict[Setting, Match | None]) 
 def _over(run: Sequence[Setting], missing: Sequence[Setting]) -> str:
     """Return the benchmarks that a mean is over, where some have not run."""
     return ", ".join(dict.fromkeys(setting.benchmark.name for setting in run)) if missing else ""
-
-
-def _commands(missing: Sequence[Setting], command: Callable[[Setting], str]) -> str:
-    """Return the commands that would run settings, each once."""
-    return "; ".join(dict.fromkeys(command(setting) for setting in missing))
 
 
 def failed(verdicts: Sequence[Verdict]) -> bool:
