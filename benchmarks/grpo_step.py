@@ -43,7 +43,7 @@ from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_i
 from cropvlm.prompts import bbox_completion
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.training.rows import prompt_rows
-from cropvlm.training.shared_images import GroupedGRPOTrainer
+from cropvlm.training.trl_overrides import BoxGRPOTrainer
 from miniature.checkpoints import TILE as SMALL_TILE
 from miniature.checkpoints import build_smolvlm
 from train_grpo import GRPOArguments, GRPOPolicyArguments
@@ -153,8 +153,11 @@ class Measured:
         return super()._clip_grad_norm(model)
 
 
-class MeasuredOurs(Measured, GroupedGRPOTrainer):
-    """train_grpo.py's trainer; pictures and figures of the boxes are left out."""
+class MeasuredOurs(Measured, BoxGRPOTrainer):
+    """train_grpo.py's trainer; it draws no pictures of the boxes."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(policy=GRPOPolicyArguments(log_crops_every=0), **kwargs)
 
 
 class MeasuredTRL(Measured, GRPOTrainer):
