@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import ArgumentParser, UserError, positive, run
+from cropvlm.cli import ArgumentParser, UserError, nonempty, positive, run
 from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
 from cropvlm.metrics import METRIC_NAMES
 from cropvlm.runtime.files import check_writable, write_json
@@ -24,14 +24,14 @@ from cropvlm.runtime.files import check_writable, write_json
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--predictions_file", required=True, help="answers of generate_final_answers.py")
-    add("--dataset_path", help="hub id or folder (default: the meta file's, else lmms-lab/textvqa)")
+    add("--predictions_file", type=nonempty, required=True, help="answers of generate_final_answers.py")
+    add("--dataset_path", type=nonempty, help="hub id or folder (default: the meta file's, else lmms-lab/textvqa)")
     add("--dataset", choices=BENCHMARKS, help="benchmark whose columns the data set has (default: the meta file's)")
-    add("--split", help="split (default: the meta file's, else the benchmark's)")
+    add("--split", type=nonempty, help="split (default: the meta file's, else the benchmark's)")
     add("--max_samples", type=positive, help="only the first so many rows (default: the meta file's, else all)")
     add("--metric", choices=METRIC_NAMES, help="default: the data set's own")
-    add("--compare", metavar="OTHER", help="another prediction file for the same rows")
-    add("--output", metavar="FILE", help="write score and details to this JSON file")
+    add("--compare", type=nonempty, metavar="OTHER", help="another prediction file for the same rows")
+    add("--output", type=nonempty, metavar="FILE", help="write score and details to this JSON file")
     args = parser.parse_args()
     inputs = [path for path in (args.predictions_file, args.compare) if path]
     if args.output and any(Path(args.output).resolve() in map(Path.resolve, (Path(p), meta_path(p))) for p in inputs):
