@@ -24,7 +24,7 @@ _TEACHER_NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]*)?")
 
 
 def parse_bbox(text: str) -> Bbox | None:
-    """Read the cropper's box in percent, or None if `text` is no valid box.
+    """Read the cropper's box in percent, or None if `text` is not a valid box.
 
     Valid is exactly `[x1, y1, x2, y2]` with 0 <= x1 < x2 <= 100 and the same for y. White space and one final dot are
     free; any other character makes it invalid, so that the reward teaches the format that inference reads.

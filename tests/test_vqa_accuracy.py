@@ -316,8 +316,7 @@ def test_without_a_meta_file_it_is_textvqa(world, score, monkeypatch):
     world(VQA_ROWS, VQA_PREDICTIONS)
     Path("p.meta.json").unlink()
     saved = datasets.load_from_disk("rows")
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation"])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: saved)
+    monkeypatch.setattr("cropvlm.repositories.load_published", lambda *_: saved)
     assert score()[1][0] == "p.json on lmms-lab/textvqa"
     assert score()[1][-1] == "53.3333"
 
