@@ -24,7 +24,7 @@ _TEACHER_NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]*)?")
 
 
 def parse_bbox(text: str) -> Bbox | None:
-    """Read the cropper's box in percent, or None if `text` is no valid box.
+    """Read the cropper's box in percent, or None if `text` is not a valid box.
 
     Valid is exactly `[x1, y1, x2, y2]` with 0 <= x1 < x2 <= 100 and the same for y. White space and one final dot are
     free; any other character makes it invalid, so that the reward teaches the format that inference reads.
@@ -54,7 +54,7 @@ def format_bbox(bbox_pct: Sequence[int]) -> str:
 
 
 def parse_teacher_bbox(text: str) -> Bbox | None:
-    """Read the teacher's box, in pixels of the image as its processor resized it, or None if there is none.
+    """Read the teacher's box, in pixels of the image as its processor resized it, or None if `text` holds no box.
 
     The box is the first readable list of a `bbox_2d` field; without such a field it is the first innermost `[...]`.
     What a model thinks aloud in `<think>` tags is left out, and a fenced block goes before the text around it. Numbers

@@ -43,7 +43,7 @@ class PromptSource(Protocol):
 
 def teacher_messages(question: str) -> Messages:
     """Return the teacher's prompt: one image, then the request for a JSON box in pixels."""
-    # Not str.format, which would read braces; the question is put in as it stands.
+    # Not str.format, which would read braces; the question is inserted unchanged.
     return _user_turn(1, TEACHER.replace("{question}", question))
 
 
@@ -84,7 +84,7 @@ def answer_completion(answer: str) -> str:
 
 
 def without_reasoning(text: str) -> str:
-    """What follows the thoughts of a reasoning model: the text after the last `</think>`, none where one stays open.
+    """The text after a reasoning model's thoughts, that is after the last `</think>`; empty if a thought is not closed.
 
     >>> without_reasoning("<think>A is red.</think> B")
     ' B'
