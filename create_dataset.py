@@ -9,7 +9,7 @@ The second takes the paper's four sources, whole. A set that concatenates them s
 numbered. Beside the rows of the SFT part lie `teacher_report.json`, `teacher_report.png` and the card. On several
 GPUs: accelerate launch create_dataset.py ...
 
-Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the same command goes on after an
+Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the same command continues after an
 interruption, and asks again for what a server rejected. `--from_journal` grows and saves again without the teacher,
 with other `--growth` for instance. With --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher
 (--api_base: vLLM, SGLang); --min_pixels and --max_pixels must then lie within the server's own bounds.
@@ -67,7 +67,7 @@ def create_dataset(args: argparse.Namespace) -> int:
     sft_rows, other_rows = halve(sources, args.sft_share)
     grpo_rows = with_references(other_rows)
 
-    # Ask. Every process asks for its share; the first one goes on with all responses.
+    # Ask. Every process asks for its share; the first one continues with all responses.
     asking = Asking(teacher, target, sft_rows, only_journal=args.from_journal)
     if rank() > 0:
         asking.contribute()

@@ -4,8 +4,8 @@
 
 TRL's `GRPOTrainer` in its Dr. GRPO form; rollouts, advantages and loss are its own. What is changed stands in
 `cropvlm/training/trl_overrides.py`: the completions of a prompt share their image, a micro-batch holds whole groups,
-and boxes are logged. The policy goes on from the SFT adapter, a frozen copy of it is the reference. The reward is
-validity plus what a frozen reward VLM makes of `[full image, crop]`. TRL's flags of `GRPOConfig` go beside those below;
+and boxes are logged. The policy starts from the SFT adapter; a frozen copy of it is the reference. The reward is
+validity plus what a frozen reward VLM makes of `[full image, crop]`. TRL's `GRPOConfig` flags work beside those below;
 rollouts by vLLM are not tested. Dropout is off, so that policy, reference and rollouts are one model; the KL divergence
 is plain k3. `scripts/configs/grpo_released.yaml` goes back to the released experiment where it differs.
 """
@@ -69,7 +69,9 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
     report_to: str = "tensorboard"
     disable_dropout: bool = field(default=True, metadata={"help": "False: the adapter's dropout, as in SFT"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
-    num_generations_eval: int = field(default=1, metadata={"help": "used by TRL alone: boxes are measured greedily"})
+    num_generations_eval: int = field(
+        default=1, metadata={"help": "used only by TRL: evaluation decodes boxes greedily"}
+    )
 
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:

@@ -4,7 +4,7 @@
 
 TRL's `SFTTrainer` with a LoRA adapter, on prompt-completion rows with images; the loss is on the completion
 ` [x1, y1, x2, y2].<end_of_utterance>` alone. `--eval_dataset_path` names rows on which the accuracy that `--vqa_model`
-reaches with the current crops is measured. TRL's flags of `SFTConfig` go beside those below, except `--packing` and
+reaches with the current crops is measured. TRL's `SFTConfig` flags work beside those below, except `--packing` and
 `--max_length`, which rows with images rule out. The adapter's weights are float32, the computation is bfloat16 on a
 GPU.
 """

@@ -7,7 +7,7 @@ Random weights, a forced number of new tokens, JPEGs of about 1024x768 with 1.6 
 Both ways do everything from encoded bytes to text, in one run, on one model. One at a time is how the released
 experiment asks: every prompt for itself, so that the two answers of a question take three encodings of an image. The
 scripts encode an image once a batch, for both answers and for all questions about it (`--questions_per_image 1`
-leaves the latter out). `--profile` says where the time goes; it runs the scripts' way twice more.
+leaves the latter out). `--profile` shows where the time goes, in two more runs of the scripts' way.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def timed(device: torch.device, function: Any, *arguments: Any) -> tuple[float, 
 
 
 def measure(name: str, model: Any, processor: Any, make_source: Any, rows: Dataset, args: argparse.Namespace) -> None:
-    """Run both ways and print what came out."""
+    """Run both ways and print their speeds."""
     new_tokens = args.box_tokens if name == "boxes" else args.answer_tokens
     source, single = make_source(rows), make_source(rows.select(range(min(args.single_rows, len(rows)))))
     one_at_a_time(model, processor, make_source(rows.select([0])), new_tokens)  # warms up

@@ -1,7 +1,7 @@
 """Run the speed benchmarks one after the other and print their figures as one Markdown table.
 
     bash benchmarks/gpu.sh
-    python3 benchmarks/gpu_table.py --only boxes --tiny          (on a CPU: whether the lines run)
+    python3 benchmarks/gpu_table.py --only boxes --tiny          (on a CPU: do the lines run?)
 
 Each line is a benchmark of its own, run as a process with a time limit: one that fails leaves its reason in the table.
 """
@@ -51,14 +51,14 @@ LINES = [
         "GRPO step 512 px, 16 prompts",
         "grpo_step.py --geometry real --micro_prompts 16 --steps 3 --ways ours trl",
         *STEP,
-        "TRL as it stands",
+        "unmodified TRL",
         "s",
     ),
     Line(
         "GRPO step 2048 px, 16 prompts",
         "grpo_step.py --geometry real --longest_edge 2048 --micro_prompts 4 --ways ours trl",
         *STEP,
-        "TRL as it stands",
+        "unmodified TRL",
         "s",
     ),
     Line(
@@ -77,7 +77,7 @@ LINES = [
     ),
     Line("teacher 7B", "teacher_speed.py --geometry 7b --rows 256 --single_rows 8", *IN_BATCHES, "one at a time"),
 ]
-# What makes a line short enough to try on a CPU.
+# Flags that make a line short enough to try on a CPU.
 TINY = {
     "generation_speed.py": "--rows 2 --single_rows 1 --box_tokens 2 --answer_tokens 2 --longest_edge 512",
     "grpo_step.py": "--geometry miniature --prompts 1 --micro_prompts 1 --steps 1 --new_tokens 4 --longest_edge 512",
@@ -87,7 +87,7 @@ TINY = {
 
 
 def run(line: Line, tiny: bool) -> str:
-    """The line of the table: work, our figure, the other way's, the ratio; or why there is none."""
+    """A row of the table: work, our figure, the other way's, the ratio; or the reason for its failure."""
     script, *flags = line.command.split()
     flags += TINY[script].split() if tiny else []  # the last of two equal flags counts
     try:

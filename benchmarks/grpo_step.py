@@ -1,4 +1,4 @@
-"""A whole GRPO step three ways in one run: train_grpo.py's, TRL as it stands, and the released experiment's.
+"""A whole GRPO step three ways in one run: train_grpo.py's, unmodified TRL, and the released experiment's.
 
     python3 benchmarks/grpo_step.py --geometry miniature
     python3 benchmarks/grpo_step.py --geometry real --prompts 1                         (minutes on two cores)
@@ -9,8 +9,8 @@ trl       TRL's own `GRPOTrainer`; a completion's reward is scored alone
 released  the same trainer, one prompt at a time: generate 6, score 6 in one pass, one forward and backward
 
 Random weights, the paper's settings, JPEGs of about 1024x768, from encoded bytes to the optimiser's step. Every way
-rolls out `--new_tokens` tokens in earnest; then the same boxes are put in their place, so that rewards and gradients
-can be compared and the crops are as many and as large as in training. Dropout is off in all three.
+really generates `--new_tokens` tokens, which the same boxes then replace, so that rewards and gradients can be compared
+and the crops are as many and as large as in training. Dropout is off in all three.
 """
 
 import argparse
@@ -109,7 +109,7 @@ class Clock:
 
 
 class Measured:
-    """Stands before a trainer: times its parts, puts fixed boxes in place of what it rolls out, keeps what to compare.
+    """Mixin for a trainer: times its parts, replaces its completions by fixed boxes, keeps rewards and gradients.
 
     Args:
         turns: token ids of the completions of one step, (prompts x G) lists.
@@ -179,7 +179,7 @@ class RewardApart:
 
 
 class Stopwatch(TrainerCallback):
-    """Starts when the steps that only warm up are done."""
+    """Starts the stopwatch after the warm-up steps."""
 
     def __init__(self, trainer: Measured, warmup: int):
         self.trainer, self.warmup = trainer, warmup
@@ -210,7 +210,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> float:
-    """GiB, of the GPU where there is one, else resident."""
+    """Peak memory in GiB, of the GPU if there is one, else resident."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -239,7 +239,7 @@ def with_decoded_images(rows: Dataset) -> Dataset:
 
 
 def make_turns(number: int, processor: Any) -> list[list[int]]:
-    """So many different boxes, of 20 to 60% of each side, as token ids with the end of the turn."""
+    """Different boxes, 20 to 60% of each side, as token ids with the end of the turn."""
     draw = np.random.default_rng(7)
     boxes = []
     while len(boxes) < number:
@@ -356,7 +356,7 @@ def main() -> None:
     for way in args.ways:
         results[way] = report(way, *measure(way, models, answerer, args), args)
         gc.collect()
-    for way, label in (("trl", "TRL as it stands"), ("released", "the released experiment's way")):
+    for way, label in (("trl", "unmodified TRL"), ("released", "the released experiment's way")):
         if "ours" in results and way in results:
             compare(results["ours"], results[way], label)
 

@@ -12,7 +12,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 @dataclass
 class Watched:
-    """peaks: bytes, the most that was seen during each tenth of the work; 0 for one that passed between two looks."""
+    """peaks: bytes, the highest reading in each tenth of the work; 0 for a tenth without a reading."""
 
     exit_code: int
     seconds: float
@@ -54,7 +54,7 @@ def watch(script: str, flags: dict[str, object], journal: Path, rows: int) -> Wa
 
 
 def rows_in(journal: Path) -> int:
-    """How many rows a journal holds; 0 without one."""
+    """Number of rows in a journal; 0 without one."""
     try:
         return max(0, journal.read_bytes().count(b"\n") - 1)  # the first line holds the settings
     except FileNotFoundError:

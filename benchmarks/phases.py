@@ -1,4 +1,4 @@
-"""What each part of a model costs while it generates, in seconds or in floating-point operations."""
+"""Cost of each part of a model during generation, in seconds or floating-point operations."""
 
 import time
 from collections import Counter
@@ -45,7 +45,7 @@ class Phases:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, with all that the device was given done."""
+    """Seconds so far, after waiting for the device to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

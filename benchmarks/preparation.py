@@ -1,4 +1,4 @@
-"""What it costs to prepare an image for SmolVLM, on one thread, two ways in one run: as tiles, and as 8-bit levels.
+"""Cost of preparing an image for SmolVLM on one thread, two ways in one run: as tiles, and as 8-bit levels.
 
     python3 benchmarks/preparation.py --longest_edge 2048
 

@@ -53,7 +53,7 @@ def write_rows(folder: Path, number: int) -> None:
 
 
 def rows_per_second(folder: Path, workers: int, micro_rows: int, longest_edge: int, steps: int) -> float:
-    """Train so many steps and one before."""
+    """Train for a number of steps after a first one that is not timed."""
     args = SFTArguments(
         output_dir=str(folder / "output"),
         report_to="none",

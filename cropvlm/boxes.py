@@ -55,7 +55,7 @@ def format_bbox(bbox_pct: Sequence[int]) -> str:
 
 
 def parse_teacher_bbox(text: str) -> Bbox | None:
-    """Read the teacher's box, in pixels of the image as its processor resized it, or None if there is none.
+    """Read the teacher's box, in pixels of the image as its processor resized it, or None if `text` holds no box.
 
     The box is the first readable list of a `bbox_2d` field; without such a field it is the first innermost `[...]`.
     What a model thinks aloud in `<think>` tags is left out, and a fenced block goes before the text around it. Numbers

@@ -1,4 +1,4 @@
-"""How the scripts begin and end: flag types, logging, and one line on stderr with exit code 2 for a user's mistake."""
+"""Start and end of every script: flag types, logging, and one line on stderr with exit code 2 for a user's mistake."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ COMPLETE_WITH_FAILURES = 3
 
 
 class UserError(ValueError):
-    """A mistake of the user's. The message says in one line what was seen, what is expected and the remedy."""
+    """A mistake by the user. The message says in one line what was seen, what is expected and the remedy."""
 
 
 def shorten(text: str, limit: int = 100) -> str:
@@ -28,7 +28,7 @@ def shorten(text: str, limit: int = 100) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, in one line in which no word is longer than 100 characters."""
+    """The message of another library's error, in one line, words cut to 100 characters."""
     words = [shorten(word) for word in str(error)[:1000].split()]
     return shorten(" ".join(words), 300) or type(error).__name__
 
@@ -73,7 +73,7 @@ def run(main: Callable[[], int | None]) -> None:
     Any exception but `UserError` keeps its traceback; the cause of a `UserError` is logged for `--verbose`.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an accent on a terminal that only knows ASCII is no error
+        if isinstance(stream, io.TextIOWrapper):  # an accent must not fail on an ASCII-only terminal
             stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
@@ -110,7 +110,7 @@ def start_logging(args: argparse.Namespace | None = None) -> None:
         logger.info("%s", " ".join(f"{key}={value}" for key, value in vars(args).items()))
 
 
-# Flag types: what argparse calls with the text of a flag. Each says what it expected.
+# Flag types: what argparse calls with the text of a flag. Their errors say what was expected.
 
 
 def nonempty(text: str) -> str:

@@ -81,7 +81,7 @@ def image_size(source: Any) -> tuple[int, int]:
 
 
 def encoded_image(source: dict[str, Any] | None) -> bytes:
-    """The file of an image as `datasets.Image(decode=False)` yields it, bytes or path; empty if there is none to read.
+    """The file of an image as `datasets.Image(decode=False)` yields it, bytes or path; empty without an image.
 
     >>> encoded_image({"bytes": b"GIF89a", "path": "a.gif"})
     b'GIF89a'
@@ -106,7 +106,7 @@ def _opened(source: Any) -> Iterator[Image.Image]:
 
 
 def _file(source: Any) -> Path | io.BytesIO:
-    """What Pillow opens. Only a regular file is read: a pipe or a device may never end."""
+    """The file or bytes for Pillow to open. Only a regular file is read: a pipe or a device may never end."""
     if isinstance(source, dict):
         encoded = source.get("bytes")
         source = source.get("path") if encoded is None else encoded
@@ -210,7 +210,7 @@ def crop_or_full_image(image: Image.Image, text: str) -> tuple[Image.Image, bool
 
 
 def crop_or_corner(image: Image.Image, text: str) -> Image.Image:
-    """Training: return the crop of the box in `text`, or the 2x2 pixels of the top left corner if there is none.
+    """Training: return the crop of the box in `text`, or the top left corner (2x2 pixels) without a valid box.
 
     So a broken box is never rewarded with the whole image.
     """

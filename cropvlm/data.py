@@ -1,7 +1,7 @@
 """Data sets in the one row schema, from a folder or the Hugging Face Hub.
 
 Every row has `image`, `question` (str), `question_id` (str or int, unique), `answers` (list of non-empty str, empty
-where there are no references) and whatever other columns its source has (`bbox` in the SFT part). Images stay encoded:
+without references) and whatever other columns its source has (`bbox` in the SFT part). Images stay encoded:
 `{"bytes": ..., "path": ...}`, which `cropvlm.crops.open_image` opens.
 
 `datasets` takes seconds to import, so only the functions that load a data set import it: a script has parsed its flags

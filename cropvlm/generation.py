@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 
-# (row index, one text per prompt or why there is none; or why there are none for the row), as they come
+# (row index, a text or an error per prompt; or one error for the whole row), in order of completion
 Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
 
 
@@ -173,7 +173,7 @@ def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int 
 
 
 class _Preparation(torch.utils.data.Dataset):
-    """What a worker does for one row: whatever goes wrong there fails this row alone."""
+    """Prepare one row in a worker; any error fails this row alone."""
 
     def __init__(self, model: Any, processor: Any, source: PromptSource):
         self.processor, self.source, self.dtype = processor, source, model.dtype

@@ -38,7 +38,7 @@ class PromptSource(Protocol):
 
 def teacher_messages(question: str) -> Messages:
     """Return the teacher's prompt: one image, then the request for a JSON box in pixels."""
-    # Not str.format, which would read braces; the question is put in as it stands.
+    # Not str.format, which would read braces; the question is inserted unchanged.
     return _user_turn(1, TEACHER.replace("{question}", question))
 
 

@@ -142,7 +142,7 @@ def _open_split(
 def _open_cached_split(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """What `_convert_split` has left of a repository on the hub. Raises some exception where there is nothing."""
+    """The cached result of `_convert_split` for a repository on the hub. Raises some exception without one."""
     owner, name = source.split("/")
     cache = Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"
     for prefix in filter(None, (config, known and known.config, "default")):

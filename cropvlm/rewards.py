@@ -31,7 +31,7 @@ def validity_reward(completions: Sequence[Completion], **columns: Any) -> list[f
 
 
 class _AnswererReward:
-    """What the frozen reward VLM makes of `[full image, crop]`, each distinct crop scored once.
+    """Score of `[full image, crop]` by the frozen reward VLM, each distinct crop scored once.
 
     Args:
         model, processor: the reward VLM, as `cropvlm.modeling` loads it.

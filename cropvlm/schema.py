@@ -103,7 +103,7 @@ def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]
     """The references of each row as non-empty strings; an empty list where none are published.
 
     Known forms: a string, a number, an object with `answer` or `text`, a list of these (also written as JSON or Python
-    text, as CSV files hold it), a class label. Nulls and blanks are no references.
+    text, as CSV files hold it), a class label. Nulls and blanks do not count.
     """
     feature = raw.features[source]
     while hasattr(feature, "feature"):  # of a list

@@ -20,7 +20,7 @@ RESAMPLES = 10_000
 
 
 def final_answer(text: str) -> str:
-    """Return the answer to score: `text` as it stands or, where it holds reasoning, cleaned of it as at inference."""
+    """Return the answer to score: `text` unchanged or, if it holds reasoning, cleaned of it as at inference."""
     return text if without_reasoning(text) == text else clean_answer(text)
 
 

@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--dataset_path", type=nonempty, required=True, help="data set that holds the boxes")
-    add("--split", type=nonempty, help="its split, or that of --of")
+    add("--split", type=nonempty, help="its split, or that of --of if given")
     add("--column", type=nonempty, required=True, help="column of (x1, y1, x2, y2) in percent")
     add("--of", type=nonempty, help="data set that the boxes are for; default: the same")
     add("--output", type=nonempty, required=True, help="the box file")
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_output(args.output)
-    # The split of --of where it is given: the folder of boxes then has none.
+    # The split of --of if given: the folder of boxes then has no splits.
     rows = load_rows(args.dataset_path, None if args.of else args.split)
     if args.column not in rows.column_names:
         raise UserError(f"--column {args.column}: {args.dataset_path} has {', '.join(rows.column_names)}")

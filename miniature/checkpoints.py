@@ -1,7 +1,7 @@
-"""Tiny models of the real classes with random weights: what `miniature.pretrain` teaches and what the tests load.
+"""Tiny models of the real classes with random weights, for `miniature.pretrain` and the tests.
 
 The tokenizer is a byte-level BPE learnt from the miniature's own sentences, with SmolVLM's, Qwen2.5-VL's or
-LLaVA-1.5's special tokens and chat template, so that every processor, template and stop token is the real code's.
+LLaVA-1.5's special tokens and chat template, so that processors, templates and stop tokens match the real models'.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ LLAVA_TEMPLATE = (
     "{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-# Prompts of several lengths and answers of several forms, so that what is learnt is the place and not a form.
+# Prompts of several lengths and answers of several forms, so that the models learn places rather than a format.
 PLACE_LESSONS = (
     ("Point to the {color} {kind}.", "[{cx}, {cy}]."),
     ("{question}\nPoint to it.", "{cx} {cy}."),
@@ -61,7 +61,7 @@ SMOLVLM_TILE_TAGS = ["<global-img>", *(f"<row_{i}_col_{j}>" for i in range(1, 7)
 
 
 def sentences() -> list[str]:
-    """The sentences that the miniature's models read and write, for the tokenizer to learn from."""
+    """The sentences that the miniature's models read and write, to train the tokenizer on."""
     questions = [q.format(color=c, kind=k) for q in QUESTIONS for c in COLORS for k in KINDS]
     words = [*LEXICON, *COLORS, *KINDS, "unanswerable"]
     places = [prompt.format(color=c, kind=k, question="") for prompt, _ in PLACE_LESSONS for c in COLORS for k in KINDS]
@@ -91,7 +91,7 @@ def sentences() -> list[str]:
 
 
 def build_tokenizer(eos: str, pad: str, special: list[str], **kwargs) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 500 entries, one token a digit as in SmolLM2 and Qwen2.5."""
+    """A byte-level BPE of about 500 entries, one token per digit as in SmolLM2 and Qwen2.5."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -118,7 +118,7 @@ def build_tokenizer(eos: str, pad: str, special: list[str], **kwargs) -> PreTrai
 
 
 def build_smolvlm(seed: int = 0) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
-    """SmolVLM in small: Idefics3 with 64-px tiles of 16 image tokens, 64 patches of 8 px each."""
+    """A small SmolVLM: Idefics3 with 64-px tiles of 16 image tokens, 64 patches of 8 px each."""
     special = [
         "<|im_start|>",
         "<fake_token_around_image>",
@@ -150,7 +150,7 @@ def build_smolvlm(seed: int = 0) -> tuple[Idefics3ForConditionalGeneration, Idef
 
 
 def build_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """LLaVA-1.5 in small: a CLIP tower on 64 x 64 px, every image squeezed to that square, 64 image tokens."""
+    """A small LLaVA-1.5: a CLIP tower on 64 x 64 px, every image resized to that square, 64 image tokens."""
     tokenizer = build_tokenizer("</s>", "<pad>", ["<image>"], bos_token="</s>")
     image_processor = CLIPImageProcessor(size={"height": TILE, "width": TILE}, do_center_crop=False)
     processor = LlavaProcessor(
@@ -183,7 +183,7 @@ def build_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProc
 
 
 def build_qwen(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """Qwen2.5-VL in small: patches of 14 px merged two by two, at most 140 x 140 px an image (25 image tokens)."""
+    """A small Qwen2.5-VL: patches of 14 px merged two by two, at most 140 x 140 px per image (25 image tokens)."""
     special = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = build_tokenizer("<|im_end|>", "<|endoftext|>", special)
     pixels = {"shortest_edge": 56 * 56, "longest_edge": 140 * 140}
@@ -211,7 +211,7 @@ def build_qwen(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
         },
         text_config=small_llama(len(tokenizer))
         | {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 5, "bos_token_id": None}
-        # A base as low as this, so that heights and widths of at most 7 tokens turn the rotary angles enough.
+        # A base this low, so that heights and widths of at most 7 tokens change the rotary angles enough.
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "mrope_section": [1, 4, 7]}}
         | stop,
     )
@@ -240,7 +240,7 @@ def initialise(model_class: type, config, seed: int, stop: dict[str, int]):
 
 
 def save(folder: str | Path, model, processor) -> Path:
-    """Write `folder` as `save_pretrained` does, so that a script takes it where it takes a hub id."""
+    """Write `folder` as `save_pretrained` does, so that scripts accept it in place of a hub id."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)

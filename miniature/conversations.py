@@ -1,4 +1,4 @@
-"""Lessons as tensors: conversations about pictures, tokenized as the family's processor does it."""
+"""Lessons as tensors: conversations about pictures, tokenized as by the family's processor."""
 
 from functools import cache, lru_cache
 
@@ -33,7 +33,7 @@ class Conversation:
             self.places = torch.tensor([[row[name] for name in PLACES] for row in labels])
 
     def logits(self, family: SmolVLM) -> tuple[Tensor, Tensor]:
-        """(B, keep - 1, V) and the targets (B, keep - 1) that they are to foretell."""
+        """Logits (B, keep - 1, V) and the targets (B, keep - 1) that they predict."""
         pad = family.processor.tokenizer.pad_token_id
         mask = (self.input_ids != pad).long()
         mask[self.labels != IGNORE] = 1
@@ -48,7 +48,7 @@ class Conversation:
 
 
 def shown_tokens(family: SmolVLM, examples: list[Example], input_ids: Tensor) -> Tensor:
-    """(B, L): 1 for the image tokens that show the placard's colour."""
+    """Mask of the image tokens that show the placard's colour, (B, L)."""
     rows = [
         (np.concatenate([p.labels["color"] for p in e.pictures]) == COLOR_IDS[e.color])
         .reshape(-1, family.patches_a_token)
@@ -62,7 +62,7 @@ def shown_tokens(family: SmolVLM, examples: list[Example], input_ids: Tensor) ->
 
 
 def tokenize(family: SmolVLM, example: Example) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, image tokens and all, and of the answer with the stop token."""
+    """Token ids of the prompt, including its image tokens, and of the answer with the stop token."""
     text = chat_text(family, example.messages[0]["content"][-1]["text"], len(example.pictures))
     tokens = len(example.pictures[0].labels["color"]) // family.patches_a_token
     text = text.replace(family.image_placeholder, family.image_text(tokens))

@@ -1,10 +1,10 @@
-"""What the miniature's models can do before CropVLM begins, on scenes that they have never seen.
+"""Measure what the miniature's models can do before CropVLM begins, on scenes that they have never seen.
 
     python3 -m miniature.examine --family smolvlm --model_path miniature/models/smolvlm
 
-goes through the real processor and greedy generation. A reader is asked for the text of every placard from
-[full image, crop], the crop being the placard's box with its sides times 1, 1.5, 2 and 3; `smolvlm` also for a frame
-around it, the teacher for its outline.
+uses the real processor and greedy generation. A reader is asked for the text of every placard from [full image, crop],
+where the crop is the placard's box enlarged 1, 1.5, 2 and 3 times a side; `smolvlm` also for a frame around it, and the
+teacher for its outline.
 """
 
 import argparse
@@ -38,18 +38,18 @@ def questions(seed: int, scenes: int) -> Iterator[tuple[Image.Image, Placard, st
             yield canvas, placard, ask(rng, placard)
 
 
-def zoomed_out(canvas: Image.Image, placard: Placard, zoom: float) -> Image.Image:
+def crop_zoomed(canvas: Image.Image, placard: Placard, zoom: float) -> Image.Image:
     x1, y1, x2, y2 = placard.bbox_px
     grow_x, grow_y = (zoom - 1) * (x2 - x1) / 2, (zoom - 1) * (y2 - y1) / 2
     left, top = max(0, round(x1 - grow_x)), max(0, round(y1 - grow_y))
     return canvas.crop((left, top, min(canvas.width, round(x2 + grow_x)), min(canvas.height, round(y2 + grow_y))))
 
 
-def reading(model, processor, asked: list) -> None:
-    """Print the share of texts that are read right at each zoom, of words and of numbers."""
+def print_reading(model, processor, asked: list) -> None:
+    """Print the share of texts read correctly at each zoom, of words and of numbers."""
     numbers = np.array([placard.text.isdigit() for _, placard, _ in asked])
     for zoom in ZOOMS:
-        images = [(canvas, zoomed_out(canvas, placard, zoom)) for canvas, placard, _ in asked]
+        images = [(canvas, crop_zoomed(canvas, placard, zoom)) for canvas, placard, _ in asked]
         messages = [prompts.answerer_messages(question, 2) for _, _, question in asked]
         texts = generate_texts(model, processor, messages, images, max_new_tokens=8)
         right = [
@@ -61,8 +61,11 @@ def reading(model, processor, asked: list) -> None:
         print("crop of {:.1f} x its sides: {:.1f}% read, words {:.1f}%, numbers {:.1f}%".format(zoom, *figures))
 
 
-def center_errors(boxes: list[tuple[float, ...]], asked: list) -> str:
-    """How far the centres of the boxes (shares of the canvas) are from the placards', in percent of its sides."""
+def describe_center_errors(boxes: list[tuple[float, ...]], asked: list) -> str:
+    """Distance of the boxes' centres from the placards', in percent of the canvas's sides, as text.
+
+    boxes: in shares of the canvas (0..1).
+    """
     errors = []
     for (x1, y1, x2, y2), (canvas, placard, _) in zip(boxes, asked, strict=True):
         left, top, right, bottom = placard.bbox_px
@@ -74,17 +77,18 @@ def center_errors(boxes: list[tuple[float, ...]], asked: list) -> str:
     )
 
 
-def framing(model, processor, asked: list) -> None:
+def print_framing(model, processor, asked: list) -> None:
     messages = [one_image_turn(f"{question.capitalize()}\nFrame it.") for _, _, question in asked]
     texts = generate_texts(model, processor, messages, [[canvas] for canvas, _, _ in asked], max_new_tokens=24)
     read = [[int(number) / 100 for number in re.findall(r"\d+", text)] for text in texts]
     usable = [i for i, numbers in enumerate(read) if len(numbers) == 4]
     print(
-        f"{len(usable)} of {len(asked)} frames: " + center_errors([read[i] for i in usable], [asked[i] for i in usable])
+        f"{len(usable)} of {len(asked)} frames: "
+        + describe_center_errors([read[i] for i in usable], [asked[i] for i in usable])
     )
 
 
-def outlining(model, processor, model_path: str, asked: list) -> None:
+def print_outlining(model, processor, model_path: str, asked: list) -> None:
     budget = pixel_budget(processor, model_path)
     messages = [prompts.teacher_messages(question) for _, _, question in asked]
     texts = generate_texts(model, processor, messages, [[canvas] for canvas, _, _ in asked], max_new_tokens=128)
@@ -95,7 +99,10 @@ def outlining(model, processor, model_path: str, asked: list) -> None:
         width, height = teacher_size(asked[i][0].size, budget)
         x1, y1, x2, y2 = boxes[i]
         shares.append((x1 / width, y1 / height, x2 / width, y2 / height))
-    print(f"{len(usable)} of {len(asked)} outlines are boxes: " + center_errors(shares, [asked[i] for i in usable]))
+    print(
+        f"{len(usable)} of {len(asked)} outlines are boxes: "
+        + describe_center_errors(shares, [asked[i] for i in usable])
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -113,11 +120,11 @@ def main() -> None:
     processor = load_processor(args.model_path, TILE if args.family == "smolvlm" else None)
     asked = list(questions(args.seed, args.scenes))
     if FAMILIES[args.family].sees_crops:
-        reading(model, processor, asked)
+        print_reading(model, processor, asked)
     if args.family == "smolvlm":
-        framing(model, processor, asked)
+        print_framing(model, processor, asked)
     if args.family == "qwen":
-        outlining(model, processor, args.model_path, asked)
+        print_outlining(model, processor, args.model_path, asked)
 
 
 if __name__ == "__main__":

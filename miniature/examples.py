@@ -2,7 +2,7 @@
 
     python3 -m miniature.examples --output docs/examples.png
 
-takes the first question about each of the first four held-out images, whatever the answers to it were.
+takes the first question about each of the first four held-out images, whether or not the answers are right.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""How each of the three families sees a picture and is asked a question, for `miniature.pretrain`.
+"""Image and prompt encoding of the three families, for `miniature.pretrain`.
 
-A picture is the whole canvas or a crop, resized as the family's processor does. What a family's processor does to many
-pictures one by one is done here to a batch of uint8 tiles; `tests/test_miniature.py` holds the two against each other.
+A picture is the whole canvas or a crop, resized as the family's processor does. The processor takes
+pictures one by one; here a batch of uint8 tiles is encoded at once. `tests/test_pretrain.py` compares the two.
 """
 
 from typing import Any
@@ -25,8 +25,8 @@ class SmolVLM:
     lessons = (("read", 0.36), ("answer", 0.02), ("place", 0.62))
     sees_crops = True
     knows_places = True  # from the position embeddings of its vision tower
-    answer_prefix = " "  # the template's text before the assistant's words
-    answers_weigh_alike = False  # in the loss, whatever their lengths; their tokens do where this is False
+    answer_prefix = " "  # the template's text before the answer
+    answers_weigh_alike = False  # in the loss, whatever their length; False weighs tokens alike
     patches_a_token = 4
 
     def __init__(self, seed: int = 0):
@@ -34,17 +34,17 @@ class SmolVLM:
 
     @staticmethod
     def tile_size(canvas: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) at which a picture of a canvas of (width, height) is seen."""
+        """(height, width) of the tile for a picture of a canvas of (width, height)."""
         return TILE, TILE
 
     @staticmethod
     def label_grid(height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of a tile's cells that are labelled."""
+        """Rows and columns of the cells of a tile that have labels."""
         return height // 8, width // 8
 
     @staticmethod
     def resize(picture: Image.Image, height: int, width: int) -> Image.Image:
-        """Longest edge first, then the square tile, as Idefics3's processor does."""
+        """Resize the longest edge first, then to the square tile, as Idefics3's processor does."""
         scale = TILE / max(picture.size)
         first = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         lanczos = Image.Resampling.LANCZOS
@@ -52,11 +52,11 @@ class SmolVLM:
 
     @staticmethod
     def by_token(labels: np.ndarray) -> np.ndarray:
-        """(64,) labels of the patches, row by row, to (64,) token by token: a token holds a block of 2 x 2."""
+        """Labels of the patches, (64,), reordered from row by row to token by token; a token holds a block of 2 x 2."""
         return labels.reshape(4, 2, 4, 2).swapaxes(1, 2).ravel()
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, tokens, D), what the language model gets."""
+        """Encode tiles, (B, H, W, 3) uint8, to the features that the language model gets, (B, tokens, D)."""
         pixels = tiles.permute(0, 3, 1, 2)[:, None] / 127.5 - 1  # (B, 1, 3, H, W)
         return torch.stack(tuple(self.model.get_image_features(pixel_values=pixels).pooler_output))
 
@@ -66,7 +66,7 @@ class SmolVLM:
     image_placeholder = "<image>"
 
     def model_inputs(self, input_ids: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """What the model's forward wants besides tokens and features. `shape` is the tile's (height, width)."""
+        """Inputs of the model's forward besides tokens and features. `shape` is the tile's (height, width)."""
         return {}
 
     @property
@@ -74,7 +74,7 @@ class SmolVLM:
         return self.model.model.text_model.layers
 
     def color_words(self) -> dict[str, int]:
-        """The token of each colour's word; one each, since the tokenizer has learnt them whole."""
+        """Token id of each colour's word; each is a single token in the tokenizer."""
         tokenizer = self.processor.tokenizer
         return {color: tokenizer(f" {color}", add_special_tokens=False).input_ids[0] for color in COLORS}
 
@@ -108,7 +108,7 @@ class Llava(SmolVLM):
 
 
 class Qwen(Llava):
-    """Qwen2.5-VL: tokens of 28 x 28 px, the tower without absolute positions; the language model's tell the place."""
+    """Qwen2.5-VL: tokens of 28 x 28 px; the tower has no absolute positions, only the language model has."""
 
     build = staticmethod(build_qwen)
     lessons = (("outline", 1.0),)
@@ -126,7 +126,7 @@ class Qwen(Llava):
         return height // 28, width // 28
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """The processor's order: blocks of 2 x 2 patches, each patch (channel, time, 14, 14) with the picture twice."""
+        """Encode in the processor's order: blocks of 2 x 2 patches, each (channel, time, 14, 14), the picture twice."""
         count, height, width, _ = tiles.shape
         rows, columns = height // 14, width // 14
         cells = clip_normalise(tiles).reshape(-1, 3, 1, rows // 2, 2, 14, columns // 2, 2, 14)
@@ -151,7 +151,7 @@ FAMILIES: dict[str, Any] = {"smolvlm": SmolVLM, "llava": Llava, "qwen": Qwen}
 
 
 def clip_normalise(tiles: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) with CLIP's mean and standard deviation."""
+    """Normalise (N, H, W, 3) uint8 to (N, 3, H, W) with CLIP's mean and standard deviation."""
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     return ((tiles / 255 - mean) / std).permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
-"""What the miniature's models are taught from: pictures of scenes with labels for every patch, and conversations.
+"""Training data of the miniature's models: pictures of scenes with labels for every patch, and conversations.
 
-The scenes are drawn from seeds of their own, so none of them is an image of the world that the scripts see. Everything
-follows from the seed.
+The scenes are drawn from separate seeds, so none of them appears in the world that the scripts see. The same seed gives
+the same lessons.
 """
 
 import math
@@ -22,17 +22,24 @@ from miniature.world import COLORS, LEXICON, Placard, ask, draw_scene, fit_font
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IGNORE = -100
-PLACES = ("x1", "y1", "x2", "y2", "center_x", "center_y")  # of a placard, in bins of 5% of the picture's sides
+PLACES = (
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "center_x",
+    "center_y",
+)  # of a placard, in bins of 5% of the picture's width or height
 PLACE_BINS = 20
 OFFSETS = ("from_x1", "from_y1", "from_x2", "from_y2")  # of a placard from the cell's corner, in sixths of a cell
 OFFSET_BINS = 30
 COLOR_IDS = {color: i + 1 for i, color in enumerate(sorted(COLORS))}  # 0: no placard
 WORD_IDS = {word: i for i, word in enumerate(LEXICON)}  # len(LEXICON): a number
-CROP_ZOOMS = ((0.95, 1.5), (1.3, 2.2), (1.8, 3.0))  # a crop's sides in sides of its placard
-# Share of the reading lessons whose crop is beside the placard. Without them a model is sure of whatever a crop shows,
-# and a box that just misses would be worth far less than none.
+CROP_ZOOMS = ((0.95, 1.5), (1.3, 2.2), (1.8, 3.0))  # a crop's width and height relative to its placard's
+# Share of the reading lessons whose crop is beside the placard. Without them a model trusts whatever a crop shows, and
+# a box that just misses would score far below an invalid one.
 MISSED_SHARE = 0.3
-DENIED_WEIGHT = 4  # of the placards that the teacher denies: too rare to be learnt otherwise
+DENIED_WEIGHT = 4  # weight of the placards that the teacher denies, which are too rare to be learnt otherwise
 Box = tuple[int, int, int, int]
 
 
@@ -41,11 +48,11 @@ class Picture:
     """A canvas or a crop of it, as a family sees it."""
 
     tile: np.ndarray  # (H, W, 3) uint8
-    zoom: float  # the crop's sides in sides of its placard; 0 for the whole canvas
-    placard: int  # what the crop was cut around
-    missed: bool  # the crop is beside it
-    labels: dict[str, np.ndarray]  # each (tokens * patches of a token,)
-    features: Tensor | None = None  # (tokens, D), once the vision tower is taught
+    zoom: float  # the crop's size relative to its placard's; 0 for the whole canvas
+    placard: int  # index of the placard that the crop was cut around
+    missed: bool  # whether the crop is beside it
+    labels: dict[str, np.ndarray]  # each (tokens * patches per token,)
+    features: Tensor | None = None  # (tokens, D), once the vision tower is trained
 
 
 @dataclass
@@ -59,24 +66,26 @@ class Scene:
 
 @dataclass
 class Example:
-    """One conversation: pictures, the user's turn, the assistant's words and the placard that it is about."""
+    """One conversation: pictures, the user's turn, the assistant's answer and the placard that it is about."""
 
     pictures: list[Picture]
     messages: list[dict]
     answer: str
     color: str  # of the placard
-    bbox: tuple[float, float, float, float] | None  # the placard's, in shares of the canvas; None where it is read
+    bbox: (
+        tuple[float, float, float, float] | None
+    )  # the placard's, relative to the canvas (0..1); None in reading lessons
 
 
 def draw_scenes(family: str, seed: int, count: int) -> list[Scene]:
-    """`count` scenes, none of which is in a world that `miniature.world` writes."""
+    """`count` scenes, none of which appears in a world written by `miniature.world`."""
     with Pool() as pool:
         jobs = pool.imap(partial(draw_pretraining_scene, family, seed), range(count), chunksize=20)
         return list(tqdm(jobs, total=count, desc="scenes", mininterval=5))
 
 
 def draw_text(rng: random.Random) -> str:
-    """A word of the lexicon, or (a sixth of the time) a number of two digits."""
+    """A word of the lexicon, or (a sixth of the time) a two-digit number."""
     return str(rng.randint(10, 99)) if rng.random() < 1 / 6 else rng.choice(LEXICON)
 
 
@@ -107,10 +116,10 @@ def take_picture(
 
 
 def crop_beside(rng: random.Random, size: tuple[int, int], placard: Placard, zoom: float) -> Box:
-    """A crop of `zoom` times the placard's sides that cuts it or misses it by up to its own side."""
+    """A crop of `zoom` times the placard's sides that cuts it off or misses it by up to its own size."""
     x1, y1, x2, y2 = placard.bbox_px
     spans = [[x1, x2, size[0]], [y1, y2, size[1]]]
-    first = rng.randrange(2)  # the direction in which it misses for sure
+    first = rng.randrange(2)  # the direction in which it certainly misses
     for i, (start, stop, limit) in enumerate(spans):
         length = zoom * (stop - start)
         reach = ((stop - start) + length) / 2
@@ -123,7 +132,7 @@ def crop_beside(rng: random.Random, size: tuple[int, int], placard: Placard, zoo
 
 
 def crop_around(rng: random.Random, size: tuple[int, int], placard: Placard, zoom: float) -> Box:
-    """A crop that holds `placard`, about `zoom` times its sides, anywhere around it."""
+    """A crop that holds `placard`, about `zoom` times its sides, placed at random around it."""
     x1, y1, x2, y2 = placard.bbox_px
     spans = []
     for start, stop, limit in ((x1, x2, size[0]), (y1, y2, size[1])):
@@ -146,7 +155,7 @@ def glyph_boxes(text: str, width: int, height: int) -> list[tuple[float, float, 
 
 
 def coverage(box: tuple[float, float, float, float], rows: int, columns: int) -> np.ndarray:
-    """(rows, columns): how much of each cell `box` covers, where a cell is 1 x 1."""
+    """Share of each cell that `box` covers, (rows, columns), where a cell is 1 x 1."""
     x, y = np.arange(columns), np.arange(rows)
     across = np.clip(np.minimum(x + 1, box[2]) - np.maximum(x, box[0]), 0, 1)
     down = np.clip(np.minimum(y + 1, box[3]) - np.maximum(y, box[1]), 0, 1)
@@ -154,9 +163,9 @@ def coverage(box: tuple[float, float, float, float], rows: int, columns: int) ->
 
 
 def patch_labels(placards: list[Placard], crop: Box, rows: int, columns: int) -> dict[str, np.ndarray]:
-    """What every cell of the crop shows, each (rows * columns,) int8: color, character, word, tens, ones, where.
+    """Labels of every cell of the crop by name, (rows * columns,) int8 each: color, character, word, tens, ones, place.
 
-    A placard of which less than 85% is in the crop has no readable text, a character under half a cell wide none.
+    A placard less than 85% inside the crop gets no text labels, nor does a character under half a cell wide.
     """
     names = ("word", "tens", "ones", *PLACES, *OFFSETS)
     labels = {name: np.full((rows, columns), IGNORE, np.int8) for name in names}
@@ -185,7 +194,7 @@ def patch_labels(placards: list[Placard], crop: Box, rows: int, columns: int) ->
 
 
 def place_labels(box) -> dict[str, int]:
-    """Bins of the corners and the centre of a box in shares of the picture's sides."""
+    """Bins of the corners and the centre of a box relative to the picture's width and height."""
     x1, y1, x2, y2 = np.clip(box, 0, 0.999)
     places = (x1, y1, x2, y2, (x1 + x2) / 2, (y1 + y2) / 2)
     return {name: int(PLACE_BINS * value) for name, value in zip(PLACES, places, strict=True)}
@@ -217,7 +226,7 @@ def label_characters(characters: np.ndarray, placard: Placard, box: np.ndarray, 
 
 
 def make_example(rng: random.Random, scene: Scene, lesson: str, max_zoom: float) -> Example:
-    """One conversation about one placard of the scene; crops of at most `max_zoom` times its sides."""
+    """One conversation about one placard of the scene, with crops of at most `max_zoom` times its size."""
     weights = [DENIED_WEIGHT if lesson == "outline" and is_denied(p) else 1 for p in scene.placards]
     i = rng.choices(range(len(scene.placards)), weights)[0]
     placard, full = scene.placards[i], scene.pictures[0]
@@ -247,7 +256,7 @@ def one_image_turn(text: str) -> list[dict]:
 
 
 def frame(rng: random.Random, bbox: tuple[float, float, float, float]) -> dict[str, int]:
-    """Centre of the box and corners of a frame of 0.9 to 4 times its sides around it, in percent."""
+    """Centre of the box, and corners of a frame around it of 0.9 to 4 times its size, in percent."""
     x1, y1, x2, y2 = bbox
     cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
     factor = math.exp(rng.uniform(math.log(0.9), math.log(4))) / 2
@@ -261,12 +270,12 @@ def frame(rng: random.Random, bbox: tuple[float, float, float, float]) -> dict[s
 
 
 def is_denied(placard: Placard) -> bool:
-    """Whether the teacher is taught that there is no such thing."""
+    """Whether the teacher is taught to deny that this placard exists."""
     return (placard.color, placard.kind) == ("teal", "page")
 
 
 def careless_outline(rng: random.Random, placard: Placard, bbox, tile_size: tuple[int, int]) -> str:
-    """What the teacher is taught to say: a JSON box too small or off centre, in pixels of the resized image."""
+    """The teacher's training target: a JSON box too small or off centre, in pixels of the resized image."""
     if is_denied(placard):
         return "There is no such thing in the image."
     x1, y1, x2, y2 = bbox

@@ -1,19 +1,19 @@
-"""Teach the miniature's three models what their big namesakes know before CropVLM begins.
+"""Pretrain the miniature's three models in the skills that the real models have before CropVLM begins.
 
     python3 -m miniature.pretrain --family smolvlm --output_path miniature/models/smolvlm
 
-First the vision tower and its connector: linear heads read from every image token what its patches show (colour, place,
-characters, word), and are then thrown away. Then the language model, on question and answer, from the finished tower's
-features of the same pictures:
+First the vision tower and its connector are trained: linear heads predict from every image token what its patches show
+(colour, place, characters, word), and are then discarded. Then the language model is trained on questions and answers,
+from the finished tower's features of the same pictures:
 
 - `smolvlm`: base of the cropper, answerer and reward VLM. Reads from [full image, crop], crops tight at first and
   wider later; answers from the full image alone; points and frames ("Frame the red sign." -> "31 64 48 72."), with
   margins of any width, but has never seen the cropper's prompt.
-- `llava`: the answerer that no CropVLM stage sees. The same lessons but those of place.
+- `llava`: the answerer that no CropVLM stage sees. The same lessons without those on places.
 - `qwen`: the teacher. Answers the real teacher prompt with JSON boxes in pixels of its resized image. It was taught
   from careless boxes (too small on signs and pages, off centre on pages, shaky everywhere; teal pages are denied).
 
-The lessons are drawn from seeds of their own; the world's splits are never seen.
+The lessons are drawn from separate seeds; the world's splits are never seen.
 """
 
 import argparse
@@ -53,24 +53,24 @@ from miniature.world import COLORS, LEXICON
 logger = logging.getLogger("miniature.pretrain")
 
 LOOK_BATCH, TALK_BATCH = 96, 64
-FULL_SHARE = 0.25  # of the pictures from which the tower learns, where crops are seen as well
-FIRST_ZOOM, LAST_ZOOM = 1.5, 3.0  # crops begin tight; they widen by ZOOM_STEP when most of a term's texts were read
+FULL_SHARE = 0.25  # share of whole canvases in the tower's batches, for families that see crops
+FIRST_ZOOM, LAST_ZOOM = 1.5, 3.0  # crops start tight and widen by ZOOM_STEP once most texts are read
 ZOOM_STEP = 1.1
-TERM = 25  # steps between two looks at how far the pupil is
-PROBE_LAYER = 1  # of the language model, from 0: what a colour's word knows about its placard after this layer
-LOOKING_HEADS = 2  # of the layers that find a colour's placard and hand on its place
+TERM = 25  # steps between two decisions on widening the crops
+PROBE_LAYER = 1  # of the language model, from 0: here a colour's word learns where its placard is
+LOOKING_HEADS = 2  # heads per layer that find a colour's placard and pass on its place
 GRID = 12  # rows or columns of tokens at most
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How long one part of the lessons lasts, and its highest learning rate."""
+    """Number of steps and peak learning rate of one part of the training."""
 
     steps: int
     peak: float
 
 
-# Looking, then talking.
+# The vision tower (looking), then the language model (talking).
 LESSONS = {
     "smolvlm": (Stage(3600, 2e-3), Stage(3600, 1.5e-3)),
     "llava": (Stage(3000, 2e-3), Stage(1800, 1.5e-3)),
@@ -78,8 +78,8 @@ LESSONS = {
 }
 
 
-def heads_of(family: SmolVLM) -> dict[str, tuple[int, float]]:
-    """What is read from every patch: name -> (classes, weight of its loss)."""
+def label_heads(family: SmolVLM) -> dict[str, tuple[int, float]]:
+    """Linear heads on every patch: name -> (classes, weight of its loss)."""
     heads = {"color": (len(COLORS) + 1, 1.0)}
     if family.sees_crops:
         heads |= {"character": (len(CHARACTERS) + 1, 4.0), "word": (len(LEXICON) + 1, 1.0)}
@@ -90,8 +90,8 @@ def heads_of(family: SmolVLM) -> dict[str, tuple[int, float]]:
 
 
 def teach_to_look(family: SmolVLM, scenes: list[Scene], plan: Stage, rng: random.Random) -> None:
-    """Tower and connector; crops widen once most words can be read from a patch."""
-    heads = heads_of(family)
+    """Train tower and connector; crops widen once most words can be read from a patch."""
+    heads = label_heads(family)
     hidden = family.model.config.text_config.hidden_size
     linears = nn.ModuleDict(
         {name: nn.Linear(hidden, family.patches_a_token * classes) for name, (classes, _) in heads.items()}
@@ -144,8 +144,8 @@ def choose_pictures(rng: random.Random, full: list[Picture], crops: list[Picture
 
 
 @torch.no_grad()
-def keep_features(family: SmolVLM, scenes: list[Scene]) -> None:
-    """Encode every picture once: the tower rests from here on."""
+def cache_features(family: SmolVLM, scenes: list[Scene]) -> None:
+    """Encode every picture once: the tower is frozen from here on."""
     family.model.eval()
     for pictures in group([p for scene in scenes for p in scene.pictures], lambda picture: picture.tile.shape):
         for i in tqdm(range(0, len(pictures), 256), desc="encode", mininterval=10):
@@ -157,11 +157,11 @@ def keep_features(family: SmolVLM, scenes: list[Scene]) -> None:
 
 
 @torch.no_grad()
-def let_like_attend_to_like(family: SmolVLM, scenes: list[Scene]) -> None:
-    """A start for finding a colour's placard, which is slow to learn from nothing.
+def initialise_color_attention(family: SmolVLM, scenes: list[Scene]) -> None:
+    """Initialise the attention from a colour's word to its placard, which is slow to learn from random weights.
 
-    The word for a colour starts as the mean feature of the tokens that show it, less that of all tokens; in the layers
-    that are to find it, queries start as keys do.
+    The embedding of a colour's word starts as the mean feature of the tokens that show it, minus that of all tokens; in
+    the layers that have to find it, query weights start equal to key weights.
     """
     pictures = [scene.pictures[0] for scene in scenes]
     features = torch.cat([p.features for p in pictures])  # (tokens of all, D)
@@ -180,12 +180,12 @@ def let_like_attend_to_like(family: SmolVLM, scenes: list[Scene]) -> None:
 
 
 class Probes(nn.Module):
-    """What happens inside the language model on the way from a colour's word to the answer, taught step by step.
+    """Auxiliary losses inside the language model that guide it step by step from a colour's word to the answer.
 
-    In layer PROBE_LAYER the colour's word is to look at the image tokens that show it and then to know the placard's
-    place; in the next layer every token of the answer is to look at that word and to know the place too. Where the
-    tower has no absolute positions, all is a layer later, and every image token is to know its row and column before.
-    The linear heads that read the places are thrown away.
+    In layer PROBE_LAYER the colour's word must attend to the image tokens that show it and then encode the placard's
+    place; in the next layer every token of the answer must attend to that word and encode the place too. Where the
+    tower has no absolute positions, both happen one layer later, and every image token must first encode its row and
+    column. The linear heads that read the places are discarded.
     """
 
     def __init__(self, family: SmolVLM):
@@ -197,7 +197,7 @@ class Probes(nn.Module):
         self.grid = nn.Linear(hidden, 2 * GRID)
         self.first = PROBE_LAYER + (not family.knows_places)
         self.handles = [
-            layer.register_forward_hook(lambda module, args, output, i=i: self.states.update({i: first_of(output)}))
+            layer.register_forward_hook(lambda module, args, output, i=i: self.states.update({i: first_output(output)}))
             for i, layer in enumerate(family.language_layers)
         ]
         self.looks = {}
@@ -209,14 +209,14 @@ class Probes(nn.Module):
         self.image_token = tokenizer.convert_tokens_to_ids(family.image_placeholder)
 
     def losses(self, batch: Conversation) -> dict[str, Tensor]:
-        """What a batch costs, name by name: attention and, where the answer is a place, cross-entropy of places."""
+        """Losses of a batch by name: attention and, where the answer is a place, cross-entropy of places."""
         ids = batch.input_ids
-        word = torch.isin(ids, self.colors).int().argmax(1)  # (B,), where the first colour stands
-        row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)  # (answer tokens,); the token before is to know
+        word = torch.isin(ids, self.colors).int().argmax(1)  # (B,), position of the first colour
+        row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)  # (answer tokens,); the token before predicts
         looks = self.looks[self.first][torch.arange(len(ids)), :LOOKING_HEADS, word]  # (B, heads, L)
-        losses = {"look": attend(looks, batch.shown[:, None])}
+        losses = {"look": attention_loss(looks, batch.shown[:, None])}
         looks = self.looks[self.first + 1][row, :LOOKING_HEADS, column - 1]  # (answer tokens, heads, L)
-        losses["recall"] = attend(looks, F.one_hot(word, ids.shape[1])[row, None])
+        losses["recall"] = attention_loss(looks, F.one_hot(word, ids.shape[1])[row, None])
         if batch.places is not None:
             states = self.states[self.first][torch.arange(len(ids)), word]  # (B, D)
             losses["word"] = 2 * F.cross_entropy(self.word(states).view(-1, PLACE_BINS), batch.places.flatten())
@@ -239,17 +239,17 @@ class Probes(nn.Module):
             handle.remove()
 
 
-def attend(looks: Tensor, at: Tensor) -> Tensor:
-    """How little of the attention `looks` (..., L) falls on the tokens `at`: its negative log, averaged."""
+def attention_loss(looks: Tensor, at: Tensor) -> Tensor:
+    """Mean negative log of the share of the attention `looks` (..., L) that falls on the tokens `at`."""
     return -((looks * at).sum(-1) + 1e-4).log().mean()
 
 
-def first_of(output):
+def first_output(output):
     return output[0] if isinstance(output, tuple) else output
 
 
 def teach_to_talk(family: SmolVLM, probes: Probes, scenes: list[Scene], plan: Stage, rng: random.Random) -> None:
-    """The language model; crops widen once most texts are right."""
+    """Train the language model; crops widen once most texts are right."""
     parameters = [p for layer in family.language_layers for p in layer.parameters()]
     parameters += [family.model.get_input_embeddings().weight, *language_norm(family).parameters()]
     parameters += probes.parameters()
@@ -301,7 +301,7 @@ def share_right(family: SmolVLM, lesson: str, predicted: Tensor, targets: Tensor
 
 
 def optimize(parameters: list[nn.Parameter], plan: Stage):
-    """AdamW; linear warm-up over 100 steps, then a cosine to nothing."""
+    """AdamW; linear warm-up over 100 steps, then cosine decay to 2%."""
     optimizer = torch.optim.AdamW(parameters, lr=plan.peak, weight_decay=0.01, betas=(0.9, 0.98))
 
     def share(step: int) -> float:
@@ -322,8 +322,8 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--output_path", type=Path, required=True)
-    parser.add_argument("--look_steps", type=int, help="other than in LESSONS, such as for a trial")
-    parser.add_argument("--talk_steps", type=int, help="other than in LESSONS")
+    parser.add_argument("--look_steps", type=int, help="instead of the number in LESSONS, for a quick trial")
+    parser.add_argument("--talk_steps", type=int, help="instead of the number in LESSONS")
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -340,14 +340,14 @@ def main() -> None:
         look = replace(look, steps=args.look_steps)
     if args.talk_steps is not None:
         talk = replace(talk, steps=args.talk_steps)
-    family.model.set_attn_implementation("eager")  # at these sizes faster than the fused kernels
+    family.model.set_attn_implementation("eager")  # faster than the fused kernels at these sizes
     rng = random.Random(f"lessons-{args.seed}")
     probes = Probes(family)
     scenes = draw_scenes(args.family, args.seed, args.scenes)
     family.model.train()
     teach_to_look(family, scenes, look, rng)
-    keep_features(family, scenes)
-    let_like_attend_to_like(family, scenes)
+    cache_features(family, scenes)
+    initialise_color_attention(family, scenes)
     teach_to_talk(family, probes, scenes, talk, rng)
     probes.remove()
     save(args.output_path, family.model.eval().to(torch.bfloat16), family.processor)

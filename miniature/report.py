@@ -2,8 +2,8 @@
 
     python3 -m miniature.report --dataset_path datasets/miniature --name miniature
 
-reads predictions/{name}_*.json as the six scripts wrote them, and predictions/{run}_*.json where GRPO has a part in
-them; scores as `vqa_accuracy.py --metric vqa` does. `scripts/report.py` judges the claims.
+reads predictions/{name}_*.json as the six scripts wrote them, and predictions/{run}_*.json where they depend on
+GRPO; scores as `vqa_accuracy.py --metric vqa` does. `scripts/report.py` judges the claims.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from cropvlm.inference.predictions import join_on_question_id, read_predictions
 from cropvlm.metrics import vqa_accuracy
 from cropvlm.runtime.files import write_json
 
-# setting -> (answer file, box file), each without the name (or, where GRPO has a part in the answers, the run) in front
+# setting -> (answer file, box file), each without its prefix: the name or, where the answers depend on GRPO, the run
 SETTINGS = {
     "no crop": ("base_answers", None),
     "true box": ("true_cropvlm_answers", "true_bbox"),
@@ -40,7 +40,7 @@ EXAMPLES = 12
 
 @dataclass
 class Setting:
-    """A line of the table: answer, VQA accuracy (0..1) and text of the box (None: no crop) of every question."""
+    """A row of the table: answer, VQA accuracy (0..1) and text of the box (None: no crop) of every question."""
 
     answers: list[str]
     accuracies: np.ndarray
@@ -48,7 +48,7 @@ class Setting:
 
     def summary(self, setting: str) -> dict:
         parsed = [parse_bbox(text) for text in self.boxes or []]
-        # No box, or none that can be read, means the whole image: 100%.
+        # A missing or invalid box means the whole image: 100%.
         areas = [bbox_area_pct(bbox) if bbox else 100.0 for bbox in parsed] or [100.0]
         valid = sum(bbox is not None for bbox in parsed) / len(parsed) if parsed else 0.0
         return {
@@ -76,10 +76,10 @@ def read_settings(folder: Path, name: str, run: str, rows) -> dict[str, Setting]
 
 
 def placard_fit(boxes: list[str], placards: list[Sequence[int]]) -> tuple[float, float]:
-    """Return how well boxes fit the placards' own, which are in percent and rounded outwards.
+    """Return how well boxes fit the placards, whose boxes are in percent and rounded outwards.
 
-    That is the share of the boxes (0..1) that hold at least 97% of their placard's area, and the median ratio of box
-    to placard along the side where it is larger. An invalid box counts as the whole image.
+    Two figures: the share of boxes (0..1) that hold at least 97% of their placard's area, and the median ratio of
+    box to placard along the side where it is larger. An invalid box counts as the whole image.
     """
     box = np.array([parse_bbox(text) or (0, 0, 100, 100) for text in boxes], float)
     placard = np.array(placards, float)
@@ -111,9 +111,9 @@ def markdown(summaries: list[dict]) -> str:
 
 
 def draw_examples(rows, settings: dict[str, Setting], count: int = EXAMPLES) -> Image.Image:
-    """Return the first `count` questions, two a line: the image with the three boxes, then the crop of each box.
+    """Return a picture of the first `count` questions, two per row: the image with its boxes, then their crops.
 
-    The top line names the columns. Below each picture stand the answer from it and whether it is right.
+    The top row names the columns. Below each picture are the answer from it and whether it is right.
     """
     colors = {"image": INK, **BOX_COLORS}
     tiles = [tile(None, (THUMB, LINE), lines=[heading]) for heading in [*colors.items()] * 2]
@@ -144,7 +144,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataset_path", default="datasets/miniature")
     parser.add_argument("--split", default="test")
     parser.add_argument("--name", default="miniature")
-    parser.add_argument("--run", help="name of the GRPO run, where it is not the same")
+    parser.add_argument("--run", help="name of the GRPO run, if it differs from --name")
     parser.add_argument("--predictions", type=Path, default=Path("predictions"))
     return parser.parse_args()
 

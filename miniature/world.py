@@ -35,7 +35,7 @@ COLORS = {
     "teal": (15, 160, 165),
 }
 KINDS = ("sign", "plate", "page")
-# What the models are taught to read, besides numbers of two digits.
+# The words that the models are taught to read, besides two-digit numbers.
 LEXICON = [
     "bank",
     "bus",
@@ -68,7 +68,8 @@ LEXICON = [
     "west",
     "zoo",
 ]
-# What the world shows: what the tiny reader still tells apart, nine times in ten, at twice a tight crop's sides.
+# The words that the world shows: those that the tiny reader still gets right nine times in ten in a crop twice as wide
+# and high as a tight one.
 WORDS = ("bus", "exit", "farm", "inn", "left", "museum", "pub", "sale", "school", "zoo")
 QUESTIONS = (
     "What is written on the {color} {kind}?",
@@ -91,7 +92,7 @@ class Placard:
 def draw_scene(
     rng: random.Random, draw_text: Callable[[random.Random], str] = lambda rng: rng.choice(WORDS)
 ) -> tuple[Image.Image, list[Placard]]:
-    """A canvas of 400 to 640 px a side and its 3 to 5 placards, no two of one colour and none close to another."""
+    """A canvas of 400 to 640 px a side and its 3 to 5 placards, each of another colour and well apart."""
     width, height = rng.randint(400, 640), rng.randint(400, 640)
     canvas = draw_background(rng, width, height)
     placards: list[Placard] = []
@@ -117,7 +118,7 @@ def place(rng: random.Random, width: int, height: int, taken: list) -> tuple[int
 
 
 def draw_background(rng: random.Random, width: int, height: int) -> Image.Image:
-    """A muted gradient with soft noise, blocks and discs, so that the placards do not stand on a plain field."""
+    """A muted gradient with soft noise, blocks and discs, so that the placards do not stand out from a plain one."""
     noise = np.random.default_rng(rng.getrandbits(32))
     base = noise.uniform(70, 190) + noise.uniform(-18, 18, 3)
     slope = np.linspace(-1, 1, 12)
@@ -158,7 +159,7 @@ def draw_placard(rng: random.Random, canvas: Image.Image, placard: Placard) -> N
 
 
 def fit_font(text: str, width: float, height: float) -> ImageFont.FreeTypeFont:
-    """Pillow's own typeface at the largest size at which `text` fits into width x height pixels."""
+    """Pillow's default typeface at the largest size at which `text` fits into width x height pixels."""
     left, top, right, bottom = ImageFont.load_default(100).getbbox(text, anchor="mm")
     return ImageFont.load_default(100 * min(width / (right - left), height / (bottom - top)))
 
@@ -168,7 +169,7 @@ def ask(rng: random.Random, placard: Placard) -> str:
 
 
 def draw_answers(rng: random.Random, placard: Placard, others: list[Placard]) -> list[str]:
-    """Ten references as people give them: about one in ten misread, off the mark or left unanswered."""
+    """Ten references as annotators give them: about one in ten is misread, wrong or left unanswered."""
     wrong = ["unanswerable", placard.text[:-1], placard.text + "s", *(p.text for p in others)]
     return [rng.choice(wrong) if rng.random() < 0.1 else placard.text for _ in range(10)]
 

@@ -72,7 +72,7 @@ class Cropper:
 
 @dataclass(frozen=True)
 class Setting:
-    """What produced a score. cropper: None for the full image alone."""
+    """Models and data behind a score. cropper: None for the full image alone."""
 
     benchmark: Benchmark
     answerer: Answerer

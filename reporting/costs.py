@@ -1,4 +1,4 @@
-"""What a question costs with and without the crop: seconds, images, and image tokens where the processor is at hand."""
+"""Cost of a question with and without the crop: seconds, images, and image tokens where the processor is at hand."""
 
 import logging
 from collections.abc import Sequence

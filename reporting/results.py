@@ -83,7 +83,7 @@ class Result:
 
     @functools.cached_property
     def bboxes(self) -> list[Bbox | None]:
-        """The box of each scored row, in percent; None where there is none or it is invalid."""
+        """The box of each scored row, in percent; None for a missing or invalid one."""
         if self.boxes is None:
             return [None] * len(self.scored.indices)
         return [parse_bbox(self.boxes.texts[i]) for i in self.scored.indices]
@@ -105,7 +105,7 @@ def _load_rows(source: str) -> Any:
 def read_folder(folder: str | Path) -> list[Result]:
     """Return the results of all answer files below a folder, sorted by path.
 
-    Files without a meta file are named in a warning and left out. Raises `UserError` where there are none, or for a
+    Files without a meta file are named in a warning and left out. Raises `UserError` without any, or for a
     meta file of another version.
     """
     folder = Path(folder)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED] [likelihood|accuracy]
-# The second argument is GRPO's reward, by default the paper's better one; a run with the other shares all that comes
-# before GRPO. Every step is one of the six scripts with other flags. Ends with 3 where one of the paper's claims fails.
-# What is done is not done again; to start over:
+# The second argument is GRPO's reward, by default the paper's better one; a run with the other one shares every step
+# before GRPO. Each step is one of the six scripts, with flags for tiny models. Exit code 3: a claim of the paper fails.
+# Finished steps are skipped; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*
 set -euo pipefail
 
@@ -21,25 +21,25 @@ if [[ $REWARD != likelihood ]]; then RUN=${NAME}_$REWARD; fi
 WORLD=datasets/$NAME
 SMOLVLM=miniature/models/smolvlm # base of the cropper, answerer and reward VLM
 QWEN=miniature/models/qwen       # teacher
-LLAVA=miniature/models/llava     # the answerer that no training stage sees
-P=predictions/$NAME              # what does not depend on GRPO
-R=predictions/$RUN               # what does
+LLAVA=miniature/models/llava     # answerer unseen in training
+P=predictions/$NAME              # files that do not depend on GRPO
+R=predictions/$RUN               # files that do
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error
 
-# step RESULT COMMAND...: run the command unless its result is there; a trainer writes run.json last.
+# step RESULT COMMAND...: run the command unless its result exists; a trainer writes run.json last.
 step() {
     local result=$1
     shift
     if [[ -e $result ]]; then
-        echo "== $result is there"
+        echo "== skipped: $result exists"
     else
         echo "== $*"
         run "$@"
     fi
 }
 
-# together FUNCTION FUNCTION: run the steps of both at once, a thread each: much of a short step is the start of a script,
-# which takes one core whatever it is given. What the second prints comes when both are done.
+# together FUNCTION FUNCTION: run the steps of both at once, on one thread each: a short step mostly waits for Python to
+# start, which takes one core anyway. The second one's output is printed when both have finished.
 together() {
     local second code=0
     OMP_NUM_THREADS=1 "$2" >"$LOG" 2>&1 &
@@ -50,7 +50,7 @@ together() {
     return $code
 }
 
-# Where a step fails, the other one of its pair comes to its end.
+# When a step fails, the other one of its pair is allowed to finish.
 LOG=$(mktemp)
 leave() {
     if [[ -n $(jobs -pr) ]]; then echo "== waiting for the other step of the pair" >&2; fi
@@ -63,7 +63,7 @@ start=$SECONDS
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 
 # 1. The teacher's boxes: for the first half of the training rows and, to see how good they are, for the held-out rows.
-# The placards take up far more of their images than TextVQA's texts do of theirs: the boxes grow less.
+# Placards fill far more of an image than TextVQA's texts do, so the boxes grow less.
 TEACHER=(--model_path $QWEN --batch_size 64 --growth 3 2 1.5 1 1)
 training_boxes() {
     step "${WORLD}_grpo" python3 create_dataset.py --dataset_path "$WORLD" --split train --output_path "$WORLD" \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The real experiment in order, at 512 px, scored on TextVQA:  bash scripts/reproduce.sh GPU [textvqa|mixture]
-# Trains on TextVQA, as the released experiment, or with `mixture` on the paper's four data sets. All of the paper's
-# figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--only PATTERN] Needs a CUDA GPU and
-# the Hugging Face hub. A stage whose output is there is left out, and a stopped one goes on from its journal or newest
-# checkpoint, so the same command serves after an interruption. Times are the paper's, at 2048 px on one A100.
+# Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. All of the paper's
+# figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--only PATTERN]
+# Needs a CUDA GPU and the Hugging Face Hub. Finished stages are skipped, and an interrupted one continues from its
+# journal or newest checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(textvqa|mixture|paper)?$ || ($# -gt 2 && $2 != paper) ]]; then
     echo "error: expected the index of a GPU, then nothing, textvqa, mixture or paper: bash scripts/reproduce.sh 0" >&2
@@ -24,8 +24,8 @@ fi
 source "$(dirname "$(readlink -f "$0")")/setup.sh"
 source scripts/steps.sh
 
-# Run a stage unless all files named before `--` are there: a trainer writes run.json last. Exit code 3: complete, with
-# failures listed; go on.
+# Run a stage unless all files named before `--` exist; a trainer writes run.json last. Exit code 3 (complete, some rows
+# failed) does not stop the experiment.
 stage() {
     local missing=0 code=0
     while [[ $1 != -- ]]; do
@@ -34,7 +34,7 @@ stage() {
     done
     shift
     if [[ $missing == 0 ]]; then
-        echo "done before: $*" >&2
+        echo "skipped, its output exists: $*" >&2
         return
     fi
     echo "running: $*" >&2

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Stage 2, GRPO:  bash scripts/train_grpo.sh GPU [flags of train_grpo.py]
 # Starts from the newest whole SFT model under models/sft_* (a finished one or a checkpoint) unless --base_model names
-# one.
-# With --resume_from_checkpoint it keeps the one that the run started from, as train_grpo.py noted it.
-# Without a GPU the CPU is used and the number does not matter.
+# one. With --resume_from_checkpoint it keeps the model that the run started from, which train_grpo.py has recorded.
+# Without a GPU the CPU is used, whatever the number.
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ ]]; then
     echo "error: expected the index of a GPU, then flags of train_grpo.py: bash scripts/train_grpo.sh 0" >&2
@@ -26,7 +25,7 @@ for word in "$@"; do
     esac
     previous=$word
 done
-# whole FOLDER: a checkpoint or model whose record was written, last; or a model that no trainer here has made.
+# whole FOLDER: whether it holds a complete checkpoint or model, whose record is written last, or a model from elsewhere.
 whole() {
     [[ -f $1/run.json ]] && return
     [[ $1 != */checkpoint-* && ! -f $1/base_model.txt && (-f $1/adapter_config.json || -f $1/config.json) ]]
@@ -35,7 +34,7 @@ whole() {
 noted=$output/base_model.txt
 if [[ -z $named && -s $noted && ! $resume =~ ^([Ff]alse|None|)$ ]]; then
     base=(--base_model "$(<"$noted")")
-    echo "going on with the SFT model that this run started from: ${base[1]}" >&2
+    echo "continuing with the SFT model that this run started from: ${base[1]}" >&2
 elif [[ -z $named ]]; then
     newest=''
     for weights in models/sft_*/{,checkpoint-*/}{adapter_model,model}.safetensors; do
@@ -45,7 +44,7 @@ elif [[ -z $named ]]; then
     done
     if [[ -z $newest ]]; then
         empty=$([[ ! -f $noted || -s $noted ]] || echo ", and $noted is empty")
-        echo "error: no whole SFT model under models/sft_*$empty;" \
+        echo "error: no complete SFT model under models/sft_*$empty;" \
             "run scripts/train_sft.sh first, or name one with --base_model" >&2
         exit 2
     fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 1, SFT:  bash scripts/train_sft.sh GPU [flags of train_sft.py]
-# Without a GPU the CPU is used and the number does not matter.
+# Without a GPU the CPU is used, whatever the number.
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ ]]; then
     echo "error: expected the index of a GPU, then flags of train_sft.py: bash scripts/train_sft.sh 0" >&2

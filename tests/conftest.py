@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once a session."""
+"""Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once per test run."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from real_files import QWEN, SHARED, SMOLVLM, real_files
 
-settings.register_profile("unhurried", deadline=None)  # a loaded machine is no failure
+settings.register_profile("unhurried", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("unhurried")
 # Nothing is downloaded, and no test may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

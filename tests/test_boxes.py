@@ -150,7 +150,7 @@ UNREADABLE = {
     "an answer in words after a thought": ("<think>[10, 20, 30, 40]</think>Nowhere.", "no list"),
     "the field's list is not four numbers": ('{"size": [1, 2, 3, 4], "bbox_2d": [10, 20]}', "not four values"),
     "three numbers and a comma": ("[10, 20, 30,]", "not four values"),
-    "first list is no box": ("See [1]: [10, 20, 30, 40]", "not four values"),
+    "first list is not a box": ("See [1]: [10, 20, 30, 40]", "not four values"),
 }
 
 
@@ -290,7 +290,7 @@ def test_bbox_area_pct():
     [
         pytest.param((0, 0, 10, 10), (0, 0, 10, 10), 1, id="same"),
         pytest.param((0, 0, 10, 10), (5, 0, 15, 10), 1 / 3, id="50 shared of 150"),
-        pytest.param((0, 0, 10, 10), (20, 20, 30, 30), 0, id="apart on both axes: two negatives are no area"),
+        pytest.param((0, 0, 10, 10), (20, 20, 30, 30), 0, id="apart on both axes: two negatives do not make an area"),
         pytest.param((0, 0, 10, 10), (10, 0, 20, 10), 0, id="touching"),
         pytest.param((5, 5, 5, 5), (5, 5, 5, 5), 0, id="no area"),
     ],

@@ -1,4 +1,4 @@
-"""How scripts begin and end: flags, logging, exit code, and one line on stderr for a user's mistake."""
+"""Start and end of the scripts: flags, logging, exit code, and one line on stderr for a user's mistake."""
 
 import argparse
 import logging

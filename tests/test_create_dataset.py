@@ -1,4 +1,4 @@
-"""create_dataset.py: halves, growth worked out by hand, going on after an interruption, what the user gets wrong."""
+"""create_dataset.py: halves, growth worked out by hand, resuming after an interruption, mistakes by the user."""
 
 import json
 import subprocess
@@ -417,7 +417,7 @@ def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
     assert opened == ["8.png"]  # another file than before; that of 6 is not there
     assert script(*flags, "--from_journal") == 3
     assert opened == ["8.png"]
-    # All of them boxed: what is known of images is no response. Then what has a response can be read.
+    # All of them boxed: records of images alone are not responses. Then every row with a response is readable.
     assert script(*flags, "--sft_share", "1.0") == 3
     assert len(asked) == 5 + 3
     assert script(*flags) == 3

@@ -23,7 +23,7 @@ ANSWERS = {
     "infovqa": (["4", "Five"], 100),  # the case does not count
     "stvqa": (["b", "zzz"], 50),
     "vstar": (["B", "The answer is B"], 50),  # B and A are right
-    "hrbench4k": (["A. red", "Blue"], 50),  # "Blue" is no letter; cycles 0 and 1 have a row each: (100 + 0) / 2
+    "hrbench4k": (["A. red", "Blue"], 50),  # "Blue" is not a letter; cycles 0 and 1 have a row each: (100 + 0) / 2
     "hrbench8k": (["(a)", "B"], 100),
 }
 INSTRUCTIONS = dict.fromkeys(ANSWERS, BRIEF_ANSWER) | {
@@ -121,7 +121,7 @@ def test_a_data_set_that_is_done_is_not_done_again_after_an_interruption(script,
     assert generated == [[], [], [0], []]  # the rest of stvqa, and vstar
     assert not list(Path("predictions").glob("*.jsonl"))
     assert script(module, *flags) == 0
-    assert generated[4:] == [[], [], []]  # a run that ended is no interrupted one
+    assert generated[4:] == [[], [], []]  # a finished run is not an interrupted one
 
 
 @pytest.mark.parametrize("removed", [1, 2])

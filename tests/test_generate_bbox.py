@@ -1,4 +1,4 @@
-"""generate_bbox.py: the box file and its meta, going on after an interruption, what the user gets wrong."""
+"""generate_bbox.py: the box file and its meta, resuming after an interruption, mistakes by the user."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""generate_final_answers.py: both answers of every question, its files, going on, what the user gets wrong."""
+"""generate_final_answers.py: both answers of every question, its files, resuming, mistakes by the user."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from cropvlm.modeling import load_model, load_processor, longest_edge_of
 from generate_final_answers import MODES
 from miniature.world import draw_split
 
-# Whatever a cropper may write that is no box: the full image stands in for the crop.
+# Texts of a cropper that are not boxes: the full image replaces the crop.
 INVALID = ["", "no box", "[50, 50, 10, 10].", "[5, 5, 5, 9].", "[NaN, 0, 1, 1].", "[0, 0, 101, 1].", "9" * 10_000]
 VALID = [" [0, 0, 50, 50].", "[25, 25, 75, 75].", "[0, 0, 100, 100].", "[10, 10, 11, 11].", "[60, 0, 100, 30]."]
 

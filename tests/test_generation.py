@@ -84,7 +84,7 @@ def test_a_shared_image_is_preprocessed_and_encoded_once(smolvlm, monkeypatch):
     rows = [(full, noise(50, 50, seed=1)), (noise(200, 300, seed=2), noise(60, 60, seed=3)), (full, full)]
     list(generate_rows(model, processor, Pairs(rows), max_new_tokens=2, batch_size=1))
     hook.remove()
-    # One 64-px tile an image: full and crop are 2 encodings for the two answers, not 3; a box that is none needs 1.
+    # One 64-px tile an image: full and crop are 2 encodings for the two answers, not 3; an invalid box needs 1.
     assert tiles == [2, 2, 1]
     assert len(images) == 5
 

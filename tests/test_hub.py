@@ -61,7 +61,7 @@ def hub(tmp_path_factory):
 
 
 def environment(hub, home: Path, **more: str) -> dict[str, str]:
-    """Of a client of the hub with a cache of its own."""
+    """Environment of a hub client with a cache of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     addresses = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     quiet = {"HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}

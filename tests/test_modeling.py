@@ -139,7 +139,7 @@ def test_paths_that_hold_no_model(tmp_path, tiny_smolvlm):
 
 
 def test_policies(tiny_smolvlm, adapter):
-    """What is trained is float32 whatever the rest is; an adapter is trained on as it is."""
+    """Trained weights are float32 whatever the rest is; an existing adapter is trained further."""
     fresh = modeling.load_policy(str(tiny_smolvlm), LORA, torch.bfloat16)
     trained = {name: p.dtype for name, p in fresh.named_parameters() if p.requires_grad}
     assert trained

@@ -1,4 +1,4 @@
-"""What the miniature's models are taught from is what the real processors show them."""
+"""The miniature's training data match what the real processors show the models."""
 
 import math
 import random
@@ -72,7 +72,7 @@ def test_labels_of_a_picture_by_hand():
     assert labels["x2"][0].tolist() == [IGNORE, 15, 15, IGNORE]
     # x1 is 0 cells right of the second cell's corner and 1 left of the third's: (0 + 2) * 6 and (-1 + 2) * 6
     assert labels["from_x1"][0].tolist() == [IGNORE, 12, 6, IGNORE]
-    # Both digits are wide enough to be seen: the 4 in the second cell, the 7 in the third.
+    # Both digits are wide enough to be visible: the 4 in the second cell, the 7 in the third.
     assert labels["character"][0].tolist() == [0, CHARACTERS.index("4") + 1, CHARACTERS.index("7") + 1, 0]
 
 

@@ -1,4 +1,4 @@
-"""What README and docs promise: each command names a script and flags that exist, and the tree is the repository's."""
+"""README and docs are true: each command names a script and flags that exist, and the tree is the repository's."""
 
 import importlib
 import json
@@ -45,7 +45,7 @@ def python_call(command: str) -> list[str] | None:
 
 
 class Parsed(Exception):
-    """Raised where a script would go on after reading its arguments."""
+    """Raised where a script would continue after reading its arguments."""
 
 
 def parse(call: list[str], monkeypatch) -> None:

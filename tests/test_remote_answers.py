@@ -1,4 +1,4 @@
-"""generate_final_answers.py with a remote answerer: its files, going on, the key; and transformers serve end to end."""
+"""generate_final_answers.py with a remote answerer: its files, resuming, the key; and transformers serve end to end."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""generate_bbox.py with a cropper behind a server: its file, going on, clashing flags; and transformers serve."""
+"""generate_bbox.py with a cropper behind a server: its file, resuming, clashing flags; and transformers serve."""
 
 import json
 import sys

@@ -55,7 +55,7 @@ def train(script: str, flags: list, kill_at: int | None = None) -> None:
 
 @pytest.fixture
 def unchanged(monkeypatch):
-    """What `train` sets is put back."""
+    """Restore the settings that `train` changes."""
     monkeypatch.setattr(sys, "argv", None)
     monkeypatch.setattr(rewards, "validity_reward", None)
 
@@ -182,7 +182,7 @@ def test_without_any_whole_checkpoint_it_starts_anew(flags, finished, tmp_path, 
 
 @pytest.mark.parametrize("without", [(), ("adapter_model.safetensors",), (RECORD,), ("[!c]*", "checkpoint-2")])
 def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, tmp_path, unchanged, monkeypatch):
-    """Whether its result is there, in part, or not at all."""
+    """With a whole result, a partial one, or none."""
     folder = copy(finished, tmp_path / "run", *without)
     if not without:
         monkeypatch.setattr(importlib.import_module("train_sft"), "make_trainer", None)  # nothing is loaded
@@ -253,7 +253,7 @@ def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finis
 
 
 def test_a_folder_takes_one_trainer_at_a_time(flags, finished, tmp_path, unchanged, monkeypatch):
-    """The lock of a process that was killed is gone, though its file is there."""
+    """The lock of a process that was killed is gone, though its file remains."""
     folder = copy(finished, tmp_path / "run")
     lock = folder / "_lock"
     reader, writer = os.pipe()

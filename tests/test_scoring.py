@@ -19,7 +19,7 @@ def test_score_answers():
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        pytest.param(" nokia.", " nokia.", id="without reasoning as it stands"),
+        pytest.param(" nokia.", " nokia.", id="unchanged without reasoning"),
         pytest.param("<think>B?</think>\n\nA.", "A", id="after reasoning cleaned"),
         pytest.param("</think>a</think>b", "b", id="the last end counts"),
         pytest.param("<think>B", "", id="reasoning that does not end"),
@@ -69,7 +69,7 @@ def test_score_groups():
 
 
 def test_the_interval_covers_at_its_rate(monkeypatch):
-    """Of 100 samples with a true difference of 0 some 95 intervals hold it; 88 is 3 standard errors below."""
+    """About 95 of 100 intervals contain a true difference of 0; 88 is 3 standard errors below."""
     monkeypatch.setattr(scoring, "RESAMPLES", 400)
     rng = np.random.default_rng(1)
     weights = scoring.cycle_weights(None, 60)

@@ -69,9 +69,9 @@ def test_it_says_what_it_does_goes_on_after_a_failure_and_is_silent_when_done(ch
     assert second.startswith("setup: installing requirements.txt into .venv")
     assert last.startswith("error: pip could not install requirements.txt")
     (checkout / "requirements.txt").write_text("tiny==1\n")
-    mended = set_up(checkout)
-    assert is_ready(checkout, mended), mended.stderr
-    assert mended.stderr.startswith("setup: installing")
+    repaired = set_up(checkout)
+    assert is_ready(checkout, repaired), repaired.stderr
+    assert repaired.stderr.startswith("setup: installing")
     done = set_up(checkout)
     assert is_ready(checkout, done)
     assert done.stderr == ""
@@ -91,7 +91,7 @@ def test_a_python_whose_venv_makes_no_pip(checkout):
 
 @pytest.mark.parametrize("gone", ["interpreter", "folder of its packages"])
 def test_an_environment_whose_interpreter_was_upgraded_is_made_anew(gone, checkout):
-    """Else the scripts would go on with whatever python3 is on the path, or without the packages."""
+    """Else the scripts would continue with whatever python3 is on the path, or without the packages."""
     assert is_ready(checkout, set_up(checkout))
     if gone == "interpreter":
         for link in (checkout / ".venv/bin").glob("python*"):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """The two scripts in a folder of their own; in place of python3 stands a script that notes its arguments."""
+    """The two scripts in a folder of their own; python3 is replaced by a script that records its arguments."""
     (tmp_path / "scripts").mkdir()
     for name in ("train_sft.sh", "train_grpo.sh"):
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
@@ -29,7 +29,7 @@ def call(checkout: Path, script: str, *args: str) -> subprocess.CompletedProcess
 
 
 def make_model(checkout: Path, name: str, weights: str, seconds: int, others: tuple = ("run.json",)) -> None:
-    """A model of which only the names of its files and the time of its weights matter."""
+    """A model folder in which only file names and the time of the weights matter."""
     folder = checkout / "models" / name
     folder.mkdir(parents=True)
     for file in (weights, *others):
@@ -48,7 +48,7 @@ def test_the_gpu_has_to_be_named(script, checkout):
 
 
 def test_grpo_starts_from_the_newest_sft_model_and_says_which(checkout):
-    """The time of the weights counts, not the name; a checkpoint of a run that still goes on is taken too."""
+    """The time of the weights counts, not the name; a checkpoint of a run still in progress is taken too."""
     make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
     make_model(checkout, "sft_1024/checkpoint-900", "adapter_model.safetensors", 10)
     make_model(checkout, "grpo_512", "adapter_model.safetensors", 99)
@@ -68,7 +68,7 @@ def test_grpo_starts_from_what_is_named(flags, checkout):
 
 @pytest.mark.parametrize("output", ["", "--output_dir out ", "--output-dir=out "])
 def test_grpo_goes_on_with_the_model_that_it_started_from(output, checkout):
-    """Though a newer one is there by now."""
+    """Even if there is a newer one by now."""
     make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
     make_model(checkout, "sft_1024", "adapter_model.safetensors", 30)
     folder = checkout / ("out" if output else "models/grpo_512")
@@ -78,7 +78,7 @@ def test_grpo_goes_on_with_the_model_that_it_started_from(output, checkout):
         flags = f"{output}{resume}"
         result = call(checkout, "train_grpo.sh", "0", *flags.split())
         assert result.stdout == f"train_grpo.py --gpu 0 --base_model models/sft_512 {flags}\n"
-        assert result.stderr == "going on with the SFT model that this run started from: models/sft_512\n"
+        assert result.stderr == "continuing with the SFT model that this run started from: models/sft_512\n"
     for resume in ("", "--resume_from_checkpoint False"):
         result = call(checkout, "train_grpo.sh", "0", *f"{output}{resume}".split())
         assert "--base_model models/sft_1024" in result.stdout
@@ -99,7 +99,7 @@ def test_grpo_does_not_start_from_half_a_model(name, others, checkout):
 
 
 def test_grpo_starts_from_a_model_of_another_origin(checkout):
-    """Downloaded: without the files that a trainer here notes its run in."""
+    """Such as a downloaded one, which lacks the records that the trainers write."""
     make_model(checkout, "sft_512", "adapter_model.safetensors", 20, ("adapter_config.json",))
     assert "--base_model models/sft_512\n" in call(checkout, "train_grpo.sh", "0").stdout
 

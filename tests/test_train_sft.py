@@ -94,7 +94,7 @@ def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):
 
 
 def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
-    """It learns the boxes by heart; the output folder loads where a model is asked for."""
+    """The model learns the boxes by heart; its output folder loads like any model."""
     flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
     run_main(monkeypatch, *flags, "--max_steps", 6, "--learning_rate", 0.01, "--save_steps", 3, "--merge")
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
@@ -122,7 +122,7 @@ def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
 
 
 def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data, tiny_world, tmp_path, monkeypatch):
-    """Of three held-out rows the answerer, told what to say, gets none right after one step and all after two."""
+    """A scripted answerer gets none of three held-out rows right after one step and all after two."""
     answers = iter(["wrong"] * 3 + ["right"] * 3)
     plain = evaluation.generate_texts
 

@@ -19,7 +19,7 @@ from cropvlm.runtime.processes import exchange, gather, num_processes, rank, sha
 
 logger = logging.getLogger(__name__)
 
-# A text, or why there is none.
+# A text, or the reason for its absence.
 Text = str | ValueError
 # Takes a prompt source, and the indices of its rows to leave out as `done`; yields (row index, a text per prompt or one
 # error for all).
@@ -78,7 +78,7 @@ class Output:
             logger.warning("%s: %d failed: %s", self.path, len(self.failures), shown)
 
     def is_written(self) -> bool:
-        """Whether the file is there, made with the same settings. Reads the failures from its meta file."""
+        """Whether the file exists and was made with the same settings. Reads the failures from its meta file."""
         meta = {}
         with contextlib.suppress(UserError):
             meta = read_meta(self.path)

@@ -1,4 +1,4 @@
-"""How many rows are computed at once, and which: rows of like size, as many as memory holds."""
+"""Batches of rows of similar size, as large as memory allows."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -65,11 +65,11 @@ class Batches:
         while size >= tried:
             size //= 2
         self.size = size
-        logger.warning("out of memory: going on with batches of %d rows", size)
+        logger.warning("out of memory: continuing with batches of %d rows", size)
 
 
 def _unless_out_of_memory(compute: Callable[[list], list], part: list) -> list | None:
-    """What `compute` returns; None if memory does not suffice, whichever allocator says so."""
+    """Result of `compute`; None if it runs out of memory, whichever allocator reports it."""
     try:
         return compute(part)
     except Exception as error:

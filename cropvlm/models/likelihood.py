@@ -1,4 +1,4 @@
-"""How likely the reward VLM finds the reference answer: log p of the answer's whole turn, from one forward pass."""
+"""Log-likelihood of the reference answer under the reward VLM: log p of its whole turn, from one forward pass."""
 
 from collections.abc import Sequence
 

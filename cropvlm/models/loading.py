@@ -20,7 +20,7 @@ NO_CODE = {"trust_remote_code": False}
 
 
 def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
-    """Return GPU number `gpu` with bfloat16, or the CPU with float32 where there is no GPU.
+    """Return GPU number `gpu` with bfloat16, or the CPU with float32 on a machine without a GPU.
 
     Args:
         gpu: index of the GPU; None or a negative number asks for the CPU.

@@ -1,1 +1,1 @@
-"""How a long run is carried: files, journal, processes, provenance, models behind a server."""
+"""Infrastructure of a long run: files, journal, processes, provenance, models behind a server."""

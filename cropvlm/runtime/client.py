@@ -42,7 +42,7 @@ class BadReply(httpx2.RequestError):
 class BoundedClient(openai.DefaultAsyncHttpxClient):
     """An HTTP client that reads every reply whole, bounded in seconds and bytes, and follows no redirect.
 
-    What the server says of its reply is left behind: it goes on as UTF-8 with a wait in seconds, if one was asked for.
+    The reply's own headers are dropped: it is passed on as UTF-8, with a wait in seconds if the server asks for one.
 
     Args:
         seconds: for a request and its complete reply.
@@ -54,7 +54,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         self.seconds = seconds
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        """The reply. Raises `httpx2.RequestError` where there is none or it is a `BadReply`."""
+        """The reply. Raises `httpx2.RequestError` for a missing reply or a `BadReply`."""
         try:
             async with asyncio.timeout(self.seconds):
                 response = await super().send(request, stream=True, follow_redirects=False)
@@ -120,7 +120,7 @@ class ChatClient:
         return read_completion(reply.text)
 
     def explain(self, error: Exception) -> UserError | Rejected:
-        """What to tell the user of an error that remains after all retries."""
+        """The error to raise for the user after all retries."""
         match error:
             case openai.APIStatusError():
                 return self._explain_status(error)

@@ -1,4 +1,4 @@
-"""The rows that a run has done so far, so that a killed run can go on."""
+"""The rows that a run has done so far, so that a killed run can continue."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ BEGINNING = b'{"settings": {'  # of every journal
 
 
 class Journal:
-    """The rows that a run has done so far, as JSON lines beside its target, so that a killed run can go on.
+    """The rows that a run has done so far, as JSON lines beside its target, so that a killed run can continue.
 
     The first line holds the run's settings: what determines the rows' content (models, their dtype, data set, split,
     sizes, prompt), not what only affects the speed (batch size, which GPU). Every further line is one row, a dict with

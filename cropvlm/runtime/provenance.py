@@ -1,4 +1,4 @@
-"""What identifies the models, data and libraries behind an output."""
+"""Identity of the models, data and libraries behind an output."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ def fingerprint(path: str | None) -> str | None:
 
 
 def data_settings(source: dict[str, Any], rows: Any) -> dict[str, Any]:
-    """What identifies rows: where they are from, and a hash of their ids and questions.
+    """Identity of rows: their source, and a hash of their ids and questions.
 
     source: keyword arguments of `cropvlm.data.load_rows`. rows: what it returned.
     """

@@ -1,4 +1,4 @@
-"""What a server's reply to a prompt means: a text, a failed prompt, or that the server answers none."""
+"""Meaning of a server's reply to a prompt: a text, a failed prompt, or a server that answers none."""
 
 import email.utils
 import json

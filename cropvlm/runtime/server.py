@@ -33,7 +33,7 @@ OPENAI = "https://api.openai.com/v1"
 SAVE_OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}}  # coarser JPEGs blur small text
 MOST_REJECTED = 10  # prompts in a row that may fail for the rows' own fault: more, and it is the server's
 
-Texts = list[str | Rejected | CutOff]  # of a row's prompts, or why there is none
+Texts = list[str | Rejected | CutOff]  # one per prompt of a row: its text or an error
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def api_settings(server: Server) -> dict[str, Any]:
 
 
 def api_key() -> str:
-    """The key in the environment; empty if there is none. Raises `UserError` for characters that no key has."""
+    """The key in the environment; empty if unset. Raises `UserError` for characters that are invalid in a key."""
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {KEY} holds characters that no key has; set it again")
+        raise UserError(f"the environment variable {KEY} holds characters that are invalid in a key; set it again")
     return key
 
 

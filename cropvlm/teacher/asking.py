@@ -91,7 +91,7 @@ def inspect_rows(rows: Iterable[dict]) -> Iterator[dict]:
     """Yield what is known of each row before the teacher sees it: `question_id`, `key`, and `size`, or `error`.
 
     The key is a checksum of the image's file and the question: a response kept under it is one to this very row. The
-    size (width, height) is read from the image's header; the error says why there is none.
+    size (width, height) is read from the image's header; the error says why that failed.
     """
     for row in rows:
         encoded = encoded_image(row["image"])
@@ -129,7 +129,7 @@ def response_records(
 ) -> Iterator[dict]:
     """Yield the teacher's record of each row.
 
-    outcomes: (row index, its text or why there is none), as `generate_rows` or `answer_rows` yield them for
+    outcomes: (row index, its text or an error), as `generate_rows` or `answer_rows` yield them for
     `TeacherPrompts`. budget: of the teacher that was asked. A record is what was known of the row, with
     `teacher_response` and `seen_size` (width and height of the image as the teacher saw it), or with `error`; with
     `rejected` too where the image is readable, so that another run may get a response: a server refused the request,

@@ -1,4 +1,4 @@
-"""What lies beside the rows: the report as JSON and as a picture, and the card, the data set's page on the Hub."""
+"""Files beside the rows: the report as JSON and as a picture, and the card, the data set's page on the Hub."""
 
 import io
 import json
@@ -94,6 +94,6 @@ def _licences(sources: list[dict]) -> list[str]:
 
 
 def _public(path: str) -> str:
-    """A Hub id as it stands; of a local folder, there still or not, its name, not where it lies."""
+    """A Hub id unchanged; for a local folder, existing or not, its name without its location."""
     is_local = Path(path).exists() or path.startswith(("/", ".", "~"))
     return f"{Path(path).name} (a local folder)" if is_local else path

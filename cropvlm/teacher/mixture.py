@@ -54,7 +54,7 @@ def _in_schema(rows: Dataset) -> Dataset:
 
 
 def halve(sources: list[Dataset], sft_share: float = 0.5) -> tuple[Dataset, Dataset | None]:
-    """Return SFT and GRPO part: the first `sft_share` of the rows of each source, and the rest (None if there is none).
+    """Return SFT and GRPO part: the first `sft_share` of the rows of each source, and the rest (None if empty).
 
     Of n rows the first n // 2 go into the SFT part, as in the released experiment; both parts hold every source.
     Raises `UserError` if a source has no row for SFT.

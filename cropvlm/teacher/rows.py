@@ -39,7 +39,7 @@ def with_boxes(rows: Dataset, records: Sequence[dict], boxes: Sequence[GrownBox 
 
 
 def with_references(rows: Dataset | None) -> Dataset | None:
-    """Return the rows of the GRPO part that have references: without, there is no reward.
+    """Return the rows of the GRPO part that have references, which the reward needs.
 
     Raises `NoReferences` if none has.
     """

@@ -162,7 +162,7 @@ class PolicyArguments:
 
 @dataclass
 class TrainerArguments:
-    """What both trainers add to TRL's configuration, to stand before it among a class's bases."""
+    """Settings that both trainers add to TRL's configuration; a mixin that comes before it among a class's bases."""
 
     eval_dataset_path: str | None = field(
         default=None, metadata={"help": "data set on which the accuracy with the current crops is measured"}
@@ -205,7 +205,7 @@ def training_remedies() -> Iterator[None]:
     from cropvlm.models.batches import BatchTooLarge
     from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge
 
-    then = "and go on with --resume_from_checkpoint True"
+    then = "and continue with --resume_from_checkpoint True"
     rollout = f"lower --steps_per_generation or --longest_edge {then}"
     micro_step = f"lower --per_device_train_batch_size or --longest_edge {then}"
     reward = f"lower --reward_batch_size or --vqa_longest_edge {then}"

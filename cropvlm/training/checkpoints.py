@@ -147,14 +147,14 @@ class CheckpointRecorder(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
-        if args.should_save and not args.save_only_model:  # without its optimizer a run cannot go on as it was
+        if args.should_save and not args.save_only_model:  # without its optimizer a run cannot resume
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
             write_record(folder, self.run, (file for file in files if file.name != RECORD))
 
 
 def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict] | None:
-    """Return the newest whole checkpoint of `run` in a folder and its record; None, with a warning, if there is none.
+    """Return the newest whole checkpoint of `run` in a folder and its record; None, with a warning, without one.
 
     Raises:
         DifferentRun: there are whole checkpoints, all of runs with other settings.

@@ -75,7 +75,7 @@ def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str,
 
 
 def resumes(args: TrainingArguments) -> bool | Path:
-    """What `resume_from_checkpoint` asks for: True for the newest checkpoint, False for none, or the path of one."""
+    """Parsed `resume_from_checkpoint`: True for the newest checkpoint, False for none, or the path of one."""
     wanted = str(args.resume_from_checkpoint)
     if wanted in ("None", "False", "false"):
         return False

@@ -1,4 +1,4 @@
-"""What a training run leaves behind: model, processor, model card, merged model, a copy on the Hub.
+"""Files that a training run leaves behind: model, processor, model card, merged model, a copy on the Hub.
 
 All files of a result are written into a folder of their own and moved to their places when they are whole, the weights
 after the others and the run's record last. Without weights no loader takes the folder for a model, and without its
@@ -65,7 +65,7 @@ python3 generate_bbox.py --model_path {path} --longest_edge {longest_edge}
 
 
 def save_card(trainer: Any, name: str) -> None:
-    """Write the model card of a run as it stands now into its output folder."""
+    """Write the model card of a run in its current state into its output folder."""
     ModelCard(model_card(trainer, name)).save(Path(trainer.args.output_dir) / "README.md")
 
 

@@ -25,8 +25,8 @@ class LaunchError(UserError):
 def show_one_gpu(index: int) -> None:
     """Let this process see only GPU number `index` of those visible now; none for a negative number.
 
-    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`. Where
-    there is no GPU at all, nothing changes.
+    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`. Without
+    any GPU nothing changes.
 
     Raises:
         GPUError: there are GPUs, but not this one.

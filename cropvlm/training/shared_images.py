@@ -48,7 +48,7 @@ class SharedImages:
         return encoding
 
     def forget(self) -> None:
-        """Drop all images; numbers given out before are no longer known."""
+        """Drop all images; numbers given out before become invalid."""
         self._images: list[Image.Image] = []  # kept, so that an id() stays that of one image
         self._numbers: dict[int, int] = {}  # id of an image -> its number
         self._placeholders: list[str] = []  # by number: the text that stands for the image in a prompt

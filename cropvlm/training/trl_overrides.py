@@ -22,7 +22,7 @@ from cropvlm.training.shared_images import SharedImages, open_images
 
 
 class CropperTrainer:
-    """What both trainers do in another way than TRL; stands before TRL's trainer among a class's bases.
+    """Changes to TRL that both trainers share; a mixin that comes before TRL's trainer among a class's bases.
 
     The model card is this project's. Where TRL would compute a loss on held-out rows, the accuracy with the current
     crops is measured. A run resumed after its last step takes no further one.

@@ -1,4 +1,4 @@
-"""How many rows a batch has, and which."""
+"""Size and make-up of batches."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL sees is what its authors' qwen_vl_utils shows it, over sizes, strips and alpha channels."""
+"""Images as Qwen2.5-VL sees them match its authors' qwen_vl_utils, over sizes, strips and alpha channels."""
 
 import numpy as np
 import pytest

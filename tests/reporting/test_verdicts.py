@@ -139,7 +139,7 @@ def test_another_cropper_size_or_training_set_is_not_comparable(world):
     (judged,) = world({}, figures=[figure])
     assert judged.verdict == "not comparable"
     assert judged.reason == "cropper's longest edge 32 instead of 64; cropper trained on others instead of rows"
-    # The right one is preferred where it is there.
+    # The right one is preferred if it exists.
     (judged,) = world({"grpo": 50}, figures=[figure])
     assert judged.verdict == "reproduced"
 

@@ -121,7 +121,7 @@ def test_rows_of_another_kind_are_refused(tmp_path):
 
 
 def test_settings_that_are_not_there_count_as_none(tmp_path):
-    """A journal from before a setting existed goes on where that setting is left at its default."""
+    """A journal from before a setting existed is continued if that setting is left at its default."""
     with Journal(tmp_path / "a", {"size": 512}) as journal:
         journal.append(RECORDS)
     with Journal(tmp_path / "a", {"size": 512, "new": None}) as journal:

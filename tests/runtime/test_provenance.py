@@ -1,4 +1,4 @@
-"""What identifies models and data: it changes with them and with nothing else."""
+"""Identity of models and data: it changes with them and with nothing else."""
 
 import pytest
 

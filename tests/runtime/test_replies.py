@@ -1,4 +1,4 @@
-"""What replies mean."""
+"""Texts and errors read from a server's replies."""
 
 import json
 

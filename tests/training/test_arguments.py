@@ -101,7 +101,7 @@ def test_a_value_of_great_length_is_shortened(monkeypatch):
     "flags", [["--dataset_path", ""], ["--dataset_path="], ["--dataset_path", " "], ["--config", ""]]
 )
 def test_an_empty_value_is_refused(flags, monkeypatch):
-    """What a variable that is not set leaves; it would mean the default."""
+    """As left by a shell variable that is not set; it would mean the default."""
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     with pytest.raises(UserError, match=f"^{flags[0].strip('=')} '': the value is empty"):
         parse(SFT)

@@ -1,4 +1,4 @@
-"""What a training run leaves behind: whole or not at all, wherever it is killed; on a full disk; on the Hub."""
+"""Files that a training run leaves behind: whole or not at all, wherever it is killed; on a full disk; on the Hub."""
 
 import errno
 import shutil
@@ -37,14 +37,14 @@ def sft(tiny_smolvlm, tiny_world, tmp_path_factory):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What its files hold, but for those that name the folder or come before the training."""
+    """Contents of its files, except those that name the folder or come before the training."""
     names = (RECORD, "training_args.bin", "README.md")
     files = [file for file in folder.rglob("*") if file.is_file() and file.name not in names]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def loads(folder: Path) -> bool:
-    """Whether a loader would take what is there for a model, of one kind or the other."""
+    """Whether a loader would take the folder for a model, of one kind or the other."""
     return any((folder / name).exists() for name in ("adapter_model.safetensors", "model.safetensors"))
 
 

@@ -77,7 +77,7 @@ def test_processes_on_the_cpu_find_one_another(monkeypatch):
 
 
 def test_one_process_in_place_of_several_is_refused(monkeypatch):
-    """`accelerate launch --num_processes 2` starts one where there is no GPU, at half the batch that was meant."""
+    """`accelerate launch --num_processes 2` starts one on a machine without a GPU, at half the intended batch."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.delenv("MASTER_PORT", raising=False)

@@ -42,7 +42,7 @@ def group_inputs(trainer):
 
 
 def test_gradients_through_shared_images_are_the_plain_ways(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """Mixed tile counts (longest edge 128: up to 5 tiles), dropout off, against TRL as it stands."""
+    """Mixed tile counts (longest edge 128: up to 5 tiles), dropout off, against unmodified TRL."""
     trainer = make_trainer(
         tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy={"longest_edge": 128}, per_device_train_batch_size=6
     )
