@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# The real experiment in order, at 512 px, scored on TextVQA:  bash scripts/reproduce.sh GPU [mixture]
-# Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. Needs a CUDA GPU and
-# the Hugging Face hub. Finished stages are skipped, and an interrupted one continues from its journal or newest
-# checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
+# The real experiment in order, at 512 px, scored on TextVQA:  bash scripts/reproduce.sh GPU [textvqa|mixture]
+# Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. For all of the
+# paper's figures, at every size and with every answerer:  bash scripts/reproduce.sh GPU paper [--plan] [--only PATTERN]
+# Needs a CUDA GPU and the Hugging Face hub. Finished stages are skipped, and an interrupted one continues from its
+# journal or newest checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
 set -euo pipefail
-if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(mixture)?$ || $# -gt 2 ]]; then
-    echo "error: expected the index of a GPU, then nothing or mixture: bash scripts/reproduce.sh 0" >&2
+if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(textvqa|mixture|paper)?$ || ($# -gt 2 && $2 != paper) ]]; then
+    echo "error: expected the index of a GPU, then nothing, textvqa, mixture or paper: bash scripts/reproduce.sh 0" >&2
     exit 2
 fi
 GPU=$1
+if [[ ${2-} == paper ]]; then
+    source "$(dirname "$(readlink -f "$0")")/setup.sh"
+    exec python3 scripts/reproduce.py "$GPU" "${@:3}"
+fi
 # The four training splits hold 124,085 rows; their halves, for SFT and for GRPO, are the paper's 62k.
 SOURCES=(textvqa docvqa infovqa stvqa)
 DATA=datasets/cropvlm_mixture SFT=models/sft_512_mixture GRPO=models/grpo_512_mixture PREDICTIONS=predictions/mixture
-if [[ -z ${2-} ]]; then
+if [[ ${2:-textvqa} == textvqa ]]; then
     SOURCES=(textvqa)
     DATA=datasets/cropvlm_dataset SFT=models/sft_512 GRPO=models/grpo_512 PREDICTIONS=predictions
 fi
