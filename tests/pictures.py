@@ -38,7 +38,7 @@ class Pairs:
 
 
 def as_authors_show(processor, images):
-    """What qwen_vl_utils makes of a chat's images where the processor is Qwen2.5-VL's; for others the images."""
+    """A chat's images as qwen_vl_utils prepares them for Qwen2.5-VL's processor; unchanged for others."""
     if not isinstance(processor, Qwen2_5_VLProcessor):
         return images
     size = processor.image_processor.size

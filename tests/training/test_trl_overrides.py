@@ -1,4 +1,4 @@
-"""What the trainers change of TRL: the methods that they rely on are as they were read, and memory that runs out."""
+"""Changes to TRL: the methods that they rely on are unchanged, and running out of memory is reported."""
 
 import hashlib
 import inspect
