@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from cropvlm.reasoning import without_reasoning
+
 Bbox = tuple[float, float, float, float]
 
 # Area multipliers of the teacher's boxes, smallest fifth of the boxes first (paper, data set construction).
@@ -19,7 +21,6 @@ _BBOX = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]\s*\.?")
 _INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
 _BBOX_2D_LIST = re.compile(r"bbox_2d[^\w\]]*\[([^\[\]]*)\]")  # innermost too; the key may be quoted or escaped
 _FENCED = re.compile(r"```\w*(.*?)(?:```|\Z)", re.DOTALL)
-_THOUGHT = re.compile(r"\A.*</(think|thinking|reasoning)>|<(think|thinking|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE)
 _TEACHER_NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]*)?")
 
 
@@ -71,7 +72,7 @@ def unreadable_kind(text: str) -> str | None:
     """Say why `parse_teacher_bbox` finds no box in `text`, in words to count by; None if it finds one."""
     if parse_teacher_bbox(text) is not None:
         return None
-    answer = _THOUGHT.sub("", text)
+    answer = without_reasoning(text)
     if not answer.strip():
         return "truncated" if text.strip() else "empty"  # cut off in its thoughts
     if "[" not in answer:
@@ -84,7 +85,7 @@ def unreadable_kind(text: str) -> str | None:
 
 def _teacher_lists(text: str) -> list[str]:
     """The inside of the lists that may be the box: those of `bbox_2d`, else the first one."""
-    answer = _THOUGHT.sub("", text)
+    answer = without_reasoning(text)
     fenced = next((block for block in _FENCED.findall(answer) if _INNERMOST_LIST.search(block)), answer)
     return _BBOX_2D_LIST.findall(fenced) or _INNERMOST_LIST.findall(fenced)[:1]
 

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from cropvlm.secret import redact
@@ -33,6 +33,17 @@ def one_line(error: BaseException) -> str:
     return shorten(" ".join(words), 300) or type(error).__name__
 
 
+def listed(texts: Sequence[str], limit: int = 20, length: int = 100, separator: str = ", ") -> str:
+    """The first `limit` of `texts`, none longer than `length` characters, and dots where there are more."""
+    more = f"{separator}..." if len(texts) > limit else ""
+    return separator.join(shorten(text, length) for text in texts[:limit]) + more
+
+
+def flag_error(message: str) -> UserError:
+    """A mistake in the flags, in argparse's words, where a value may be very long."""
+    return UserError(f"{' '.join(shorten(word, 200) for word in message.split())}; --help lists the flags")
+
+
 @contextlib.contextmanager
 def remedy(words: str, of: type[UserError] = UserError) -> Iterator[None]:
     """Add to an error of the library what the user can do: `with remedy("leave --longest_edge out", ImageSizeError):`.
@@ -52,7 +63,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{' '.join(shorten(word, 200) for word in message.split())}; --help lists the flags")
+        raise flag_error(message)
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -144,6 +155,11 @@ def seconds(text: str) -> float:
 def fraction(text: str) -> float:
     """The type of flags for a share of something."""
     return _number(text, 1.0, "a number above 0 and up to 1, such as 0.5")
+
+
+def factor(text: str) -> float:
+    """The type of flags that multiply something."""
+    return _number(text, float("inf"), "a number above 0")
 
 
 def _integer(text: str, least: int, expected: str, most: int = 10**15) -> int:

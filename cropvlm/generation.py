@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
+from cropvlm.cli import one_line, shorten
 from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
 from cropvlm.models.any_family import (
@@ -27,7 +28,6 @@ from cropvlm.models.any_family import (
     shares_encodings,
 )
 from cropvlm.models.batches import Batches, auto_batch_size, plan_batches, row_costs
-from cropvlm.models.loading import first_line
 from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import Prompt, PromptSource
 
@@ -193,7 +193,7 @@ class _Preparation(torch.utils.data.Dataset):
         except (UnreadableImage, FailedRow) as error:
             return error
         except Exception as error:
-            reason = f"cannot be prepared: {type(error).__name__}: {first_line(error)[:100]}"
+            reason = f"cannot be prepared: {type(error).__name__}: {shorten(one_line(error))}"
             return FailedRow(reason, traceback.format_exc())
 
     def _check_length(self, prompts: list[Prompt]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 
-from cropvlm.prompts import without_reasoning
+from cropvlm.reasoning import without_reasoning
 
 _ARTICLE = r"a[^\S\n]+(?!(?:or|and|is|because)\b)[\w\"“'‘]"  # an a before a word or a quote
 _LETTER = rf"(?<![\w'’-])(?!{_ARTICLE})([A-D])(?![\w'’]|-\w)"  # alone: not in "Blue", "C'est", "D-day"

@@ -11,7 +11,7 @@ from cropvlm.cli import UserError
 from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids
 from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
 from cropvlm.models.likelihood import answer_log_likelihood
-from cropvlm.models.loading import NO_CODE, check_model_path, device_and_dtype, first_line, loading
+from cropvlm.models.loading import NO_CODE, check_model_path, device_and_dtype, loading
 from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "answer_log_likelihood",
     "check_model_path",
     "device_and_dtype",
-    "first_line",
     "is_adapter",
     "load_adapter",
     "load_full_model",

@@ -3,13 +3,13 @@
 `str.capitalize()` lower-cases the rest of a question. The paper's models were trained so; it stays.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from PIL import Image
 
 from cropvlm.boxes import format_bbox
+from cropvlm.reasoning import without_reasoning
 
 Messages = list[dict[str, Any]]
 # Chat messages with {"type": "image"} placeholders, and the images for them in order.
@@ -22,11 +22,6 @@ TEACHER = (
 OUTLINE = "Outline the region in the image that would help answer this question."
 BRIEF_ANSWER = "Give a very brief answer."
 MAX_BOX_TOKENS = 32  # of what the cropper writes (paper: GRPO)
-
-# The opening tag is missing where a chat template puts it into the prompt, the closing one where the text was cut off.
-_REASONING = re.compile(
-    r"\A(?:.*</(?:think|thinking|reasoning)>)?(?:\s*<(?:think|thinking|reasoning)>.*)?", re.DOTALL | re.IGNORECASE
-)
 
 
 class PromptSource(Protocol):
@@ -81,15 +76,6 @@ def bbox_completion(bbox_pct: Sequence[int]) -> str:
 def answer_completion(answer: str) -> str:
     """Return the assistant turn that the reward VLM scores: `{answer.capitalize()}.`"""
     return f"{answer.capitalize()}."
-
-
-def without_reasoning(text: str) -> str:
-    """The text after a reasoning model's thoughts, that is after the last `</think>`; empty if a thought is not closed.
-
-    >>> without_reasoning("<think>A is red.</think> B")
-    ' B'
-    """
-    return _REASONING.sub("", text, count=1)
 
 
 def clean_answer(text: str) -> str:

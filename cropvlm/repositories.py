@@ -113,23 +113,29 @@ def _from_repository(
         raise
     except Exception:
         with contextlib.suppress(Exception):  # the first error says more than that nothing is cached
-            return _open_cached_split(source, config, known, split, wanted)
+            cached = _open_cached_split(source, config, known, split, wanted)
+            logger.warning("%s cannot be opened on the Hub: its rows come from the cache", source)
+            return cached
         raise
 
 
 def _open_split(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
+    """The rows of one split and its name, where the folder or the hub can be read."""
+    # 1. The configuration: a benchmark's own, unless a copy has been published without it.
     if known and known.config and not config and known.config in datasets.get_dataset_config_names(source):
         config = known.config
+    # 2. The split and its files: those that the card does not list come first. No rows are downloaded yet.
     unlisted = _unlisted_files(source, config, known)
     chosen = next((name for name in wanted if name in unlisted), None)
     if chosen:
         builder = datasets.load_dataset_builder(source, data_files={chosen: unlisted[chosen]})
     else:
-        builder = datasets.load_dataset_builder(source, config)  # reads the card and lists files; downloads no rows
+        builder = datasets.load_dataset_builder(source, config)
         listed = [name for name, files in (builder.config.data_files or builder.info.splits or {}).items() if files]
         chosen = _choose_split(source, split, wanted, [*listed, *unlisted])
+    # 3. The rows.
     return _convert_split(builder, chosen, config), chosen
 
 
@@ -168,9 +174,7 @@ def _convert_split(builder: datasets.DatasetBuilder, split: str, config: str | N
     The conversion is cached in a folder of its own, where no other program takes it for the whole data set.
     """
     folder = Path(builder.cache_dir)  # .../{data set}/{configuration}/{version}/{hash}
-    if (
-        builder.config.data_files is not None
-    ):  # None: a whole data set, converted earlier, where the hub does not answer
+    if builder.config.data_files is not None:  # else a whole data set that was converted earlier
         files = DataFilesDict({split: builder.config.data_files[split]})
         # Of the hub, the hash is the commit's; folders of equal names and cards may hold other files.
         name = f"{config or 'default'}-{split}" if builder.repo_id else f"{builder.config_id}-{Hasher.hash(files)}"

@@ -13,7 +13,8 @@ import numpy as np
 from cropvlm.cli import UserError
 from cropvlm.letters import option_letter
 from cropvlm.metrics import METRICS
-from cropvlm.prompts import clean_answer, without_reasoning
+from cropvlm.prompts import clean_answer
+from cropvlm.reasoning import without_reasoning
 
 RESAMPLES = 10_000
 

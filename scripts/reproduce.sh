@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The real experiment in order, at 512 px, scored on TextVQA:  bash scripts/reproduce.sh GPU [textvqa|mixture]
-# Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. For all of the
-# paper's figures, at every size and with every answerer:  bash scripts/reproduce.sh GPU paper [--plan] [--only PATTERN]
-# Needs a CUDA GPU and the Hugging Face hub. Finished stages are skipped, and an interrupted one continues from its
+# Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. All of the paper's
+# figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--only PATTERN]
+# Needs a CUDA GPU and the Hugging Face Hub. Finished stages are skipped, and an interrupted one continues from its
 # journal or newest checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(textvqa|mixture|paper)?$ || ($# -gt 2 && $2 != paper) ]]; then

@@ -15,8 +15,10 @@ from cropvlm.cli import (
     ArgumentParser,
     UserError,
     batch_size,
+    factor,
     file_name,
     fraction,
+    listed,
     nonempty,
     pixels,
     positive,
@@ -89,6 +91,12 @@ def test_the_key_is_shown_neither_in_an_error_nor_in_the_log(capsys, monkeypatch
     assert err.splitlines()[-1] == "error: '***' is not a number"
 
 
+def test_a_list_in_a_message_has_few_and_short_items():
+    assert listed(["1", "'a'"]) == "1, 'a'"
+    assert listed(list("abcd"), limit=3, separator="; ") == "a; b; c; ..."
+    assert listed(["x" * 10**6], length=10) == "xxxxxxx..."
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:
@@ -106,6 +114,7 @@ def test_anything_else_keeps_its_traceback(error):
         (pixels, {"2": 2, "512": 512, "16384": 16384}, ["", "0", "1", "-512", "16385", "1e3", "nan"]),
         (batch_size, {"auto": "auto", "8": 8}, ["", "0", "-1", "Auto", "nan"]),
         (seconds, {"120": 120.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),
+        (factor, {"45": 45.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),
         (fraction, {"1": 1.0, "0.5": 0.5}, ["", "0", "-0.5", "1.01", "nan", "inf", "half"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

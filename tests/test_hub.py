@@ -151,15 +151,31 @@ def project(tmp_path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for script in ROOT.glob("*.py"):
         shutil.copy(script, folder)
+    (folder / "scripts" / "setup.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\n')  # all is installed here
     return folder
 
 
 COMMANDS = re.findall(r"^(?:python3|bash) [^#\n]*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+@pytest.fixture
+def smolvlm_of_512_px(tmp_path) -> Path:
+    """A tiny SmolVLM with tiles of the real size, so that an image at the default resolution is a single one."""
+    from transformers import Idefics3ForConditionalGeneration
+
+    from miniature.checkpoints import build_smolvlm, save
+
+    model, processor = build_smolvlm()
+    model.config.vision_config.image_size, model.config.vision_config.patch_size = 512, 64
+    larger = Idefics3ForConditionalGeneration(model.config)
+    larger.generation_config = model.generation_config
+    processor.image_processor.size = processor.image_processor.max_image_size = {"longest_edge": 512}
+    return save(tmp_path / "smolvlm", larger, processor)
+
+
 @pytest.mark.slow
-def test_the_six_commands_with_their_defaults(hub, project, tmp_path, tiny_smolvlm, tiny_qwen):
-    hub.add_folder("models", "HuggingFaceTB/SmolVLM-256M-Instruct", tiny_smolvlm)
+def test_the_six_commands_with_their_defaults(hub, project, tmp_path, smolvlm_of_512_px, tiny_qwen):
+    hub.add_folder("models", "HuggingFaceTB/SmolVLM-256M-Instruct", smolvlm_of_512_px)
     hub.add_folder("models", "Qwen/Qwen2.5-VL-7B-Instruct", tiny_qwen)
     hub.fetched.clear()
     env = environment(hub, tmp_path / "home", PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -9,6 +9,8 @@ import datasets
 import pytest
 
 import vqa_accuracy
+from cropvlm import repositories
+from cropvlm.benchmarks import Benchmark
 from cropvlm.cli import run
 from cropvlm.inference.predictions import write_predictions
 
@@ -300,6 +302,10 @@ def test_doubled_ids_and_a_comparison_that_does_not_fit_are_refused(world, score
         (["--max_samples", "0"], "argument --max_samples"),
         (["--compare", "gone.json"], "cannot read gone.json"),
         (["--output", "rows"], "cannot write rows"),
+        *(
+            ([f"--{name}", ""], f"argument --{name}: expected a value, got an empty text")
+            for name in ("predictions_file", "dataset_path", "split", "compare", "output")
+        ),
     ],
 )
 def test_bad_input_ends_with_one_line(world, score, flags, problem):
@@ -316,10 +322,17 @@ def test_without_a_meta_file_it_is_textvqa(world, score, monkeypatch):
     world(VQA_ROWS, VQA_PREDICTIONS)
     Path("p.meta.json").unlink()
     saved = datasets.load_from_disk("rows")
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation"])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: saved)
-    assert score()[1][0] == "p.json on lmms-lab/textvqa"
-    assert score()[1][-1] == "53.3333"
+    there = {"train": saved.select([0]), "validation": saved, "test": saved.select([1])}
+
+    def open_split(source: str, config: str | None, known: Benchmark, split: str | None, wanted: list) -> tuple:
+        assert (source, split) == ("lmms-lab/textvqa", None)
+        chosen = next(name for name in wanted if name in there)
+        return there[chosen], chosen
+
+    monkeypatch.setattr(repositories, "_open_split", open_split)
+    code, lines, _ = score()
+    assert (code, lines[0]) == (0, "p.json on lmms-lab/textvqa")
+    assert lines[-1] == "53.3333"
 
 
 @pytest.mark.parametrize(

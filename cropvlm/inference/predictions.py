@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cropvlm.cli import UserError, one_line, shorten
+from cropvlm.cli import UserError, listed, one_line, shorten
 from cropvlm.runtime.files import check_writable, write_json
 from cropvlm.runtime.provenance import library_versions
 
@@ -63,7 +63,7 @@ def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None
         if not is_record(record):
             raise ValueError(f"record {i} is not a prediction record: {shorten(repr(record))}")
     if duplicates := _duplicates([record["question_id"] for record in records]):
-        raise ValueError(f"duplicate question_id: {_some(duplicates)}")
+        raise ValueError(f"duplicate question_id: {_shown(duplicates)}")
     check_output(path)
     write_json(meta_path(path), meta)
     write_json(path, [{"question_id": r["question_id"], "answer": r["answer"]} for r in records])
@@ -94,7 +94,8 @@ def read_meta(path: str | Path) -> dict:
     meta = _read_json(meta_path(path))
     if not isinstance(meta, dict):
         raise UserError(f"{meta_path(path)} is not a meta file: it holds a {type(meta).__name__}, expected an object")
-    for key, kind in {"dataset_path": str, "dataset": str, "split": str, "max_samples": int}.items():
+    kinds = {"dataset_path": str, "dataset": str, "split": str, "max_samples": int, "settings": dict, "failed": list}
+    for key, kind in kinds.items():
         value = meta.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise UserError(
@@ -119,7 +120,7 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
         "unknown": [i for i in record_ids if i not in known],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(ids)} {fault}: {_some(ids)}" for fault, ids in faults.items() if ids)
+        listed = "; ".join(f"{len(ids)} {fault}: {_shown(ids)}" for fault, ids in faults.items() if ids)
         raise UserError(
             f"the question_ids of {name} are not those of the data set ({listed}); "
             "give the data set, split and number of rows that it was made from"
@@ -151,5 +152,5 @@ def _duplicates(ids: Iterable[str | int]) -> list[str | int]:
     return [i for i, count in Counter(ids).items() if count > 1]
 
 
-def _some(ids: list[str | int], limit: int = 5) -> str:
-    return ", ".join(shorten(repr(i)) for i in ids[:limit]) + (", ..." if len(ids) > limit else "")
+def _shown(ids: list[str | int]) -> str:
+    return listed([repr(i) for i in ids], limit=5)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError
+from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError, listed, shorten
 from cropvlm.inference.predictions import build_meta, is_record, read_meta, write_predictions
 from cropvlm.prompts import Prompt, PromptSource
 from cropvlm.runtime.journal import Journal
@@ -73,16 +73,17 @@ class Output:
         write_predictions(self.path, records, build_meta(**self.source, **meta))
         logger.info("%s: %s", self.path, counts)
         if self.failures:
-            listed = "; ".join(f"question_id {row['question_id']!r}: {row['reason']}" for row in self.failures)
-            logger.warning("%s: %d failed: %s", self.path, len(self.failures), listed)
+            reasons = [f"question_id {shorten(repr(row['question_id']))}: {row['reason']}" for row in self.failures]
+            shown = listed(reasons, length=400, separator="; ")
+            logger.warning("%s: %d failed: %s", self.path, len(self.failures), shown)
 
     def is_written(self) -> bool:
         """Whether the file exists and was made with the same settings. Reads the failures from its meta file."""
         meta = {}
         with contextlib.suppress(UserError):
             meta = read_meta(self.path)
-        self.failures = meta.get("failed", [])
-        return self.path.is_file() and meta.get("settings", {}) | {"processes": 1} == self.journal.settings
+        self.failures = meta.get("failed") or []
+        return self.path.is_file() and (meta.get("settings") or {}) | {"processes": 1} == self.journal.settings
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Run:
         for i, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
             texts = [texts] * len(job.outputs) if isinstance(texts, ValueError) else texts
             for reason in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
-                logger.warning("question_id %r: %s", ids[i], reason)
+                logger.warning("question_id %s: %s", shorten(repr(ids[i])), shorten(reason, 400))
             yield ids[i], texts
 
     def write(self, job: Job, texts: Iterable[tuple[str | int, list[Text]]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ def describe_gpus(count: int) -> str:
     return "GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
 
 
-def first_line(error: object) -> str:
-    """Return the first line of an error's message, cut to 200 characters, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
 @contextlib.contextmanager
 def loading(failure: str) -> Iterator[None]:
     """Turn whatever a loader raises into one line that opens with `failure`; the cause is logged for debugging.
@@ -62,7 +57,7 @@ def loading(failure: str) -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("%s", failure, exc_info=True)
-        raise UserError(f"{failure} ({first_line(error)})") from error
+        raise UserError(f"{failure} ({one_line(error)})") from error
 
 
 @functools.cache

@@ -2,9 +2,9 @@
 
 from transformers import AutoProcessor, ProcessorMixin
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, one_line
 from cropvlm.models.adapters import adapter_base
-from cropvlm.models.loading import NO_CODE, first_line, loading
+from cropvlm.models.loading import NO_CODE, loading
 from cropvlm.prompts import answerer_messages
 
 
@@ -48,7 +48,7 @@ def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
                 if getattr(processor, "image_processor", None) and getattr(processor, "tokenizer", None):
                     return processor
         except UserError as error:
-            reason = first_line(error.__cause__)
+            reason = one_line(error.__cause__)
     raise UserError(f"{path}: no processor there ({reason}); name a hub id or a folder that holds one")
 
 

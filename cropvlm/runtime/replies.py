@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cropvlm.cli import UserError
-from cropvlm.prompts import without_reasoning
+from cropvlm.reasoning import without_reasoning
 from cropvlm.secret import redact
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cropvlm.boxes import GROWTH
-from cropvlm.cli import UserError, batch_size, fraction, nonempty, positive, remedy, workers
+from cropvlm.cli import UserError, batch_size, factor, fraction, nonempty, positive, remedy, shorten, workers
 from cropvlm.runtime.server_arguments import add_api_flags, server_of
 from cropvlm.teacher.asking import DEFAULT_TEACHER, Teacher
 from cropvlm.teacher.sources import Source, parse_source
@@ -94,13 +94,5 @@ def output_path(text: str) -> str:
     """The type of `--output_path`: a path that ends in a name. A slash at its end, as of completion, is dropped."""
     path = Path(nonempty(text))
     if path.name in ("", ".."):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a path that ends in a name, to which _sft is added")
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a path whose last part is a name")
     return str(path)
-
-
-def factor(text: str) -> float:
-    """The type of `--growth`: a number above 0, not infinite."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")

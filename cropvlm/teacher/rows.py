@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datasets import Dataset
 from tqdm import tqdm
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, listed
 from cropvlm.crops import UnreadableImage, open_image
 from cropvlm.runtime.journal import Journal
 from cropvlm.teacher.asking import inspect_rows
@@ -25,7 +25,10 @@ def with_boxes(rows: Dataset, records: Sequence[dict], boxes: Sequence[GrownBox 
     """Return the rows that have a box, with `bbox` (4 ints, percent) and `teacher_response` from box and record."""
     columns = {
         "bbox": [box and list(box.bbox_pct) for box in boxes],
-        "teacher_response": [record.get("teacher_response") for record in records],
+        # Half a surrogate pair, which an older journal may hold, cannot be written as UTF-8.
+        "teacher_response": [
+            (record.get("teacher_response") or "").encode("utf-8", "replace").decode() for record in records
+        ],
     }
     # Columns go in before rows go out: adding one to a selection of rows, datasets would first copy all the images.
     rows = rows.remove_columns([name for name in columns if name in rows.column_names])
@@ -84,6 +87,6 @@ def _leave_out_others(rows: Dataset, kept: list[int], reason: str) -> Dataset:
     if len(kept) == len(rows):
         return rows
     left_out = rows.select_columns(["source", "question_id"]).select(sorted(set(range(len(rows))) - set(kept)))
-    ids = ", ".join(map(str, left_out["question_id"][:20])) + (", ..." if len(left_out) > 20 else "")
+    ids = listed([str(i) for i in left_out["question_id"]])
     logger.warning("%s: %s (%s)", reason, dict(Counter(left_out["source"])), ids)
     return rows.select(kept)

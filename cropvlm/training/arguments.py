@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
-from cropvlm.cli import UserError, remedy
+from cropvlm.cli import UserError, flag_error, one_line, remedy, shorten
 from cropvlm.training.setup import GPUError, LaunchError, settle_hardware, show_one_gpu
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ class Parser(TrlParser):
             action.metavar = None if action.choices else METAVARS.get(getattr(action.type, "__name__", None), "VALUE")
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{message}; --help lists the flags")
+        raise flag_error(message)
 
 
 METAVARS = {"int": "N", "float": "X", "str": "TEXT", "string_to_bool": "BOOL"}
@@ -292,7 +292,7 @@ def parse(types: tuple[type, ...], description: str = "") -> tuple[Any, ...]:
     except UserError:
         raise
     except Exception as error:  # of a package that is missing, or of values that TRL or transformers refuse
-        raise UserError(f"arguments: {error or type(error).__name__}") from error
+        raise UserError(f"arguments: {one_line(error)}") from error
 
 
 def _config_flags(parser: Parser, types: tuple[type, ...], path: str) -> list[str]:
@@ -300,7 +300,7 @@ def _config_flags(parser: Parser, types: tuple[type, ...], path: str) -> list[st
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read ({error})") from error
+        raise UserError(f"--config {path} cannot be read ({one_line(error)})") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("env", {}), dict):
         raise UserError(f"--config {path}: expected lines of name: value")
     os.environ |= {str(name): str(value) for name, value in settings.pop("env", {}).items()}  # as TRL's parser does
@@ -309,7 +309,7 @@ def _config_flags(parser: Parser, types: tuple[type, ...], path: str) -> list[st
     flags = []
     for name, value in settings.items():
         if name not in names:
-            raise UserError(f"--config {path}: unknown setting {name}")
+            raise UserError(f"--config {path}: unknown setting {shorten(str(name))}")
         if value is None and type(None) in typing.get_args(hints[name]):
             parser.set_defaults(**{name: None})
         elif isinstance(value, list):

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, shorten
 from cropvlm.runtime.files import write_json
 from cropvlm.runtime.provenance import MODEL_FILES
 
@@ -71,7 +71,10 @@ def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
         held_there, held_here = theirs["contents"].get(name), ours["contents"].get(name)
         known = held_there is not None and held_here is not None
         if (held_there != held_here) if known else (there != here):
-            found.append(f"{name} {there!r} there, {here!r} here" if there != here else f"{name} {here!r} has changed")
+            shown = [shorten(repr(value)) for value in (there, here)]
+            found.append(
+                f"{name} {shown[0]} there, {shown[1]} here" if there != here else f"{name} {shown[1]} has changed"
+            )
     return found
 
 
@@ -90,7 +93,7 @@ def model_checksum(path: str | None) -> str | None:
     if path is None or not Path(path).is_dir():
         return None
     base = None
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+    with contextlib.suppress(Exception):  # whatever such a file holds
         base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
         base = _model_files(base) or base
     return hashlib.sha256(repr((_model_files(path), base)).encode()).hexdigest()
@@ -130,8 +133,9 @@ def read_record(folder: Path) -> dict[str, dict] | None:
     try:
         record = json.loads((folder / RECORD).read_text())
         whole = all(_checksum(folder / file) == checksum for file, checksum in record["files"].items())
-        return record if whole and isinstance(record["settings"], dict) and record["contents"] else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        described = all(record[part] and isinstance(record[part], dict) for part in ("settings", "contents"))
+        return record if whole and described else None
+    except Exception:  # whatever a damaged file holds, such as lists nested a thousand deep
         return None
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from PIL import Image
 
 from cropvlm.boxes import parse_bbox
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, listed, shorten
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import load_rows, then_transform
 from cropvlm.encoding import chat_text, without_placeholders
@@ -35,7 +35,8 @@ def load_training_rows(
     if len(lacking) == len(rows):
         raise UserError(f"{dataset_path}: no row has a value in the column {column!r}; there is nothing to train on")
     if lacking:
-        logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, lacking[:20])
+        shown = listed([repr(i) for i in lacking])
+        logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, shown)
         rows = rows.select([i for i, value in enumerate(values) if value])
     _check_images(rows, dataset_path)
     return rows
@@ -50,8 +51,9 @@ def _check_images(rows: Dataset, dataset_path: str) -> None:
         except UnreadableImage as error:
             reasons[row["question_id"]] = error
     if reasons:
+        ids = listed([repr(i) for i in reasons])
         raise UserError(
-            f"{dataset_path}: {len(reasons)} rows cannot be trained on, question_id {list(reasons)[:20]}; "
+            f"{dataset_path}: {len(reasons)} rows cannot be trained on, question_id {ids}; "
             f"the first has an {next(iter(reasons.values()))}; leave these rows out"
         )
 
@@ -65,7 +67,9 @@ def open_training_image(source: Any, question_id: str | int) -> Image.Image:
     try:
         return open_image(source)
     except UnreadableImage as error:
-        raise UserError(f"question_id {question_id!r} has an {error}; leave the row out of the data set") from error
+        raise UserError(
+            f"question_id {shorten(repr(question_id))} has an {error}; leave the row out of the data set"
+        ) from error
 
 
 def check_units(bboxes: list[Any]) -> None:
@@ -105,13 +109,13 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
     """
     problems = list(map(bbox_problem, rows["bbox"][:]))
     counts = Counter(filter(None, problems))
-    listed = ", ".join(f"{count} {problem}" for problem, count in counts.items())
+    found = ", ".join(f"{count} {problem}" for problem, count in counts.items())
     usable = [i for i, problem in enumerate(problems) if problem is None]
     if not usable:
-        raise UserError(f"no row has a valid bbox ({listed}); expected 0 <= x1 < x2 <= 100 percent, likewise y1 and y2")
+        raise UserError(f"no row has a valid bbox ({found}); expected 0 <= x1 < x2 <= 100 percent, likewise y1 and y2")
     check_units(rows["bbox"][:])
     if counts:
-        logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), listed)
+        logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), found)
 
     def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
         return {

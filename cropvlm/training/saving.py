@@ -16,8 +16,8 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from transformers import Trainer, TrainingArguments
 
-from cropvlm.cli import UserError
-from cropvlm.modeling import adapter_base, first_line, load_model, load_processor
+from cropvlm.cli import UserError, one_line
+from cropvlm.modeling import adapter_base, load_model, load_processor
 from cropvlm.runtime.provenance import library_versions
 from cropvlm.training.arguments import PolicyArguments, TrainerArguments, frozen_dtype
 from cropvlm.training.checkpoints import RECORD, write_record
@@ -182,7 +182,7 @@ def hub_errors(args: TrainingArguments) -> Iterator[None]:
     except Exception as error:
         logger.debug("push to the Hub", exc_info=True)
         name = args.hub_model_id or Path(args.output_dir).absolute().name
-        raise UserError(f"cannot push to {name} on the Hub ({first_line(error)}); {args.output_dir} stays") from error
+        raise UserError(f"cannot push to {name} on the Hub ({one_line(error)}); {args.output_dir} stays") from error
 
 
 def push(args: TrainingArguments) -> None:

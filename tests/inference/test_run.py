@@ -98,6 +98,31 @@ def test_one_error_for_all_files_of_a_row_is_logged_once(tmp_path, caplog):
     ]
 
 
+def test_failures_are_listed_in_short_and_kept_whole(tmp_path, caplog):
+    def fails(prompts, done):
+        return ((i, ValueError("y" * 1000)) for i in range(100))
+
+    made = output(tmp_path / "p.json")
+    with Run([Job(["x" * 1000, *range(99)], Prompts("", 100), [made])], fails) as run:
+        run.write(run.jobs[0], run.generate(run.jobs[0]))
+    assert run.exit_code == 3
+    assert all(len(record.getMessage()) < 10_000 for record in caplog.records)
+    assert "100 failed: question_id 'xxx" in caplog.text
+    assert len(read_meta(tmp_path / "p.json")["failed"]) == 100
+
+
+@pytest.mark.parametrize(
+    "meta", [[], {"settings": ["model"]}, {"settings": None, "failed": None}, {"settings": {}, "failed": 3}], ids=str
+)
+def test_a_meta_file_of_another_form_is_not_of_this_run(meta, tmp_path):
+    assert do(tmp_path) == 3
+    made = output(tmp_path / "second_1.json")
+    assert made.is_written()
+    (tmp_path / "second_1.meta.json").write_text(json.dumps(meta))
+    assert not made.is_written()
+    assert made.failures == []
+
+
 def test_a_file_is_written_when_its_job_is_done(tmp_path):
     def ends(prompts, done):
         if prompts.name == "second":

@@ -26,8 +26,9 @@ def test_rows_without_a_box_are_left_out_and_named(caplog):
     # Columns of an earlier run give way.
     rows = Dataset.from_dict({"question_id": [1, 2], "source": ["a", "a"], "bbox": [[0, 0, 1, 1]] * 2})
     box = GrownBox("box", (0, 0, 5, 5), (10, 10), 0.25, fifth=4, bbox_pct=(0, 0, 50, 50))
-    boxed = with_boxes(rows, [{"error": "broken"}, {"teacher_response": "[0, 0, 5, 5]"}], [None, box])
+    # Half a surrogate pair, from a journal, could not be stored.
+    boxed = with_boxes(rows, [{"error": "broken"}, {"teacher_response": "[0, 0, 5, 5] \ud83d \u00e9"}], [None, box])
     assert boxed.to_list() == [
-        {"question_id": 2, "source": "a", "bbox": [0, 0, 50, 50], "teacher_response": "[0, 0, 5, 5]"}
+        {"question_id": 2, "source": "a", "bbox": [0, 0, 50, 50], "teacher_response": "[0, 0, 5, 5] ? \u00e9"}
     ]
     assert "unreadable images or failed rows, left out of the SFT part: {'a': 1} (1)" in caplog.text

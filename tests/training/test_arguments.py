@@ -90,6 +90,13 @@ def test_values_that_cannot_be_trained_with(types, flag, value, expected, monkey
         parse(types)
 
 
+def test_a_value_of_great_length_is_shortened(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lora_r", "x" * 10**6])
+    with pytest.raises(UserError, match="lora_r.*--help lists the flags") as caught:
+        parse(SFT)
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize(
     "flags", [["--dataset_path", ""], ["--dataset_path="], ["--dataset_path", " "], ["--config", ""]]
 )
