@@ -3,10 +3,10 @@
     python3 scripts/reproduce.py 0 --plan
     python3 scripts/reproduce.py 0 1 --only 'answers/smolvlm_1024/*'
 
-Finished stages are skipped; an interrupted one continues from its journal or newest checkpoint. Independent
-stages run side by side, one on each GPU. Failed stages are listed at the end and those that depend on them skipped; the others
-continue. Models behind a server are skipped without $OPENAI_API_KEY. Exit code 3: a stage failed, or a figure or claim is
-not reproduced.
+Finished stages are skipped; an interrupted one continues from its journal or newest checkpoint. Independent stages run
+side by side, one on each GPU. Failed stages are listed at the end and those that depend on them are skipped; the others
+continue. Models behind a server are skipped without $OPENAI_API_KEY. Exit code 3: a stage failed, or a figure or claim
+is not reproduced.
 """
 
 import argparse
