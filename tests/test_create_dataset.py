@@ -178,10 +178,10 @@ from pathlib import Path
 import create_dataset
 from cropvlm import cli, generation
 batches, generate = Path(sys.argv.pop(1)), generation._generate_batch
-def note_and_generate(model, processor, items, config):
+def note_and_generate(model, processor, items, *args):
     with batches.open("a") as file:
         print(len(items), file=file)
-    return generate(model, processor, items, config)
+    return generate(model, processor, items, *args)
 generation._generate_batch = note_and_generate
 cli.run(create_dataset.main)
 """

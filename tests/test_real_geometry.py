@@ -18,7 +18,6 @@ import train_grpo
 import train_sft
 from cropvlm import modeling
 from cropvlm.rewards import completion_text
-from cropvlm.training import evaluation
 from cropvlm.training.arguments import PolicyArguments
 from cropvlm.training.shared_images import SharedImages
 
@@ -138,7 +137,7 @@ def test_grpo_at_512(base_model, processor_path, data, tmp_path):
     args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options, **groups)
     processor = modeling.load_processor(processor_path, 512)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "load_processor", lambda *_, **__: processor)  # the reward VLM's folder holds none
+        patch.setattr(modeling, "load_processor", lambda *_, **__: processor)  # the reward VLM's folder holds none
         trainer = train_grpo.make_trainer(args, policy)
     trainer.reward_funcs[0] = lambda completions, **columns: [len(completion_text(text)) for text in completions]
     end_of_turn = 49279

@@ -83,6 +83,7 @@ def finished(flags, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "sft"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", None)
+        patch.setattr(rewards, "validity_reward", None)
         train("train_sft", [*flags, "--output_dir", folder])
     return folder
 
@@ -186,6 +187,7 @@ def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, 
     folder = copy(finished, tmp_path / "run", *without)
     if not without:
         monkeypatch.setattr(importlib.import_module("train_sft"), "make_trainer", None)  # nothing is loaded
+    monkeypatch.setattr("cropvlm.training.run.rehearse", lambda *_: None)
     monkeypatch.setattr(Trainer, "training_step", None)
     train("train_sft", [*flags, "--output_dir", folder, *RESUME])
     assert weights(folder) == weights(finished)
@@ -246,6 +248,7 @@ def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finis
     def stop(self, **options):
         raise RuntimeError("stopped")
 
+    monkeypatch.setattr("cropvlm.training.run.rehearse", lambda *_: None)
     monkeypatch.setattr(Trainer, "train", stop)
     with pytest.raises(RuntimeError, match="stopped"):
         train("train_sft", [*flags, "--output_dir", folder, "--seed", 7])

@@ -109,5 +109,5 @@ def test_no_fitting_python(checkout, python):
     executable(checkout / "old", OLD)
     result = set_up(checkout, str(checkout / python))
     assert result.returncode == 2
-    assert "error: Python 3.11 or newer is needed" in result.stderr.splitlines()[-1]
+    assert "error: Python 3.11 or newer is required" in result.stderr.splitlines()[-1]
     assert not (checkout / ".venv").exists()

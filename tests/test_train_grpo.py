@@ -272,7 +272,7 @@ def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, t
     rows.save_to_disk(str(tmp_path / "data"))
     trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm)
     assert len(trainer.train_dataset) == len(rows) - 1
-    assert f"question_id [{rows[2]['question_id']}]" in caplog.text
+    assert f"question_id {rows[2]['question_id']}" in caplog.text
 
 
 def test_a_data_set_without_answers_is_refused(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):

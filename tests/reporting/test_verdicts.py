@@ -29,7 +29,9 @@ def world(tmp_path, monkeypatch):
         write_folder(Path("p"), scores)
         Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump(content))
         claims = read_claims("claims.yaml")
-        return judge(claims, read_folder("p"), lambda setting: f"run {setting.title}")
+        return judge(
+            claims, read_folder("p"), lambda settings: "run " + ", ".join(setting.title for setting in settings)
+        )
 
     return verdicts
 

@@ -199,7 +199,7 @@ def test_a_hub_that_refuses_is_one_line(hub, tmp_path, monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(HfApi, "upload_folder", refuse)
-    with pytest.raises(UserError, match=r"^cannot push to us/cropper on the Hub \(no route\); m stays$"):
+    with pytest.raises(UserError, match=r"^cannot push to us/cropper on the Hub \(no route to host\); m stays$"):
         saving.push(args)
     monkeypatch.setattr(HfApi, "create_repo", refuse)
     with pytest.raises(UserError, match="^cannot push to us/cropper"):
