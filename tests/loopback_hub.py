@@ -232,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
         if (kind, repo) in self.hub.repositories:
             self.send(409, {"error": "You already created this repo", "url": url})
             return
-        repository = self.hub.repositories[kind, repo] = Repository(private=bool(asked.get("private")))
+        repository = self.hub.repositories[kind, repo] = Repository(private=asked.get("visibility") == "private")
         repository.commit({".gitattributes": b""})
         self.send(200, {"url": url, "name": repo, "id": "1"})
 
