@@ -19,13 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run, whole_number  # noqa: E402
+from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("gpus", nargs="+", type=whole_number, metavar="GPU", help="indices of the GPUs; without a GPU any number")
+    add("gpus", nargs="+", type=int, metavar="GPU", help="indices of the GPUs; without a GPU any number")
     add("--plan", action="store_true", help="print every command, what is done and the hours left; run nothing")
     add("--only", nargs="+", default=[], metavar="PATTERN", help="only stages whose names fit, and what they need")
     add("--claims", type=Path, default=ROOT / "scripts/claims/paper.yaml", help="default: scripts/claims/paper.yaml")
