@@ -72,10 +72,7 @@ def ask_server(server: Server, longest_edge: int, prompt: Prompt) -> str:
 
 
 def answer(cropper: Ask, answerer: Ask, image: Image.Image | None, question: str, box: str) -> tuple:
-    """Return the image with its box, the crop, the box's text, and both answers with their seconds.
-
-    box: in percent; empty lets the cropper write one. Raises ValueError without image or question.
-    """
+    """Return the image with its box, the crop, the box's text (empty: the cropper's), both answers with seconds."""
     if image is None or not question.strip():
         raise ValueError("an image and a question are needed")
     image, start = open_image(image), time.perf_counter()
