@@ -216,7 +216,13 @@ def test_a_signal_ends_the_steps_that_are_running(script, args, running, name, c
     (checkout / "datasets" / "miniature").mkdir(parents=True)
     environment = {"PATH": "/usr/bin:/bin", "SLOW": "yes", "TMPDIR": str(checkout)}
     command = ["bash", checkout / "scripts" / script, *args]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def heed_signals() -> None:
+        """Tests that run in the background may ignore a signal, and what they start would, too."""
+        signal.signal(name, signal.SIG_DFL)
+
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, preexec_fn=heed_signals, **streams)
     pids = checkout / "pids.txt"
     end = time.monotonic() + 30
     while not pids.exists() or len(pids.read_text().split()) < running:
