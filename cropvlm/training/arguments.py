@@ -205,10 +205,11 @@ def training_remedies() -> Iterator[None]:
     from cropvlm.models.batches import BatchTooLarge
     from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge
 
-    then = "and continue with --resume_from_checkpoint True"
-    rollout = f"lower --steps_per_generation or --longest_edge {then}"
-    micro_step = f"lower --per_device_train_batch_size or --longest_edge {then}"
-    reward = f"lower --reward_batch_size or --vqa_longest_edge {then}"
+    # A resumed run has to be the same run: only flags that leave its weights as they are can be given with it.
+    resume = "continue with --resume_from_checkpoint True and"
+    rollout = "lower --steps_per_generation or --longest_edge in a new run"
+    micro_step = f"{resume} --gradient_checkpointing True, or lower --per_device_train_batch_size in a new run"
+    reward = f"{resume} a lower --reward_batch_size, or lower --vqa_longest_edge in a new run"
     with remedy(rollout, RolloutTooLarge), remedy(micro_step, MicroStepTooLarge), remedy(reward, BatchTooLarge):
         yield
 

@@ -13,8 +13,10 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import utils
 
 from cropvlm.cli import UserError
+from cropvlm.models.batches import BatchTooLarge
 from cropvlm.rewards import distinct_crops
 from cropvlm.training.arguments import training_remedies
+from cropvlm.training.checkpoints import INDIFFERENT
 from cropvlm.training.memory import MicroStepTooLarge, RolloutTooLarge
 from cropvlm.training.trl_overrides import BoxGRPOTrainer, BoxSFTTrainer
 
@@ -100,8 +102,17 @@ def test_memory_that_runs_out_names_the_flag_to_lower(
     with pytest.raises(error, match=f"^out of memory .*{what}$"):
         trainer.train()
     assert json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())["global_step"] == 1
-    with pytest.raises(UserError, match=f"{flag} .*--resume_from_checkpoint True"), training_remedies():
+    with pytest.raises(UserError, match=f"{flag} .*in a new run$"), training_remedies():
         raise error("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "flag"), [(MicroStepTooLarge, "gradient_checkpointing"), (BatchTooLarge, "reward_batch_size")]
+)
+def test_a_flag_to_resume_with_leaves_the_run_the_same(error, flag):
+    with pytest.raises(UserError, match=f"--resume_from_checkpoint True and .*--{flag}"), training_remedies():
+        raise error("out of memory")
+    assert INDIFFERENT.match(flag)
 
 
 @pytest.mark.parametrize(
