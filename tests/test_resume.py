@@ -169,9 +169,25 @@ def test_a_damaged_newest_checkpoint_makes_no_difference(name, damage, flags, fi
     if damage == "cut":
         file.write_bytes(content[: len(content) // 2])
     train("train_sft", [*flags, "--output_dir", folder, *RESUME])
-    assert f"{folder / 'checkpoint-4'} is damaged or incomplete" in caplog.text
+    assert f"{folder / 'checkpoint-4'} is damaged, incomplete or no place to resume from" in caplog.text
     assert f"resuming from {folder / 'checkpoint-2'}" in caplog.text
     assert weights(folder) == weights(finished)
+
+
+@pytest.mark.slow
+def test_grpo_resumes_where_no_completions_are_left(tiny_smolvlm, tiny_world, sft_adapter, tmp_path, unchanged, caplog):
+    """Each generation is trained on in two steps: a checkpoint after the third lacks the completions of one."""
+    flags = ["--base_model", sft_adapter, "--dataset_path", tiny_world, "--longest_edge", 64, "--vqa_longest_edge", 64]
+    flags += ["--vqa_model", tiny_smolvlm, "--max_steps", 4, "--save_steps", 1, "--learning_rate", 1e-3]
+    flags += ["--num_generations", 3, "--per_device_train_batch_size", 3, "--max_completion_length", 8]
+    flags += ["--num_iterations", 2, "--gradient_accumulation_steps", 2, "--split", "train"]
+    flags += ["--report_to", "none", "--use_cpu", True, "--disable_tqdm", True]
+    train("train_grpo", [*flags, "--output_dir", tmp_path / "undisturbed"])
+    folder = copy(tmp_path / "undisturbed", tmp_path / "run", "adapter_*", "checkpoint-4")
+    train("train_grpo", [*flags, "--output_dir", folder, *RESUME])
+    assert f"resuming from {folder / 'checkpoint-2'}" in caplog.text
+    assert weights(folder) == weights(tmp_path / "undisturbed")
+    assert weights(folder) != weights(folder / "checkpoint-2")
 
 
 def test_without_any_whole_checkpoint_it_starts_anew(flags, finished, tmp_path, unchanged, caplog):

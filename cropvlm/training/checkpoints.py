@@ -139,6 +139,16 @@ def read_record(folder: Path) -> dict[str, dict] | None:
         return None
 
 
+def can_resume(args: TrainingArguments, step: int, max_steps: int) -> bool:
+    """Whether a run that resumes from the checkpoint of `step` ends with the weights of one that was never stopped.
+
+    Not without the optimizer, nor while GRPO has completions left to train on, which no checkpoint holds.
+    """
+    micro_steps = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)  # of one generation
+    nothing_left = step >= max_steps or step * args.gradient_accumulation_steps % micro_steps == 0
+    return not args.save_only_model and nothing_left
+
+
 class CheckpointRecorder(TrainerCallback):
     """Writes the record of each checkpoint once all processes have written their files."""
 
@@ -147,7 +157,7 @@ class CheckpointRecorder(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
-        if args.should_save and not args.save_only_model:  # without its optimizer a run cannot resume
+        if args.should_save and can_resume(args, state.global_step, state.max_steps):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
             write_record(folder, self.run, (file for file in files if file.name != RECORD))
@@ -164,7 +174,7 @@ def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict
     for _, path in sorted(((int(match[1]), path) for match, path in matches if match), reverse=True):
         record = read_record(path)
         if record is None:
-            logger.warning("%s is damaged or incomplete: looking for the one before", path)
+            logger.warning("%s is damaged, incomplete or no place to resume from: looking for the one before", path)
         elif found := differences(record, run):
             logger.warning("%s comes from a run with other settings (%s)", path, found[0])
             other = other or (path, record)

@@ -100,7 +100,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, caplog):
         shutil.copytree(expected, tmp_path / name)
     path, record = newest_checkpoint(str(tmp_path), RUN)
     assert (path, record["settings"]) == (expected, RUN["settings"])
-    assert caplog.text.count("is damaged or incomplete") == 2
+    assert caplog.text.count("is damaged, incomplete") == 2
     assert f"resuming from {expected}" in caplog.text
 
 
@@ -128,6 +128,20 @@ def test_a_checkpoint_that_is_named(tmp_path):
         named_checkpoint(checkpoint, OTHER)
     with pytest.raises(UserError, match="no whole checkpoint"):
         named_checkpoint(tmp_path, RUN)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [1, 2, 3, 4, 5]),
+        ({"gradient_accumulation_steps": 4, "steps_per_generation": 8}, [2, 4, 5]),  # 2 steps a generation
+        ({"gradient_accumulation_steps": 4, "num_iterations": 3}, [3, 5]),  # 3, the last step of all besides
+        ({"save_only_model": True}, []),
+    ],
+)
+def test_steps_after_which_a_run_can_resume(options, steps, tmp_path):
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    assert [step for step in range(1, 6) if checkpoints.can_resume(args, step, 5)] == steps
 
 
 def describe_sft(tmp_path, policy=None, **options):
