@@ -53,7 +53,9 @@ def test_an_empty_tile_holds_its_text_alone():
 
 
 def test_text_of_any_script_and_length_is_drawn():
-    tile(Image.new("RGB", (4, 4)), (60, 60), lines=[("東京 \U0001f600 \n\x00 \ud800" * 100, "black")])
+    picture = tile(Image.new("RGB", (4, 4), WHITE), (60, 60), lines=[("東京 \U0001f600 \n\x00 \ud800" * 100, "black")])
+    assert picture.size == (60, 60)
+    assert (np.asarray(picture)[60 - LINE :] != 255).any()
 
 
 def test_contact_sheet_cells():

@@ -22,8 +22,8 @@ def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, 
     """Return the box that a response names, in pixels of the original image, and the kind of response.
 
     text: the teacher's raw response. seen_size, size: (width, height) of the image as the teacher saw it and as
-    it is. A box that passes the edge is clipped. The kind is `box`, or the reason that there is no box
-    (which is then None): one of `boxes.unreadable_kind`, or `outside the image`.
+    it is. A box that passes the edge is clipped. The kind is `box`, or the reason why the response names no box
+    (None is returned for it): one of `boxes.unreadable_kind`, or `outside the image`.
 
     >>> read_response('{"bbox_2d": [28, 56, 56, 112]}', seen_size=(280, 560), size=(1000, 1000))
     ((100.0, 100.0, 200.0, 200.0), 'box')

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from reporting_worlds import write_answers
 
+from cropvlm.cli import UserError
 from reporting.claims import read_claims
 from reporting.plan import Stage, chosen, hours_left, measured_rates, only_command, stages
 
@@ -34,7 +35,11 @@ def test_commands_have_their_scripts_flags(name, monkeypatch):
     from test_readme import parse
 
     monkeypatch.chdir(ROOT)
-    parse(list(stages(PAPER)[name].command[1:]), monkeypatch)
+    script, *flags = stages(PAPER)[name].command[1:]
+    assert (ROOT / script).is_file()
+    parse([script, *flags], monkeypatch)
+    with pytest.raises(UserError):
+        parse([script, *flags, "--no_such_flag"], monkeypatch)
 
 
 def test_training_names_configurations_that_are_there():

@@ -1,6 +1,5 @@
 """Sending the training sets to the hub, on a hub that is played here: what goes there, and what fails early."""
 
-import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -72,13 +71,28 @@ def test_a_push_that_breaks_says_what_to_do(monkeypatch, folders):
         hub.push("me/boxes", folders)
 
 
-@pytest.mark.parametrize("card", ["---\na: [\n---\n", "---\n- a\n- b\n---\n", "---\nconfigs: 3\n---\n", "\0"])
-def test_a_broken_card_there_is_one_line(monkeypatch, folders, card):
-    PlayedHub(monkeypatch)
-    load = hub.DatasetCard.load
+def play_card(monkeypatch, card: str) -> PlayedHub:
+    """A hub on which the repository has this card already."""
+    played, load = PlayedHub(monkeypatch), hub.DatasetCard.load
     monkeypatch.setattr(hub.DatasetCard, "load", lambda path: DatasetCard(card) if path == "me/boxes" else load(path))
-    with contextlib.suppress(hub.PushError):  # nothing else is raised; the last card is fine
+    return played
+
+
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [("---\na: [\n---\n", "expected the node content"), ("---\n- a\n- b\n---\n", "should be a dict")],
+)
+def test_a_broken_card_there_is_one_line(monkeypatch, folders, card, reason):
+    play_card(monkeypatch, card)
+    with pytest.raises(hub.PushError, match=f"^the data set cannot be sent to me/boxes: [^\n]*{reason}[^\n]*$"):
         hub.push("me/boxes", folders)
+
+
+@pytest.mark.parametrize("card", ["---\nconfigs: 3\n---\n", "\0"])
+def test_an_odd_card_there_is_replaced(monkeypatch, folders, card):
+    played = play_card(monkeypatch, card)
+    hub.push("me/boxes", folders)
+    assert [call[0] for call in played.calls][:3] == ["rows", "rows", "card"]
 
 
 def test_new_repositories_are_private(monkeypatch):
