@@ -26,7 +26,6 @@ from reporting.rates import (
     published_rates,
     rate_of,
 )
-from reporting.scheduler import Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -175,33 +174,6 @@ def test_estimates_say_what_they_are_from(work, published, rate, source):
 
 def test_without_a_figure_of_its_kind_nothing_is_estimated():
     assert rate_of(Work(SFT, "models/sft", 512), {}, TWO_SIZES) is None
-
-
-def made(name: str, code: int = 0, needs: tuple[str, ...] = ()) -> Stage:
-    """A stage that notes its name and its GPU, and leaves a file."""
-    program = f"import sys, pathlib; pathlib.Path({name!r}).touch(); print({name!r}); open('log', 'a').write({name!r} + ' ' + sys.argv[-1] + chr(10)); sys.exit({code})"  # noqa: E501
-    return Stage(name, (sys.executable, "-c", program), (Path(name),), needs)
-
-
-def test_a_failed_stage_is_named_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("done").touch()
-    items = [made("done"), made("a", 1), made("b", needs=("a",)), made("c", needs=("b",)), made("d", 3, ("done",))]
-    scheduler = Scheduler({stage.name: stage for stage in items}, [4])
-    scheduler.run()
-    assert Path("log").read_text().split("\n")[:-1] == ["a 4", "d 4"]  # 3 is complete, with failures named
-    assert (scheduler.failed, scheduler.left_out) == (["a"], ["b", "c"])
-
-
-def test_two_gpus_share_the_stages_in_order(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    items = [made("a"), made("b"), made("c", needs=("a", "b")), made("d", needs=("c",))]
-    scheduler = Scheduler({stage.name: stage for stage in items}, [0, 1])
-    scheduler.run()
-    order = [line.split()[0] for line in Path("log").read_text().splitlines()]
-    assert sorted(order[:2]) == ["a", "b"]
-    assert order[2:] == ["c", "d"]
-    assert not scheduler.failed
 
 
 def drive(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
