@@ -1,0 +1,171 @@
+"""The work of the host in training, old way beside new, without a GPU: what is left when the model costs nothing.
+
+    OMP_NUM_THREADS=1 python3 benchmarks/host_work.py
+
+A GRPO step of 16 prompts x 6 completions at SmolVLM's real geometry (images, tiles, tokens, layers) with weights a few
+numbers wide: what the training process then spends is preparing images and launching operations, as it would beside a
+GPU. Four ways:
+
+trl     TRL's own `GRPOTrainer` with the paper's micro-steps of one prompt, every reward alone
+shared  train_grpo.py's trainer in the same micro-steps, with the tiles that the image processor makes
+levels  the same as on a GPU: 8-bit levels are handed over; the seconds of cutting tiles from them are left out, since
+        there the GPU does it
+filled  the same with all prompts in one micro-step (`--per_device_train_batch_size 96 --gradient_accumulation_steps 1`)
+
+Operations are counted as PyTorch dispatches them, without views. `overlap` asks a model that only sleeps, with images
+prepared in between its answers, and by a worker meanwhile.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import grpo_step
+import smolvlm
+import torch
+from generation_speed import boxes_source, build, make_rows
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cropvlm.encoding
+import cropvlm.models.likelihood
+import cropvlm.training.shared_images
+from cropvlm.cli import positive
+from cropvlm.generation import generate_rows
+from cropvlm.models.tiling import cut_tiles, tiling_of
+
+THIN_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+THIN_VISION = {"hidden_size": 12, "intermediate_size": 12, "num_attention_heads": 1}
+# The miniature's tokenizer has 683 tokens; the arithmetic of logits is not the host's work.
+VOCABULARY = {"vocab_size": 2048}
+WAYS = ("trl", "shared", "levels", "filled")
+TILING = (cropvlm.training.shared_images, cropvlm.models.likelihood)  # where training asks for the way of making tiles
+CUTTING = (cropvlm.training.shared_images, cropvlm.encoding)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that PyTorch dispatches within `with`, views left out: they launch nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **kwargs or {})
+
+
+@contextlib.contextmanager
+def thin_models() -> Iterator[None]:
+    """Let models have SmolVLM's layers, tiles and tokens, and next to no weights."""
+    with mock.patch.dict(smolvlm.TEXT, THIN_TEXT | VOCABULARY), mock.patch.dict(smolvlm.VISION, THIN_VISION):
+        yield
+
+
+@contextlib.contextmanager
+def as_on_a_gpu(spent: Counter) -> Iterator[None]:
+    """Hand images over as 8-bit levels, as to a GPU; the processor's seconds of cutting them here go to `spent`."""
+
+    def timed_cut(*args: Any) -> torch.Tensor:
+        start = time.process_time()
+        tiles = cut_tiles(*args)
+        spent["cutting"] += time.process_time() - start
+        return tiles
+
+    def levels(processor: Any, device: torch.device) -> Any:
+        return tiling_of(processor, torch.device("cuda"))
+
+    patches = [mock.patch.object(module, "tiling_of", levels) for module in TILING]
+    patches += [mock.patch.object(module, "cut_tiles", timed_cut) for module in CUTTING]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def step(way: str, prompts: int, longest_edge: int) -> tuple[float, int]:
+    """Take a GRPO step twice; return the training process's own seconds, and the operations of the other one."""
+    settings = {"geometry": "real", "model_path": None, "longest_edge": longest_edge, "prompts": prompts}
+    settings |= {"new_tokens": 16, "micro_prompts": prompts if way == "filled" else 1}
+    spent = Counter()
+    with thin_models():
+        models = grpo_step.Models(argparse.Namespace(**settings))
+        answerer = models.model(torch.float32).eval().requires_grad_(False)
+
+        def take(steps: int, warmup: int) -> grpo_step.Stopwatch:
+            args = argparse.Namespace(**settings, steps=steps, warmup_steps=warmup)
+            return grpo_step.measure("trl" if way == "trl" else "ours", models, answerer, args)[1]
+
+        with as_on_a_gpu(spent) if way in ("levels", "filled") else contextlib.nullcontext():
+            with Operations() as operations:
+                take(1, 0)
+            spent.clear()
+            watch = take(1, 0)
+    return watch.processor_seconds - spent["cutting"], operations.count
+
+
+def overlap(rows: int, longest_edge: int) -> dict[str, float]:
+    """Ask a model that only sleeps for the boxes of `rows` rows; return seconds by way.
+
+    It sleeps about as long as the preparation of its images takes.
+    """
+    with thin_models():
+        model, processor = build(None, longest_edge, torch.device("cpu"), torch.float32)
+    source = boxes_source(make_rows(rows, 1))
+    batch, stop = 8, processor.tokenizer.eos_token_id
+    naps = Counter()
+
+    def ask(nap: float, workers: int) -> float:
+        def generate(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            time.sleep(nap)
+            naps["slept"] += nap
+            return torch.cat([input_ids, torch.full((len(input_ids), 1), stop)], 1)
+
+        naps.clear()
+        nothing = mock.patch(
+            "cropvlm.generation.model_inputs", return_value={"input_ids": torch.zeros(batch, 1).long()}
+        )
+        with nothing, mock.patch.object(model, "generate", generate):
+            start = time.perf_counter()
+            options = {"max_new_tokens": 1, "batch_size": batch, "num_workers": workers}
+            list(generate_rows(model, processor, source, **options))
+            return time.perf_counter() - start
+
+    alone = ask(0, 0)
+    nap = alone / -(-rows // batch)
+    return {"preparation": alone, "in between": ask(nap, 0), "meanwhile": ask(nap, 1), "sleep": naps["slept"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
+    parser.add_argument("--prompts", type=positive, default=16, help="of a step, 6 completions each")
+    parser.add_argument("--rows", type=positive, default=128, help="asked of the model that sleeps")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    args = parser.parse_args()
+    print(f"{args.prompts} prompts x {grpo_step.G}, {args.longest_edge} px, torch {torch.__version__}", end=", ")
+    print(
+        f"{torch.get_num_threads()} threads\n\n| way | own CPU, s a step | operations a step |\n|---|---|---|",
+        flush=True,
+    )
+    for way in args.ways:
+        own, operations = step(way, args.prompts, args.longest_edge)
+        print(f"| {way} | {own:.2f} | {operations:,} |", flush=True)
+    seconds = overlap(args.rows, args.longest_edge)
+    print("\n| images prepared | s |\n|---|---|")
+    for way, each in seconds.items():
+        print(f"| {way} | {each:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
