@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import generation_speed
 import grpo_step
 import smolvlm
 import torch
-from generation_speed import boxes_source, build, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,7 +42,8 @@ from cropvlm.generation import generate_rows
 from cropvlm.models.tiling import cut_tiles, tiling_of
 
 THIN_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
-THIN_VISION = {"hidden_size": 12, "intermediate_size": 12, "num_attention_heads": 1}
+# An image token from each patch, 64 a tile as SmolVLM has; its 1,024 patches a tile are arithmetic alone.
+THIN_VISION = {"hidden_size": 12, "intermediate_size": 12, "num_attention_heads": 1, "patch_size": 64}
 # The miniature's tokenizer has 683 tokens; the arithmetic of logits is not the host's work.
 VOCABULARY = {"vocab_size": 2048}
 WAYS = ("trl", "shared", "levels", "filled")
@@ -65,7 +66,18 @@ class Operations(TorchDispatchMode):
 @contextlib.contextmanager
 def thin_models() -> Iterator[None]:
     """Let models have SmolVLM's layers, tiles and tokens, and next to no weights."""
-    with mock.patch.dict(smolvlm.TEXT, THIN_TEXT | VOCABULARY), mock.patch.dict(smolvlm.VISION, THIN_VISION):
+
+    def thin_sizes(tokenizer: Any) -> Any:
+        config = sizes(tokenizer)
+        config.scale_factor = 1  # patches a side to a token
+        return config
+
+    sizes = smolvlm.sizes
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(smolvlm.TEXT, THIN_TEXT | VOCABULARY))
+        stack.enter_context(mock.patch.dict(smolvlm.VISION, THIN_VISION))
+        for module in (grpo_step, generation_speed):
+            stack.enter_context(mock.patch.object(module, "sizes", thin_sizes))
         yield
 
 
@@ -82,15 +94,12 @@ def as_on_a_gpu(spent: Counter) -> Iterator[None]:
     def levels(processor: Any, device: torch.device) -> Any:
         return tiling_of(processor, torch.device("cuda"))
 
-    patches = [mock.patch.object(module, "tiling_of", levels) for module in TILING]
-    patches += [mock.patch.object(module, "cut_tiles", timed_cut) for module in CUTTING]
-    for patch in patches:
-        patch.start()
-    try:
+    with contextlib.ExitStack() as stack:
+        for module in TILING:
+            stack.enter_context(mock.patch.object(module, "tiling_of", levels))
+        for module in CUTTING:
+            stack.enter_context(mock.patch.object(module, "cut_tiles", timed_cut))
         yield
-    finally:
-        for patch in patches:
-            patch.stop()
 
 
 def step(way: str, prompts: int, longest_edge: int) -> tuple[float, int]:
@@ -102,15 +111,15 @@ def step(way: str, prompts: int, longest_edge: int) -> tuple[float, int]:
         models = grpo_step.Models(argparse.Namespace(**settings))
         answerer = models.model(torch.float32).eval().requires_grad_(False)
 
-        def take(steps: int, warmup: int) -> grpo_step.Stopwatch:
-            args = argparse.Namespace(**settings, steps=steps, warmup_steps=warmup)
+        def take() -> grpo_step.Stopwatch:
+            args = argparse.Namespace(**settings, steps=1, warmup_steps=0)
             return grpo_step.measure("trl" if way == "trl" else "ours", models, answerer, args)[1]
 
         with as_on_a_gpu(spent) if way in ("levels", "filled") else contextlib.nullcontext():
             with Operations() as operations:
-                take(1, 0)
+                take()
             spent.clear()
-            watch = take(1, 0)
+            watch = take()
     return watch.processor_seconds - spent["cutting"], operations.count
 
 
@@ -120,18 +129,15 @@ def overlap(rows: int, longest_edge: int) -> dict[str, float]:
     It sleeps about as long as the preparation of its images takes.
     """
     with thin_models():
-        model, processor = build(None, longest_edge, torch.device("cpu"), torch.float32)
-    source = boxes_source(make_rows(rows, 1))
+        model, processor = generation_speed.build(None, longest_edge, torch.device("cpu"), torch.float32)
+    source = generation_speed.boxes_source(generation_speed.make_rows(rows, 1))
     batch, stop = 8, processor.tokenizer.eos_token_id
-    naps = Counter()
 
     def ask(nap: float, workers: int) -> float:
         def generate(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
             time.sleep(nap)
-            naps["slept"] += nap
             return torch.cat([input_ids, torch.full((len(input_ids), 1), stop)], 1)
 
-        naps.clear()
         nothing = mock.patch(
             "cropvlm.generation.model_inputs", return_value={"input_ids": torch.zeros(batch, 1).long()}
         )
@@ -143,28 +149,31 @@ def overlap(rows: int, longest_edge: int) -> dict[str, float]:
 
     alone = ask(0, 0)
     nap = alone / -(-rows // batch)
-    return {"preparation": alone, "in between": ask(nap, 0), "meanwhile": ask(nap, 1), "sleep": naps["slept"]}
+    return {
+        "prepared without a model": alone,
+        "the model alone": nap * -(-rows // batch),
+        "prepared in between": ask(nap, 0),
+        "prepared meanwhile, by a worker": ask(nap, 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
     parser.add_argument("--prompts", type=positive, default=16, help="of a step, 6 completions each")
-    parser.add_argument("--rows", type=positive, default=128, help="asked of the model that sleeps")
+    parser.add_argument("--rows", type=positive, default=256, help="asked of the model that sleeps")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
-    print(f"{args.prompts} prompts x {grpo_step.G}, {args.longest_edge} px, torch {torch.__version__}", end=", ")
+    print(f"{args.longest_edge} px, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"\n| {args.rows} images, and a model that sleeps | s |\n|---|---|")
+    for way, seconds in overlap(args.rows, args.longest_edge).items():
+        print(f"| {way} | {seconds:.2f} |", flush=True)
     print(
-        f"{torch.get_num_threads()} threads\n\n| way | own CPU, s a step | operations a step |\n|---|---|---|",
-        flush=True,
+        f"\n| GRPO step, {args.prompts} prompts x {grpo_step.G} | own CPU, s | operations |\n|---|---|---|", flush=True
     )
     for way in args.ways:
         own, operations = step(way, args.prompts, args.longest_edge)
         print(f"| {way} | {own:.2f} | {operations:,} |", flush=True)
-    seconds = overlap(args.rows, args.longest_edge)
-    print("\n| images prepared | s |\n|---|---|")
-    for way, each in seconds.items():
-        print(f"| {way} | {each:.2f} |")
 
 
 if __name__ == "__main__":
