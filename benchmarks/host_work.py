@@ -1,27 +1,25 @@
-"""The work of the host in training, old way beside new, without a GPU: what is left when the model costs nothing.
+"""The host's work in training, old way beside new, without a GPU: what is left when the model costs nothing.
 
     OMP_NUM_THREADS=1 python3 benchmarks/host_work.py
 
-A GRPO step of 16 prompts x 6 completions at SmolVLM's real geometry (images, tiles, tokens, layers) with weights a few
-numbers wide: what the training process then spends is preparing images and launching operations, as it would beside a
-GPU. Four ways:
+A GRPO step of 16 prompts x 6 completions at SmolVLM's real geometry (images, tiles, tokens, layers), with weights a few
+numbers wide. Printed are the training process's own CPU seconds outside of the model (its forward and backward passes
+and the optimiser's step), and the operations that are launched, as PyTorch dispatches them, views left out:
 
 trl     TRL's own `GRPOTrainer` with the paper's micro-steps of one prompt, every reward alone
 shared  train_grpo.py's trainer in the same micro-steps, with the tiles that the image processor makes
-levels  the same as on a GPU: 8-bit levels are handed over; the seconds of cutting tiles from them are left out, since
-        there the GPU does it
+levels  the same as on a GPU: 8-bit levels are handed over; cutting tiles from them belongs to the model there
 filled  the same with all prompts in one micro-step (`--per_device_train_batch_size 96 --gradient_accumulation_steps 1`)
 
-Operations are counted as PyTorch dispatches them, without views. `overlap` asks a model that only sleeps, with images
-prepared in between its answers, and by a worker meanwhile.
+Before that, a model that only sleeps is asked for boxes, with images prepared in between, and by a worker meanwhile.
 """
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,7 +28,9 @@ import generation_speed
 import grpo_step
 import smolvlm
 import torch
+from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Idefics3ForConditionalGeneration, Idefics3Model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,7 +39,7 @@ import cropvlm.models.likelihood
 import cropvlm.training.shared_images
 from cropvlm.cli import positive
 from cropvlm.generation import generate_rows
-from cropvlm.models.tiling import cut_tiles, tiling_of
+from cropvlm.models.tiling import tiling_of
 
 THIN_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
 # An image token from each patch, 64 a tile as SmolVLM has; its 1,024 patches a tile are arithmetic alone.
@@ -81,46 +81,62 @@ def thin_models() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def as_on_a_gpu(spent: Counter) -> Iterator[None]:
-    """Hand images over as 8-bit levels, as to a GPU; the processor's seconds of cutting them here go to `spent`."""
+class ModelTime:
+    """Adds up the CPU seconds of this process within the model, while its `timing` is entered."""
 
-    def timed_cut(*args: Any) -> torch.Tensor:
-        start = time.process_time()
-        tiles = cut_tiles(*args)
-        spent["cutting"] += time.process_time() - start
-        return tiles
+    def __init__(self):
+        self.seconds, self._inside = 0.0, False
 
-    def levels(processor: Any, device: torch.device) -> Any:
-        return tiling_of(processor, torch.device("cuda"))
+    def timed(self, function: Callable) -> Callable:
+        """Return the same function, whose seconds are added up, calls from within another one once."""
 
-    with contextlib.ExitStack() as stack:
-        for module in TILING:
-            stack.enter_context(mock.patch.object(module, "tiling_of", levels))
-        for module in CUTTING:
-            stack.enter_context(mock.patch.object(module, "cut_tiles", timed_cut))
-        yield
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return function(*args, **kwargs)
+            self._inside, start = True, time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._inside = False
+                self.seconds += time.process_time() - start
+
+        return call
+
+    @contextlib.contextmanager
+    def timing(self, on_a_gpu: bool) -> Iterator[None]:
+        """Time forward, encoding, backward and the optimiser's step. on_a_gpu: hand images over as to one."""
+        parts = [(Idefics3ForConditionalGeneration, "forward"), (Idefics3Model, "get_image_features")]
+        parts += [(Accelerator, "backward"), (torch.optim.AdamW, "step")]
+        parts += [(module, "cut_tiles") for module in CUTTING]
+        with contextlib.ExitStack() as stack:
+            for owner, name in parts:
+                stack.enter_context(mock.patch.object(owner, name, self.timed(getattr(owner, name))))
+            for module in TILING if on_a_gpu else ():
+                stack.enter_context(mock.patch.object(module, "tiling_of", tiling_on_a_gpu))
+            yield
+
+
+def tiling_on_a_gpu(processor: Any, device: torch.device) -> Any:
+    """The way of making tiles that a GPU gets, wherever the model is."""
+    return tiling_of(processor, torch.device("cuda"))
 
 
 def step(way: str, prompts: int, longest_edge: int) -> tuple[float, int]:
-    """Take a GRPO step twice; return the training process's own seconds, and the operations of the other one."""
+    """Take a GRPO step twice; return the process's own seconds outside of the model and its operations."""
     settings = {"geometry": "real", "model_path": None, "longest_edge": longest_edge, "prompts": prompts}
-    settings |= {"new_tokens": 16, "micro_prompts": prompts if way == "filled" else 1}
-    spent = Counter()
-    with thin_models():
-        models = grpo_step.Models(argparse.Namespace(**settings))
+    settings |= {"new_tokens": 16, "micro_prompts": prompts if way == "filled" else 1, "steps": 1, "warmup_steps": 0}
+    args = argparse.Namespace(**settings)
+    in_model = ModelTime()
+    with thin_models(), in_model.timing(on_a_gpu=way in ("levels", "filled")):
+        models = grpo_step.Models(args)
         answerer = models.model(torch.float32).eval().requires_grad_(False)
-
-        def take() -> grpo_step.Stopwatch:
-            args = argparse.Namespace(**settings, steps=1, warmup_steps=0)
-            return grpo_step.measure("trl" if way == "trl" else "ours", models, answerer, args)[1]
-
-        with as_on_a_gpu(spent) if way in ("levels", "filled") else contextlib.nullcontext():
-            with Operations() as operations:
-                take()
-            spent.clear()
-            watch = take()
-    return watch.processor_seconds - spent["cutting"], operations.count
+        take = functools.partial(grpo_step.measure, "trl" if way == "trl" else "ours", models, answerer, args)
+        with Operations() as operations:
+            take()
+        in_model.seconds = 0.0
+        _, watch, _ = take()
+    return watch.processor_seconds - in_model.seconds, operations.count
 
 
 def overlap(rows: int, longest_edge: int) -> dict[str, float]:
