@@ -147,7 +147,7 @@ def overlap(rows: int, longest_edge: int) -> dict[str, float]:
     with thin_models():
         model, processor = generation_speed.build(None, longest_edge, torch.device("cpu"), torch.float32)
     source = generation_speed.boxes_source(generation_speed.make_rows(rows, 1))
-    batch, stop = 8, processor.tokenizer.eos_token_id
+    batch, stop = 4, processor.tokenizer.eos_token_id  # a worker is at most 4 rows ahead
 
     def ask(nap: float, workers: int) -> float:
         def generate(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
     parser.add_argument("--prompts", type=positive, default=16, help="of a step, 6 completions each")
     parser.add_argument("--rows", type=positive, default=256, help="asked of the model that sleeps")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     print(f"{args.longest_edge} px, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"\n| {args.rows} images, and a model that sleeps | s |\n|---|---|")
