@@ -31,6 +31,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Idefics3ForConditionalGeneration, Idefics3Model
+from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -105,11 +106,17 @@ class ModelTime:
 
     @contextlib.contextmanager
     def timing(self, on_a_gpu: bool) -> Iterator[None]:
-        """Time forward, encoding, backward and the optimiser's step. on_a_gpu: hand images over as to one."""
+        """Time forward, encoding, backward and the optimiser's step, as many tiles encoded at once as on a GPU.
+
+        on_a_gpu: hand images over as to one.
+        """
         parts = [(Idefics3ForConditionalGeneration, "forward"), (Idefics3Model, "get_image_features")]
+        parts += [(GRPOTrainer, "_get_per_token_logps_and_entropies")]  # the logits' arithmetic is in here
         parts += [(Accelerator, "backward"), (torch.optim.AdamW, "step")]
         parts += [(module, "cut_tiles") for module in CUTTING]
+        as_many_tiles = {"cpu": cropvlm.encoding.ENCODED_AT_ONCE["cuda"]}
         with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(cropvlm.encoding.ENCODED_AT_ONCE, as_many_tiles))
             for owner, name in parts:
                 stack.enter_context(mock.patch.object(owner, name, self.timed(getattr(owner, name))))
             for module in TILING if on_a_gpu else ():
