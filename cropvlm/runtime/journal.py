@@ -1,4 +1,4 @@
-"""The rows that a run has done so far, so that a killed run can continue."""
+"""What a run keeps beside its output until that is written."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -43,11 +43,7 @@ class Journal:
         self.rows: dict[str | int, dict] = {}
 
     def __enter__(self) -> "Journal":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_locked(self.path)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        self._file = open_locked(self.path)
         try:
             self._load()
         except BaseException:
@@ -76,37 +72,29 @@ class Journal:
         if not content.startswith(BEGINNING[: len(content)]):
             raise self._unreadable(1)
         whole = content[: content.rfind(b"\n") + 1]
-        if not whole:
-            return self._begin()
-        header, *rows = [self._parse(number, line) for number, line in enumerate(whole.splitlines(), 1)]
-        self._check_settings(header["settings"], len(rows))
+        if whole:
+            header, *rows = [self._parse(number, line) for number, line in enumerate(whole.splitlines(), 1)]
+            self._check_settings(header["settings"], len(rows))
+            self.rows = {row["question_id"]: row for row in rows}
         self._file.truncate(len(whole))  # opened for appending: writing goes on at the new end
-        self.rows = {row["question_id"]: row for row in rows}
-        return None
-
-    def _begin(self) -> None:
-        self._file.truncate(0)
-        try:
-            self._write([{"settings": self.settings}])
-        except UserError:
-            self.remove()
-            raise
+        if not whole:
+            try:
+                self._write([{"settings": self.settings}])
+            except UserError:
+                self.remove()
+                raise
 
     def _parse(self, number: int, line: bytes) -> dict:
         try:
-            row = json.loads(line)
+            match json.loads(line):
+                case {"settings": dict()} as header if number == 1:
+                    return header
+                case {"question_id": str() | int() as i} as row if number > 1 and not isinstance(i, bool):
+                    if self.is_row(row):
+                        return row
         except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not (self._is_header(row) if number == 1 else self._is_row(row)):
-            raise self._unreadable(number)
-        return row
-
-    def _is_header(self, row: dict) -> bool:
-        return isinstance(row.get("settings"), dict)
-
-    def _is_row(self, row: dict) -> bool:
-        question_id = row.get("question_id")
-        return isinstance(question_id, (str, int)) and not isinstance(question_id, bool) and self.is_row(row)
+            pass
+        raise self._unreadable(number)
 
     def _unreadable(self, number: int) -> UserError:
         return UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")
