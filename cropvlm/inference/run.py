@@ -69,8 +69,9 @@ class Output:
         self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
         records = [record | {"answer": self.clean(record["answer"])} for record in kept]
         counts = self.count(records, seconds)
-        meta = {"models": self.models, "settings": self.settings, "counts": counts, "failed": self.failures}
-        write_predictions(self.path, records, build_meta(**self.source, **meta))
+        write_predictions(
+            self.path, records, build_meta(self.source, self.models, self.settings, counts, self.failures)
+        )
         logger.info("%s: %s", self.path, counts)
         if self.failures:
             reasons = [f"question_id {shorten(repr(row['question_id']))}: {row['reason']}" for row in self.failures]

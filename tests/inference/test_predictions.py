@@ -34,9 +34,8 @@ def test_predictions_survive_the_round_trip_with_the_type_of_their_ids(tmp_path)
 
 
 def test_meta_names_every_library_and_what_load_rows_needs():
-    meta = build_meta(
-        dataset_path="d", split=None, max_samples=3, models={"cropper": "m"}, settings={"s": 1}, counts={"rows": 3}
-    )
+    source = {"dataset_path": "d", "split": None, "max_samples": 3}
+    meta = build_meta(source, models={"cropper": "m"}, settings={"s": 1}, counts={"rows": 3})
     assert {"torch", "transformers", "datasets"} <= meta.pop("versions").keys()
     assert meta == {
         "dataset_path": "d",
