@@ -35,34 +35,25 @@ def cropper(args: argparse.Namespace) -> TextModel:
     """The model that writes the boxes."""
     if server := server_of(args):
         return remote_model(server, "cropper", args.longest_edge)
-    from cropvlm.modeling import BaseModelError, ImageSizeError, adapter_base, load_model, load_processor
+    from cropvlm.modeling import BaseModelError, ImageSizeError, load_model, load_processor
 
     device, dtype = device_of(args)
     path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
     longest_edge = LONGEST_EDGE if args.longest_edge is None else args.longest_edge
     with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
         processor = load_processor(path, longest_edge)
-    settings = {
-        "model_path": path,
-        "model_files": fingerprint(path),
-        "base_model_path": base,
-        "base_model_files": fingerprint(adapter_base(path) if base is None else base),
-        "dtype": str(dtype),
-    }
-    settings |= {"attn_implementation": attention} if attention else {}
-
-    def load() -> tuple[Any, Any]:
-        with remedy("name the one to use with --base_model_path", BaseModelError):
-            return load_model(path, base, device, dtype, attn_implementation=attention), processor
-
-    return TextModel(settings, {"cropper": path, "cropper_base": base}, local_generator(args, load), longest_edge)
+    settings = {"model_path": path, "base_model_path": base} | identity(path, base, dtype, attention)
+    load = functools.partial(load_model, path, base, device, dtype, attn_implementation=attention)
+    load = remedy("name the one to use with --base_model_path", BaseModelError)(load)
+    names = {"cropper": path, "cropper_base": base}
+    return TextModel(settings, names, local_generator(args, load, processor), longest_edge)
 
 
 def answerer(args: argparse.Namespace) -> TextModel:
     """The frozen VLM that answers."""
     if server := server_of(args):
         return remote_model(server, "answerer", args.longest_edge)
-    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor, longest_edge_of
+    from cropvlm.modeling import ImageSizeError, load_model, load_processor, longest_edge_of
 
     device, dtype = device_of(args)
     path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
@@ -72,18 +63,18 @@ def answerer(args: argparse.Namespace) -> TextModel:
     if longest_edge is None and own is not None:
         longest_edge = min(own, LONGEST_EDGE)
         processor = load_processor(path, longest_edge)
-    settings = {
-        "vqa_model_path": path,
-        "model_files": fingerprint(path),
-        "base_model_files": fingerprint(adapter_base(path)),
-        "dtype": str(dtype),
-    }
-    settings |= {"attn_implementation": attention} if attention else {}
+    settings = {"vqa_model_path": path} | identity(path, None, dtype, attention)
+    load = functools.partial(load_model, path, None, device, dtype, attn_implementation=attention)
+    return TextModel(settings, {"answerer": path}, local_generator(args, load, processor), longest_edge)
 
-    def load() -> tuple[Any, Any]:
-        return load_model(path, device=device, dtype=dtype, attn_implementation=attention), processor
 
-    return TextModel(settings, {"answerer": path}, local_generator(args, load), longest_edge)
+def identity(path: str, base: str | None, dtype: Any, attention: str | None) -> dict[str, Any]:
+    """What tells one model from another: the files of a local one and of its adapter's base, and how it computes."""
+    from cropvlm.modeling import adapter_base
+
+    files = {"model_files": fingerprint(path)}
+    files |= {"base_model_files": fingerprint(adapter_base(path) if base is None else base)}
+    return files | {"dtype": str(dtype)} | ({"attn_implementation": attention} if attention else {})
 
 
 def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -95,14 +86,14 @@ def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
         return device_and_dtype(index)
 
 
-def local_generator(args: argparse.Namespace, load: Callable[[], tuple[Any, Any]]) -> Generate:
-    """Generates with the model and processor that `load` returns; it is called once, for the first rows to do."""
+def local_generator(args: argparse.Namespace, load: Callable[[], Any], processor: Any) -> Generate:
+    """Generates with `processor` and the model that `load` returns; it is called once, for the first rows to do."""
     load = functools.cache(load)
 
     def generate(prompts, done):
         from cropvlm.generation import generate_rows
 
-        model, processor = load()
+        model = load()
         processes = worker_count(args.num_workers, model.device.type)
         options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": processes}
         return generate_rows(model, processor, prompts, done=done, **options)
