@@ -16,7 +16,7 @@ from PIL import Image
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
-from cropvlm.runtime.server import Server, answer_rows
+from cropvlm.runtime.server import Server
 
 KEY = "sk-very-secret-0123456789"
 SOON = {"retry-after-ms": "5"}  # the client waits as long as it is told to
@@ -181,7 +181,7 @@ def begin(server: FakeServer, rows: Iterable, done=(), **options) -> Iterator:
     """The outcomes as they come. rows: the text of each one's prompt, or those of several."""
     options = {"base": server.url, "model": "m", "max_new_tokens": 7, "concurrency": 1, "timeout": 5} | options
     source = Source([[row] if isinstance(row, str) else row for row in rows])
-    return answer_rows(Server(**options), source, lambda image: image, done)
+    return Server(**options).answer_rows(source, lambda image: image, done)
 
 
 def ask(server: FakeServer, rows: Iterable, done=(), **options) -> list:

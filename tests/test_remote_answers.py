@@ -43,7 +43,7 @@ def boxes(tmp_path, tiny_world) -> Path:
     path = tmp_path / "predictions" / "world_bbox.json"
     records = [{"question_id": i, "answer": text} for i, text in zip(ids, ["[0, 0, 50, 25]", "no"] * 6, strict=True)]
     source = {"dataset_path": str(tiny_world), "split": "test", "max_samples": None}
-    write_predictions(path, records, build_meta(**source, models={}, settings={}, counts={}))
+    write_predictions(path, records, build_meta(source, models={}, settings={}, counts={}))
     return path
 
 

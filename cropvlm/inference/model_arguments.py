@@ -10,8 +10,8 @@ from cropvlm.cli import remedy
 from cropvlm.inference.run import Generate
 from cropvlm.runtime.processes import device_index, worker_count
 from cropvlm.runtime.provenance import fingerprint
-from cropvlm.runtime.server import Server, answer_rows, api_settings, fit_longest_edge
-from cropvlm.runtime.server_arguments import server_of, with_remedies
+from cropvlm.runtime.server import Server, fit_longest_edge
+from cropvlm.runtime.server_arguments import server_of
 
 # Of SmolVLM unless told otherwise: the paper's smallest cropper, and the size at which the reward VLM sees images.
 LONGEST_EDGE = 512
@@ -103,9 +103,11 @@ def local_generator(args: argparse.Namespace, load: Callable[[], Any], processor
 
 def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:
     """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
+    # Not the address: it may change during a run.
+    settings = {"api_model": server.model, "image_format": server.image_format}
     resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
 
     def generate(prompts, done):
-        return with_remedies(answer_rows(server, prompts, resize, done))
+        return server.answer_rows(prompts, resize, done)
 
-    return TextModel(api_settings(server), {role: server.model, "server": server.base}, generate, longest_edge)
+    return TextModel(settings, {role: server.model, "server": server.base}, generate, longest_edge)

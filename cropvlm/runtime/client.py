@@ -13,15 +13,7 @@ import httpx2  # what the official client sends with
 import openai
 
 from cropvlm.cli import UserError
-from cropvlm.runtime.replies import (
-    NoAnswers,
-    Rejected,
-    TimedOut,
-    first_choice,
-    quote,
-    read_completion,
-    wait_asked_for,
-)
+from cropvlm.runtime.replies import NoAnswers, Rejected, TimedOut, first_choice, quote, read_completion, wait_asked_for
 from cropvlm.secret import KEY
 
 logger = logging.getLogger(__name__)
@@ -124,30 +116,25 @@ class ChatClient:
         match error:
             case openai.APIStatusError():
                 return self._explain_status(error)
-            case openai.APIConnectionError():
-                return self._explain_connection(error.__cause__)
+            case openai.APIConnectionError(__cause__=BadReply() as cause):
+                return Rejected(str(cause))
+            case openai.APIConnectionError(
+                __cause__=httpx2.ReadTimeout() | httpx2.WriteTimeout() | httpx2.PoolTimeout()
+            ):
+                return TimedOut(f"no complete reply within {self.timeout:g} s in {RETRIES + 1} attempts")
+            case openai.APIConnectionError(
+                __cause__=httpx2.ReadError() | httpx2.WriteError() | httpx2.RemoteProtocolError() as cause
+            ):
+                return Rejected(f"the connection broke off ({type(cause).__name__})")
+            case openai.APIConnectionError(__cause__=cause):
+                return NoAnswers(f"{self.base} cannot be reached ({type(cause).__name__}); {RESUME}")
         logger.debug("the client fails", exc_info=error)
         return Rejected(f"the client fails ({type(error).__name__}: {quote(str(error))})")
 
-    def _explain_connection(self, cause: BaseException | None) -> UserError | Rejected:
-        name = type(cause).__name__
-        match cause:
-            case BadReply():
-                return Rejected(str(cause))
-            case httpx2.ReadTimeout() | httpx2.WriteTimeout() | httpx2.PoolTimeout():
-                return TimedOut(f"no complete reply within {self.timeout:g} s in {RETRIES + 1} attempts")
-            case httpx2.ReadError() | httpx2.WriteError() | httpx2.RemoteProtocolError():
-                return Rejected(f"the connection broke off ({name})")
-        return NoAnswers(f"{self.base} cannot be reached ({name}); {RESUME}")
-
     def _explain_status(self, error: openai.APIStatusError) -> UserError | Rejected:
         status = error.status_code
-        match error.body:
-            case {"message": str(said)}:
-                pass
-            case _:
-                said = error.response.text
-        said = f"error {status}, {quote(said)}"
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        said = f"error {status}, {quote(said if isinstance(said, str) else error.response.text)}"
         wait = wait_asked_for(error.response.headers) or 0
         if status == 401:
             return UserError(f"{self.base} refuses the key ({said}); set {KEY} to one that is allowed to ask it")

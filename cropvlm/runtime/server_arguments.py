@@ -1,7 +1,7 @@
 """The flags of scripts that can ask a server, the server they name, and the flags that help where it fails."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +10,24 @@ from cropvlm.runtime.replies import CutOff, NoAnswers, TimedOut
 from cropvlm.runtime.server import OPENAI, SAVE_OPTIONS, Server
 from cropvlm.secret import KEY, redact
 
-REMEDIES = {CutOff: "raise --max_new_tokens", TimedOut: "raise --api_timeout"}
+
+class NamedServer(Server):
+    """The server that the flags name: its failures name the flag that helps."""
+
+    def answer_rows(self, *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield what `Server.answer_rows` does."""
+        with remedy("check --api_base and --api_model", NoAnswers):
+            for i, texts in super().answer_rows(*args):
+                yield i, [_with_remedy(text) for text in texts] if isinstance(texts, list) else texts
+
+
+def _with_remedy(text: str | ValueError) -> str | ValueError:
+    match text:
+        case CutOff():
+            return CutOff(f"{text}; raise --max_new_tokens")
+        case TimedOut():
+            return TimedOut(f"{text}; raise --api_timeout")
+    return text
 
 
 def add_api_flags(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +79,7 @@ def server_of(args: argparse.Namespace) -> Server | None:
         if args.api_base is not None:
             raise UserError(f"--api_base {args.api_base}: name the model there with --api_model")
         return None
-    return Server(
+    return NamedServer(
         base=OPENAI if args.api_base is None else args.api_base,
         model=args.api_model,
         max_new_tokens=args.max_new_tokens,
@@ -70,15 +87,3 @@ def server_of(args: argparse.Namespace) -> Server | None:
         concurrency=args.api_concurrency,
         timeout=args.api_timeout,
     )
-
-
-def with_remedies(outcomes: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """The outcomes of `server.answer_rows`; failures name the flag that helps."""
-    with remedy("check --api_base and --api_model", NoAnswers):
-        for i, texts in outcomes:
-            yield i, [_with_remedy(text) for text in texts] if isinstance(texts, list) else texts
-
-
-def _with_remedy(text: str | ValueError) -> str | ValueError:
-    words = REMEDIES.get(type(text))
-    return type(text)(f"{text}; {words}") if words else text

@@ -129,7 +129,7 @@ def response_records(
 ) -> Iterator[dict]:
     """Yield the teacher's record of each row.
 
-    outcomes: (row index, its text or an error), as `generate_rows` or `answer_rows` yield them for
+    outcomes: (row index, its text or an error), as `generate_rows` or `Server.answer_rows` yield them for
     `TeacherPrompts`. budget: of the teacher that was asked. A record is what was known of the row, with
     `teacher_response` and `seen_size` (width and height of the image as the teacher saw it), or with `error`; with
     `rejected` too where the image is readable, so that another run may get a response: a server refused the request,

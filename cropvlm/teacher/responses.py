@@ -23,8 +23,7 @@ from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, exchange, rank, shard, worker_count
 from cropvlm.runtime.provenance import fingerprint
-from cropvlm.runtime.server import MOST_REJECTED, answer_rows
-from cropvlm.runtime.server_arguments import with_remedies
+from cropvlm.runtime.server import MOST_REJECTED
 from cropvlm.teacher.asking import (
     PixelBudget,
     Teacher,
@@ -197,7 +196,7 @@ def ask_server(
     resize = partial(resize_for_teacher, budget=budget)
 
     def ask(wanted: Iterable[int]) -> Outcomes:
-        return with_remedies(answer_rows(teacher.server, prompts, resize, everything.difference(wanted)))
+        return teacher.server.answer_rows(prompts, resize, everything.difference(wanted))
 
     everything = set(range(len(prompts)))
     groups = [again[start : start + MOST_REJECTED] for start in range(0, len(again), MOST_REJECTED)]

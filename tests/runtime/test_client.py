@@ -13,7 +13,7 @@ from fake_server import CUT, HALF, KEY, SILENCE, Source, ask, ask_in_vain, compl
 from cropvlm.cli import UserError
 from cropvlm.runtime import client
 from cropvlm.runtime.replies import NoAnswers
-from cropvlm.runtime.server import Server, answer_rows
+from cropvlm.runtime.server import Server
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -167,7 +167,7 @@ def test_a_redirect_is_not_followed(server, status):
 def test_nobody_listens():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    outcomes = answer_rows(Server(url, "m", 7), Source([["a"]]), lambda image: image)
+    outcomes = Server(url, "m", 7).answer_rows(Source([["a"]]), lambda image: image)
     with pytest.raises(UserError, match="cannot be reached"):
         next(outcomes)
 
