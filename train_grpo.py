@@ -29,7 +29,7 @@ class GRPOPolicyArguments(PolicyArguments):
         metadata={"help": "policy to start from: SFT adapter folder or checkpoint, or a merged model (new adapter)"},
     )
     dataset_path: str = field(
-        default="datasets/cropvlm_dataset_grpo", metadata={"help": "hub id, or folder written by save_to_disk"}
+        default="datasets/cropvlm_dataset_grpo", metadata={"help": "Hub id, or folder written by save_to_disk"}
     )
     reward: Literal["likelihood", "accuracy"] = field(
         default="likelihood", metadata={"help": "log-likelihood of the answer, or accuracy of the generated one"}

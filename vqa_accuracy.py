@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--predictions_file", type=nonempty, required=True, help="answers of generate_final_answers.py")
-    add("--dataset_path", type=nonempty, help="hub id or folder (default: the meta file's, else lmms-lab/textvqa)")
+    add("--dataset_path", type=nonempty, help="Hub id or folder (default: the meta file's, else lmms-lab/textvqa)")
     add("--dataset", choices=BENCHMARKS, help="benchmark whose columns the data set has (default: the meta file's)")
     add("--split", type=nonempty, help="split (default: the meta file's, else the benchmark's)")
     add("--max_samples", type=positive, help="only the first so many rows (default: the meta file's, else all)")

@@ -91,10 +91,10 @@ BENCHMARKS = {
 
 
 def locate(dataset_path: str | Path) -> tuple[str, str | None]:
-    """Folder or hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
+    """Folder or Hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
     path = str(dataset_path)
     if not path.strip():
-        raise UserError("the data set has an empty name; expected a benchmark, a folder or a hub id")
+        raise UserError("the data set has an empty name; expected a benchmark, a folder or a Hub id")
     if path in BENCHMARKS:
         return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
     try:
@@ -108,9 +108,9 @@ def locate(dataset_path: str | Path) -> tuple[str, str | None]:
 
 
 def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benchmark | None:
-    """The benchmark that is named, or whose hub id this is; None for any other data set.
+    """The benchmark that is named, or whose Hub id this is; None for any other data set.
 
-    The owner in a hub id is not compared, since hub ids move. Raises `UserError` for an unknown `dataset`.
+    The owner in a Hub id is not compared, since Hub ids move. Raises `UserError` for an unknown `dataset`.
     """
     name = dataset or str(dataset_path)
     if name in BENCHMARKS:
@@ -139,7 +139,7 @@ def benchmark_by_columns(names: Collection[str]) -> Benchmark:
 
 
 def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
-    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the hub id."""
+    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the Hub id."""
     source, config = locate(dataset_path)
     if benchmark := find_benchmark(dataset_path, dataset):
         return benchmark.name

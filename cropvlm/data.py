@@ -36,11 +36,11 @@ def load_rows(
     """The rows of a data set in the one row schema, images still encoded.
 
     Args:
-        dataset_path: name in `BENCHMARKS`, hub id, `id:config`, folder written by `save_to_disk` (with or without
-            splits), or a folder with a copy of a hub repository.
+        dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, folder written by `save_to_disk` (with or without
+            splits), or a folder with a copy of a Hub repository.
         split: None takes `default_split`, else the benchmark's own, else the only one.
         max_samples: the first so many rows; None takes all.
-        dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known hub id or the
+        dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known Hub id or the
             columns decide.
         default_split: the split to take where none is asked for and the data set has it; a warning says if not.
         need: columns of the schema that the caller uses; without `image` that column stays as published.
@@ -67,7 +67,7 @@ def benchmark_for(
 ) -> Benchmark:
     """The entry of `BENCHMARKS` for a data set; textvqa's for one with the schema's own columns.
 
-    The columns of a folder or an unknown hub id decide, for which the split is opened as by `load_rows`.
+    The columns of a folder or an unknown Hub id decide, for which the split is opened as by `load_rows`.
     """
     known = find_benchmark(dataset_path, dataset)
     return known or _load_published(dataset_path, split, dataset, default_split)[1]
@@ -81,7 +81,7 @@ def metric_for(dataset_path: str | Path, dataset: str | None = None, split: str 
 def _load_published(
     dataset_path: str | Path, split: str | None, dataset: str | None, default_split: str | None
 ) -> tuple["datasets.Dataset", Benchmark, str]:
-    """The data set as published, its benchmark, and the folder or hub id that image paths are relative to."""
+    """The data set as published, its benchmark, and the folder or Hub id that image paths are relative to."""
     from cropvlm import repositories
 
     known = find_benchmark(dataset_path, dataset)

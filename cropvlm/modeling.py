@@ -1,4 +1,4 @@
-"""Models for use and for training: loaded from a hub id, a folder or an adapter, with LoRA where it is wanted."""
+"""Models for use and for training: loaded from a Hub id, a folder or an adapter, with LoRA where it is wanted."""
 
 import logging
 from typing import Any
@@ -53,7 +53,7 @@ def load_model(
     """Return a model in evaluation mode; an adapter is merged into its base.
 
     Args:
-        path: hub id, `save_pretrained` folder, or PEFT adapter folder (or one of its checkpoints).
+        path: Hub id, `save_pretrained` folder, or PEFT adapter folder (or one of its checkpoints).
         base_model_path: the adapter's base, where the one that its configuration names has moved.
         device: defaults to the first GPU, else the CPU.
         dtype: defaults to bfloat16 on a GPU and float32 on the CPU.
@@ -78,7 +78,7 @@ def load_model(
 
 
 def load_full_model(path: str, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Return the image-text-to-text model at a hub id or in a `save_pretrained` folder, on the CPU.
+    """Return the image-text-to-text model at a Hub id or in a `save_pretrained` folder, on the CPU.
 
     Weights are read from safetensors only: the other format is a pickle.
 
@@ -109,7 +109,7 @@ def load_adapter(
     """Return the LoRA adapter at `path` on its base, on the CPU; the adapter's own weights are always float32.
 
     Args:
-        path: PEFT adapter folder (or one of its checkpoints) or hub id.
+        path: PEFT adapter folder (or one of its checkpoints) or Hub id.
         base_model_path: the base; by default the one that the adapter's configuration names.
         dtype: of the base's weights.
         is_trainable: whether the adapter's weights get gradients.

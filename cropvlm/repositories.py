@@ -28,7 +28,7 @@ def load_published(
     """The rows of one split, columns and types as published.
 
     Args:
-        source: folder or hub id. config: configuration in the repository; None takes the benchmark's, or the only one.
+        source: folder or Hub id. config: configuration in the repository; None takes the benchmark's, or the only one.
         known: the benchmark that the data set is, where that is known.
         split: None takes `default_split`, else the benchmark's own, else the only one.
 
@@ -49,7 +49,7 @@ def load_published(
 
 @contextlib.contextmanager
 def _one_line_errors(source: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a folder or the hub into one line, without the hub client's own about its retries.
+    """Turn whatever goes wrong with a folder or the Hub into one line, without the Hub client's own about its retries.
 
     Those who parse cards, tables and archives raise whatever they like, so every exception counts.
     """
@@ -63,7 +63,7 @@ def _one_line_errors(source: str) -> Iterator[None]:
     except Exception as error:
         local = Path(source).is_dir()
         what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
-        expected = f"expected a folder, a hub id or one of {', '.join(BENCHMARKS)}"
+        expected = f"expected a folder, a Hub id or one of {', '.join(BENCHMARKS)}"
         raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
     finally:
         hub_logger.setLevel(level)
@@ -100,9 +100,9 @@ def _choose_split(source: str, split: str | None, wanted: Iterable[str | None], 
 def _from_repository(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The rows of one split of a repository, on the hub or copied into a folder, and the name of the split.
+    """The rows of one split of a repository, on the Hub or copied into a folder, and the name of the split.
 
-    Where the hub does not answer, a split that was loaded before comes from the cache.
+    Where the Hub does not answer, a split that was loaded before comes from the cache.
     """
     looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
     if not Path(source).is_dir() and (looks_local or Path(source).exists()):
@@ -122,7 +122,7 @@ def _from_repository(
 def _open_split(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The rows of one split and its name, where the folder or the hub can be read."""
+    """The rows of one split and its name, where the folder or the Hub can be read."""
     # 1. The configuration: a benchmark's own, unless a copy has been published without it.
     if known and known.config and not config and known.config in datasets.get_dataset_config_names(source):
         config = known.config
@@ -142,7 +142,7 @@ def _open_split(
 def _open_cached_split(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The cached result of `_convert_split` for a repository on the hub. Raises some exception without one."""
+    """The cached result of `_convert_split` for a repository on the Hub. Raises some exception without one."""
     owner, name = source.split("/")
     cache = Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"
     for prefix in filter(None, (config, known and known.config, "default")):
@@ -176,7 +176,7 @@ def _convert_split(builder: datasets.DatasetBuilder, split: str, config: str | N
     folder = Path(builder.cache_dir)  # .../{data set}/{configuration}/{version}/{hash}
     if builder.config.data_files is not None:  # else a whole data set that was converted earlier
         files = DataFilesDict({split: builder.config.data_files[split]})
-        # Of the hub, the hash is the commit's; folders of equal names and cards may hold other files.
+        # Of the Hub, the hash is the commit's; folders of equal names and cards may hold other files.
         name = f"{config or 'default'}-{split}" if builder.repo_id else f"{builder.config_id}-{Hasher.hash(files)}"
         folder = folder.parents[1].with_name(name) / folder.parent.name / folder.name
         builder.config.data_files = files

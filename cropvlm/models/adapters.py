@@ -14,7 +14,7 @@ from cropvlm.models.loading import check_model_path, loading
 
 
 def is_adapter(path: str) -> bool:
-    """Whether `path` (hub id or folder) holds a PEFT adapter rather than a whole model."""
+    """Whether `path` (Hub id or folder) holds a PEFT adapter rather than a whole model."""
     check_model_path(path)
     if Path(path).is_dir():
         return (Path(path) / "adapter_config.json").is_file()

@@ -65,14 +65,14 @@ def check_model_path(path: str) -> None:
     """Ask once whether there is anything at `path`, before a loader looks for a dozen files one by one.
 
     Raises:
-        UserError: neither a folder nor a hub id that can be reached or lies in the cache.
+        UserError: neither a folder nor a Hub id that can be reached or lies in the cache.
     """
     if Path(path).is_dir():
         return
-    # `models/sft_512` could be a hub id, but where there is a folder `models` the user means a folder.
+    # `models/sft_512` could be a Hub id, but where there is a folder `models` the user means a folder.
     parent = Path(path).parent
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)) or (parent.name and parent.is_dir()):
-        raise UserError(f"{path}: no such folder; name a hub id or the folder of a model or adapter")
+        raise UserError(f"{path}: no such folder; name a Hub id or the folder of a model or adapter")
     with loading(f"{path}: neither a local folder nor available on the Hub"):
         if any(isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "adapter_config.json")):
             return

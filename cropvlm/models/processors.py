@@ -21,7 +21,7 @@ def load_processor(
     """Return the processor of a model, ready for batches (padding on the left).
 
     Args:
-        path: hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
+        path: Hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
         longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
         min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
 
@@ -49,7 +49,7 @@ def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
                     return processor
         except UserError as error:
             reason = one_line(error.__cause__)
-    raise UserError(f"{path}: no processor there ({reason}); name a hub id or a folder that holds one")
+    raise UserError(f"{path}: no processor there ({reason}); name a Hub id or a folder that holds one")
 
 
 def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:

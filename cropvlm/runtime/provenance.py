@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "
 
 
 def fingerprint(path: str | None) -> str | None:
-    """A hash that changes with the model in a local folder; None for a hub id.
+    """A hash that changes with the model in a local folder; None for a Hub id.
 
     Only files of a model, its tokenizer and processor count: a run may write its own files beside them.
     """

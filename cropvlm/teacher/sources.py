@@ -17,7 +17,7 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a hub id or folder.
+    """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a Hub id or folder.
 
     Raises `UserError` for a limit that gives no row, or an empty name.
 

@@ -66,13 +66,13 @@ class PolicyArguments:
 
     base_model: str = field(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "model to train: hub id, save_pretrained folder, or a PEFT adapter folder to train on"},
+        metadata={"help": "model to train: Hub id, save_pretrained folder, or a PEFT adapter folder to train on"},
     )
     processor: str | None = field(
-        default=None, metadata={"help": "hub id or folder of the processor; default: base_model's own"}
+        default=None, metadata={"help": "Hub id or folder of the processor; default: base_model's own"}
     )
     dataset_path: str = field(
-        default="datasets/cropvlm_dataset_sft", metadata={"help": "hub id, or folder written by save_to_disk"}
+        default="datasets/cropvlm_dataset_sft", metadata={"help": "Hub id, or folder written by save_to_disk"}
     )
     split: str | None = field(default=None, metadata={"help": "split of dataset_path; default: train, or the only one"})
     max_samples: int | None = field(default=None, metadata={"help": "train on the first so many rows only"})
@@ -84,7 +84,7 @@ class PolicyArguments:
     )
     vqa_model: str = field(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: hub id or folder"},
+        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: Hub id or folder"},
     )
     vqa_longest_edge: int | None = field(
         default=512, metadata={"help": "pixels of the longer image side that vqa_model sees; None: its own way"}

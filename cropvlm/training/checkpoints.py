@@ -89,7 +89,7 @@ def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict])
 
 
 def model_checksum(path: str | None) -> str | None:
-    """Return a checksum of the model in a local folder, with an adapter's base; None for a hub id."""
+    """Return a checksum of the model in a local folder, with an adapter's base; None for a Hub id."""
     if path is None or not Path(path).is_dir():
         return None
     base = None
