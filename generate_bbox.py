@@ -21,14 +21,14 @@ from typing import Any
 from cropvlm.boxes import bbox_area_pct, parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import dataset_name, load_rows
-from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_beside_server
+from cropvlm.inference.arguments import add_common_flags, data_sources
 from cropvlm.inference.model_arguments import TextModel, cropper
 from cropvlm.inference.predictions import check_output
 from cropvlm.inference.prompt_sources import BoxPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.runtime.provenance import data_settings
-from cropvlm.runtime.server_arguments import add_api_flags
+from cropvlm.runtime.server_arguments import add_api_flags, refuse_beside_server
 
 
 def parse_args() -> argparse.Namespace:

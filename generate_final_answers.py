@@ -33,14 +33,14 @@ from typing import Any, NamedTuple
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import benchmark_for, dataset_name, load_rows
-from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_beside_server
+from cropvlm.inference.arguments import add_common_flags, data_sources
 from cropvlm.inference.model_arguments import TextModel, answerer
 from cropvlm.inference.predictions import check_output, join_on_question_id, read_meta, read_predictions
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runtime.provenance import data_settings, hash_of
-from cropvlm.runtime.server_arguments import add_api_flags
+from cropvlm.runtime.server_arguments import add_api_flags, refuse_beside_server
 
 MODES = (BASE, CROPVLM)
 

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
@@ -35,38 +35,29 @@ def load_published(
     Raises `UserError` for whatever keeps the split from being loaded, and for one without rows.
     """
     wanted = [split] if split else [default_split, known.split if known else None]
-    with _one_line_errors(source):
-        if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
+    is_saved = (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file()
+    client_logger = logging.getLogger("huggingface_hub")
+    level = client_logger.level
+    client_logger.setLevel(logging.ERROR)  # else it tells of each try
+    try:
+        if is_saved:
             rows, chosen = _from_disk(Path(source), split, wanted)
         else:
             rows, chosen = _from_repository(source, config, known, split, wanted)
-    if len(rows) == 0:
-        raise UserError(f"{source} has no rows (split {rows.split})")
-    if default_split and not split and chosen not in (None, default_split):
-        logger.warning("%s has no split %s: its rows are of %s", source, default_split, chosen)
-    return rows
-
-
-@contextlib.contextmanager
-def _one_line_errors(source: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a folder or the Hub into one line, without the Hub client's own about its retries.
-
-    Those who parse cards, tables and archives raise whatever they like, so every exception counts.
-    """
-    hub_logger = logging.getLogger("huggingface_hub")
-    level = hub_logger.level
-    hub_logger.setLevel(logging.ERROR)
-    try:
-        yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # those who parse cards, tables and archives raise whatever they like
         local = Path(source).is_dir()
         what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
         expected = f"expected a folder, a Hub id or one of {', '.join(BENCHMARKS)}"
         raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
     finally:
-        hub_logger.setLevel(level)
+        client_logger.setLevel(level)
+    if len(rows) == 0:
+        raise UserError(f"{source} has no rows (split {rows.split})")
+    if default_split and not split and chosen not in (None, default_split):
+        logger.warning("%s has no split %s: its rows are of %s", source, default_split, chosen)
+    return rows
 
 
 def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:

@@ -5,7 +5,6 @@ from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
 from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, workers
-from cropvlm.runtime.server_arguments import server_of
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 
@@ -29,14 +28,6 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
     add("--verbose", action="store_true", help="log every text, and the cause of an error")
-
-
-def refuse_beside_server(args: argparse.Namespace, *flags: str) -> None:
-    """Raise `UserError` where a server is asked and one of `flags`, or another of a local model, is given as well."""
-    server = server_of(args)
-    given = [f"--{flag}" for flag in (*flags, "attn_implementation") if getattr(args, flag) is not None]
-    if server and given:
-        raise UserError(f"{', '.join(given)}: for a model on this machine; leave it out beside --api_model")
 
 
 def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -87,3 +87,11 @@ def server_of(args: argparse.Namespace) -> Server | None:
         concurrency=args.api_concurrency,
         timeout=args.api_timeout,
     )
+
+
+def refuse_beside_server(args: argparse.Namespace, *flags: str) -> None:
+    """Raise `UserError` where a server is asked and one of `flags`, or another of a local model, is given as well."""
+    server = server_of(args)
+    given = [f"--{flag}" for flag in (*flags, "attn_implementation") if getattr(args, flag) is not None]
+    if server and given:
+        raise UserError(f"{', '.join(given)}: for a model on this machine; leave it out beside --api_model")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cropvlm.boxes import GROWTH
 from cropvlm.cli import UserError, batch_size, factor, fraction, nonempty, positive, remedy, shorten, workers
-from cropvlm.runtime.server_arguments import add_api_flags, server_of
+from cropvlm.runtime.server_arguments import add_api_flags, refuse_beside_server, server_of
 from cropvlm.teacher.asking import DEFAULT_TEACHER, Teacher
 from cropvlm.teacher.sources import Source, parse_source
 
@@ -53,9 +53,8 @@ def source(text: str) -> Source:
 
 def teacher_of(args: argparse.Namespace) -> Teacher:
     """The teacher that the flags name. Raises `UserError` for flags that do not fit each other."""
+    refuse_beside_server(args)
     server = server_of(args)
-    if server and args.attn_implementation:
-        raise UserError("--attn_implementation is for a model on this machine; leave it out beside --api_model")
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
     return Teacher(
