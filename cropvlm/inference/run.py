@@ -53,9 +53,8 @@ class Output:
     failures: list[dict] = field(init=False, default_factory=list)
 
     def __post_init__(self):
-        suffix = f".rank{rank()}" if rank() else ""  # every process has its own
-        settings = self.settings | {"processes": num_processes()}
-        self.journal = Journal(self.path.with_name(self.path.name + suffix), settings, _is_kept_record)
+        target = f"{self.path}.rank{rank()}" if rank() else self.path  # every process has its own
+        self.journal = Journal(target, self.settings | {"processes": num_processes()}, _is_kept_record)
 
     def keep(self, question_id: str | int, text: Text) -> None:
         """Add a row to the journal."""
@@ -69,9 +68,8 @@ class Output:
         self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
         records = [record | {"answer": self.clean(record["answer"])} for record in kept]
         counts = self.count(records, seconds)
-        write_predictions(
-            self.path, records, build_meta(self.source, self.models, self.settings, counts, self.failures)
-        )
+        meta = build_meta(self.source, self.models, self.settings, counts, self.failures)
+        write_predictions(self.path, records, meta)
         logger.info("%s: %s", self.path, counts)
         if self.failures:
             reasons = [f"question_id {shorten(repr(row['question_id']))}: {row['reason']}" for row in self.failures]

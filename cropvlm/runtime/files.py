@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,10 +55,9 @@ def check_writable(path: str | Path) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it is a folder or a device; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            _temporary(path).lstat()  # the longest name that will be used
-        with tempfile.TemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):  # without a name on Linux
-            pass
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
 

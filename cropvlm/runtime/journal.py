@@ -14,13 +14,11 @@ BEGINNING = b'{"settings": {'  # of every journal
 class Journal:
     """The rows that a run has done so far, as JSON lines beside its target, so that a killed run can continue.
 
-    The first line holds the run's settings: what determines the rows' content (models, their dtype, data set, split,
-    sizes, prompt), not what only affects the speed (batch size, which GPU). Every further line is one row, a dict with
-    `question_id`. The file is locked while the journal is open. A last line cut by SIGKILL is dropped.
+    The first line holds the settings that determine the rows' content, not those that only affect the speed. Every
+    further line is one row, a dict with `question_id`. The file is locked while the journal is open. A last line cut by
+    SIGKILL is dropped.
 
         with Journal(output, settings) as journal:
-            todo = [i for i in ids if i not in journal.rows]
-            ...
             journal.append([{"question_id": 7, "answer": "[0, 0, 50, 50]."}])
             write_predictions(output, [journal.rows[i] for i in ids], meta)
             journal.remove()
@@ -30,9 +28,8 @@ class Journal:
         settings: a value that is missing counts as None.
         is_row: whether a dict read from the file, with a `question_id`, is a row of this kind of run.
 
-    Raises:
-        UserError: on entering, if another run holds it, if it was written with other settings, if its place is taken
-            by something else, or if it cannot be read or written.
+    Raises `UserError` on entering where another run holds it or wrote it with other settings, where its place is taken
+    by something else, and where it cannot be read or written.
     """
 
     def __init__(self, target: str | Path, settings: dict[str, Any], is_row: Callable[[dict], bool] = lambda row: True):
@@ -100,11 +97,9 @@ class Journal:
         return UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")
 
     def _check_settings(self, theirs: dict[str, Any], rows_done: int) -> None:
-        differing = [
-            f"{key} {shorten(repr(theirs.get(key)))} there, {shorten(repr(self.settings.get(key)))} here"
-            for key in sorted(theirs.keys() | self.settings.keys())
-            if theirs.get(key) != self.settings.get(key)
-        ]
+        keys = sorted(theirs.keys() | self.settings.keys())
+        pairs = [(key, theirs.get(key), self.settings.get(key)) for key in keys]
+        differing = [f"{key} {shorten(repr(a))} there, {shorten(repr(b))} here" for key, a, b in pairs if a != b]
         if differing:
             raise UserError(
                 f"{self.path} holds {rows_done} rows of a run with other settings ({'; '.join(differing)}); "
