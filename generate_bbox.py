@@ -18,11 +18,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import bbox_area_pct, parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
-from cropvlm.data import dataset_name, load_rows
-from cropvlm.inference.arguments import add_common_flags, data_sources
-from cropvlm.inference.model_arguments import TextModel, cropper
+from cropvlm.data import load_rows
+from cropvlm.inference.arguments import TextModel, add_common_flags, cropper, data_sources
 from cropvlm.inference.predictions import check_output
 from cropvlm.inference.prompt_sources import BoxPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run

@@ -30,11 +30,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
-from cropvlm.data import benchmark_for, dataset_name, load_rows
-from cropvlm.inference.arguments import add_common_flags, data_sources
-from cropvlm.inference.model_arguments import TextModel, answerer
+from cropvlm.data import benchmark_for, load_rows
+from cropvlm.inference.arguments import TextModel, add_common_flags, answerer, data_sources
 from cropvlm.inference.predictions import check_output, join_on_question_id, read_meta, read_predictions
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run

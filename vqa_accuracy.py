@@ -16,6 +16,7 @@ from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
 from cropvlm.cli import ArgumentParser, UserError, nonempty, positive, run
+from cropvlm.data import benchmark_for, load_rows
 from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
 from cropvlm.metrics import METRIC_NAMES
 from cropvlm.runtime.files import check_writable, write_json
@@ -41,8 +42,6 @@ def parse_args() -> argparse.Namespace:
 
 def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Return the rows that the predictions answer, and where they are from: data set, split, number of rows, metric."""
-    from cropvlm.data import load_rows, metric_for  # imports datasets: not for --help
-
     meta = read_meta(args.predictions_file)
     flags = {key: getattr(args, key) for key in ("dataset_path", "dataset", "split", "max_samples")}
     if args.dataset and not args.dataset_path:
@@ -50,8 +49,8 @@ def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     source = {key: meta.get(key) if value is None else value for key, value in flags.items()}
     source["dataset_path"] = source["dataset_path"] or "lmms-lab/textvqa"
     rows = load_rows(**source, need=("question_id", "answers"))
-    own_metric = metric_for(source["dataset_path"], source["dataset"], source["split"])
-    return rows, {**source, "metric": args.metric or own_metric}
+    metric = args.metric or benchmark_for(source["dataset_path"], source["dataset"], source["split"]).metric
+    return rows, {**source, "metric": metric}
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

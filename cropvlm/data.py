@@ -12,13 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cropvlm.benchmarks import BENCHMARKS, Benchmark, benchmark_by_columns, dataset_name, find_benchmark, locate
+from cropvlm.benchmarks import Benchmark, benchmark_by_columns, find_benchmark, locate
 from cropvlm.cli import UserError
 
 if TYPE_CHECKING:
     import datasets
-
-__all__ = ["BENCHMARKS", "benchmark_for", "dataset_name", "load_rows", "metric_for", "then_transform"]
 
 NEEDED = ("image", "question", "question_id")
 
@@ -71,11 +69,6 @@ def benchmark_for(
     """
     known = find_benchmark(dataset_path, dataset)
     return known or _load_published(dataset_path, split, dataset, default_split)[1]
-
-
-def metric_for(dataset_path: str | Path, dataset: str | None = None, split: str | None = None) -> str:
-    """The data set's own metric: vqa, anls or letter."""
-    return benchmark_for(dataset_path, dataset, split).metric
 
 
 def _load_published(
