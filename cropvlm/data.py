@@ -4,8 +4,7 @@ Every row has `image`, `question` (str), `question_id` (str or int, unique), `an
 without references) and whatever other columns its source has (`bbox` in the SFT part). Images stay encoded:
 `{"bytes": ..., "path": ...}`, which `cropvlm.crops.open_image` opens.
 
-`datasets` takes seconds to import, so only the functions that load a data set import it: a script has parsed its flags
-by then.
+`datasets` takes seconds to import, so only the functions that load a data set do.
 """
 
 from collections.abc import Callable

@@ -19,8 +19,7 @@ from cropvlm.runtime.processes import exchange, gather, num_processes, rank, sha
 
 logger = logging.getLogger(__name__)
 
-# A text, or the reason for its absence.
-Text = str | ValueError
+Text = str | ValueError  # a text, or the reason for its absence
 # Takes a prompt source, and the indices of its rows to leave out as `done`; yields (row index, a text per prompt or one
 # error for all).
 Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
@@ -58,8 +57,7 @@ class Output:
 
     def keep(self, question_id: str | int, text: Text) -> None:
         """Add a row to the journal."""
-        failed = isinstance(text, ValueError)
-        record = {"answer": "", "failed": str(text)} if failed else {"answer": text}
+        record = {"answer": "", "failed": str(text)} if isinstance(text, ValueError) else {"answer": text}
         logger.debug("%r: %r", question_id, record["answer"])
         self.journal.append([{"question_id": question_id} | record])
 
@@ -105,12 +103,8 @@ class Run:
     On entering, every process opens its journals. They are removed together when all files are complete; none is when
     the run ends before: a data set that is done need not be done again for the sake of the next one.
 
-    Args:
-        generate: makes the texts; called only where some are missing, so a model can be loaded then.
-
-    Raises:
-        DuplicateOutput: two outputs are one file.
-        UserError: on entering, as `Journal` does.
+    generate: makes the texts; called only where some are missing, so a model can be loaded then.
+    Raises `DuplicateOutput` where two outputs are one file, and `UserError` on entering, as `Journal` does.
     """
 
     def __init__(self, jobs: list[Job], generate: Generate):

@@ -35,12 +35,10 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
     """An HTTP client that reads every reply whole, bounded in seconds and bytes, and follows no redirect.
 
     The reply's own headers are dropped: it is passed on as UTF-8, with a wait in seconds if the server asks for one.
-
-    Args:
-        seconds: for a request and its complete reply.
     """
 
     def __init__(self, seconds: float):
+        """seconds: for a request and its complete reply."""
         timeout = httpx2.Timeout(seconds, connect=min(seconds / 2, CONNECT_TIMEOUT))
         super().__init__(timeout=timeout, cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])))  # none is kept
         self.seconds = seconds

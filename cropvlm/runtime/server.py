@@ -55,15 +55,12 @@ class Server:
         A prompt without an answer has `Rejected` or `CutOff` in the place of its text, a row without prompts
         `UnreadableImage` in the place of its texts.
 
-        Args:
-            source: prompts by row; an image shared by several is encoded once.
-            resize: what is done to an image before it is sent.
-            done: rows to leave out.
+        source: prompts by row; an image shared by several is encoded once. resize: what is done to an image before it
+        is sent. done: rows to leave out.
 
-        Raises:
-            UserError: the key is missing or refused, or a limit of the account is reached. Answers that were under
-                way are yielded before.
-            NoAnswers: a `UserError`; the server cannot be reached, does not know the model, or answers no prompt.
+        Raises `UserError` where the key is missing or refused, or a limit of the account is reached, after the answers
+        that were under way; `NoAnswers` where the server cannot be reached, does not know the model, or answers no
+        prompt.
         """
         from cropvlm.runtime.client import RESUME, ChatClient  # slow, and nothing else needs it
 
