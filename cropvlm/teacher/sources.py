@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 
 from cropvlm.benchmarks import dataset_name
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, shorten
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ def parse_source(text: str) -> Source:
         with contextlib.suppress(ValueError):
             limit = int(number) if number.isdecimal() else float(number)
         if limit is None or not (0 < limit <= 1 or (isinstance(limit, int) and limit > 0)):
-            raise UserError(f"{text!r}: expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5")
+            raise UserError(
+                f"{shorten(text)!r}: expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5"
+            )
     if not path.strip():
         raise UserError(f"{text!r}: expected a benchmark, a Hub id or a folder, got an empty name")
     return Source(path, dataset_name(path), limit)
