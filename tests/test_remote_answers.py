@@ -265,4 +265,4 @@ def test_transformers_serve_has_no_such_model(serve, boxes, monkeypatch, tmp_pat
     with pytest.raises(SystemExit) as ended:
         run(generate_final_answers.main)
     assert ended.value.code == 2
-    assert "still sends error 500" in capsys.readouterr().err.splitlines()[-1]
+    assert "sends error 500" in capsys.readouterr().err.splitlines()[-1]
