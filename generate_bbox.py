@@ -27,8 +27,8 @@ from cropvlm.inference.predictions import check_output
 from cropvlm.inference.prompt_sources import BoxPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
+from cropvlm.runtime.arguments import add_api_flags, refuse_beside_server
 from cropvlm.runtime.provenance import data_settings
-from cropvlm.runtime.server_arguments import add_api_flags, refuse_beside_server
 
 
 def parse_args() -> argparse.Namespace:

@@ -39,8 +39,8 @@ from cropvlm.inference.predictions import check_output, join_on_question_id, rea
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
+from cropvlm.runtime.arguments import add_api_flags, refuse_beside_server
 from cropvlm.runtime.provenance import data_settings, hash_of
-from cropvlm.runtime.server_arguments import add_api_flags, refuse_beside_server
 
 MODES = (BASE, CROPVLM)
 

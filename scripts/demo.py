@@ -24,8 +24,8 @@ from cropvlm.cli import ArgumentParser, UserError, positive, run  # noqa: E402
 from cropvlm.crops import crop_or_full_image, open_image  # noqa: E402
 from cropvlm.drawing import draw_boxes  # noqa: E402
 from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, answerer_prompt, clean_answer, cropper_messages  # noqa: E402
+from cropvlm.runtime.arguments import add_api_flags, server_of  # noqa: E402
 from cropvlm.runtime.server import Server, fit_longest_edge  # noqa: E402
-from cropvlm.runtime.server_arguments import add_api_flags, server_of  # noqa: E402
 
 CROPPER, ANSWERER = ROOT / "models/miniature_grpo", ROOT / "miniature/models/smolvlm"
 WORLD = ROOT / "datasets/miniature"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError, batch_size, file_name, nonempty, positive, remedy, workers
+from cropvlm.cli import UserError, file_name, nonempty, positive, remedy
 from cropvlm.inference.run import Generate
+from cropvlm.runtime.arguments import add_local_flags, server_of
 from cropvlm.runtime.processes import device_index, worker_count
 from cropvlm.runtime.provenance import fingerprint
 from cropvlm.runtime.server import Server, fit_longest_edge
-from cropvlm.runtime.server_arguments import server_of
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 # Of SmolVLM unless told otherwise: the paper's smallest cropper, and the size at which the reward VLM sees images.
@@ -33,10 +33,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--split", type=nonempty, help="default: the benchmark's own, or the only one")
     add("--name", type=file_name, help="{name} of the files; default: the data set's")
     add("--max_samples", type=positive, help="only the first so many rows")
-    add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own choice")
-    add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
-    add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
+    add_local_flags(parser)
     add("--verbose", action="store_true", help="log every text, and the cause of an error")
 
 

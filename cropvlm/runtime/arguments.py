@@ -1,11 +1,11 @@
-"""The flags of scripts that can ask a server, the server they name, and the flags that help where it fails."""
+"""The flags of a model on this machine or behind a server, the server they name, and what helps where it fails."""
 
 import argparse
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from cropvlm.cli import UserError, nonempty, positive, remedy, seconds
+from cropvlm.cli import UserError, batch_size, nonempty, positive, remedy, seconds, workers
 from cropvlm.runtime.replies import CutOff, NoAnswers, TimedOut
 from cropvlm.runtime.server import OPENAI, SAVE_OPTIONS, Server
 from cropvlm.secret import KEY, redact
@@ -30,14 +30,19 @@ def _with_remedy(text: str | ValueError) -> str | ValueError:
     return text
 
 
+def add_local_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a model on this machine."""
+    add = parser.add_argument
+    add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own choice")
+    add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
+    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
+
+
 def add_api_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of scripts that can ask a server."""
     add = parser.add_argument
-    add(
-        "--api_model",
-        type=model_name,
-        help=f"ask this model of an OpenAI-compatible server; the key is read from ${KEY}",
-    )
+    add("--api_model", type=model_name, help=f"a model of an OpenAI-compatible server; the key is read from ${KEY}")
     add("--api_base", type=base_url, help=f"address of the server, as http://localhost:8000/v1 (default {OPENAI})")
     add("--image_format", choices=SAVE_OPTIONS, default="png", help="of images sent to the server (default png)")
     add("--api_concurrency", type=positive, default=8, help="requests at a time (default 8)")
@@ -47,9 +52,9 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
 
 def model_name(text: str) -> str:
     """The type of `--api_model`."""
-    if redact(nonempty(text)) != text:
-        raise argparse.ArgumentTypeError("expected the name of a model, such as gpt-4.1-nano")
-    return text
+    if redact(nonempty(text)) == text:
+        return text
+    raise argparse.ArgumentTypeError("expected the name of a model, such as gpt-4.1-nano")
 
 
 def base_url(text: str) -> str:

@@ -10,9 +10,9 @@ from fake_server import KEY
 
 from cropvlm.cli import ArgumentParser, UserError
 from cropvlm.crops import UnreadableImage
+from cropvlm.runtime.arguments import add_api_flags, base_url, model_name, server_of
 from cropvlm.runtime.replies import CutOff, NoAnswers, Rejected, TimedOut
 from cropvlm.runtime.server import OPENAI, Server
-from cropvlm.runtime.server_arguments import add_api_flags, base_url, model_name, server_of
 
 
 @pytest.fixture(autouse=True)
@@ -115,5 +115,5 @@ def test_failures_name_the_flag_that_helps(monkeypatch):
 
 
 def test_flags_are_parsed_without_slow_imports():
-    code = "import sys, cropvlm.runtime.server_arguments; print(sys.modules.keys() & {'openai', 'torch', 'httpx2'})"
+    code = "import sys, cropvlm.runtime.arguments; print(sys.modules.keys() & {'openai', 'torch', 'httpx2'})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
