@@ -57,13 +57,12 @@ def is_file_name(output: str) -> bool:
 
 def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) -> Job:
     """One data set to box: its file is checked, its rows are loaded."""
-    name = dataset_name(source["dataset_path"], source["dataset"]) if args.name is None else args.name
+    name = args.name or dataset_name(source["dataset_path"], source["dataset"])
     path = Path(args.output) if is_file_name(args.output) else Path(args.output) / f"{name}_bbox.json"
     check_output(path)
     rows = load_rows(**source)
-    settings = model.settings | data_settings(source, rows)
-    settings |= {"longest_edge": model.longest_edge, "max_new_tokens": args.max_new_tokens}
-    settings |= {"prompt": cropper_messages("{question}")}
+    settings = model.settings | data_settings(source, rows) | {"longest_edge": model.longest_edge}
+    settings |= {"max_new_tokens": args.max_new_tokens, "prompt": cropper_messages("{question}")}
     return Job(list(rows["question_id"]), BoxPrompts(rows), [Output(path, settings, source, model.names, count_boxes)])
 
 

@@ -75,6 +75,12 @@ class BoxFile(NamedTuple):
     path: str
     records: list[dict]
 
+    @property
+    def name(self) -> str | None:
+        """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
+        match = re.fullmatch(r"(.+)_bbox", Path(self.path).stem)
+        return match and match[1]
+
 
 def boxes_and_sources(args: argparse.Namespace) -> list[tuple[BoxFile | None, dict[str, Any]]]:
     """The box file, None without one, and the source of each data set to answer."""
@@ -98,7 +104,7 @@ def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
 
 def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None, source: dict[str, Any]) -> Job:
     """One data set to answer: its files are checked, its rows are loaded and joined to the boxes."""
-    name = name_of(file) or dataset_name(source["dataset_path"], source["dataset"]) if args.name is None else args.name
+    name = args.name or (file and file.name) or dataset_name(source["dataset_path"], source["dataset"])
     paths = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in args.modes}
     for path in paths.values():
         check_output(path)
@@ -119,12 +125,6 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
         count = functools.partial(count_answers, boxes=shown)
         outputs.append(Output(path, settings, source, model.names, count, clean_answer))
     return Job(list(rows["question_id"]), AnswerPrompts(rows, boxes, list(paths), instruction), outputs)
-
-
-def name_of(file: BoxFile | None) -> str | None:
-    """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
-    match = re.fullmatch(r"(.+)_bbox", Path(file.path).stem) if file else None
-    return match and match[1]
 
 
 def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) -> dict[str, Any]:

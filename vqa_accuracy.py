@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import ArgumentParser, UserError, nonempty, positive, run
+from cropvlm.cli import ArgumentParser, UserError, listed, nonempty, positive, run
 from cropvlm.data import benchmark_for, load_rows
 from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
 from cropvlm.metrics import METRIC_NAMES
@@ -49,8 +49,8 @@ def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     source = {key: meta.get(key) if value is None else value for key, value in flags.items()}
     source["dataset_path"] = source["dataset_path"] or "lmms-lab/textvqa"
     rows = load_rows(**source, need=("question_id", "answers"))
-    metric = args.metric or benchmark_for(source["dataset_path"], source["dataset"], source["split"]).metric
-    return rows, {**source, "metric": metric}
+    own = benchmark_for(source["dataset_path"], source["dataset"], source["split"])
+    return rows, {**source, "metric": args.metric or own.metric}
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def details(result: dict[str, Any]) -> list[str]:
     metric = METRIC_NAMES[result["metric"]]
     lines.append(f"{metric}: {result['score']:.2f}{error} over {result['questions']} questions")
     if skipped := result["without_references"]:
-        named = ", ".join(map(repr, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        named = listed([repr(i) for i in skipped], limit=5)
         lines.append(f"rows without references, not scored: {len(skipped)} ({named})")
     lines.append(f"empty answers: {result['empty_answers']}")
     if "no_letter" in result:
