@@ -4,8 +4,7 @@
 
 A record's answer is the model's raw text; generate_final_answers.py reads it as a box. The same command continues an
 interrupted run. Exit code 3: complete, but for some images that could not be read or that a server rejected; the meta
-file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1 and a traceback
-of its own, ChildFailedError, where the script ends with 2 or 3)
+file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (exit codes 2 and 3 become 1)
 
 With --api_model a merged cropper behind an OpenAI-compatible server (--api_base: vLLM, SGLang, transformers serve)
 writes the boxes. Its own processor resizes the images, as it was saved with the model; --longest_edge makes them

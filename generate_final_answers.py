@@ -8,8 +8,7 @@ writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answe
 rows are read from the box file's meta unless flags say otherwise. An invalid box is answered with the full image in the
 crop's place, and counted. The same command continues an interrupted run. Exit code 3: complete, but for some images
 that could not be read, or prompts that the server rejected; the meta files name them. On several GPUs: accelerate
-launch generate_final_answers.py ... (which ends with 1 and a traceback of its own, ChildFailedError, where the script
-ends with 2 or 3)
+launch generate_final_answers.py ... (exit codes 2 and 3 become 1)
 
 SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
 alone would make it 2048 px. Qwen2.5-VL sees an image at a number of pixels: --max_pixels alone leaves a small crop
