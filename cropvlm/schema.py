@@ -82,7 +82,7 @@ def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str | Non
         for i, value in enumerate(ids):
             if type(value) not in (str, int) or type(value) is not type(ids[0]):
                 seen = f"row {i} has the question_id {shorten(repr(value))}"
-                raise UserError(f"{path}: {seen}; expected a string or an integer, as in the other rows")
+                raise UserError(f"{path}: {seen}; expected a string or an integer, of one type in all rows")
         if benchmark.options and "cycle_category" in raw.column_names and len(set(ids)) < len(ids):
             ids = [f"{i}_{cycle}" for i, cycle in zip(ids, raw["cycle_category"], strict=True)]  # HR-Bench
         if ids and len(set(ids)) == len(ids):
