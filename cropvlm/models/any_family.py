@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, GenerationConfig
 
-from cropvlm.crops import UnreadableImage, widen_strip
+from cropvlm.crops import UnreadableImage, widened
 from cropvlm.encoding import without_placeholders
 from cropvlm.models.loading import loading
 from cropvlm.prompts import Prompt, PromptSource, answerer_prompt
@@ -49,21 +49,15 @@ def _inputs(processor: Any, messages: list[dict], images: list[Image.Image]) -> 
     for name in PLACEHOLDERS:
         if isinstance(token := getattr(processor, name, None), str):
             messages = without_placeholders(messages, token)
-    pictures = iter(images)
-    messages = [
-        {**message, "content": [_with_image(part, pictures) for part in message["content"]]} for message in messages
-    ]
+    pictures = map(widened, images)
+
+    def filled(part: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "image", "image": next(pictures)} if part["type"] == "image" else part
+
+    messages = [message | {"content": [filled(part) for part in message["content"]]} for message in messages]
     return processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-
-
-def _with_image(part: dict[str, Any], pictures: Any) -> dict[str, Any]:
-    if part["type"] != "image":
-        return part
-    image = next(pictures)
-    size = widen_strip(image.size)
-    return {"type": "image", "image": image if size == image.size else image.resize(size)}
 
 
 @torch.inference_mode()
@@ -74,12 +68,6 @@ def generate_alone(model: Any, processor: Any, row: PreparedAlone, config: Gener
         output = model.generate(**inputs.to(model.device), generation_config=config)
         texts += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
-
-
-def end_of_turn_ids(model: Any, processor: Any) -> list[int]:
-    """Return the ids that end a turn as the family's own `generate` sees it: what the model names."""
-    named = model.generation_config.eos_token_id
-    return [processor.tokenizer.eos_token_id] if named is None else [named] if isinstance(named, int) else list(named)
 
 
 def check_takes_images(model: Any, processor: Any, source: PromptSource, config: GenerationConfig) -> None:

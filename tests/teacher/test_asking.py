@@ -133,7 +133,8 @@ def test_the_teacher_sees_the_size_that_boxes_are_mapped_from(processor, size):
     prompts = TeacherPrompts(rows, list(inspect_rows(rows)))
     prepared = prepare(processor, prompts[0])
     width, height = teacher_size(size, pixel_budget(processor, "teacher"))
-    assert prepared.images["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
+    (seen,) = prepared.images.values()
+    assert seen.tensors["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
 
 
 def test_prompt_reaches_the_teacher(processor):
