@@ -25,9 +25,8 @@ def load_processor(
         longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
         min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
 
-    Raises:
-        ImageSizeError: its image sizes are set in another way.
-        UserError: no processor there, or none that can write a chat about images.
+    Raises `ImageSizeError` where its image sizes are set in another way, `UserError` where no processor is there, or
+    none that can write a chat about images.
     """
     processor = _first_processor([path, adapter_base(path)], path)
     processor.tokenizer.padding_side = "left"

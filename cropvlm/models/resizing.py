@@ -23,10 +23,8 @@ def resize(image: Tensor, size: tuple[int, int], resample: str = LANCZOS) -> Ten
         size: (height, width) wanted.
         resample: "lanczos" or "bicubic", as in `PIL.Image.Resampling`.
 
-    Returns: (..., height, width) uint8, on the same device.
-
-    Raises:
-        ValueError: the image is not uint8, or a side is shorter than one pixel.
+    Returns (..., height, width) uint8 on the same device.
+    Raises `ValueError` for an image that is not uint8, or a side that is shorter than one pixel.
     """
     if image.dtype != torch.uint8:
         raise ValueError(f"image is {image.dtype}; expected torch.uint8")
