@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from cropvlm.cli import UserError
 from cropvlm.generation import Outcomes, generate_rows
 from cropvlm.modeling import ImageSizeError, device_and_dtype, load_model, load_processor
+from cropvlm.models.qwen import qwen_image
 from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, exchange, rank, shard, worker_count
@@ -32,7 +32,6 @@ from cropvlm.teacher.asking import (
     inspect_rows,
     is_response,
     pixel_budget,
-    resize_for_teacher,
     response_records,
 )
 
@@ -58,19 +57,15 @@ def teacher_settings(teacher: Teacher) -> dict:
 
 
 def settings_in_journal(target: str) -> dict:
-    """Return the settings that the journal of `target` was begun with.
-
-    Raises `MissingResponses` if there is no journal.
-    """
+    """Return the settings that the journal of `target` was begun with; `MissingResponses` if a teacher began none."""
     path = Journal(target, {}).path
     try:
         with path.open() as file:
             settings = json.loads(file.readline())["settings"]
-            missing = {"model_path", "min_pixels", "max_pixels", "max_new_tokens", "prompt"} - settings.keys()
+        if missing := {"model_path", "min_pixels", "max_pixels", "max_new_tokens", "prompt"} - settings.keys():
+            raise ValueError(f"its settings lack {', '.join(sorted(missing))}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MissingResponses(f"{path} is not a readable journal ({error})") from error
-    if missing:
-        raise MissingResponses(f"{path} is not a journal of a teacher: its settings lack {', '.join(sorted(missing))}")
+        raise MissingResponses(f"{path} is not a readable journal of a teacher ({error})") from error
     return settings
 
 
@@ -169,13 +164,11 @@ def failed_rows(records: list[dict]) -> list[dict]:
 
 
 def ask_model(teacher: Teacher, prompts: TeacherPrompts, done: list[int]) -> tuple[Outcomes, PixelBudget]:
-    """Return what a model here says, batch by batch as it is consumed, and the pixel budget of its processor.
-
-    done: rows to leave out.
-    """
+    """Return what a model here says, batch by batch, and the pixel budget of its processor. done: rows to leave out."""
     device, dtype = device_and_dtype(device_index(teacher.gpu))
     processor = load_processor(teacher.model_path, min_pixels=teacher.min_pixels, max_pixels=teacher.max_pixels)
-    budget = _checked(pixel_budget(processor, teacher.model_path))
+    budget = pixel_budget(processor, teacher.model_path)
+    _check_budget(budget)
     model = load_model(teacher.model_path, device=device, dtype=dtype, attn_implementation=teacher.attn_implementation)
     workers = worker_count(teacher.num_workers, device.type)
     options = {"max_new_tokens": teacher.max_new_tokens, "batch_size": teacher.batch_size, "num_workers": workers}
@@ -190,23 +183,21 @@ def ask_server(
     done: rows to leave out. again: rows that it rejected before. They come last and in small groups: more rejections
     in a row than a group has would be taken for a fault of the server.
     """
-    own = PixelBudget()
-    least = own.min_pixels if teacher.min_pixels is None else teacher.min_pixels
-    most = own.max_pixels if teacher.max_pixels is None else teacher.max_pixels
-    budget = _checked(PixelBudget(least, most))
-    resize = partial(resize_for_teacher, budget=budget)
+    given = {"min_pixels": teacher.min_pixels, "max_pixels": teacher.max_pixels}
+    budget = PixelBudget(**{name: pixels for name, pixels in given.items() if pixels is not None})
+    _check_budget(budget)
+    everything = set(range(len(prompts)))
 
     def ask(wanted: Iterable[int]) -> Outcomes:
-        return with_remedies(answer_rows(teacher.server, prompts, resize, everything.difference(wanted)))
+        others = everything.difference(wanted)
+        return with_remedies(answer_rows(teacher.server, prompts, lambda image: qwen_image(image, *budget), others))
 
-    everything = set(range(len(prompts)))
     groups = [again[start : start + MOST_REJECTED] for start in range(0, len(again), MOST_REJECTED)]
     return chain.from_iterable(map(ask, [everything.difference(done, again), *groups])), budget
 
 
-def _checked(budget: PixelBudget) -> PixelBudget:
-    """`budget` itself. Raises `ImageSizeError` where no image fits: the smallest has one patch of 28x28."""
+def _check_budget(budget: PixelBudget) -> None:
+    """Raise `ImageSizeError` where no image fits: the smallest has one patch of 28x28."""
     least = max(budget.min_pixels, budget.factor**2)
     if least > budget.max_pixels:
         raise ImageSizeError(f"images of at least {least} and at most {budget.max_pixels} pixels do not exist")
-    return budget
