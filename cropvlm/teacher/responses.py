@@ -84,21 +84,17 @@ class Asking:
     def gather(self, journal: Journal) -> list[dict]:
         """Return the record (see `response_records`) of every row, in order.
 
-        Asked for are rows that the journal lacks, holds for another image or question of that id, or as rejected. A
-        row whose image is found unreadable now is a row with an error, whatever the journal holds.
+        A row whose image is found unreadable now is a row with an error, whatever the journal holds.
         Raises `MissingResponses` with `only_journal` if there are any to ask for.
         """
         self._take_over(journal)
-        known = exchange(list(journal.rows.values()))
-        inspected = exchange(self._inspect_share())
-        missing = self._missing(inspected, known)
+        inspected, missing, rejected = self._survey(list(journal.rows.values()))
         if self.only_journal and missing:
-            first = missing[0]["question_id"]
-            rows = f"{len(missing)} of {len(self.rows)} rows, {first!r} first"
+            rows = f"{len(missing)} of {len(self.rows)} rows, {missing[0]!r} first"
             raise MissingResponses(f"{journal.path} has no response to {rows}")
         logger.info("%d of %d responses are in %s", len(self.rows) - len(missing), len(self.rows), journal.path)
         if missing:
-            self._ask_share(journal, inspected, known)
+            self._ask_share(journal, inspected, missing, rejected)
             exchange([])  # waits until the others have let go of their journals
             self._take_over(journal)
         records = journal.rows | {record["question_id"]: record for record in inspected if "error" in record}
@@ -106,36 +102,35 @@ class Asking:
 
     def contribute(self) -> None:
         """Ask for this process's share of the rows, and leave its journal to the first process."""
-        known = exchange([])
-        inspected = exchange(self._inspect_share())
-        if self._missing(inspected, known) and not self.only_journal:
+        inspected, missing, rejected = self._survey([])
+        if missing and not self.only_journal:
             with Journal(f"{self.target}.rank{rank()}", teacher_settings(self.teacher)) as journal:
-                self._ask_share(journal, inspected, known)
+                self._ask_share(journal, inspected, missing, rejected)
             exchange([])
 
-    def _inspect_share(self) -> list[dict]:
-        rows = shard(self.rows.select_columns(["image", "question", "question_id"]))
-        return list(inspect_rows(tqdm(rows, unit="row", desc="image sizes", disable=rank() > 0)))
+    def _survey(self, journaled: list[dict]) -> tuple[list[dict], list, set]:
+        """Return all rows as inspected, the ids of those to ask for, and which of these a server rejected before.
 
-    def _missing(self, inspected: list[dict], known: list[dict]) -> list[dict]:
-        """The inspected rows, with a readable image, to which no response is known.
-
-        One to another image or question of that id does not count, nor, unless `only_journal`, a rejection.
+        Asked for are rows with a readable image to which no process has journaled a response. One to another image or
+        question of that id does not count, nor, unless `only_journal`, a rejection.
         """
+        known = exchange(journaled)
+        rows = shard(self.rows.select_columns(["image", "question", "question_id"]))
+        inspected = exchange(list(inspect_rows(tqdm(rows, unit="row", desc="image sizes", disable=rank() > 0))))
 
         def is_answered(record: dict) -> bool:
             given_up = "error" in record and (self.only_journal or not record.get("rejected"))
             return given_up or is_response(record)
 
         keys = {record["question_id"]: record.get("key") for record in known if is_answered(record)}
-        return [row for row in inspected if "error" not in row and keys.get(row["question_id"]) != row["key"]]
+        wanted = [row for row in inspected if "error" not in row and keys.get(row["question_id"]) != row["key"]]
+        missing = [row["question_id"] for row in wanted]
+        return inspected, missing, {r["question_id"] for r in known if r.get("rejected")}.intersection(missing)
 
-    def _ask_share(self, journal: Journal, inspected: list[dict], known: list[dict]) -> None:
+    def _ask_share(self, journal: Journal, inspected: list[dict], missing: list, rejected: set) -> None:
         """Bring this process's share of the missing responses into `journal`."""
-        share = shard(inspected)
-        missing = {record["question_id"] for record in self._missing(inspected, known)}
-        rejected = {record["question_id"] for record in known if record.get("rejected")} & missing
-        done = [i for i, row in enumerate(share) if row["question_id"] not in missing]
+        share, wanted = shard(inspected), set(missing)
+        done = [i for i, row in enumerate(share) if row["question_id"] not in wanted]
         again = [i for i, row in enumerate(share) if row["question_id"] in rejected]
         if len(done) == len(share):
             return
