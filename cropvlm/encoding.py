@@ -22,7 +22,7 @@ from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cropvlm.crops import widened
-from cropvlm.models.qwen import qwen_image
+from cropvlm.models.qwen import budget_of, qwen_image
 from cropvlm.models.tiling import DeviceTiling, cut_tiles
 from cropvlm.prompts import Messages, Prompt
 
@@ -194,8 +194,7 @@ def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None)
     """Return the text that stands for `image` in a prompt, and its tensors."""
     image_processor, options = processor.image_processor, {"return_tensors": "pt"}
     if hasattr(image_processor, "merge_size"):  # Qwen2.5-VL
-        size, factor = image_processor.size, image_processor.patch_size * image_processor.merge_size
-        image = qwen_image(image, size["shortest_edge"], size["longest_edge"], factor)
+        image = qwen_image(image, *budget_of(image_processor))
         options["do_resize"] = False
     else:
         image = widened(image)

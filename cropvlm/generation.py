@@ -67,9 +67,8 @@ def generate_rows(
             is generated whole: a resumed run computes the same numbers as an undisturbed one.
         min_new_tokens: for benchmarks, which want texts of equal length.
 
-    Raises:
-        BatchTooLarge: out of memory at a batch size that may not be halved.
-        UserError: the model cannot answer from as many images as a prompt shows.
+    Raises `BatchTooLarge` where memory does not hold a batch that may not be halved, and `UserError` where the model
+    cannot answer from as many images as a prompt shows.
     """
     config = greedy(model, processor, max_new_tokens, min_new_tokens)
     finished = set(done)
@@ -105,15 +104,10 @@ def generate_texts(
     max_new_tokens: int,
     batch_size: int | str = "auto",
 ) -> list[str]:
-    """Return the greedy continuation of each chat, in input order. An image shared by neighbours is encoded once.
+    """Return the greedy continuation of each chat, (B), in input order. An image shared by neighbours is encoded once.
 
-    Args:
-        messages_list: chat messages (B).
-        images_list: PIL images for their placeholders (B lists).
-        max_new_tokens, batch_size: as for `generate_rows`.
-
-    Raises:
-        ValueError: a chat cannot be answered; as `generate_rows` yields it.
+    messages_list: chat messages (B). images_list: PIL images for their placeholders (B lists).
+    Raises the ValueError that `generate_rows` yields for a chat.
     """
     source = _InMemory([prompt] for prompt in zip(messages_list, images_list, strict=True))
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}

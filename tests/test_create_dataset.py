@@ -15,9 +15,9 @@ from processes import REPO, kill_launch, kill_script, launch_script, run_script
 import create_dataset
 from cropvlm.cli import run
 from cropvlm.generation import FailedRow
+from cropvlm.models.qwen import PixelBudget
 from cropvlm.runtime import server as remote
 from cropvlm.teacher import hub, responses, rows
-from cropvlm.teacher.asking import PixelBudget
 
 # Responses of five rows whose images are 1000x1000 and seen so, and their boxes as they grow by hand. Areas 0.001,
 # 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.

@@ -1,10 +1,31 @@
 """Images as Qwen2.5-VL sees them: resized by qwen-vl-utils, its authors' own preparation."""
 
+from typing import Any, NamedTuple
+
 from PIL import Image
 
 from cropvlm.crops import widen_strip
 
 MAX_RATIO = 200  # of the sides that qwen-vl-utils takes
+
+
+class PixelBudget(NamedTuple):
+    """Least and most pixels of an image as a Qwen2.5-VL sees it, and what both of its sides are multiples of.
+
+    `qwen_size(size, *budget)` is the size that it sees. Each side is mapped back on its own, so boxes stay exact.
+    """
+
+    min_pixels: int = 56 * 56  # Qwen2.5-VL's own
+    max_pixels: int = 28 * 28 * 16384
+    factor: int = 28
+
+
+def budget_of(image_processor: Any) -> PixelBudget:
+    """Return the budget that an image processor is set to."""
+    size = image_processor.size
+    return PixelBudget(
+        size["shortest_edge"], size["longest_edge"], image_processor.patch_size * image_processor.merge_size
+    )
 
 
 def qwen_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:

@@ -7,11 +7,11 @@ worked out here and kept beside each response; `cropvlm.teacher.growing` maps th
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
-from cropvlm.models.qwen import qwen_size
+from cropvlm.models.qwen import PixelBudget, budget_of, qwen_size
 from cropvlm.prompts import Prompt, teacher_messages
 
 if TYPE_CHECKING:  # the flags are parsed without them
@@ -42,17 +42,6 @@ class Teacher:
     attn_implementation: str | None = None
 
 
-class PixelBudget(NamedTuple):
-    """Least and most pixels of an image as the teacher sees it, and what both of its sides are multiples of.
-
-    `qwen_size(size, *budget)` is the size that it sees. Each side is mapped back on its own, so boxes stay exact.
-    """
-
-    min_pixels: int = 56 * 56  # Qwen2.5-VL's own
-    max_pixels: int = 28 * 28 * 16384
-    factor: int = 28
-
-
 def pixel_budget(processor: "ProcessorMixin", path: str) -> PixelBudget:
     """Return the budget of a processor. Raises `UserError` unless it is Qwen2.5-VL's: boxes could not be mapped.
 
@@ -63,9 +52,7 @@ def pixel_budget(processor: "ProcessorMixin", path: str) -> PixelBudget:
     if not isinstance(processor, Qwen2_5_VLProcessor):
         kind = type(processor).__name__
         raise UserError(f"{path}: {kind} belongs to a model whose boxes are not in pixels it sees; give a Qwen2.5-VL")
-    settings = processor.image_processor
-    factor = settings.patch_size * settings.merge_size
-    return PixelBudget(settings.size["shortest_edge"], settings.size["longest_edge"], factor)
+    return budget_of(processor.image_processor)
 
 
 def inspect_rows(rows: Iterable[dict]) -> Iterator[dict]:

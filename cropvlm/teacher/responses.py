@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cropvlm.cli import UserError
 from cropvlm.generation import Outcomes, generate_rows
 from cropvlm.modeling import ImageSizeError, device_and_dtype, load_model, load_processor
-from cropvlm.models.qwen import qwen_image
+from cropvlm.models.qwen import PixelBudget, qwen_image
 from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, exchange, rank, shard, worker_count
@@ -26,7 +26,6 @@ from cropvlm.runtime.provenance import fingerprint
 from cropvlm.runtime.server import MOST_REJECTED, answer_rows
 from cropvlm.runtime.server_arguments import with_remedies
 from cropvlm.teacher.asking import (
-    PixelBudget,
     Teacher,
     TeacherPrompts,
     inspect_rows,

@@ -16,9 +16,8 @@ from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import prepare
 from cropvlm.generation import generate_rows
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.models.qwen import qwen_image, qwen_size
+from cropvlm.models.qwen import PixelBudget, qwen_image, qwen_size
 from cropvlm.teacher.asking import (
-    PixelBudget,
     TeacherPrompts,
     inspect_rows,
     is_response,

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from cropvlm.boxes import rescale_bbox
 from cropvlm.cli import UserError
-from cropvlm.models.qwen import qwen_size
-from cropvlm.teacher.asking import PixelBudget
+from cropvlm.models.qwen import PixelBudget, qwen_size
 from cropvlm.teacher.growing import GrownBox, grow, read_response
 
 SIDES = st.integers(min_value=1, max_value=9000)
