@@ -4,9 +4,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from cropvlm.cli import UserError
 from cropvlm.crops import widen_strip
 
 MAX_RATIO = 200  # of the sides that qwen-vl-utils takes
+
+
+class ImageSizeError(UserError):
+    """The processor cannot resize images in the way that is asked for."""
 
 
 class PixelBudget(NamedTuple):
@@ -18,6 +23,15 @@ class PixelBudget(NamedTuple):
     min_pixels: int = 56 * 56  # Qwen2.5-VL's own
     max_pixels: int = 28 * 28 * 16384
     factor: int = 28
+
+    def within(self, min_pixels: int | None, max_pixels: int | None) -> "PixelBudget":
+        """Return the same with the bounds that are given. Raises `ImageSizeError` where no image fits."""
+        least = self.min_pixels if min_pixels is None else min_pixels
+        most = self.max_pixels if max_pixels is None else max_pixels
+        smallest = max(least, self.factor**2)
+        if smallest > most:
+            raise ImageSizeError(f"images of at least {smallest} and at most {most} pixels do not exist")
+        return PixelBudget(least, most, self.factor)
 
 
 def budget_of(image_processor: Any) -> PixelBudget:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cropvlm.cli import UserError
 from cropvlm.generation import Outcomes, generate_rows
-from cropvlm.modeling import ImageSizeError, device_and_dtype, load_model, load_processor
+from cropvlm.modeling import device_and_dtype, load_model, load_processor
 from cropvlm.models.qwen import PixelBudget, qwen_image
 from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.journal import Journal
@@ -162,7 +162,6 @@ def ask_model(teacher: Teacher, prompts: TeacherPrompts, done: list[int]) -> tup
     device, dtype = device_and_dtype(device_index(teacher.gpu))
     processor = load_processor(teacher.model_path, min_pixels=teacher.min_pixels, max_pixels=teacher.max_pixels)
     budget = pixel_budget(processor, teacher.model_path)
-    _check_budget(budget)
     model = load_model(teacher.model_path, device=device, dtype=dtype, attn_implementation=teacher.attn_implementation)
     workers = worker_count(teacher.num_workers, device.type)
     options = {"max_new_tokens": teacher.max_new_tokens, "batch_size": teacher.batch_size, "num_workers": workers}
@@ -177,9 +176,7 @@ def ask_server(
     done: rows to leave out. again: rows that it rejected before. They come last and in small groups: more rejections
     in a row than a group has would be taken for a fault of the server.
     """
-    given = {"min_pixels": teacher.min_pixels, "max_pixels": teacher.max_pixels}
-    budget = PixelBudget(**{name: pixels for name, pixels in given.items() if pixels is not None})
-    _check_budget(budget)
+    budget = PixelBudget().within(teacher.min_pixels, teacher.max_pixels)
     everything = set(range(len(prompts)))
 
     def ask(wanted: Iterable[int]) -> Outcomes:
@@ -188,10 +185,3 @@ def ask_server(
 
     groups = [again[start : start + MOST_REJECTED] for start in range(0, len(again), MOST_REJECTED)]
     return chain.from_iterable(map(ask, [everything.difference(done, again), *groups])), budget
-
-
-def _check_budget(budget: PixelBudget) -> None:
-    """Raise `ImageSizeError` where no image fits: the smallest has one patch of 28x28."""
-    least = max(budget.min_pixels, budget.factor**2)
-    if least > budget.max_pixels:
-        raise ImageSizeError(f"images of at least {least} and at most {budget.max_pixels} pixels do not exist")
