@@ -15,9 +15,9 @@ from processes import REPO, kill_launch, kill_script, launch_script, run_script
 import create_dataset
 from cropvlm.cli import run
 from cropvlm.generation import FailedRow
-from cropvlm.models.qwen import PixelBudget
 from cropvlm.runtime import server as remote
 from cropvlm.teacher import hub, responses, rows
+from cropvlm.teacher.asking import PixelBudget
 
 # Responses of five rows whose images are 1000x1000 and seen so, and their boxes as they grow by hand. Areas 0.001,
 # 0.01, 0.04, 0.09 and 1 (whole image); n = 5, so the cut points are the sorted areas 1, 2, 3, 4: x45 x10 x4 x2 x1.
@@ -307,7 +307,7 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
 def test_a_row_that_is_too_large_fails_alone(script, tmp_path, tiny_world, monkeypatch, caplog):
     def generate_rows(model, processor, source, *, done, **options):
         for i, texts in generate(model, processor, source, done=done, **options):
-            yield i, FailedRow("out of memory") if i == 1 and too_large else texts
+            yield i, FailedRow("out of memory", "") if i == 1 and too_large else texts
 
     generate, too_large = responses.generate_rows, [True]
     monkeypatch.setattr(responses, "generate_rows", generate_rows)

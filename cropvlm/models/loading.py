@@ -53,7 +53,8 @@ def loading(failure: str) -> Iterator[None]:
 def check_model_path(path: str) -> None:
     """Ask once whether there is anything at `path`, before a loader looks for a dozen files one by one.
 
-    Raises `UserError` where it is neither a folder nor a hub id that can be reached or lies in the cache.
+    Raises:
+        UserError: neither a folder nor a hub id that can be reached or lies in the cache.
     """
     if Path(path).is_dir():
         return

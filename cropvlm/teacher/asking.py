@@ -95,12 +95,13 @@ class TeacherPrompts:
 def response_records(
     outcomes: Iterable[tuple[int, list[str | Exception] | Exception]], inspected: list[dict], budget: PixelBudget
 ) -> Iterator[dict]:
-    """Yield the teacher's record of each row: what was known of it, and its response or an error.
+    """Yield the teacher's record of each row.
 
-    outcomes: as `generate_rows` or `answer_rows` yield them for `TeacherPrompts`. budget: of the teacher asked.
-    `teacher_response` comes with `seen_size` (width and height of the image as the teacher saw it). `error` comes with
-    `rejected` where the image is readable, so that another run may get a response: a server refused the request, or the
-    row was too large for memory.
+    outcomes: (row index, its text or an error), as `generate_rows` or `answer_rows` yield them for
+    `TeacherPrompts`. budget: of the teacher that was asked. A record is what was known of the row, with
+    `teacher_response` and `seen_size` (width and height of the image as the teacher saw it), or with `error`; with
+    `rejected` too where the image is readable, so that another run may get a response: a server refused the request,
+    or the row was too large for memory.
     """
     for i, texts in outcomes:
         text = texts if isinstance(texts, Exception) else texts[0]

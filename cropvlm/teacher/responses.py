@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset
+from PIL import Image
 from tqdm import tqdm
 
 from cropvlm.cli import UserError
@@ -177,11 +178,13 @@ def ask_server(
     in a row than a group has would be taken for a fault of the server.
     """
     budget = PixelBudget().within(teacher.min_pixels, teacher.max_pixels)
-    everything = set(range(len(prompts)))
+
+    def resize(image: Image.Image) -> Image.Image:
+        return qwen_image(image, *budget)
 
     def ask(wanted: Iterable[int]) -> Outcomes:
-        others = everything.difference(wanted)
-        return with_remedies(answer_rows(teacher.server, prompts, lambda image: qwen_image(image, *budget), others))
+        return with_remedies(answer_rows(teacher.server, prompts, resize, everything.difference(wanted)))
 
+    everything = set(range(len(prompts)))
     groups = [again[start : start + MOST_REJECTED] for start in range(0, len(again), MOST_REJECTED)]
     return chain.from_iterable(map(ask, [everything.difference(done, again), *groups])), budget
