@@ -335,6 +335,21 @@ def test_merge_keeps_an_image_of_two_parts_once(tiny_smolvlm):
     assert list(again.images) == [first, second, third]
 
 
+def test_every_tensor_of_every_image_is_pinned(vlm, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # needs a GPU
+    _, processor = vlm
+    prepared = prepare(processor, pair(noise(64, 64), noise(32, 32, seed=1)))
+    pinned = prepared.pin_memory()
+    assert (pinned.input_ids, pinned.shown) == (prepared.input_ids, prepared.shown)
+    assert pinned.images.keys() == prepared.images.keys()
+    for key, (tokens, tensors) in prepared.images.items():
+        assert pinned.images[key].tokens == tokens
+        assert pinned.images[key].tensors.keys() == tensors.keys()
+        for name, tensor in pinned.images[key].tensors.items():
+            assert torch.equal(tensor, tensors[name])
+            assert tensor is not tensors[name]
+
+
 @pytest.mark.parametrize("longest_edge", [512, 1024, 2048])
 def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest_edge):
     processor = load_processor(str(real_smolvlm), longest_edge=longest_edge)
