@@ -76,7 +76,8 @@ def test_training_and_inference_see_the_same_prompt(tiny_smolvlm, sft_data, tmp_
     question = load_rows(sft_data)[3]["question"]
     prepared = prepare(trainer.processing_class, [(cropper_messages(question), [example["image"]])])
     assert prompt_ids == prepared.input_ids[0]
-    assert torch.equal(batch["pixel_values"][0], prepared.images["pixel_values"][:, 0])
+    (image,) = prepared.images.values()
+    assert torch.equal(batch["pixel_values"][0], image.tensors["pixel_values"][:, 0])
 
 
 def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):

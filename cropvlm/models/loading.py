@@ -22,34 +22,23 @@ NO_CODE = {"trust_remote_code": False}
 def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
     """Return GPU number `gpu` with bfloat16, or the CPU with float32 on a machine without a GPU.
 
-    Args:
-        gpu: index of the GPU; None or a negative number asks for the CPU.
-
-    Raises:
-        UserError: there are GPUs, but not this one.
+    None or a negative number asks for the CPU. Raises `UserError` where there are GPUs, but not this one.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu is None or gpu < 0 or count == 0:
         return torch.device("cpu"), torch.float32
     if gpu >= count:
-        raise UserError(f"GPU {gpu} does not exist: this machine has {describe_gpus(count)}")
+        gpus = "GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
+        raise UserError(f"GPU {gpu} does not exist: this machine has {gpus}")
     return torch.device("cuda", gpu), torch.bfloat16
-
-
-def describe_gpus(count: int) -> str:
-    """Return `GPU 0` or `GPUs 0 to 3` for a machine with so many of them, at least one."""
-    return "GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
 
 
 @contextlib.contextmanager
 def loading(failure: str) -> Iterator[None]:
-    """Turn whatever a loader raises into one line that opens with `failure`; the cause is logged for debugging.
+    """Turn whatever a loader raises into a `UserError` that opens with `failure`; the cause is logged for debugging.
 
     Loaders parse files of any content: besides OSError and ValueError they let TypeError, AttributeError,
     UnpicklingError and the like through.
-
-    Raises:
-        UserError: instead of any exception.
     """
     try:
         yield

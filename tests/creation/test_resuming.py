@@ -154,7 +154,7 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
 def test_a_row_that_is_too_large_fails_alone(script, tmp_path, tiny_world, monkeypatch, caplog):
     def generate_rows(model, processor, source, *, done, **options):
         for i, texts in generate(model, processor, source, done=done, **options):
-            yield i, FailedRow("out of memory", "") if i == 1 and too_large else texts
+            yield i, FailedRow("out of memory") if i == 1 and too_large else texts
 
     generate, too_large = responses.generate_rows, [True]
     monkeypatch.setattr(responses, "generate_rows", generate_rows)
