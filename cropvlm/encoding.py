@@ -7,9 +7,11 @@ transformers takes such features as `mm_encoder_outputs`, in `forward` as in `ge
 and Qwen2.5-VL alike.
 """
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +32,7 @@ from cropvlm.prompts import Prompt
 # caches are best used by one.
 TILE = 3 * 512 * 512
 ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
-
+FEW_IMAGES = 4  # up to which threads gain nothing
 
 END_OF_UTTERANCE = "<end_of_utterance>"
 
@@ -64,14 +66,15 @@ def prepare(
     tiling: leaves the images as 8-bit levels, whose tiles `model_inputs` cuts on the model's device.
     """
     objects = {id(image): image for _, images in prompts for image in images}
-    keys = {identity: image_key(image) for identity, image in objects.items()}
-    distinct = {keys[identity]: image for identity, image in objects.items()}
+    read = functools.partial(process_image, processor, dtype=dtype)
+    if tiling is not None:
+        read = functools.partial(read_levels, processor, tiling=tiling)
+    with ThreadPoolExecutor() as threads:  # for GRPO's rewards; a worker's single row starts none
+        each = threads.map if tiling is not None and len(objects) > FEW_IMAGES else map
+        keys = dict(zip(objects, each(image_key, objects.values()), strict=True))
+        distinct = {keys[identity]: image for identity, image in objects.items()}
+        processed = list(each(read, distinct.values()))
     position = {key: i for i, key in enumerate(distinct)}
-    images = distinct.values()
-    if tiling is None:
-        processed = [process_image(processor, image, dtype) for image in images]
-    else:
-        processed = [read_levels(processor, image, tiling) for image in images]
     placeholders, tensors = zip(*processed, strict=True)
     index = [[position[keys[id(image)]] for image in images] for _, images in prompts]
     texts, _ = processor.get_text_with_replacements(

@@ -74,7 +74,8 @@ def flags(tiny_smolvlm, data) -> list:
     return [
         *("--base_model", tiny_smolvlm, "--dataset_path", data, "--longest_edge", 64, "--lora_r", 4),
         *("--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--lr_scheduler_type", "constant"),
-        *("--report_to", "none", "--use_cpu", True, "--disable_tqdm", True, "--gradient_accumulation_steps", 2),
+        *("--report_to", "none", "--use_cpu", True, "--disable_tqdm", True),
+        *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2),
     ]
 
 

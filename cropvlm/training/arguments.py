@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
-from cropvlm.cli import UserError, flag_error, one_line, remedy, shorten
+from cropvlm.cli import UserError, batch_size, flag_error, one_line, remedy, shorten
 from cropvlm.training.setup import GPUError, LaunchError, settle_hardware, show_one_gpu
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,13 @@ class TrainerArguments:
         default=None, metadata={"help": "share of the steps that warm up; another way to give warmup_steps"}
     )
 
+    micro_batch_size: str = field(
+        default="auto",
+        metadata={"help": "rows or completions through the model at once: a number, or as many as memory holds"},
+    )
+
     def __post_init__(self):
+        self.micro_batch_size = count_or_auto("micro_batch_size", self.micro_batch_size)
         if self.warmup_ratio is not None:
             if self.warmup_steps != WARMUP:
                 raise UserError(f"--warmup_ratio {self.warmup_ratio}: --warmup_steps says it already; leave one out")
@@ -207,11 +213,19 @@ def training_remedies() -> Iterator[None]:
 
     # A resumed run has to be the same run: only flags that leave its weights as they are can be given with it.
     resume = "continue with --resume_from_checkpoint True and"
-    rollout = "lower --steps_per_generation or --longest_edge in a new run"
-    micro_step = f"{resume} --gradient_checkpointing True, or lower --per_device_train_batch_size in a new run"
+    rollout = f"{resume} a lower --rollout_batch_size, or lower --longest_edge in a new run"
+    micro_step = f"{resume} a lower --micro_batch_size or --gradient_checkpointing True"
     reward = f"{resume} a lower --reward_batch_size, or lower --vqa_longest_edge in a new run"
     with remedy(rollout, RolloutTooLarge), remedy(micro_step, MicroStepTooLarge), remedy(reward, BatchTooLarge):
         yield
+
+
+def count_or_auto(name: str, value: Any) -> int | str:
+    """The value of a flag that takes a positive integer or "auto"; `UserError` for any other."""
+    try:
+        return batch_size(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--{name} {error}") from error
 
 
 def frozen_dtype(args: TrainingArguments) -> torch.dtype:
