@@ -17,7 +17,7 @@ class Pace:
     def run(self, tokens: int) -> None:
         """Start the stopwatch unless it runs. tokens: of all steps so far."""
         self.tokens = tokens if self.tokens is None else self.tokens
-        self._since = self._since or time.perf_counter()
+        self._since = time.perf_counter() if self._since is None else self._since
 
     def stop(self) -> None:
         if self._since is not None:

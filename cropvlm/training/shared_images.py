@@ -22,9 +22,8 @@ from cropvlm.models.tiling import tiling_of
 from cropvlm.training.images import ReadAhead, read_image, tiles_of
 from cropvlm.training.rows import open_training_image
 
-IDENTITY = "identity"  # in a PIL image's `info`, which copies keep: transformers copies prompts with their images
-    "identity"  # in a PIL image's `info`, which its copies keep: TRL and transformers copy prompts with all images
-)
+# In a PIL image's `info`, which its copies keep: transformers copies a prompt together with its images.
+IDENTITY = "identity"
 _identities = itertools.count()
 
 
