@@ -129,21 +129,14 @@ class PolicyArguments:
         )
 
     def load_processor(self) -> Any:
-        """The policy's processor.
-
-        Raises:
-            UserError: none there, or one of another family than the cropper's.
-        """
+        """The policy's processor; `UserError` for one of another family than the cropper's."""
         from cropvlm.modeling import ImageSizeError, load_processor
 
         with remedy("the cropper has to be an Idefics3 or SmolVLM", ImageSizeError):
             return load_processor(self.processor or self.base_model, self.longest_edge)
 
     def load_policy(self, dtype: torch.dtype, processor: Any) -> Any:
-        """The model to train, on the CPU; its generation ends at the processor's end of turn.
-
-        dtype: of the weights that are not trained.
-        """
+        """The model to train, on the CPU. dtype: of the weights that are not trained."""
         from cropvlm.modeling import load_policy, stop_token_ids
 
         model = load_policy(self.base_model, self.lora_config(), dtype, self.attn_implementation)
@@ -234,13 +227,7 @@ def frozen_dtype(args: TrainingArguments) -> torch.dtype:
 
 
 class Parser(TrlParser):
-    """Reads flags into dataclasses. `--help` lists what this project adds or sets, `--help_all` what TRL takes as well.
-
-    Args:
-        types: the dataclasses.
-        description: text above the flags.
-        everything: list every flag.
-    """
+    """Reads flags into dataclasses. `--help` lists what this project adds or sets, `--help_all` TRL's flags as well."""
 
     def __init__(self, types: tuple[type, ...], description: str, everything: bool = False):
         usage = "%(prog)s [--config FILE.yaml] [flags]"
@@ -248,7 +235,8 @@ class Parser(TrlParser):
         self.add_argument("--config", metavar="FILE.yaml", help="settings by name; a flag given beside it wins")
         self.add_argument("--help_all", action="help", help="list TRL's flags too")
         bases = [base for each in types for base in each.__mro__ if not base.__module__.startswith("transformers")]
-        own = {name for base in bases if not base.__module__.startswith("trl") for name in _annotations(base)}
+        bases = [base for base in bases if not base.__module__.startswith("trl")]
+        own = {name for base in bases for name in vars(base).get("__annotations__", {})}
         for action in self._actions:
             positive = not action.option_strings[0].startswith("--no_")
             if action.dest in {"help", "config", "help_all"}:
@@ -276,16 +264,8 @@ class _OneLineAFlag(argparse.RawDescriptionHelpFormatter):
         return f"{action.option_strings[0]} {self._format_args(action, action.metavar or 'VALUE')}".strip()
 
 
-def _annotations(cls: type) -> dict[str, Any]:
-    return vars(cls).get("__annotations__", {})
-
-
 def parse(types: tuple[type, ...], description: str = "") -> tuple[Any, ...]:
-    """Read the command line, and `--config FILE.yaml` where given, into the argument classes.
-
-    Raises:
-        UserError: values that do not go together, or a configuration file that cannot be read.
-    """
+    """Read the command line, and the file that `--config` names, into these classes; `UserError` for a mistake."""
     flags = sys.argv[1:]
     for before, flag in zip(["", *flags], flags, strict=False):
         name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "=", flag)

@@ -19,6 +19,7 @@ CPU_BYTES = 4 << 30
 # Values kept for the backward pass, in multiples of the hidden size, of a token or patch and layer. Peak memory of
 # SmolVLM-256M with the paper's LoRA on an H200, at 512 and 2048 px, gives 28 and 11.
 TEXT_VALUES, VISION_VALUES = 30, 12
+PROMPT_VALUES = 20  # likewise of a token, in the one layer that reads the prompt just then
 
 
 class RolloutTooLarge(UserError):
@@ -37,20 +38,20 @@ class MicroBatches:
             "auto" is halved on running out of memory, except among several processes, which have to keep in step.
         unit: rows that stay together, such as the completions of a prompt.
         num_processes: in which the same happens; all take the smallest size.
+        error: raised where memory runs out with a part that may not be made smaller.
     """
 
-    def __init__(self, size: int | str, unit: int = 1, num_processes: int = 1):
+    def __init__(
+        self, size: int | str, unit: int = 1, num_processes: int = 1, error: type[UserError] = MicroStepTooLarge
+    ):
         self.wanted = None if size == AUTO else max(1, size // unit)
-        self.unit, self.num_processes = unit, num_processes
+        self.unit, self.num_processes, self.error = unit, num_processes, error
         self.bytes: int | None = None  # that a part may take; known once the model is where it stays
 
     def run(self, compute: Callable[[int], Any], units: int, unit_bytes: int, device: torch.device) -> Any:
-        """Return what `compute` makes of the number of units in a part, with smaller parts where memory runs out.
+        """Return what `compute` makes of the number of units in a part; it is asked again where memory runs out.
 
         units: of the whole batch. unit_bytes: an estimate of what one takes.
-
-        Raises:
-            MicroStepTooLarge: out of memory with a part that may not be made smaller.
         """
         while True:
             size = self._size(units, unit_bytes, device)
@@ -59,7 +60,7 @@ class MicroBatches:
                 return result
             rows = size * self.unit
             if size == 1 or self.wanted is not None or self.num_processes > 1:
-                raise MicroStepTooLarge(f"out of memory with {rows} rows at once")
+                raise self.error(f"out of memory with {rows} rows at once")
             self.bytes = size * unit_bytes // 2
             logger.warning("out of memory with %d rows at once: continuing with half as many", rows)
 
@@ -74,8 +75,13 @@ class MicroBatches:
         size = min(gather_object([math.ceil(units / parts)]))
         if first:
             shown = (size * self.unit, units * self.unit, unit_bytes / self.unit / 2**30, self.bytes / 2**30)
-            logger.info("micro-batches of %d of %d rows: about %.3f GiB a row, %.1f GiB to fill", *shown)
+            logger.info("%d of %d rows at once: an estimated %.3f GiB each, %.1f GiB to fill", *shown)
         return size
+
+
+def parts_of(units: int, size: int) -> list[slice]:
+    """Cut so many units into parts of `size`; the last may be smaller."""
+    return [slice(start, start + size) for start in range(0, units, size)]
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -96,3 +102,10 @@ def activation_bytes(config: Any, tokens: int, tiles: float, itemsize: int) -> i
     values = TEXT_VALUES * tokens * text.num_hidden_layers * text.hidden_size
     values += VISION_VALUES * tiles * patches * vision.num_hidden_layers * vision.hidden_size
     return int(values * itemsize)
+
+
+def generation_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """Return about how many bytes a row takes in generation: keys, values, and the layer that reads the prompt."""
+    text = config.get_text_config()
+    width = 2 * text.num_hidden_layers * text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    return tokens * (width + PROMPT_VALUES * text.hidden_size) * itemsize

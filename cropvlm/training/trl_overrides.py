@@ -14,15 +14,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
-from cropvlm.generation import AUTO
-from cropvlm.models.batches import Batches, BatchTooLarge, auto_batch_size, image_cost
 from cropvlm.models.tiling import tiling_of
 from cropvlm.rewards import completion_text
 from cropvlm.training.arguments import PolicyArguments
 from cropvlm.training.box_logging import box_figures, draw_groups, log_picture
 from cropvlm.training.evaluation import CropAccuracy
 from cropvlm.training.images import ImageCollator, tiles_of
-from cropvlm.training.memory import MicroBatches, RolloutTooLarge, activation_bytes
+from cropvlm.training.memory import MicroBatches, RolloutTooLarge, activation_bytes, generation_bytes, parts_of
 from cropvlm.training.pace import Pace
 from cropvlm.training.saving import save_card
 from cropvlm.training.shared_images import SharedImages
@@ -63,46 +61,42 @@ class CropperTrainer:
         def take(size: int) -> Tensor:
             for weight in model.parameters():  # what an attempt that ran out of memory has left
                 weight.grad = weight.grad.copy_(kept[id(weight)]) if id(weight) in kept else None
-            parts = [slice(start, start + size) for start in range(0, units, size)]
-            return sum(
-                self._part_loss(model, inputs, part, units, num_items_in_batch, last=part == parts[-1])
-                for part in parts
-            )
+            *parts, last = parts_of(units, size)
+            losses = [self._part_loss(model, inputs, part, units, num_items_in_batch) for part in parts]
+            return sum(losses) + self._part_loss(model, inputs, last, units, num_items_in_batch, synchronize=True)
 
-        loss = self.micro_batches.run(take, units, self._bytes(inputs), self.accelerator.device)
+        tokens = [inputs[name] for name in ("input_ids", "prompt_ids", "completion_ids") if name in inputs]  # (..., L)
+        unit_bytes = self._unit_bytes(tokens[0], sum(each.shape[-1] for each in tokens))
+        loss = self.micro_batches.run(take, units, unit_bytes, self.accelerator.device)
         return loss.requires_grad_()  # for one more backward, which ends here
 
     def _part_loss(
-        self, model: Any, inputs: Any, part: slice, units: int, num_items_in_batch: Any, last: bool
+        self, model: Any, inputs: Any, part: slice, units: int, num_items_in_batch: Any, synchronize: bool = False
     ) -> Tensor:
         """Return what the rows of one part add to the loss, after going back from it."""
         steps, state = self.current_gradient_accumulation_steps, self.accelerator.gradient_state
-        synchronize = state.sync_gradients
-        share = len(range(units)[part]) / units
+        share, synchronizes = len(range(units)[part]) / units, state.sync_gradients
         chosen = self._part_inputs({name: _part(value, part, share) for name, value in inputs.items()})
         self.current_gradient_accumulation_steps = steps / share  # as if every part were as large
-        state._set_sync_gradients(synchronize and last)
+        state._set_sync_gradients(synchronizes and synchronize)
         try:
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            with contextlib.nullcontext() if synchronize else self.accelerator.no_sync(model):
                 loss = super().compute_loss(model, chosen, num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
         finally:
             self.current_gradient_accumulation_steps = steps
-            state._set_sync_gradients(synchronize)
+            state._set_sync_gradients(synchronizes)
         return loss.detach()
 
-    def _bytes(self, inputs: Any) -> int:
-        """About how much memory one unit of `inputs` takes in training: a row, or all of a prompt's."""
-        ids = inputs["prompt_ids"] if "prompt_ids" in inputs else inputs["input_ids"]  # (units, ..., L)
-        length = ids.shape[-1] + (inputs["completion_ids"].shape[-1] if "completion_ids" in inputs else 0)
-        return self._unit_bytes(ids.reshape(-1, ids.shape[-1]), length)
+    def _unit_bytes(self, prompt_ids: Tensor, length: int) -> int:
+        """About how much memory training takes for a row, or all of a prompt's. length: of a row's tokens, padded."""
+        processor, config = self.crop_processor, self.accelerator.unwrap_model(self.model).config
+        image_tokens = (prompt_ids == processor.image_token_id).sum(-1).max().item()
+        return activation_bytes(config, self.group * length, image_tokens / processor.image_seq_len, self._itemsize)
 
-    def _unit_bytes(self, ids: Tensor, length: int) -> int:
-        """The same of rows with these prompts (N, L), padded to `length` with what follows."""
-        image_tokens = (ids == self.crop_processor.image_token_id).sum(-1).max().item()
-        itemsize = 2 if self.args.bf16 or self.args.fp16 else 4
-        config = self.accelerator.unwrap_model(self.model).config
-        return activation_bytes(config, self.group * length, image_tokens / self.crop_processor.image_seq_len, itemsize)
+    @property
+    def _itemsize(self) -> int:
+        return 2 if self.args.bf16 or self.args.fp16 else 4  # bytes of what the model computes
 
     # Relies on: `Trainer._run_epoch` calling it for the batches of each step, and the next method after the step, to
     # log, evaluate and save.
@@ -129,7 +123,7 @@ class CropperTrainer:
     def create_model_card(self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None) -> None:
         """Write `README.md` into the output folder: origin, figures, settings, versions."""
         if self.is_world_process_zero():
-            save_card(self, model_name or Path(self.args.output_dir).name)
+            save_card(self, self.args.output_dir, model_name or Path(self.args.output_dir).name)
 
     # Relies on: `Trainer._inner_training_loop` calling it once an epoch, with the state of the checkpoint restored, and
     # looking at `should_training_stop` after it. Transformers itself looks for the end only after a step.
@@ -192,7 +186,8 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
         numbered = self.shared_images.processor
         super().__init__(policy, numbered, processing_class, model=model, args=args, **kwargs)
         self.data_collator = self.shared_images.read_ahead
-        self.rollouts: Batches | None = None
+        processes = self.accelerator.num_processes
+        self.rollouts = MicroBatches(args.rollout_batch_size, 1, processes, RolloutTooLarge)
         if self.ref_model is not None:  # a whole model's; an adapter's reference is a second adapter of the same model
             self.shared_images.bind(self.accelerator.unwrap_model(self.ref_model))
 
@@ -203,32 +198,19 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     # anything else of a step, and returning (token ids, None).
     def _generate_single_turn(self, prompt_ids: list, images: list, fields: dict, *args: Any) -> tuple:
         write = super()._generate_single_turn
-        if self.use_vllm or self.is_fsdp_enabled or self.is_deepspeed_enabled:  # all processes take part in a call
+        if self.use_vllm:
             return write(prompt_ids, images, fields, *args)
 
-        def write_part(rows: list[int]) -> list:
-            part = slice(rows[0], rows[-1] + 1)
-            chosen = {name: value[part] for name, value in fields.items()}
-            return write(prompt_ids[part], images[part], chosen, *args)[0]
+        def write_all(size: int) -> list:
+            chosen = [
+                (prompt_ids[part], images[part], {name: value[part] for name, value in fields.items()})
+                for part in parts_of(len(prompt_ids), size)
+            ]
+            return [ids for part in chosen for ids in write(*part, *args)[0]]
 
-        if self.rollouts is None:
-            self.rollouts = self._rollout_batches(images)
-        try:
-            ids = list(self.rollouts.run(write_part, list(range(len(prompt_ids)))))
-        except BatchTooLarge as error:
-            raise RolloutTooLarge(f"out of memory while {self.rollouts.size} completions were written") from error
-        if any(isinstance(each, BatchTooLarge) for each in ids):
-            raise RolloutTooLarge("out of memory while one completion was written")
-        return ids, None
-
-    def _rollout_batches(self, images: list) -> Batches:
-        """Completions written at once: as asked for, or on a GPU as many as memory should hold."""
-        size, model = self.args.rollout_batch_size, self.accelerator.unwrap_model(self.model)
-        if size == AUTO and model.device.type == "cuda":
-            cost = image_cost(self.crop_processor) or (lambda size: 0)
-            costs = [cost(row[0].size) for row in images]
-            return Batches(auto_batch_size(model, self.crop_processor, costs))
-        return Batches(None) if size == AUTO else Batches(size, fixed=True)
+        tokens = max(map(len, prompt_ids)) + self.max_completion_length
+        row_bytes = generation_bytes(self.accelerator.unwrap_model(self.model).config, tokens, self._itemsize)
+        return self.rollouts.run(write_all, len(prompt_ids), row_bytes, self.accelerator.device), None
 
     # Relies on: reference and old policy being asked without gradients for all completions, `batch_size` in a forward
     # pass; the policy itself with those of a part.

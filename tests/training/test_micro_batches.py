@@ -178,7 +178,7 @@ def test_sizes_follow_the_memory(monkeypatch, caplog):
 
     auto = MicroBatches("auto", unit=3)
     assert run(auto, 10, fits=9) == 4
-    assert "micro-batches of 12 of 30 rows" in caplog.text
+    assert "12 of 30 rows at once" in caplog.text
     assert run(auto, 6, fits=9) == 3  # two like parts
     assert run(auto, 3, fits=1) == 1  # 3, then 1: for good
     assert run(auto, 10, fits=9) == 1
@@ -230,7 +230,7 @@ def test_micro_batches_hold_whole_groups_or_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "parts", "error"), [(5, [5, 5, 5, 5, 4], None), ("auto", [24, 12, 12], None),
-                                                      (24, [24], "24 completions were")])  # fmt: skip
+                                                      (24, [24], "with 24 rows at once")])  # fmt: skip
 def test_rollouts_are_written_in_parts(
     size, parts, error, sft_adapter, uneven, tiny_smolvlm, tmp_path, ragged, monkeypatch
 ):

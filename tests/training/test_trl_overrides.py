@@ -58,7 +58,7 @@ def test_the_code_that_is_relied_on_is_as_it_was_read(function):
 @pytest.mark.parametrize("ours", [BoxGRPOTrainer, BoxSFTTrainer])
 def test_every_override_is_one(ours):
     """A method that TRL renames would no longer be called. Those that only the trainers here have are named."""
-    own = {"_log_boxes", "_part_loss", "_part_inputs", "_bytes", "_unit_bytes", "_tokens_seen", "_rollout_batches"}
+    own = {"_log_boxes", "_part_loss", "_part_inputs", "_unit_bytes", "_tokens_seen"}
     theirs = GRPOTrainer if ours is BoxGRPOTrainer else SFTTrainer
     mine = [cls for cls in ours.__mro__ if cls.__module__.startswith("cropvlm")]
     methods = {name for cls in mine for name, value in vars(cls).items() if inspect.isfunction(value)}
@@ -89,7 +89,7 @@ def out_of_memory(*args, **kwargs):
 @pytest.mark.parametrize(
     ("method", "error", "what", "flag"),
     [
-        ("_generate_single_turn", RolloutTooLarge, "while one completion was written", "--rollout_batch_size"),
+        ("_generate_single_turn", RolloutTooLarge, "with 1 rows at once", "--rollout_batch_size"),
         ("_get_per_token_logps_and_entropies", MicroStepTooLarge, "with 3 rows at once", "--micro_batch_size"),
         ("_compute_loss", MicroStepTooLarge, "with 3 rows at once", "--micro_batch_size"),
     ],
