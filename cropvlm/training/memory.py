@@ -25,9 +25,13 @@ PROMPT_VALUES = 20  # likewise of a token, in the one layer that reads the promp
 class RolloutTooLarge(UserError):
     """Too many completions were written at once."""
 
+    step = "rollouts"
+
 
 class MicroStepTooLarge(UserError):
     """Too many rows went through the model at once."""
+
+    step = "micro-steps"
 
 
 class MicroBatches:
@@ -41,9 +45,7 @@ class MicroBatches:
         error: raised where memory runs out with a part that may not be made smaller.
     """
 
-    def __init__(
-        self, size: int | str, unit: int = 1, num_processes: int = 1, error: type[UserError] = MicroStepTooLarge
-    ):
+    def __init__(self, size: int | str, unit: int = 1, num_processes: int = 1, error: type[Any] = MicroStepTooLarge):
         self.wanted = None if size == AUTO else max(1, size // unit)
         self.unit, self.num_processes, self.error = unit, num_processes, error
         self.bytes: int | None = None  # that a part may take; known once the model is where it stays
@@ -74,8 +76,9 @@ class MicroBatches:
         parts = math.ceil(units / max(1, self.bytes // unit_bytes))
         size = min(gather_object([math.ceil(units / parts)]))
         if first:
-            shown = (size * self.unit, units * self.unit, unit_bytes / self.unit / 2**30, self.bytes / 2**30)
-            logger.info("%d of %d rows at once: an estimated %.3f GiB each, %.1f GiB to fill", *shown)
+            each, free = unit_bytes / self.unit / 2**30, self.bytes / 2**30
+            shown = (self.error.step, size * self.unit, units * self.unit, each, free)
+            logger.info("%s: %d of %d rows at once, an estimated %.3f GiB each, %.1f GiB to fill", *shown)
         return size
 
 

@@ -54,7 +54,7 @@ class CropperTrainer:
     ) -> Tensor:
         """Return the loss of all rows, whose gradient is there already: part after part has been forward and back."""
         if self.is_deepspeed_enabled:  # counts the calls of backward
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, self._part_inputs(dict(inputs)), return_outputs, num_items_in_batch)
         units = len(next(iter(inputs.values())))
         kept = {id(weight): weight.grad.clone() for weight in model.parameters() if weight.grad is not None}
 
