@@ -7,9 +7,11 @@ transformers takes such features as `mm_encoder_outputs`, in `forward` as in `ge
 and Qwen2.5-VL alike.
 """
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from cropvlm.prompts import Messages, Prompt
 # caches are best used by one.
 TILE = 3 * 512 * 512
 ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
+FEW_IMAGES = 4  # up to which threads gain nothing
 
 END_OF_UTTERANCE = "<end_of_utterance>"
 
@@ -72,12 +75,14 @@ def prepare(
     tiling: leaves the images as 8-bit levels, whose tiles `model_inputs` cuts on the model's device.
     """
     objects = {id(image): image for _, images in prompts for image in images}
-    keys = {identity: image_key(image) for identity, image in objects.items()}
-    distinct = {keys[identity]: image for identity, image in objects.items()}
-    processed = {
-        key: process_image(processor, image, dtype) if tiling is None else read_levels(processor, image, tiling)
-        for key, image in distinct.items()
-    }
+    read = functools.partial(process_image, processor, dtype=dtype)
+    if tiling is not None:
+        read = functools.partial(read_levels, processor, tiling=tiling)
+    with ThreadPoolExecutor() as threads:  # for GRPO's rewards; a worker's single row starts none
+        each = threads.map if tiling is not None and len(objects) > FEW_IMAGES else map
+        keys = dict(zip(objects, each(image_key, objects.values()), strict=True))
+        distinct = {keys[identity]: image for identity, image in objects.items()}
+        processed = dict(zip(distinct, each(read, distinct.values()), strict=True))
     shown = [[keys[id(image)] for image in images] for _, images in prompts]
     texts, _ = processor.get_text_with_replacements(
         [chat_text(processor, messages) for messages, _ in prompts],
