@@ -42,6 +42,7 @@ from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts, BoxPr
 from cropvlm.modeling import device_and_dtype, load_processor
 from cropvlm.prompts import BRIEF_ANSWER
 from cropvlm.runtime.processes import worker_count
+from miniature.checkpoints import TILE as SMALL_TILE
 from miniature.checkpoints import build_smolvlm
 
 
@@ -85,6 +86,13 @@ def build(model_path: str | None, longest_edge: int, device: torch.device, dtype
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.generation_config = GenerationConfig()
     return model.to(device).eval(), processor
+
+
+def build_small(longest_edge: int, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The miniature's SmolVLM and its processor: tiles, and so images, have an eighth of the pixels a side."""
+    model, processor = build_smolvlm()
+    processor.image_processor.size = {"longest_edge": longest_edge * SMALL_TILE // TILE}
+    return model.to(device, dtype).eval(), processor
 
 
 def make_rows(number: int, questions_per_image: float) -> Dataset:
@@ -190,6 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--scripts", nargs="+", choices=("boxes", "answers"), default=("boxes", "answers"))
+    add(
+        "--geometry", choices=("miniature", "real"), default="real", help="miniature: a million weights, tiles of 64 px"
+    )
     add("--rows", type=positive, default=64, help="in batches")
     add("--single_rows", type=positive, default=8, help="one at a time, the first of the same rows")
     add("--longest_edge", type=positive, default=512)
@@ -207,10 +218,17 @@ def main() -> None:
         parser.error(f"--questions_per_image {args.questions_per_image}: expected at least 1")
     torch.manual_seed(42)
     device, _ = device_and_dtype()
-    model, processor = build(args.model_path, args.longest_edge, device, getattr(torch, args.dtype))
+    dtype = getattr(torch, args.dtype)
+    if args.geometry == "miniature":
+        model, processor = build_small(args.longest_edge, device, dtype)
+    else:
+        model, processor = build(args.model_path, args.longest_edge, device, dtype)
     rows = make_rows(args.rows, args.questions_per_image)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{machine}, {args.dtype}, longest edge {args.longest_edge} px, torch {torch.__version__}, ", end="")
+    print(
+        f"{machine}, {args.geometry}, {args.dtype}, longest edge {args.longest_edge} px, torch {torch.__version__}, ",
+        end="",
+    )
     print(f"{args.questions_per_image:g} questions an image, batch size {args.batch_size}", flush=True)
     for name, make_source in {"boxes": boxes_source, "answers": answers_source}.items():
         if name in args.scripts:

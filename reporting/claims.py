@@ -28,10 +28,14 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Data:
-    """A training set: its sources, and what the folders of its two parts begin with. flags: more, of step 1."""
+    """A training set: its sources, and what the folders of its two parts begin with.
+
+    rows: of each part. flags: more, of step 1.
+    """
 
     sources: tuple[str, ...]
     output: str
+    rows: int | None = None
     flags: str = ""
 
 
@@ -54,8 +58,7 @@ class Cropper:
     """A source of boxes, recognised by the model that their meta file names.
 
     stage and reward say what it is; longest_edge (px) and trained_on must agree too for figures to be comparable.
-    training: the trainer's flags; None where nothing trains it. base: the cropper that GRPO starts from. hours: that
-    training took, as reported.
+    training: the trainer's flags; None where nothing trains it. base: the cropper that GRPO starts from.
     """
 
     name: str
@@ -67,7 +70,6 @@ class Cropper:
     trained_on: str | None = None
     training: str | None = None
     base: str | None = None
-    hours: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cropvlm.inference.predictions import read_meta
 from reporting.claims import Answerer, Claims, Cropper, Setting
+from reporting.rates import ANSWERS, BOXES, GRPO, SFT, TEACHER, Rate, Work, rate_of, side
 
 PREDICTIONS = Path("predictions/paper")
 
@@ -21,8 +21,8 @@ class Stage:
     command: tuple[str, ...]
     outputs: tuple[Path, ...]
     needs: tuple[str, ...] = ()
+    work: Work | None = None  # what its speed depends on
     rows: int | None = None  # that it goes through, where the claims file knows
-    hours: float | None = None  # as reported for it; no measurement of this machine
     key: bool = False  # needs $OPENAI_API_KEY
 
     @property
@@ -55,7 +55,8 @@ def _data_stage(claims: Claims, name: str) -> Stage:
     data = claims.data[name]
     folders = (Path(f"{data.output}_sft"), Path(f"{data.output}_grpo"))
     command = ["python3", "create_dataset.py", "--dataset_path", *data.sources, "--output_path", data.output]
-    return Stage(f"data/{name}", (*command, *shlex.split(data.flags)), folders)
+    work = Work(TEACHER, "the teacher")
+    return Stage(f"data/{name}", (*command, *shlex.split(data.flags)), folders, work=work, rows=data.rows)
 
 
 def _training_stage(cropper: Cropper, claims: Claims) -> Stage:
@@ -66,7 +67,8 @@ def _training_stage(cropper: Cropper, claims: Claims) -> Stage:
     command += ["--output_dir", cropper.model, "--resume_from_checkpoint", "True"]
     needs = (f"data/{cropper.trained_on}", *([f"train/{cropper.base}"] if cropper.base else []))
     done = (Path(cropper.model) / "adapter_model.safetensors", Path(cropper.model) / "run.json")
-    return Stage(f"train/{cropper.name}", tuple(command), done, needs, hours=cropper.hours)
+    work = Work(GRPO if cropper.base else SFT, cropper.model, cropper.longest_edge, cropper.reward)
+    return Stage(f"train/{cropper.name}", tuple(command), done, needs, work, data.rows)
 
 
 def _box_stage(setting: Setting, folder: Path) -> Stage:
@@ -76,7 +78,8 @@ def _box_stage(setting: Setting, folder: Path) -> Stage:
     command = ["python3", "generate_bbox.py", "--model_path", cropper.model, *size, *_source(setting)]
     needs = (f"train/{cropper.name}",) if cropper.training else ()
     name = f"boxes/{cropper.name}/{benchmark.name}"
-    return Stage(name, (*command, "--output", str(output)), (output,), needs, rows=benchmark.rows)
+    work = Work(BOXES, cropper.model, cropper.longest_edge)
+    return Stage(name, (*command, "--output", str(output)), (output,), needs, work, benchmark.rows)
 
 
 def answers_name(setting: Setting) -> str:
@@ -96,7 +99,9 @@ def _answer_stage(setting: Setting, folder: Path) -> Stage:
     command = ["python3", "generate_final_answers.py", "--modes", mode, *source, *_answerer_flags(answerer)]
     path = output / f"{benchmark.name}_{mode}_answers.json"
     command += ["--output_path", str(output)]
-    return Stage(name, tuple(command), (path,), needs, rows=benchmark.rows, key=answerer.api)
+    size = answerer.longest_edge or side(answerer.max_pixels)
+    work = Work(ANSWERS, answerer.model, size, server=answerer.api)
+    return Stage(name, tuple(command), (path,), needs, work, benchmark.rows, key=answerer.api)
 
 
 def _source(setting: Setting) -> list[str]:
@@ -135,27 +140,14 @@ def only_command(settings: Sequence[Setting]) -> str:
     return shlex.join(["python3", "scripts/reproduce.py", "0", "--only", *sorted(f"{pair}/{last}" for pair in pairs)])
 
 
-def measured_rates(folder: Path) -> dict[tuple[str, str], float]:
-    """Return rows per second by script and model, as meta files below a folder tell of this machine."""
-    rates = {}
-    for path in sorted(folder.rglob("*.meta.json")) if folder.is_dir() else []:
-        meta = read_meta(path.with_name(path.name.replace(".meta.json", ".json")))
-        counts, models = meta.get("counts") or {}, meta.get("models") or {}
-        if counts.get("rows") and counts.get("seconds"):
-            role = "generate_bbox.py" if "cropper" in models else "generate_final_answers.py"
-            model = models.get("cropper") or models.get("answerer")
-            rates[role, model] = counts["rows"] / counts["seconds"]
-    return rates
-
-
-def hours_left(stage: Stage, rates: dict[tuple[str, str], float]) -> float | None:
-    """Return the hours that a stage takes: from measured rates, else as reported; None where nothing is known."""
+def hours_left(
+    stage: Stage, measured: dict[Work, Rate], published: dict[tuple[str, int | None], float]
+) -> tuple[float | None, str]:
+    """Return the hours that a stage takes and where the estimate is from; (None, "") where nothing is known."""
     if stage.done:
-        return 0.0
-    model = next((rate for key, rate in rates.items() if set(key) <= set(stage.command)), None)
-    if stage.rows and model:
-        return stage.rows / model / 3600
-    return stage.hours
+        return 0.0, "done"
+    rate = rate_of(stage.work, measured, published) if stage.work and stage.rows else None
+    return (stage.rows / rate.rows_per_second / 3600, rate.source) if rate else (None, "")
 
 
 def has_key() -> bool:

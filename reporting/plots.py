@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from cropvlm.boxes import bbox_area_pct
 from cropvlm.scoring import standard_error
@@ -45,7 +46,7 @@ def draw_moves(pairs: Sequence[Pair], names: Sequence[str]) -> str:
 
 def draw_areas(results: Sequence[Result], names: Sequence[str]) -> str:
     """Return the distribution of the areas of valid boxes, of every result that has boxes."""
-    figure, axes = _figure(3.2)
+    figure, axes = _figure(3.2, legend_of=len(results))
     for result, name in zip(results, names, strict=True):
         areas = np.sort([bbox_area_pct(bbox) for bbox in result.bboxes if bbox])
         if len(areas):
@@ -54,23 +55,25 @@ def draw_areas(results: Sequence[Result], names: Sequence[str]) -> str:
     axes.set_ylabel("boxes up to this area, %")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if axes.lines:
-        axes.legend(frameon=False, loc="upper left", fontsize=8)
+        _legend(figure)
     return _svg(figure)
 
 
 def draw_gains_by_size(pairs: Sequence[Pair], names: Sequence[str]) -> str:
     """Return each pair's mean gain in fifths of its questions by the size of their region."""
-    figure, axes = _figure(3.2)
+    figure, axes = _figure(3.2, legend_of=len(pairs))
     for pair, name in zip(pairs, names, strict=True):
         if pair.region_areas:
             points = gains_by_size(pair.region_areas, pair.gains)
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.axhline(0, color="#222", linewidth=0.8)
-    axes.set(xscale="log", xlabel="area of the region (true if known, else chosen), % of the image", ylabel="points")
+    axes.set(xscale="log", xlabel="area of the region (true if known, else chosen), % of the image")
+    axes.set_ylabel("gain, points")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # they may span less than a decade
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_minor_locator(NullLocator())
     if axes.lines[1:]:
-        axes.legend(frameon=False, fontsize=8)
+        _legend(figure)
     return _svg(figure)
 
 
@@ -82,12 +85,18 @@ def gains_by_size(areas: Sequence[float], gains: np.ndarray, bins: int = BINS) -
     return [(float(np.median(areas[part])), float(gains[part].mean())) for part in parts]
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure((8, height), layout="constrained")
+def _figure(height: float, legend_of: int = 0) -> tuple[Figure, Axes]:
+    """Return a figure with room for the legend of so many lines."""
+    figure = Figure((8, height + 0.1 * legend_of), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     return figure, axes
+
+
+def _legend(figure: Figure) -> None:
+    """Name the lines below the axes, where they hide nothing."""
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 
 def _svg(figure: Figure) -> str:

@@ -153,7 +153,7 @@ def _plots(report: Report) -> list[tuple[str, str]]:
     if boxed:
         first_of = {result.boxes.path: result for result in reversed(boxed)}  # one line per box file
         shown = [result for result in boxed if first_of[result.boxes.path] is result]
-        drawn.append(("Areas of the boxes", plots.draw_areas(shown, [Path(r.boxes.cropper).name for r in shown])))
+        drawn.append(("Areas of the boxes", plots.draw_areas(shown, [report.name(result) for result in shown])))
     if any(pair.region_areas for pair in report.pairs):
         drawn.append(("Gain by the size of the region", plots.draw_gains_by_size(report.pairs, of_pairs)))
     return drawn

@@ -59,9 +59,8 @@ def load(path: str, longest_edge: int, gpu: int, max_new_tokens: int) -> Ask:
         processor = modeling.load_processor(path)
     device, dtype = modeling.device_and_dtype(gpu if gpu >= 0 else None)
     model = modeling.load_model(path, device=device, dtype=dtype)
-    return lambda prompt: generation.generate_texts(
-        model, processor, [prompt[0]], [prompt[1]], max_new_tokens=max_new_tokens
-    )[0]
+    ask = functools.partial(generation.generate_texts, model, processor, max_new_tokens=max_new_tokens)
+    return lambda prompt: ask([prompt[0]], [prompt[1]])[0]
 
 
 def ask_server(server: Server, longest_edge: int, prompt: Prompt) -> str:
@@ -96,7 +95,7 @@ def add_corner(corners: list, x: float, y: float) -> tuple[list, str]:
 
 
 def build(cropper: Ask, answerer: Ask, examples: list):
-    """Return the page, a `gradio.Blocks`. examples: [image, question, box] of each."""
+    """Return the page, a `gradio.Blocks`. examples: [image, question] of each."""
     import gradio as gr
 
     def submit(image, question, box):
@@ -113,19 +112,22 @@ def build(cropper: Ask, answerer: Ask, examples: list):
         gr.Markdown("# CropVLM\nA small model chooses where to look. Click two corners on the image to draw a box.")
         corners = gr.State([])
         with gr.Row():
-            image = gr.Image(type="pil", label="image", sources=["upload", "clipboard"])
+            image = gr.Image(type="pil", label="image", sources=["upload", "clipboard"], buttons=["fullscreen"])
             with gr.Column():
                 question = gr.Textbox(label="question")
                 box = gr.Textbox(label="box: [x1, y1, x2, y2] in percent; empty: the cropper's")
                 button = gr.Button("answer", variant="primary")
+                with gr.Row():
+                    answers = [gr.Textbox(label=label) for label in ("without the crop", "with the crop")]
+                used = gr.Textbox(label="box used")
         with gr.Row():
-            outputs = [gr.Image(label="box"), gr.Image(label="crop")]
-        with gr.Row():
-            outputs += [gr.Textbox(label=label) for label in ("box used", "without the crop", "with the crop")]
+            outputs = [gr.Image(label=label, buttons=["fullscreen", "download"]) for label in ("box", "crop")]
+        outputs += [used, *answers]
         gr.on([button.click, question.submit, box.submit], submit, [image, question, box], outputs, api_name="answer")
         image.select(click, [image, corners], [corners, box], api_name=False)
+        image.change(lambda: ([], ""), None, [corners, box], api_name=False)
         if examples:
-            gr.Examples(examples, [image, question, box], cache_examples=False)
+            gr.Examples(examples, [image, question], cache_examples=False)
     return page
 
 
@@ -136,7 +138,7 @@ def main() -> None:
     from cropvlm.data import load_rows
 
     rows = load_rows(WORLD, "test", max_samples=6) if WORLD.is_dir() else []
-    examples = [[open_image(row["image"]), row["question"], ""] for row in rows]
+    examples = [[open_image(row["image"]), row["question"]] for row in rows]
     cropper = load(args.model_path or str(CROPPER), args.longest_edge, args.gpu, MAX_BOX_TOKENS)
     server, own = server_of(args), (args.vqa_model_path, args.longest_edge, args.gpu, args.max_new_tokens)
     answerer = functools.partial(ask_server, server, args.longest_edge) if server else load(*own)

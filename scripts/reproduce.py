@@ -5,21 +5,22 @@
 
 Finished stages are skipped; an interrupted one continues from its journal or newest checkpoint. Independent stages run
 side by side, one on each GPU. Failed stages are listed at the end and those that depend on them are skipped; the others
-continue. Models behind a server are skipped without $OPENAI_API_KEY. Exit code 3: a stage failed, or a figure or claim
-is not reproduced.
+continue. A signal ends all that run. Models behind a server are skipped without $OPENAI_API_KEY. Exit code 3: a stage
+failed, or a figure or claim is not reproduced.
 """
 
 import argparse
+import math
 import shlex
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run  # noqa: E402
+from reporting.scheduler import Interrupted, Scheduler  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,64 +34,26 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def print_plan(stages: dict, folder: Path) -> None:
-    """Print a line for each stage and its command, then the hours that are left."""
-    from reporting.plan import hours_left, measured_rates
+def duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
 
-    rates = measured_rates(folder)
-    hours = {name: hours_left(stage, rates) for name, stage in stages.items()}
+
+def print_plan(stages: dict, folder: Path) -> None:
+    """Print each stage's name, hours left with the origin of the estimate, and command; then the sum."""
+    from reporting.plan import hours_left
+    from reporting.rates import measured_rates, published_rates
+
+    measured, published = measured_rates(folder), published_rates()
+    estimates = {name: hours_left(stage, measured, published) for name, stage in stages.items()}
     for name, stage in stages.items():
-        left = "hours unknown" if hours[name] is None else f"{hours[name]:.1f} h"
+        hours, source = estimates[name]
+        left = "hours unknown" if hours is None else f"{duration(hours)} ({source})"
         print(f"{name}: {'done' if stage.done else left}\n    {shlex.join(stage.command)}")
-    known = sum(value for value in hours.values() if value)
-    unknown = sum(value is None for value in hours.values())
+    known = sum(hours for hours, _ in estimates.values() if hours)
+    unknown = sum(hours is None for hours, _ in estimates.values())
     done = sum(stage.done for stage in stages.values())
     more = f", and {unknown} stages whose hours are unknown" if unknown else ""
     print(f"{done} of {len(stages)} stages are done; {known:.1f} h left on one GPU{more}")
-
-
-class Scheduler:
-    """Runs stages on GPUs, one at a time on each; a stage begins when what it needs is done."""
-
-    def __init__(self, stages: dict, gpus: list[int]):
-        self.waiting = {name: stage for name, stage in stages.items() if not stage.done}
-        self.known, self.finished = set(stages), {name for name in stages if name not in self.waiting}
-        self.failed: list[str] = []
-        self.left_out: list[str] = []
-        self.gpus, self.changed = gpus, threading.Condition()
-
-    def run(self) -> None:
-        threads = [threading.Thread(target=self._work, args=(gpu,)) for gpu in self.gpus]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _work(self, gpu: int) -> None:
-        while (stage := self._next()) is not None:
-            print(f"== GPU {gpu}: {stage.name}: {shlex.join(stage.command)}", flush=True)
-            code = subprocess.run([*stage.command, "--gpu", str(gpu)], stdin=subprocess.DEVNULL, check=False).returncode
-            with self.changed:
-                good = code in (0, COMPLETE_WITH_FAILURES) and stage.done
-                self.finished.add(stage.name) if good else self.failed.append(stage.name)
-                self.changed.notify_all()
-
-    def _next(self):
-        """Return a stage that can begin; wait for one; None where none is left."""
-        with self.changed:
-            while True:
-                gone = {*self.failed, *self.left_out}
-                lost = [name for name, stage in self.waiting.items() if gone & set(stage.needs)]
-                for name in lost:
-                    self.left_out.append(name)
-                    del self.waiting[name]
-                if not self.waiting:
-                    return None
-                for name, stage in self.waiting.items():
-                    if not lost and all(need in self.finished or need not in self.known for need in stage.needs):
-                        return self.waiting.pop(name)
-                if not lost:
-                    self.changed.wait()
 
 
 def main() -> int:
@@ -109,7 +72,11 @@ def main() -> int:
         print_plan(picked, args.predictions)
         return 0
     scheduler = Scheduler(picked, args.gpus)
-    scheduler.run()
+    try:
+        scheduler.run()
+    except Interrupted as signal:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return signal.exit_code
     report = [sys.executable, str(ROOT / "scripts/report.py"), "--predictions", str(args.predictions)]
     code = subprocess.run([*report, "--claims", str(args.claims)], check=False).returncode
     for words, names in (("failed", scheduler.failed), ("left out after a failure", scheduler.left_out)):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsers import open_chromium
 from hypothesis import settings
 from real_files import QWEN, SHARED, SMOLVLM, real_files
 
@@ -59,6 +60,14 @@ def tiny_llava(checkpoints) -> Path:
     from miniature.checkpoints import build_llava, save
 
     return save(checkpoints / "llava", *build_llava())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium (Debian's chromium and chromium-driver)."""
+    driver = open_chromium()
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,21 @@
-"""The demo: what the page answers, with models that answer at once; the page itself where gradio is installed."""
+"""The demo: what the page answers, with models that answer at once; then the page itself, in a browser."""
 
 import importlib.util
+import json
+import os
+import re
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsers import find, requested_urls
 from PIL import Image
+
+from cropvlm.boxes import parse_bbox
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,17 +89,119 @@ def test_without_a_model_it_says_what_to_run(tmp_path):
     assert "run bash scripts/miniature.sh, or give --model_path" in done.stderr
 
 
-def test_the_page_answers_its_client(demo, tmp_path):
-    pytest.importorskip("gradio", reason="gradio is not installed (bash scripts/demo.sh installs it)")
-    from gradio_client import Client, handle_file
+# The page in earnest: started as a user does, without flags, in a folder that looks like one after the miniature.
+GRADIO = ROOT / ".venv/demo/bin/python3"  # where scripts/demo.sh installs it
+CLIENT = """
+import json, sys
+from gradio_client import Client, handle_file
 
-    page = demo.build(cropper, answerer, [[IMAGE, "What?", ""]])
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+client = Client(sys.argv[1], verbose=False)
+for box in ("", "[50, 50, 100, 100]"):
+    *pictures, used, without, with_crop = client.predict(handle_file(sys.argv[2]), "What?", box, api_name="/answer")
+    print(json.dumps([used, without, with_crop]))
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, tiny_smolvlm, tiny_world) -> Iterator[str]:
+    """Where the demo listens: a random cropper, whose boxes are invalid, and the miniature's answerer."""
+    if not GRADIO.exists():
+        pytest.skip("gradio is not installed (bash scripts/demo.sh --help installs it)")
+    folder = tmp_path_factory.mktemp("demo")
+    for name in ("models", "datasets", "scripts"):
+        (folder / name).mkdir()
+    (folder / "scripts/demo.py").write_text((ROOT / "scripts/demo.py").read_text())
+    sources = {"cropvlm": ROOT / "cropvlm", "miniature": ROOT / "miniature"}
+    sources |= {"models/miniature_grpo": tiny_smolvlm, "datasets/miniature": tiny_world}
+    for name, source in sources.items():
+        (folder / name).symlink_to(source)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "log"
+    environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
+    with log.open("w") as file:
+        call = [GRADIO, folder / "scripts/demo.py", "--port", str(port)]
+        process = subprocess.Popen(call, stdout=file, stderr=file, env=environment)
     try:
-        IMAGE.save(tmp_path / "image.png")
-        client = Client(url, verbose=False)
-        result = client.predict(handle_file(tmp_path / "image.png"), "What?", "", api_name="/answer")
-        assert result[2] == "[0, 0, 50, 50]."
-        assert result[4].startswith("200x100 100x50")
+        end = time.monotonic() + 120
+        while "Running on local URL" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/"
     finally:
-        page.close()
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_the_demo_answers_its_client(address, tmp_path):
+    IMAGE.save(tmp_path / "image.png")
+    call = [GRADIO, "-c", CLIENT, address, tmp_path / "image.png"]
+    environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env=environment)
+    croppers, typed = map(json.loads, done.stdout.splitlines())
+    assert croppers[0].endswith("(invalid: the full image is shown again)")
+    assert typed[0] == "[50, 50, 100, 100]"
+    for _, without, with_crop in (croppers, typed):
+        assert re.search(r"\(\d+\.\d\d s\)$", without)
+        assert re.search(r"\(\d+\.\d\d s\) and \d+\.\d\d s for the box$", with_crop)
+
+
+@pytest.mark.slow
+def test_the_demo_in_a_browser(address, browser):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def wait(condition):
+        return WebDriverWait(browser, 60).until(lambda _: condition())
+
+    def text(label: str):
+        """The text box with a label that begins so."""
+        labels = browser.find_elements("css selector", "label")
+        (found,) = [each for each in labels if each.text.startswith(label)]
+        return found.find_element("css selector", "textarea, input")
+
+    def value(label: str) -> str:
+        return text(label).get_attribute("value")
+
+    def shown_pictures() -> list:
+        """(width, height) of the pictures that have been loaded: the input, and after an answer box and crop."""
+        script = "return [...document.querySelectorAll('.image-frame img, .image-container img')]"
+        script += ".filter(i => i.complete && i.naturalWidth).map(i => [i.naturalWidth, i.naturalHeight])"
+        return browser.execute_script(script)
+
+    browser.get_log("performance"), browser.get_log("browser")
+    browser.get(address)
+    wait(lambda: browser.find_elements("css selector", "tr.tr-body"))[1].click()  # an example
+    wait(lambda: value("question"))
+    wait(shown_pictures)
+    (button,) = [each for each in browser.find_elements("css selector", "button") if each.text == "answer"]
+    button.click()
+    wait(lambda: value("box used").endswith("(invalid: the full image is shown again)"))
+    assert re.search(r"\(\d+\.\d\d s\)$", value("without the crop"))
+    assert re.search(r"s for the box$", value("with the crop"))
+
+    # Typed.
+    text("box: [").send_keys("[50, 50, 100, 100]", Keys.ENTER)
+    wait(lambda: value("box used") == "[50, 50, 100, 100]")
+    wait(lambda: len(shown_pictures()) == 3)
+    (width, height), _, crop = shown_pictures()
+    assert crop == pytest.approx([width / 2, height / 2], abs=1)
+
+    # Drawn by two clicks, at a quarter and at half of the sides.
+    image = find(browser, ".image-frame img, .image-container img")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
+    for share in (0.25, 0.5):
+        offset = [round((share - 0.5) * image.size[side]) for side in ("width", "height")]
+        ActionChains(browser).move_to_element_with_offset(image, *offset).click().perform()
+        time.sleep(0.5)
+    wait(lambda: parse_bbox(value("box: [")))
+    assert parse_bbox(value("box: [")) == pytest.approx((25, 25, 50, 50), abs=2)
+    button.click()
+    wait(lambda: value("box used") == value("box: ["))
+
+    assert [url for url in requested_urls(browser) if not url.startswith((address, "data:", "blob:"))] == []
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

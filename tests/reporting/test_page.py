@@ -1,11 +1,11 @@
 """The report's page in a real browser: filters, search, keyboard, no script error, no request, text that stays text."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browsers import find, press, requested_urls
 from PIL import Image
 from reporting_worlds import write_answers, write_boxes, write_rows
 
@@ -49,23 +49,6 @@ def page(tmp_path_factory) -> Path:
     return folder / "out" / "report.html"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium that logs its console and its requests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed (Debian: chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def opened(browser, page):
     """The page, loaded anew."""
@@ -81,21 +64,10 @@ def visible(browser) -> list[str]:
     return [next(color for color in colors if color in text) for text in browser.execute_script(script)]
 
 
-def press(browser, *keys: str) -> None:
-    from selenium.webdriver import ActionChains
-
-    ActionChains(browser).send_keys(*keys).perform()
-
-
-def find(browser, selector: str):
-    return browser.find_element("css selector", selector)
-
-
 def test_nothing_is_requested_and_no_script_fails(opened):
     press(opened, "/", "green")
     find(opened, ".card:not([hidden])").click()
-    requests = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    urls = [r["params"]["request"]["url"] for r in requests if r["method"] == "Network.requestWillBeSent"]
+    urls = requested_urls(opened)
     assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in urls if url.startswith("file:")]) == 1  # the page itself
     assert opened.get_log("browser") == []

@@ -1,8 +1,10 @@
 """The stages behind a claims file, their order, and the driver that runs them."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,21 @@ from reporting_worlds import write_answers
 
 from cropvlm.cli import UserError
 from reporting.claims import read_claims
-from reporting.plan import Stage, chosen, hours_left, measured_rates, only_command, stages
+from reporting.plan import Stage, chosen, hours_left, only_command, stages
+from reporting.rates import (
+    ANSWERS,
+    BOXES,
+    GRPO,
+    SFT,
+    TEACHER,
+    Rate,
+    Work,
+    measured_rates,
+    published_rates,
+    rate_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
 
 PAPER = read_claims(ROOT / "scripts" / "claims" / "paper.yaml")
 
@@ -71,46 +84,96 @@ def test_the_command_of_a_setting_picks_its_stages():
     ]  # noqa: E501
 
 
-def test_hours_come_from_this_machines_meta_files(tmp_path):
-    write_answers(tmp_path / "a_answers.json", ["x"] * 10, "rows", answerer="m")  # 10 rows in 2 s
-    rates = measured_rates(tmp_path)
-    assert rates == {("generate_final_answers.py", "m"): 5}
-    command = ("python3", "generate_final_answers.py", "--vqa_model_path", "m")
-    assert hours_left(Stage("a", command, (tmp_path / "gone",), rows=36000), rates) == pytest.approx(2)
-    assert hours_left(Stage("a", command, (tmp_path,), rows=36000), rates) == 0  # done
-    assert hours_left(Stage("a", ("x",), (tmp_path / "gone",), hours=3), rates) == 3
-    assert hours_left(Stage("a", ("x",), (tmp_path / "gone",)), rates) is None
+def test_hours_come_from_this_machines_meta_files_first(tmp_path):
+    write_answers(tmp_path / "a_answers.json", ["x"] * 10, "rows", answerer="m")  # 10 rows in 2 s, at 64 px
+    measured = measured_rates(tmp_path)
+    work = Work(ANSWERS, "m", 64)
+    assert measured == {work: Rate(5, "measured here")}
+    stage = Stage("a", ("x",), (tmp_path / "gone",), work=work, rows=36000)
+    assert hours_left(stage, measured, {}) == (pytest.approx(2), "measured here")
+    assert hours_left(replace(stage, outputs=(tmp_path,)), measured, {}) == (0, "done")
+    assert hours_left(replace(stage, rows=None), measured, {}) == (None, "")
+    published = {(TEACHER, None): 10.0}
+    at_another_size = replace(stage, work=replace(work, size=128))
+    assert hours_left(at_another_size, measured, published) == (
+        pytest.approx(1),
+        "benchmarks/README.md; nearest figure: teacher 7B",
+    )
 
 
-def made(name: str, code: int = 0, needs: tuple[str, ...] = ()) -> Stage:
-    """A stage that notes its name and its GPU, and leaves a file."""
-    program = f"import sys, pathlib; pathlib.Path({name!r}).touch(); print({name!r}); open('log', 'a').write({name!r} + ' ' + sys.argv[-1] + chr(10)); sys.exit({code})"  # noqa: E501
-    return Stage(name, (sys.executable, "-c", program), (Path(name),), needs)
+def test_of_two_files_the_slower_counts(tmp_path):
+    write_answers(tmp_path / "a_answers.json", ["x"] * 10, "rows", answerer="m")
+    write_answers(tmp_path / "b_answers.json", ["x"] * 100, "rows", answerer="m", boxes=["[0, 0, 9, 9]."] * 100)
+    assert measured_rates(tmp_path) == {Work(ANSWERS, "m", 64): Rate(5, "measured here")}
 
 
-def test_a_failed_stage_is_named_and_the_others_go_on(tmp_path, monkeypatch):
-    from reproduce import Scheduler
+TABLE = """\
+| date | command | tiles |
+| work | ours | other way | ratio |
+|---|---|---|---|
+| boxes 512 px | 62 rows/s | one at a time | 40 |
+| boxes 2048 px | 1 rows/s | 0.5 rows/s, one at a time | 2.00 |
+| GRPO step 512 px, 16 prompts | 9.4 s | 19.9 s, unmodified TRL | 2.1 |
+| SFT 512 px | not done in 180 s | | |
+| teacher 7B | 4.9 rows/s | one at a time | 12.6 |
+text in between
+| boxes 2048 px | 20 rows/s | 0.5 rows/s, one at a time | 40.00 |
+"""
 
-    monkeypatch.chdir(tmp_path)
-    Path("done").touch()
-    items = [made("done"), made("a", 1), made("b", needs=("a",)), made("c", needs=("b",)), made("d", 3, ("done",))]
-    scheduler = Scheduler({stage.name: stage for stage in items}, [4])
-    scheduler.run()
-    assert Path("log").read_text().split("\n")[:-1] == ["a 4", "d 4"]  # 3 is complete, with failures named
-    assert (scheduler.failed, scheduler.left_out) == (["a"], ["b", "c"])
+
+def test_a_gpus_rates_are_read_from_the_tables_of_the_readme(tmp_path):
+    (tmp_path / "README.md").write_text(TABLE)
+    assert published_rates(tmp_path / "README.md") == {
+        (BOXES, 512): 62,
+        (BOXES, 2048): 20,  # the later one
+        (GRPO, 512): pytest.approx(16 / 9.4),
+        (TEACHER, None): 4.9,
+    }
 
 
-def test_two_gpus_share_the_stages_in_order(tmp_path, monkeypatch):
-    from reproduce import Scheduler
+def test_the_projects_own_readme_has_every_kind_of_work():
+    assert published_rates().keys() == {
+        *((kind, size) for kind in (BOXES, ANSWERS, GRPO, SFT) for size in (512, 2048)),
+        (TEACHER, None),
+    }
 
-    monkeypatch.chdir(tmp_path)
-    items = [made("a"), made("b"), made("c", needs=("a", "b")), made("d", needs=("c",))]
-    scheduler = Scheduler({stage.name: stage for stage in items}, [0, 1])
-    scheduler.run()
-    order = [line.split()[0] for line in Path("log").read_text().splitlines()]
-    assert sorted(order[:2]) == ["a", "b"]
-    assert order[2:] == ["c", "d"]
-    assert not scheduler.failed
+
+SMOLVLM, TEACHERS = "HuggingFaceTB/SmolVLM-256M-Instruct", {(TEACHER, None): 5.0}
+TWO_SIZES = {(BOXES, 512): 50.0, (BOXES, 2048): 10.0}  # 0.02 and 0.1 s a row
+
+
+@pytest.mark.parametrize(
+    ("work", "published", "rate", "source"),
+    [
+        (Work(BOXES, "models/grpo", 512), TWO_SIZES, 50, ""),
+        # 1024 px has (4 - 1) / (16 - 1) = a fifth of the way in pixels: 0.02 + 0.08 / 5 = 0.036 s.
+        (Work(BOXES, "models/grpo", 1024), TWO_SIZES, 1 / 0.036, "; interpolated between 512 and 2048 px"),
+        (Work(BOXES, "models/grpo", 384), TWO_SIZES, 50, "; nearest figure: 512 px"),
+        (Work(BOXES, "models/grpo", 4096), TWO_SIZES, 10, "; nearest figure: 2048 px"),
+        (Work(BOXES, "models/grpo"), TWO_SIZES, 10, "; nearest figure: 2048 px"),
+        (Work(ANSWERS, SMOLVLM, 512), {(ANSWERS, 512): 80.0}, 80, "; for both answers"),
+        (Work(ANSWERS, "llava-hf/llava-1.5-7b-hf"), TEACHERS, 5, "; nearest figure: teacher 7B"),
+        (Work(ANSWERS, "Qwen/Qwen2.5-VL-7B-Instruct", 448), TEACHERS, 5, "; nearest figure: teacher 7B"),
+        (
+            Work(ANSWERS, "gpt-4.1-nano", 512, server=True),
+            TEACHERS,
+            5,
+            "; nearest figure: teacher 7B; the model is behind a server",
+        ),
+        (
+            Work(GRPO, "models/grpo", 512, reward="accuracy"),
+            {(GRPO, 512): 2.0},
+            2,
+            "; with the likelihood reward",
+        ),
+    ],
+)
+def test_estimates_say_what_they_are_from(work, published, rate, source):
+    assert rate_of(work, {}, published) == Rate(pytest.approx(rate), f"benchmarks/README.md{source}")
+
+
+def test_without_a_figure_of_its_kind_nothing_is_estimated():
+    assert rate_of(Work(SFT, "models/sft", 512), {}, TWO_SIZES) is None
 
 
 def drive(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -125,7 +188,8 @@ def test_plan_prints_every_command_and_runs_nothing(monkeypatch):
     assert "left out without $OPENAI_API_KEY: answers/gpt_512/" in done.stdout
     listed = [name for name, stage in stages(PAPER).items() if not stage.key]
     assert [line.split(":")[0] for line in done.stdout.splitlines()[1:-1:2]] == listed
-    assert "stages are done" in done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"\d+ of 155 stages are done; \d+\.\d h left on one GPU", done.stdout.splitlines()[-1])
+    assert "train/sft_2048: 6.2 h (benchmarks/README.md)\n" in done.stdout  # 62,042 rows at 2.8 rows/s
 
 
 @pytest.mark.parametrize("flags", [[], ["x"], ["0", "--only", "nothing"], ["0", "--claims", "gone.yaml"]], ids=str)

@@ -1,0 +1,172 @@
+"""The driver of stages: order, GPUs, failures, and signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from reporting import scheduler
+from reporting.plan import Stage
+from reporting.scheduler import Interrupted, Scheduler
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def made(name: str, code: int = 0, needs: tuple[str, ...] = ()) -> Stage:
+    """A stage that notes its name and its GPU, and leaves a file."""
+    program = f"import sys, pathlib; pathlib.Path({name!r}).touch(); print({name!r}); open('log', 'a').write({name!r} + ' ' + sys.argv[-1] + chr(10)); sys.exit({code})"  # noqa: E501
+    return Stage(name, (sys.executable, "-c", program), (Path(name),), needs)
+
+
+def test_a_failed_stage_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("done").touch()
+    items = [made("done"), made("a", 1), made("b", needs=("a",)), made("c", needs=("b",)), made("d", 3, ("done",))]
+    scheduler = Scheduler({stage.name: stage for stage in items}, [4])
+    scheduler.run()
+    assert Path("log").read_text().split("\n")[:-1] == ["a 4", "d 4"]  # 3 is complete, with failures named
+    assert (scheduler.failed, scheduler.left_out) == (["a"], ["b", "c"])
+
+
+def test_two_gpus_share_the_stages_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    items = [made("a"), made("b"), made("c", needs=("a", "b")), made("d", needs=("c",))]
+    scheduler = Scheduler({stage.name: stage for stage in items}, [0, 1])
+    scheduler.run()
+    order = [line.split()[0] for line in Path("log").read_text().splitlines()]
+    assert sorted(order[:2]) == ["a", "b"]
+    assert order[2:] == ["c", "d"]
+    assert not scheduler.failed
+
+
+def test_every_gpu_runs_one_stage_at_a_time_and_a_failure_stops_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = """if True:
+        import os, pathlib, sys, time
+        name, gpu = sys.argv[1], sys.argv[-1]
+        os.close(os.open(f"busy{gpu}", os.O_CREAT | os.O_EXCL))  # fails where another one has this GPU
+        time.sleep(0.2)
+        os.remove(f"busy{gpu}")
+        pathlib.Path("gpus").open("a").write(gpu)
+        sys.exit(1) if name == "b" else pathlib.Path(name).touch()
+    """
+    names = ["a", "b", "c", "d", "e", "f"]
+    needs = {"e": ("b",)}
+    items = {n: Stage(n, (sys.executable, "-c", program, n), (Path(n),), needs.get(n, ())) for n in names}
+    driver = Scheduler(items, [0, 1, 2])
+    driver.run()
+    assert (driver.failed, driver.left_out) == (["b"], ["e"])
+    assert sorted(Path("gpus").read_text())[:3] != ["0", "0", "0"]  # not one after the other on the first
+    assert set(Path("gpus").read_text()) == {"0", "1", "2"}
+    assert all(Path(name).exists() for name in "acdf")
+
+
+STUBBORN = """if True:
+    import os, pathlib, signal, subprocess, sys, time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "1000"])
+    pathlib.Path("pids.part").write_text(f"{os.getpid()} {child.pid}")
+    os.rename("pids.part", "pids")
+    time.sleep(1000)
+"""
+
+
+def test_a_stage_that_heeds_no_signal_is_killed_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scheduler, "GRACE", 0.2)
+    items = {"a": Stage("a", (sys.executable, "-c", STUBBORN), (Path("a"),)), "b": made("b", needs=("a",))}
+
+    def interrupt() -> None:
+        wait_for(Path("pids"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        Scheduler(items, [0]).run()
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert_gone(Path("pids"))
+    assert not Path("log").exists()  # b never began
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# Step 1 of a world without models: it works until it is ended, or finishes at once where a file says so.
+FAKE_STEP = """if True:
+    import os, pathlib, subprocess, sys, time
+    output = sys.argv[sys.argv.index("--output_path") + 1]
+    with pathlib.Path("begun").open("a") as file:
+        file.write(output + chr(10))
+    if not pathlib.Path("quick").exists():
+        child = subprocess.Popen(["sleep", "1000"])
+        pathlib.Path(output + ".part").write_text(f"{os.getpid()} {child.pid}")
+        os.rename(output + ".part", output + ".pids")
+        time.sleep(1000)
+    for part in ("_sft", "_grpo"):
+        pathlib.Path(output + part).mkdir()
+"""
+CLAIMS = """
+title: two training sets
+source: made up
+benchmarks: {rows: {path: rows}}
+data:
+  one: {sources: [rows], output: one}
+  two: {sources: [rows], output: two}
+answerers: {small: {title: small, model: vlm}}
+croppers:
+  a: {title: a, stage: SFT, model: models/a, trained_on: one, training: --max_steps 1}
+  b: {title: b, stage: SFT, model: models/b, trained_on: two, training: --max_steps 1}
+also:
+  - {answerer: small, cropper: a}
+  - {answerer: small, cropper: b}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_ends_all_stages_and_the_next_run_goes_on(tmp_path, number):
+    (tmp_path / "create_dataset.py").write_text(FAKE_STEP)
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    driver = [sys.executable, str(ROOT / "scripts/reproduce.py"), "0", "1", "--claims", "claims.yaml"]
+    driver += ["--only", "data/*"]
+    # As a shell starts what is in the background: with SIGINT ignored.
+    ignoring = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(driver, cwd=tmp_path, preexec_fn=ignoring, **pipes)
+    notes = [tmp_path / "one.pids", tmp_path / "two.pids"]
+    for note in notes:
+        wait_for(note)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors == "interrupted; run the same command again to go on\n"
+    for note in notes:
+        assert_gone(note)
+
+    (tmp_path / "quick").touch()
+    again = subprocess.run(driver, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert sorted((tmp_path / "begun").read_text().split()) == ["one", "one", "two", "two"]
+    assert (tmp_path / "one_sft").exists()
+    assert (tmp_path / "two_sft").exists()
+    assert again.returncode == 2  # there are no predictions to report on
+    assert again.stderr.count("\n") == 1
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def assert_gone(note: Path) -> None:
+    """None of the processes that a file lists runs any more; one that nobody has waited for is a zombie."""
+    for pid in note.read_text().split():
+        status = Path(f"/proc/{pid}/status")
+        end = time.monotonic() + 10
+        while status.exists() and "State:\tZ" not in status.read_text():
+            assert time.monotonic() < end, f"{pid} still runs"
+            time.sleep(0.01)
