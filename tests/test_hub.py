@@ -194,6 +194,13 @@ def test_the_six_commands_with_their_defaults(hub, project, tmp_path, smolvlm_of
         call(command)
     assert re.fullmatch(r"\d+\.\d{4}", call(commands[5]).splitlines()[-1])
 
+    commit = hub.repositories["models", "HuggingFaceTB/SmolVLM-256M-Instruct"].resolve("main")
+    for name, part in (("bbox", "base_model_files"), ("base_answers", "model_files")):
+        meta = json.loads((project / "predictions" / f"textvqa_{name}.meta.json").read_text())
+        assert meta["settings"][part] == commit, name
+    record = json.loads((project / "models" / "sft_512" / "run.json").read_text())
+    assert record["contents"]["base_model"] == record["contents"]["vqa_model"] == commit
+
     data = [path for path in hub.fetched_data() if path.startswith("lmms-lab/")]
     assert data == [f"lmms-lab/textvqa/data/{split}-00000-of-00001.parquet" for split in ("train", "validation")]
     sent = hub.files("datasets", "someone/boxes")

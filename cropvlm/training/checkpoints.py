@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from cropvlm.cli import UserError, shorten
 from cropvlm.runtime.files import write_json
-from cropvlm.runtime.provenance import MODEL_FILES
+from cropvlm.runtime.provenance import MODEL_FILES, hub_commit
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict])
 
 
 def model_checksum(path: str | None) -> str | None:
-    """Return a checksum of the model in a local folder, with an adapter's base; None for a Hub id."""
+    """Return a checksum of the model in a local folder, with an adapter's base; the commit of a Hub id."""
     if path is None or not Path(path).is_dir():
-        return None
+        return path and hub_commit(path)
     base = None
     with contextlib.suppress(Exception):  # whatever such a file holds
         base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
