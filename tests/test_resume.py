@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_
     flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
     flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
     if script == "train_grpo":
-        flags += ["--num_generations", 3, "--per_device_train_batch_size", 3, "--max_completion_length", 8]
+        flags += GRPO
     flags += ["--gradient_accumulation_steps", 2, "--disable_tqdm", True, "--output_dir"]
     flags = list(map(str, flags))
 
@@ -136,23 +136,31 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_
     assert any((halfway[name] - weight).abs().max() > 1e-4 for name, weight in undisturbed.items())
 
 
+GRPO = ["--num_generations", 3, "--per_device_train_batch_size", 3, "--max_completion_length", 8]
+
+
 @pytest.mark.slow
-def test_training_is_completed_wherever_it_is_killed(flags, finished, tmp_path, unchanged):
+@pytest.mark.parametrize(("script", "stride"), [("train_sft", 9), ("train_grpo", 31)])
+def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny_smolvlm, tmp_path, unchanged):
     """At file-system events from the first to the last: the same command ends with the same weights."""
+    if script == "train_grpo":
+        flags = [*flags, *GRPO, "--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
 
     def run(folder: Path, kill_at: int | None = None) -> tuple[int, int]:
-        return run_forked(lambda: train("train_sft", [*flags, "--output_dir", folder, *RESUME]), kill_at)
+        return run_forked(lambda: train(script, [*flags, "--output_dir", folder, *RESUME]), kill_at)
 
+    train(script, [*flags, "--output_dir", tmp_path / "undisturbed"])
+    expected = weights(tmp_path / "undisturbed")
     code, points = run(tmp_path / "whole")
     assert code == 0
-    assert weights(tmp_path / "whole") == weights(finished)
-    for point in range(0, points, 9):
+    assert weights(tmp_path / "whole") == expected
+    for point in range(0, points, stride):
         folder = tmp_path / f"killed-{point}"
         assert run(folder, point)[0] == -signal.SIGKILL
         if read_record(folder) is not None:
-            assert weights(folder) == weights(finished), point
+            assert weights(folder) == expected, point
         assert run(folder)[0] == 0, point
-        assert weights(folder) == weights(finished), point
+        assert weights(folder) == expected, point
         assert read_record(folder) is not None
         assert not [*folder.glob("_*"), *folder.glob(".*")], point
         shutil.rmtree(folder)

@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import gather_object
 
 from cropvlm.cli import UserError
-from cropvlm.generation import AUTO
 from cropvlm.models.batches import unless_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class MicroBatches:
     """
 
     def __init__(self, size: int | str, unit: int = 1, num_processes: int = 1, error: type[Any] = MicroStepTooLarge):
-        self.wanted = None if size == AUTO else max(1, size // unit)
+        self.wanted = None if size == "auto" else max(1, size // unit)
         self.unit, self.num_processes, self.error = unit, num_processes, error
         self.bytes: int | None = None  # that a part may take; known once the model is where it stays
 
