@@ -31,6 +31,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Idefics3ForConditionalGeneration, Idefics3Model
+from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -105,11 +106,17 @@ class ModelTime:
 
     @contextlib.contextmanager
     def timing(self, on_a_gpu: bool) -> Iterator[None]:
-        """Time forward, encoding, backward and the optimiser's step. on_a_gpu: hand images over as to one."""
+        """Time forward, encoding, backward and the optimiser's step, as many tiles encoded at once as on a GPU.
+
+        on_a_gpu: hand images over as to one.
+        """
         parts = [(Idefics3ForConditionalGeneration, "forward"), (Idefics3Model, "get_image_features")]
+        parts += [(GRPOTrainer, "_get_per_token_logps_and_entropies")]  # the logits' arithmetic is in here
         parts += [(Accelerator, "backward"), (torch.optim.AdamW, "step")]
         parts += [(module, "cut_tiles") for module in CUTTING]
+        as_many_tiles = {"cpu": cropvlm.encoding.ENCODED_AT_ONCE["cuda"]}
         with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(cropvlm.encoding.ENCODED_AT_ONCE, as_many_tiles))
             for owner, name in parts:
                 stack.enter_context(mock.patch.object(owner, name, self.timed(getattr(owner, name))))
             for module in TILING if on_a_gpu else ():
@@ -147,7 +154,7 @@ def overlap(rows: int, longest_edge: int) -> dict[str, float]:
     with thin_models():
         model, processor = generation_speed.build(None, longest_edge, torch.device("cpu"), torch.float32)
     source = generation_speed.boxes_source(generation_speed.make_rows(rows, 1))
-    batch, stop = 8, processor.tokenizer.eos_token_id
+    batch, stop = 4, processor.tokenizer.eos_token_id  # a worker is at most 4 rows ahead
 
     def ask(nap: float, workers: int) -> float:
         def generate(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -178,7 +185,7 @@ def main() -> None:
     parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
     parser.add_argument("--prompts", type=positive, default=16, help="of a step, 6 completions each")
     parser.add_argument("--rows", type=positive, default=256, help="asked of the model that sleeps")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     print(f"{args.longest_edge} px, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"\n| {args.rows} images, and a model that sleeps | s |\n|---|---|")
