@@ -14,8 +14,7 @@ interruption, and asks again for what a server rejected. `--from_journal` grows 
 with other `--growth` for instance. With --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher
 (--api_base: vLLM, SGLang); --min_pixels and --max_pixels must then lie within the server's own bounds.
 Exit code 3: complete, but for rows whose image could not be read, or that the server or the memory was too small for;
-they are named. Under `accelerate launch` exit codes 2 and 3 both become 1, and accelerate's own exception follows what
-is said here.
+they are named. Under `accelerate launch` exit codes 2 and 3 become 1.
 
 Differences from the released experiment: the teacher answers in batches, by plain greedy search; its boxes are mapped
 back from the image as it saw it to the original before they grow; rows without references are left out of the GRPO

@@ -4,8 +4,7 @@
 
 A record's answer is the model's raw text; generate_final_answers.py reads it as a box. The same command continues an
 interrupted run. Exit code 3: complete, but for some images that could not be read or that a server rejected; the meta
-file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (which ends with 1 and a traceback
-of its own, ChildFailedError, where the script ends with 2 or 3)
+file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (exit codes 2 and 3 become 1)
 
 With --api_model a merged cropper behind an OpenAI-compatible server (--api_base: vLLM, SGLang, transformers serve)
 writes the boxes. Its own processor resizes the images, as it was saved with the model; --longest_edge makes them
@@ -18,17 +17,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import bbox_area_pct, parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
-from cropvlm.data import dataset_name, load_rows
-from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_beside_server
-from cropvlm.inference.model_arguments import TextModel, cropper
+from cropvlm.data import load_rows
+from cropvlm.inference.arguments import TextModel, add_common_flags, cropper, data_sources
 from cropvlm.inference.predictions import check_output
 from cropvlm.inference.prompt_sources import BoxPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
+from cropvlm.runtime.arguments import add_api_flags, refuse_beside_server
 from cropvlm.runtime.provenance import data_settings
-from cropvlm.runtime.server_arguments import add_api_flags
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,13 +56,12 @@ def is_file_name(output: str) -> bool:
 
 def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) -> Job:
     """One data set to box: its file is checked, its rows are loaded."""
-    name = dataset_name(source["dataset_path"], source["dataset"]) if args.name is None else args.name
+    name = args.name or dataset_name(source["dataset_path"], source["dataset"])
     path = Path(args.output) if is_file_name(args.output) else Path(args.output) / f"{name}_bbox.json"
     check_output(path)
     rows = load_rows(**source)
-    settings = model.settings | data_settings(source, rows)
-    settings |= {"longest_edge": model.longest_edge, "max_new_tokens": args.max_new_tokens}
-    settings |= {"prompt": cropper_messages("{question}")}
+    settings = model.settings | data_settings(source, rows) | {"longest_edge": model.longest_edge}
+    settings |= {"max_new_tokens": args.max_new_tokens, "prompt": cropper_messages("{question}")}
     return Job(list(rows["question_id"]), BoxPrompts(rows), [Output(path, settings, source, model.names, count_boxes)])
 
 

@@ -8,8 +8,7 @@ writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answe
 rows are read from the box file's meta unless flags say otherwise. An invalid box is answered with the full image in the
 crop's place, and counted. The same command continues an interrupted run. Exit code 3: complete, but for some images
 that could not be read, or prompts that the server rejected; the meta files name them. On several GPUs: accelerate
-launch generate_final_answers.py ... (which ends with 1 and a traceback of its own, ChildFailedError, where the script
-ends with 2 or 3)
+launch generate_final_answers.py ... (exit codes 2 and 3 become 1)
 
 SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
 alone would make it 2048 px. Qwen2.5-VL sees an image at a number of pixels: --max_pixels alone leaves a small crop
@@ -30,17 +29,17 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
-from cropvlm.data import benchmark_for, dataset_name, load_rows
-from cropvlm.inference.arguments import add_common_flags, data_sources, refuse_beside_server
-from cropvlm.inference.model_arguments import TextModel, answerer
+from cropvlm.data import benchmark_for, load_rows
+from cropvlm.inference.arguments import TextModel, add_common_flags, answerer, data_sources
 from cropvlm.inference.predictions import check_output, join_on_question_id, read_meta, read_predictions
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
+from cropvlm.runtime.arguments import add_api_flags, refuse_beside_server
 from cropvlm.runtime.provenance import data_settings, hash_of
-from cropvlm.runtime.server_arguments import add_api_flags
 
 MODES = (BASE, CROPVLM)
 
@@ -75,6 +74,12 @@ class BoxFile(NamedTuple):
     path: str
     records: list[dict]
 
+    @property
+    def name(self) -> str | None:
+        """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
+        match = re.fullmatch(r"(.+)_bbox", Path(self.path).stem)
+        return match and match[1]
+
 
 def boxes_and_sources(args: argparse.Namespace) -> list[tuple[BoxFile | None, dict[str, Any]]]:
     """The box file, None without one, and the source of each data set to answer."""
@@ -98,7 +103,7 @@ def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
 
 def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None, source: dict[str, Any]) -> Job:
     """One data set to answer: its files are checked, its rows are loaded and joined to the boxes."""
-    name = name_of(file) or dataset_name(source["dataset_path"], source["dataset"]) if args.name is None else args.name
+    name = args.name or (file and file.name) or dataset_name(source["dataset_path"], source["dataset"])
     paths = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in args.modes}
     for path in paths.values():
         check_output(path)
@@ -119,12 +124,6 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
         count = functools.partial(count_answers, boxes=shown)
         outputs.append(Output(path, settings, source, model.names, count, clean_answer))
     return Job(list(rows["question_id"]), AnswerPrompts(rows, boxes, list(paths), instruction), outputs)
-
-
-def name_of(file: BoxFile | None) -> str | None:
-    """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
-    match = re.fullmatch(r"(.+)_bbox", Path(file.path).stem) if file else None
-    return match and match[1]
 
 
 def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) -> dict[str, Any]:

@@ -17,7 +17,15 @@ from trl import GRPOConfig
 
 from cropvlm.cli import UserError, run
 from cropvlm.prompts import MAX_BOX_TOKENS
-from cropvlm.training.arguments import WARMUP, PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
+from cropvlm.training.arguments import (
+    WARMUP,
+    PolicyArguments,
+    TrainerArguments,
+    count_or_auto,
+    frozen_dtype,
+    parse,
+    training_remedies,
+)
 
 
 @dataclass
@@ -29,7 +37,7 @@ class GRPOPolicyArguments(PolicyArguments):
         metadata={"help": "policy to start from: SFT adapter folder or checkpoint, or a merged model (new adapter)"},
     )
     dataset_path: str = field(
-        default="datasets/cropvlm_dataset_grpo", metadata={"help": "hub id, or folder written by save_to_disk"}
+        default="datasets/cropvlm_dataset_grpo", metadata={"help": "Hub id, or folder written by save_to_disk"}
     )
     reward: Literal["likelihood", "accuracy"] = field(
         default="likelihood", metadata={"help": "log-likelihood of the answer, or accuracy of the generated one"}
@@ -47,10 +55,18 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
     """TRL's `GRPOConfig` with the paper's values (training details)."""
 
     output_dir: str = field(default="models/grpo_512", metadata={"help": "folder for adapter, checkpoints and card"})
-    # 16 prompts x 6 completions per optimiser step; raise the one and lower the other where memory allows.
+    # 16 prompts x 6 completions per optimiser step, which go through the model `micro_batch_size` at a time.
     num_generations: int = field(default=6, metadata={"help": "completions per prompt, G"})
-    per_device_train_batch_size: int = field(default=6, metadata={"help": "completions per micro-step"})
-    gradient_accumulation_steps: int = field(default=16, metadata={"help": "micro-steps per optimiser step"})
+    per_device_train_batch_size: int = field(default=96, metadata={"help": "completions per batch"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per optimiser step"})
+    rollout_batch_size: str = field(
+        default="auto", metadata={"help": "completions written at once: a number, or as many as memory holds"}
+    )
+    # A static cache lets transformers compile the decoding of rollouts on a GPU, which takes 38 s for each shape of
+    # batch and prompt and pays over thousands of rollouts. Not the default: no whole run has been measured with it.
+    cache_implementation: str | None = field(
+        default=None, metadata={"help": "static: compile the rollouts' decoding on a GPU; with pad_to_multiple_of 64"}
+    )
     temperature: float = field(default=0.8, metadata={"help": "of sampling, and of the log-probabilities"})
     top_k: int = field(default=50, metadata={"help": "what transformers sampled with by default at the time"})
     max_completion_length: int = field(default=MAX_BOX_TOKENS, metadata={"help": "tokens of a completion"})
@@ -72,6 +88,16 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
     num_generations_eval: int = field(
         default=1, metadata={"help": "used only by TRL: evaluation decodes boxes greedily"}
     )
+
+    def __post_init__(self):
+        self.rollout_batch_size = count_or_auto("rollout_batch_size", self.rollout_batch_size)
+        super().__post_init__()
+        groups = self.per_device_train_batch_size % self.num_generations == 0
+        if groups and self.micro_batch_size != "auto" and self.micro_batch_size % self.num_generations:
+            raise UserError(
+                f"--micro_batch_size {self.micro_batch_size}: the completions of a prompt share its image; "
+                f"expected a multiple of --num_generations {self.num_generations}"
+            )
 
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:

@@ -12,9 +12,11 @@ GPU.
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from trl import SFTConfig
 
 from cropvlm.cli import UserError, run
+from cropvlm.runtime.processes import worker_count
 from cropvlm.training.arguments import WARMUP, PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
 
 
@@ -23,9 +25,9 @@ class SFTArguments(TrainerArguments, SFTConfig):
     """TRL's `SFTConfig` with the paper's values (training details)."""
 
     output_dir: str = field(default="models/sft_512", metadata={"help": "folder for adapter, checkpoints and card"})
-    # 16 rows per optimiser step; raise the one and lower the other where memory allows.
-    per_device_train_batch_size: int = field(default=2, metadata={"help": "rows per micro-step"})
-    gradient_accumulation_steps: int = field(default=8, metadata={"help": "micro-steps per optimiser step"})
+    # 16 rows per optimiser step, which go through the model `micro_batch_size` at a time.
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows per batch"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per optimiser step"})
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = field(default=WARMUP, metadata={"help": "steps, or below 1 the share of all steps"})
@@ -37,8 +39,13 @@ class SFTArguments(TrainerArguments, SFTConfig):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     max_length: int | None = field(default=None, metadata={"help": "None: cutting a row would cut its image tokens"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "False: prompts are made of other columns"})
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "processes that prepare images (default: 0; on a GPU the cores)"}
+    )
 
     def __post_init__(self):
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        self.dataloader_num_workers = worker_count(self.dataloader_num_workers, "cuda" if on_gpu else "cpu")
         if self.packing or self.padding_free:
             flag = "--packing True" if self.packing else "--padding_free True"
             raise UserError(f"{flag}: rows with images cannot be packed; leave the flag out")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import ArgumentParser, UserError, nonempty, positive, run
+from cropvlm.cli import ArgumentParser, UserError, listed, nonempty, positive, run
+from cropvlm.data import benchmark_for, load_rows
 from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
 from cropvlm.metrics import METRIC_NAMES
 from cropvlm.runtime.files import check_writable, write_json
@@ -25,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--predictions_file", type=nonempty, required=True, help="answers of generate_final_answers.py")
-    add("--dataset_path", type=nonempty, help="hub id or folder (default: the meta file's, else lmms-lab/textvqa)")
+    add("--dataset_path", type=nonempty, help="Hub id or folder (default: the meta file's, else lmms-lab/textvqa)")
     add("--dataset", choices=BENCHMARKS, help="benchmark whose columns the data set has (default: the meta file's)")
     add("--split", type=nonempty, help="split (default: the meta file's, else the benchmark's)")
     add("--max_samples", type=positive, help="only the first so many rows (default: the meta file's, else all)")
@@ -41,8 +42,6 @@ def parse_args() -> argparse.Namespace:
 
 def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Return the rows that the predictions answer, and where they are from: data set, split, number of rows, metric."""
-    from cropvlm.data import load_rows, metric_for  # imports datasets: not for --help
-
     meta = read_meta(args.predictions_file)
     flags = {key: getattr(args, key) for key in ("dataset_path", "dataset", "split", "max_samples")}
     if args.dataset and not args.dataset_path:
@@ -50,8 +49,8 @@ def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     source = {key: meta.get(key) if value is None else value for key, value in flags.items()}
     source["dataset_path"] = source["dataset_path"] or "lmms-lab/textvqa"
     rows = load_rows(**source, need=("question_id", "answers"))
-    own_metric = metric_for(source["dataset_path"], source["dataset"], source["split"])
-    return rows, {**source, "metric": args.metric or own_metric}
+    own = benchmark_for(source["dataset_path"], source["dataset"], source["split"])
+    return rows, {**source, "metric": args.metric or own.metric}
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def details(result: dict[str, Any]) -> list[str]:
     metric = METRIC_NAMES[result["metric"]]
     lines.append(f"{metric}: {result['score']:.2f}{error} over {result['questions']} questions")
     if skipped := result["without_references"]:
-        named = ", ".join(map(repr, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        named = listed([repr(i) for i in skipped], limit=5)
         lines.append(f"rows without references, not scored: {len(skipped)} ({named})")
     lines.append(f"empty answers: {result['empty_answers']}")
     if "no_letter" in result:

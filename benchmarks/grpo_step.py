@@ -254,7 +254,7 @@ def make_turns(number: int, processor: Any) -> list[list[int]]:
 
 def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -> tuple[Measured, Stopwatch, float]:
     """Take the steps one way; return the trainer, its stopwatch and peak memory in GiB."""
-    groups = 1 if way == "released" else args.micro_prompts
+    groups = {"ours": args.prompts, "trl": args.micro_prompts or 1, "released": 1}[way]  # in one of TRL's micro-steps
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOArguments(
             output_dir=folder,
@@ -265,6 +265,7 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
             num_generations=G,
             per_device_train_batch_size=G * groups,
             gradient_accumulation_steps=args.prompts // groups,
+            micro_batch_size=G * args.micro_prompts if way == "ours" and args.micro_prompts else "auto",
             steps_per_generation=1 if way == "released" else None,
             max_steps=args.warmup_steps + args.steps,
             generation_kwargs={"min_new_tokens": args.new_tokens},
@@ -333,14 +334,16 @@ def main() -> None:
     parser.add_argument("--geometry", choices=("miniature", "real"), default="miniature")
     parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
     parser.add_argument("--prompts", type=positive, default=16, help="of an optimiser step, 6 completions each")
-    parser.add_argument("--micro_prompts", type=positive, default=1, help="of a micro-step, in the first two ways")
+    parser.add_argument(
+        "--micro_prompts", type=positive, help="through the model at once in the first two ways; default: auto, and 1"
+    )
     parser.add_argument("--new_tokens", type=positive, default=16, help="of each completion; about a box's length")
     parser.add_argument("--steps", type=positive, default=1, help="that are timed")
     parser.add_argument("--warmup_steps", type=int, default=1 if DEVICE.type == "cuda" else 0)
     parser.add_argument("--ways", nargs="+", choices=("ours", "trl", "released"), default=["ours", "trl", "released"])
     parser.add_argument("--model_path", help="folder with SmolVLM's configuration and tokenizer; weights stay random")
     args = parser.parse_args()
-    if args.prompts % args.micro_prompts:
+    if args.prompts % (args.micro_prompts or 1):
         parser.error("--prompts has to be a multiple of --micro_prompts")
     if args.model_path and args.geometry != "real":
         parser.error("--model_path goes with --geometry real")

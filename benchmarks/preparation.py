@@ -75,7 +75,7 @@ def measure(way: str, processor: Any, rows: list[list]) -> tuple[float, int]:
 
 def size_of(prepared: Prepared) -> int:
     """Bytes of the image tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in prepared.images.values())
+    return sum(tensor.nbytes for image in prepared.images.values() for tensor in image.tensors.values())
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cropvlm.cli import positive
+from cropvlm.cli import batch_size, positive
 from cropvlm.runtime.processes import worker_count
 from cropvlm.training.arguments import PolicyArguments
 from miniature.checkpoints import build_smolvlm, save
@@ -52,7 +52,7 @@ def write_rows(folder: Path, number: int) -> None:
     Dataset.from_list(rows).cast_column("image", Image()).save_to_disk(str(folder))
 
 
-def rows_per_second(folder: Path, workers: int, micro_rows: int, longest_edge: int, steps: int) -> float:
+def rows_per_second(folder: Path, workers: int, micro_rows: int | str, longest_edge: int, steps: int) -> float:
     """Train for a number of steps after a first one that is not timed."""
     args = SFTArguments(
         output_dir=str(folder / "output"),
@@ -60,8 +60,8 @@ def rows_per_second(folder: Path, workers: int, micro_rows: int, longest_edge: i
         save_strategy="no",
         disable_tqdm=True,
         max_steps=steps + 1,
-        per_device_train_batch_size=micro_rows,
-        gradient_accumulation_steps=ROWS_A_STEP // micro_rows,
+        per_device_train_batch_size=ROWS_A_STEP,
+        micro_batch_size=micro_rows,
         dataloader_num_workers=workers,
     )
     policy = PolicyArguments(
@@ -81,10 +81,8 @@ def main() -> None:
     parser.add_argument("--geometry", choices=("miniature", "real"), default="real")
     parser.add_argument("--longest_edge", type=positive, default=512)
     parser.add_argument("--steps", type=positive, default=8, help="that are timed")
-    parser.add_argument("--micro_rows", type=positive, default=16, help="of a micro-step, of the 16 of a step")
+    parser.add_argument("--micro_rows", type=batch_size, default="auto", help="at once, of the 16 of a step")
     args = parser.parse_args()
-    if ROWS_A_STEP % args.micro_rows:
-        parser.error("--micro_rows has to divide 16")
     workers = worker_count(None, "cuda")  # as on a GPU
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -96,7 +94,7 @@ def main() -> None:
         alone = rows_per_second(folder, 0, *options)
         beside = rows_per_second(folder, workers, *options)
     machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{machine}, {args.geometry}, {args.longest_edge} px, {args.micro_rows} rows a micro-step")
+    print(f"{machine}, {args.geometry}, {args.longest_edge} px, {args.micro_rows} of {ROWS_A_STEP} rows at once")
     print(f"prepared in the training process: {alone:.3g} rows/s")
     print(f"prepared by {workers} workers:        {beside:.3g} rows/s")
     print(f"{beside / alone:.2f} times as fast")

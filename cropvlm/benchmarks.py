@@ -39,7 +39,12 @@ class Benchmark:
         return found
 
 
-DOCVQA_COLUMNS = {"question_id": "questionId"}
+DOCVQA = {
+    "hub_id": "lmms-lab/DocVQA",
+    "split": "validation",
+    "metric": "anls",
+    "columns": {"question_id": "questionId"},
+}
 
 HRBENCH = {
     "hub_id": "DreamMr/HR-Bench",
@@ -55,24 +60,8 @@ BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         Benchmark("textvqa", "lmms-lab/textvqa", "validation", "vqa"),
-        Benchmark(
-            "docvqa",
-            "lmms-lab/DocVQA",
-            "validation",
-            "anls",
-            config="DocVQA",
-            columns=DOCVQA_COLUMNS,
-            data_files={"train": "DocVQA/train-*.parquet"},
-        ),
-        Benchmark(
-            "infovqa",
-            "lmms-lab/DocVQA",
-            "validation",
-            "anls",
-            config="InfographicVQA",
-            columns=DOCVQA_COLUMNS,
-            data_files={"train": "InfographicVQA/train-*.parquet"},
-        ),
+        Benchmark("docvqa", config="DocVQA", data_files={"train": "DocVQA/train-*.parquet"}, **DOCVQA),
+        Benchmark("infovqa", config="InfographicVQA", data_files={"train": "InfographicVQA/train-*.parquet"}, **DOCVQA),
         Benchmark("stvqa", "danjacobellis/stvqa_task1", "train", "anls", columns={"answers": "answer"}),
         Benchmark(
             "vstar",
@@ -91,26 +80,27 @@ BENCHMARKS = {
 
 
 def locate(dataset_path: str | Path) -> tuple[str, str | None]:
-    """Folder or hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
+    """Folder or Hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
     path = str(dataset_path)
     if not path.strip():
-        raise UserError("the data set has an empty name; expected a benchmark, a folder or a hub id")
+        raise UserError("the data set has an empty name; expected a benchmark, a folder or a Hub id")
     if path in BENCHMARKS:
         return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
     try:
-        is_there = Path(path).exists()
+        if Path(path).exists():
+            return path, None
     except OSError as error:  # a name that is too long
         raise UserError(one_line(error)) from error
-    if not is_there and ":" in path:
+    if ":" in path:
         source, config = path.rsplit(":", 1)
         return source, config or None
     return path, None
 
 
 def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benchmark | None:
-    """The benchmark that is named, or whose hub id this is; None for any other data set.
+    """The benchmark that is named, or whose Hub id this is; None for any other data set.
 
-    The owner in a hub id is not compared, since hub ids move. Raises `UserError` for an unknown `dataset`.
+    The owner in a Hub id is not compared, since Hub ids move. Raises `UserError` for an unknown `dataset`.
     """
     name = dataset or str(dataset_path)
     if name in BENCHMARKS:
@@ -120,11 +110,9 @@ def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benc
     source, config = locate(dataset_path)
     if Path(source).is_dir():
         return None
-    for benchmark in BENCHMARKS.values():
-        same_repository = benchmark.hub_id.rsplit("/", 1)[-1].lower() == source.rsplit("/", 1)[-1].lower()
-        if same_repository and benchmark.config == config:
-            return benchmark
-    return None
+    wanted = (source.rsplit("/", 1)[-1].lower(), config)
+    known = {(b.hub_id.rsplit("/", 1)[-1].lower(), b.config): b for b in reversed(BENCHMARKS.values())}
+    return known.get(wanted)
 
 
 def benchmark_by_columns(names: Collection[str]) -> Benchmark:
@@ -139,7 +127,7 @@ def benchmark_by_columns(names: Collection[str]) -> Benchmark:
 
 
 def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
-    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the hub id."""
+    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the Hub id."""
     source, config = locate(dataset_path)
     if benchmark := find_benchmark(dataset_path, dataset):
         return benchmark.name

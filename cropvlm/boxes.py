@@ -136,10 +136,7 @@ def _pixel_span(start_pct: float, stop_pct: float, length: int) -> tuple[int, in
 
 
 def rescale_bbox(bbox_px: Sequence[float], from_size: tuple[int, int], to_size: tuple[int, int]) -> Bbox:
-    """Map a box from an image of `from_size` (width, height) to the same image at `to_size`, clipped to its edges.
-
-    The result is not rounded.
-    """
+    """Map a box from an image of `from_size` (width, height) to the same image at `to_size`, clipped, not rounded."""
     (from_width, from_height), (to_width, to_height) = from_size, to_size
     x1, x2 = (min(max(x * to_width / from_width, 0), to_width) for x in (bbox_px[0], bbox_px[2]))
     y1, y2 = (min(max(y * to_height / from_height, 0), to_height) for y in (bbox_px[1], bbox_px[3]))
@@ -163,10 +160,7 @@ def bbox_iou(bbox_a: Sequence[float], bbox_b: Sequence[float]) -> float:
 
 
 def area_cut_points(areas: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the areas at indices n//5, 2n//5, 3n//5 and 4n//5 of the sorted list: the fifths' borders.
-
-    Raises ValueError without areas.
-    """
+    """Return the areas at indices n//5, 2n//5, 3n//5 and 4n//5 of the sorted list; ValueError without areas."""
     if not areas:
         raise ValueError("no areas to take cut points of; expected at least one box")
     ordered = sorted(areas)

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn
 
 from cropvlm.secret import redact
@@ -127,49 +128,29 @@ def file_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a name without a slash")
 
 
-def positive(text: str) -> int:
-    """The type of flags that count something."""
-    return _integer(text, 1, "a positive integer")
-
-
-def workers(text: str) -> int:
-    """The type of flags for a number of processes."""
-    return _integer(text, 0, "0 to 256 processes", most=256)
-
-
-def pixels(text: str) -> int:
-    """The type of flags for the side of an image. From one pixel no other side can be scaled."""
-    return _integer(text, 2, "2 to 16384 pixels", most=16384)
-
-
-def batch_size(text: str) -> int | str:
-    """The type of `--batch_size`: a positive number or `auto`."""
-    return text if text == "auto" else _integer(text, 1, "a positive integer or auto")
-
-
-def seconds(text: str) -> float:
-    """The type of flags for a duration."""
-    return _number(text, float("inf"), "a number of seconds above 0")
-
-
-def fraction(text: str) -> float:
-    """The type of flags for a share of something."""
-    return _number(text, 1.0, "a number above 0 and up to 1, such as 0.5")
-
-
-def factor(text: str) -> float:
-    """The type of flags that multiply something."""
-    return _number(text, float("inf"), "a number above 0")
-
-
 def _integer(text: str, least: int, expected: str, most: int = 10**15) -> int:
     if text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
         return int(text)
     raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")
 
 
-def _number(text: str, most: float, expected: str) -> float:
+def _number(text: str, expected: str, most: float = sys.float_info.max) -> float:
+    """`text` as a number above 0; `float` takes nan, and makes inf of 1e400."""
     with contextlib.suppress(ValueError):
-        if 0 < float(text) <= most and float(text) != float("inf"):
+        if 0 < float(text) <= most:
             return float(text)
     raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")
+
+
+positive = partial(_integer, least=1, expected="a positive integer")
+workers = partial(_integer, least=0, most=256, expected="0 to 256 processes")
+# From one pixel no other side can be scaled.
+pixels = partial(_integer, least=2, most=16384, expected="2 to 16384 pixels")
+seconds = partial(_number, expected="a number of seconds above 0")
+factor = partial(_number, expected="a number above 0")
+fraction = partial(_number, most=1.0, expected="a number above 0 and up to 1, such as 0.5")
+
+
+def batch_size(text: str) -> int | str:
+    """The type of `--batch_size`: a positive number or `auto`."""
+    return text if text == "auto" else _integer(text, 1, "a positive integer or auto")

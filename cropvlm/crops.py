@@ -23,7 +23,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 MAX_FILE_BYTES = 1 << 30
 STRIP_PIXELS = 1 << 24  # an image is converted in strips of so many pixels, which bounds the memory of the steps
-
 MAX_ASPECT_RATIO = 100
 
 _TURNS = {
@@ -51,33 +50,26 @@ def open_image(source: Any) -> Image.Image:
         source: PIL image (left as it is), path, encoded bytes, or what `datasets.Image(decode=False)` yields:
             `{"bytes": ..., "path": ...}`.
 
-    Raises:
-        UnreadableImage: nothing there, or nothing that Pillow can decode.
+    Raises `UnreadableImage` where there is nothing, or nothing that Pillow can decode.
     """
-    try:
-        with _opened(source) as opened:
-            opened.load()
-            image = _to_rgb(_upright(opened))
-    except Exception as error:  # Pillow's decoders raise whatever they like
-        raise _unreadable(error) from error
-    if min(image.size) < 1:
-        raise UnreadableImage(f"unreadable image: {image.width}x{image.height} px; expected at least 1x1")
-    return image
+    with _opened(source) as opened:
+        opened.load()
+        turn = _TURNS.get(_orientation(opened))
+        image = _to_rgb(opened if turn is None else opened.transpose(turn))
+        if min(image.size) < 1:
+            raise ValueError(f"{image.width}x{image.height} px")
+        return image
 
 
 def image_size(source: Any) -> tuple[int, int]:
     """Return (width, height) of the upright image that `open_image` would return, from the file's header alone.
 
-    Raises:
-        UnreadableImage: nothing there, or nothing whose header Pillow can read.
+    Raises `UnreadableImage` where there is nothing, or nothing whose header Pillow can read.
     """
-    try:
-        with _opened(source) as opened:
-            # Pillow swaps the sides of a TIFF when it reads the header.
-            lies_on_a_side = _orientation(opened) >= 5 and opened.format != "TIFF"
-            return opened.size[::-1] if lies_on_a_side else opened.size
-    except Exception as error:
-        raise _unreadable(error) from error
+    with _opened(source) as opened:
+        # Pillow swaps the sides of a TIFF when it reads the header.
+        lies_on_a_side = _orientation(opened) in range(5, 9) and opened.format != "TIFF"
+        return opened.size[::-1] if lies_on_a_side else opened.size
 
 
 def encoded_image(source: dict[str, Any] | None) -> bytes:
@@ -95,14 +87,19 @@ def encoded_image(source: dict[str, Any] | None) -> bytes:
 
 @contextlib.contextmanager
 def _opened(source: Any) -> Iterator[Image.Image]:
-    """A PIL image as it is, or the image whose header Pillow reads from a file or bytes."""
-    if isinstance(source, Image.Image):
-        yield source
-        return
-    with Image.open(_file(source)) as opened:
-        if opened.format == "EPS":  # a program, which another one would have to run
-            raise ValueError("PostScript")
-        yield opened
+    """A PIL image as it is, or the image whose header Pillow reads; any error on the way is an `UnreadableImage`."""
+    try:
+        if isinstance(source, Image.Image):
+            yield source
+            return
+        with Image.open(_file(source)) as opened:
+            if opened.format == "EPS":  # a program, which another one would have to run
+                raise ValueError("PostScript")
+            yield opened
+    except Exception as error:  # Pillow's decoders raise whatever they like
+        # Pillow's words for an unknown format hold a memory address, which no report should.
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise UnreadableImage(f"unreadable image: {reason}; expected a file that Pillow opens") from error
 
 
 def _file(source: Any) -> Path | io.BytesIO:
@@ -110,16 +107,12 @@ def _file(source: Any) -> Path | io.BytesIO:
     if isinstance(source, dict):
         encoded = source.get("bytes")
         source = source.get("path") if encoded is None else encoded
-    if isinstance(source, bytes):
-        if not source:
-            raise ValueError("no bytes")
-        return io.BytesIO(source)
-    if source is None:
+    if not isinstance(source, bytes | str | Path) or source == b"":
         raise ValueError("no bytes and no path")
-    if not isinstance(source, str | Path):
-        raise ValueError(f"a {type(source).__name__}")
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
     if "://" in str(source):
-        raise ValueError(f"{shorten(source)} is a URL, which is not downloaded")
+        raise ValueError(f"{shorten(str(source))} is a URL, which is not downloaded")
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"no such file: {shorten(str(source))}")
@@ -128,24 +121,12 @@ def _file(source: Any) -> Path | io.BytesIO:
     return path
 
 
-def _unreadable(error: Exception) -> UnreadableImage:
-    # Pillow's words for an unknown format hold a memory address, which no report should.
-    reason = "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
-    return UnreadableImage(f"unreadable image: {reason}; expected a file that Pillow opens")
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 to 8. Broken EXIF data do not make the pixels bad: they count as 1."""
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says, 1 to 8 by its rules. Broken EXIF data do not make the pixels bad."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        return orientation if orientation in _TURNS else 1
+        return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -159,11 +140,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     rgb = Image.new("RGB", image.size)
     for strip, top in _strips(image):
         if white is not None:
-            strip = _to_8_bit(strip, white)
+            strip = Image.fromarray(np.rint(np.clip(_levels(strip) * (255 / white), 0, 255)).astype(np.uint8))
         if is_transparent:
             strip = strip.convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
-        rgb.paste(strip if strip.mode == "RGB" else strip.convert("RGB"), (0, top))
+        rgb.paste(strip.convert("RGB"), (0, top))
     return rgb
 
 
@@ -190,12 +171,6 @@ def _white_level(image: Image.Image) -> float | None:
 
 def _levels(image: Image.Image) -> np.ndarray:
     return np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
-
-
-def _to_8_bit(image: Image.Image, white: float) -> Image.Image:
-    """Scale grey levels so that `white` becomes 255."""
-    levels = np.clip(_levels(image) * (255 / white), 0, 255)
-    return Image.fromarray(np.rint(levels).astype(np.uint8))
 
 
 def crop_bbox(image: Image.Image, bbox_pct: tuple[float, float, float, float]) -> Image.Image:
@@ -238,3 +213,9 @@ def widen_strip(size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) with at most 100:1: Qwen2.5-VL refuses 200:1, CLIP's resize of the shorter side would explode."""
     shortest = -(-max(size) // MAX_ASPECT_RATIO)
     return max(size[0], shortest), max(size[1], shortest)
+
+
+def widened(image: Image.Image) -> Image.Image:
+    """Return the image itself, or a thin strip made 100:1."""
+    size = widen_strip(image.size)
+    return image if size == image.size else image.resize(size)

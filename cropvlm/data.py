@@ -4,21 +4,18 @@ Every row has `image`, `question` (str), `question_id` (str or int, unique), `an
 without references) and whatever other columns its source has (`bbox` in the SFT part). Images stay encoded:
 `{"bytes": ..., "path": ...}`, which `cropvlm.crops.open_image` opens.
 
-`datasets` takes seconds to import, so only the functions that load a data set import it: a script has parsed its flags
-by then.
+`datasets` takes seconds to import, so only the functions that load a data set do.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cropvlm.benchmarks import BENCHMARKS, Benchmark, benchmark_by_columns, dataset_name, find_benchmark, locate
+from cropvlm.benchmarks import Benchmark, benchmark_by_columns, find_benchmark, locate
 from cropvlm.cli import UserError
 
 if TYPE_CHECKING:
     import datasets
-
-__all__ = ["BENCHMARKS", "benchmark_for", "dataset_name", "load_rows", "metric_for", "then_transform"]
 
 NEEDED = ("image", "question", "question_id")
 
@@ -36,11 +33,11 @@ def load_rows(
     """The rows of a data set in the one row schema, images still encoded.
 
     Args:
-        dataset_path: name in `BENCHMARKS`, hub id, `id:config`, folder written by `save_to_disk` (with or without
-            splits), or a folder with a copy of a hub repository.
+        dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, folder written by `save_to_disk` (with or without
+            splits), or a folder with a copy of a Hub repository.
         split: None takes `default_split`, else the benchmark's own, else the only one.
         max_samples: the first so many rows; None takes all.
-        dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known hub id or the
+        dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known Hub id or the
             columns decide.
         default_split: the split to take where none is asked for and the data set has it; a warning says if not.
         need: columns of the schema that the caller uses; without `image` that column stays as published.
@@ -67,21 +64,16 @@ def benchmark_for(
 ) -> Benchmark:
     """The entry of `BENCHMARKS` for a data set; textvqa's for one with the schema's own columns.
 
-    The columns of a folder or an unknown hub id decide, for which the split is opened as by `load_rows`.
+    The columns of a folder or an unknown Hub id decide, for which the split is opened as by `load_rows`.
     """
     known = find_benchmark(dataset_path, dataset)
     return known or _load_published(dataset_path, split, dataset, default_split)[1]
 
 
-def metric_for(dataset_path: str | Path, dataset: str | None = None, split: str | None = None) -> str:
-    """The data set's own metric: vqa, anls or letter."""
-    return benchmark_for(dataset_path, dataset, split).metric
-
-
 def _load_published(
     dataset_path: str | Path, split: str | None, dataset: str | None, default_split: str | None
 ) -> tuple["datasets.Dataset", Benchmark, str]:
-    """The data set as published, its benchmark, and the folder or hub id that image paths are relative to."""
+    """The data set as published, its benchmark, and the folder or Hub id that image paths are relative to."""
     from cropvlm import repositories
 
     known = find_benchmark(dataset_path, dataset)

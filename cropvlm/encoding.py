@@ -7,32 +7,42 @@ transformers takes such features as `mm_encoder_outputs`, in `forward` as in `ge
 and Qwen2.5-VL alike.
 """
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cropvlm.crops import widen_strip
-from cropvlm.models.qwen import qwen_image
+from cropvlm.crops import widened
+from cropvlm.models.qwen import budget_of, qwen_image
 from cropvlm.models.tiling import DeviceTiling, cut_tiles
-from cropvlm.prompts import Prompt
+from cropvlm.prompts import Messages, Prompt
 
 # Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
 # caches are best used by one.
 TILE = 3 * 512 * 512
 ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
-
+FEW_IMAGES = 4  # up to which threads gain nothing
 
 END_OF_UTTERANCE = "<end_of_utterance>"
+
+
+class PreparedImage(NamedTuple):
+    """The tokens that an image takes in a prompt, and the image processor's output or the 8-bit `levels` and `size`."""
+
+    tokens: int
+    tensors: dict[str, Tensor]  # (tiles, ...) or (patches, ...) along dimension 0
 
 
 @dataclass
@@ -40,16 +50,17 @@ class Prepared:
     """Prompts as token ids, beside their distinct images as tensors. Moves between processes; not yet padded."""
 
     input_ids: list[list[int]]  # per prompt
-    image_index: list[list[int]]  # per prompt: which image stands at each of its placeholders
-    image_keys: list[bytes]  # per image: equal for equal pixels
-    image_tokens: list[int]  # per image: how many tokens it takes in a prompt
-    image_rows: dict[str, list[int]]  # per tensor of `images` and image: how long its part along dimension 0 is
-    images: dict[str, Tensor]  # the image processor's output, (tiles, ...) or (patches, ...) along dimension 0
-    tiling: DeviceTiling | None = None  # how tiles are still to be cut: `images` then holds `levels` and `size`
+    shown: list[list[bytes]]  # per prompt: the key of the image at each of its placeholders
+    images: dict[bytes, PreparedImage]  # by key, which is the same for equal pixels
+    tiling: DeviceTiling | None = None  # how tiles are still to be cut from levels
 
     def pin_memory(self) -> "Prepared":
         """Return the same with page-locked images, which a DataLoader asks for: they are copied to a GPU meanwhile."""
-        return replace(self, images={name: tensor.pin_memory() for name, tensor in self.images.items()})
+        pinned = {
+            key: PreparedImage(tokens, {name: tensor.pin_memory() for name, tensor in tensors.items()})
+            for key, (tokens, tensors) in self.images.items()
+        }
+        return replace(self, images=pinned)
 
 
 def prepare(
@@ -64,29 +75,24 @@ def prepare(
     tiling: leaves the images as 8-bit levels, whose tiles `model_inputs` cuts on the model's device.
     """
     objects = {id(image): image for _, images in prompts for image in images}
-    keys = {identity: image_key(image) for identity, image in objects.items()}
-    distinct = {keys[identity]: image for identity, image in objects.items()}
-    position = {key: i for i, key in enumerate(distinct)}
-    images = distinct.values()
-    if tiling is None:
-        processed = [process_image(processor, image, dtype) for image in images]
-    else:
-        processed = [read_levels(processor, image, tiling) for image in images]
-    placeholders, tensors = zip(*processed, strict=True)
-    index = [[position[keys[id(image)]] for image in images] for _, images in prompts]
+    read = functools.partial(process_image, processor, dtype=dtype)
+    if tiling is not None:
+        read = functools.partial(read_levels, processor, tiling=tiling)
+    with ThreadPoolExecutor() as threads:  # for GRPO's rewards; a worker's single row starts none
+        each = threads.map if tiling is not None and len(objects) > FEW_IMAGES else map
+        keys = dict(zip(objects, each(image_key, objects.values()), strict=True))
+        distinct = {keys[identity]: image for identity, image in objects.items()}
+        processed = dict(zip(distinct, each(read, distinct.values()), strict=True))
+    shown = [[keys[id(image)] for image in images] for _, images in prompts]
     texts, _ = processor.get_text_with_replacements(
         [chat_text(processor, messages) for messages, _ in prompts],
-        images_replacements=[placeholders[i] for row in index for i in row],
+        images_replacements=[processed[key][0] for row in shown for key in row],
     )
-    return Prepared(
-        input_ids=processor.tokenizer(texts)["input_ids"],
-        image_index=index,
-        image_keys=list(distinct),
-        image_tokens=[text.count(processor.image_token) for text in placeholders],
-        image_rows={name: [len(each[name]) for each in tensors] for name in tensors[0]},
-        images={name: torch.cat([each[name] for each in tensors]) for name in tensors[0]},
-        tiling=tiling,
-    )
+    images = {
+        key: PreparedImage(placeholder.count(processor.image_token), tensors)
+        for key, (placeholder, tensors) in processed.items()
+    }
+    return Prepared(processor.tokenizer(texts)["input_ids"], shown, images, tiling)
 
 
 def image_key(image: Image.Image) -> bytes:
@@ -96,17 +102,19 @@ def image_key(image: Image.Image) -> bytes:
     return digest.digest()
 
 
-def chat_text(processor: Any, messages: list[dict[str, Any]]) -> str:
+def chat_text(processor: Any, messages: Messages) -> str:
     """The text of `messages` up to where the model writes. A question cannot smuggle in an image placeholder."""
     cleaned = without_placeholders(messages, processor.image_token)
     return processor.apply_chat_template(cleaned, add_generation_prompt=True)
 
 
-def without_placeholders(messages: list[dict[str, Any]], image_token: str) -> list[dict[str, Any]]:
+def without_placeholders(messages: Messages, image_token: str) -> Messages:
     """`messages` without `image_token` in their texts, where it would stand for an image that is not there."""
-    return [
-        {**message, "content": [_without(image_token, part) for part in message["content"]]} for message in messages
-    ]
+
+    def cleaned(part: dict[str, Any]) -> dict[str, Any]:
+        return part | {"text": drop_token(part["text"], image_token)} if part["type"] == "text" else part
+
+    return [message | {"content": [cleaned(part) for part in message["content"]]} for message in messages]
 
 
 def drop_token(text: str, token: str) -> str:
@@ -118,23 +126,10 @@ def drop_token(text: str, token: str) -> str:
 
 def merge(parts: list[Prepared]) -> Prepared:
     """One `Prepared` with the prompts of all `parts`, in order, and each image once, though several parts show it."""
-    position: dict[bytes, int] = {}
-    kept = []  # (tokens, tensors by name) of each image
-    for part in parts:
-        names = part.images.keys()
-        tensors = zip(*(part.images[name].split(part.image_rows[name]) for name in names), strict=True)
-        for key, tokens, own in zip(part.image_keys, part.image_tokens, tensors, strict=True):
-            if key not in position:
-                position[key] = len(kept)
-                kept.append((tokens, dict(zip(names, own, strict=True))))
-    names = parts[0].images.keys()
     return Prepared(
         input_ids=[ids for part in parts for ids in part.input_ids],
-        image_index=[[position[part.image_keys[i]] for i in row] for part in parts for row in part.image_index],
-        image_keys=list(position),
-        image_tokens=[tokens for tokens, _ in kept],
-        image_rows={name: [len(tensors[name]) for _, tensors in kept] for name in names},
-        images={name: torch.cat([tensors[name] for _, tensors in kept]) for name in names},
+        shown=[keys for part in parts for keys in part.shown],
+        images={key: image for part in parts for key, image in part.images.items()},
         tiling=parts[0].tiling,
     )
 
@@ -144,56 +139,48 @@ def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str,
 
     Each distinct image is encoded once. Gradients flow through the features.
     """
-    longest = max(map(len, prepared.input_ids))
-    padding = [longest - len(ids) for ids in prepared.input_ids]
-    pairs = list(zip(prepared.input_ids, padding, strict=True))
-    input_ids = torch.tensor([[pad_token_id] * n + ids for ids, n in pairs], device=model.device)  # (B, L)
-    mask = torch.tensor([[0] * n + [1] * len(ids) for ids, n in pairs], device=model.device)  # (B, L)
-    order = [i for row in prepared.image_index for i in row]
+    prompts = [torch.tensor(ids) for ids in prepared.input_ids]
+    masks = [torch.ones_like(ids) for ids in prompts]
+    input_ids = pad_sequence(prompts, batch_first=True, padding_value=pad_token_id, padding_side="left")  # (B, L)
+    mask = pad_sequence(masks, batch_first=True, padding_side="left")  # (B, L)
+    shown = [key for keys in prepared.shown for key in keys]
     features = encode_images(model, prepared)
     inputs = {
-        "input_ids": input_ids,
-        "attention_mask": mask,
-        "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features[i] for i in order])},
+        "input_ids": input_ids.to(model.device),
+        "attention_mask": mask.to(model.device),
+        "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features[key] for key in shown])},
     }
-    if "image_grid_thw" in prepared.images:  # Qwen2.5-VL computes its 3D positions from these two
-        inputs["image_grid_thw"] = prepared.images["image_grid_thw"][order].to(model.device)
-        inputs["mm_token_type_ids"] = (input_ids == model.config.image_token_id).int()
+    grids = [prepared.images[key].tensors.get("image_grid_thw") for key in shown]
+    if grids[0] is not None:  # Qwen2.5-VL computes its 3D positions from these two
+        inputs["image_grid_thw"] = torch.cat(grids).to(model.device)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
     return inputs
 
 
-def encode_images(model: Any, prepared: Prepared) -> list[Tensor]:
-    """The features of each distinct image, (image_tokens, D) each."""
+def encode_images(model: Any, prepared: Prepared) -> dict[bytes, Tensor]:
+    """The features of each distinct image by its key, (tokens, D) each."""
     accepted = inspect.signature(model.get_image_features).parameters
+    images, tiling = list(prepared.images.values()), prepared.tiling
+    if tiling is None:
+        values = [tensors["pixel_values"].numel() for _, tensors in images]
+    else:
+        values = [tiling.values_of(tensors["size"][0].tolist()) for _, tensors in images]
     features = []
-    for part in _portions(prepared, model.device):
-        images = {k: v.to(model.device, non_blocking=True) for k, v in part.items() if k in accepted}
-        images["pixel_values"] = images["pixel_values"].to(model.dtype)  # tiles that were cut here
-        features += model.get_image_features(**images, return_dict=True).pooler_output
-    return list(torch.cat(features).split(prepared.image_tokens))
+    for part in encoded_at_once(values, model.device):
+        tensors = [_on_device(tensors, tiling, model.device) for _, tensors in images[part]]
+        inputs = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0] if name in accepted}
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)  # tiles that were cut here
+        features += model.get_image_features(**inputs, return_dict=True).pooler_output
+    tokens = [image.tokens for image in images]
+    return dict(zip(prepared.images, torch.cat(features).split(tokens), strict=True))
 
 
-def _portions(prepared: Prepared, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """The images' tensors, whole images together, as many at a time as the vision encoder takes at once."""
-    if prepared.tiling is not None:
-        yield from _cut_portions(prepared, device)
-        return
-    values = [rows * prepared.images["pixel_values"][0].numel() for rows in prepared.image_rows["pixel_values"]]
-    for part in encoded_at_once(values, device):
-        yield {
-            name: tensor[sum(prepared.image_rows[name][: part.start]) : sum(prepared.image_rows[name][: part.stop])]
-            for name, tensor in prepared.images.items()
-        }
-
-
-def _cut_portions(prepared: Prepared, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """The same for images whose tiles are cut here, on the device."""
-    sizes = prepared.images["size"].tolist()
-    levels = prepared.images["levels"].split(prepared.image_rows["levels"])
-    for part in encoded_at_once([prepared.tiling.values_of(size) for size in sizes], device):
-        images = zip(levels[part], sizes[part], strict=True)
-        tiles = [cut_tiles(prepared.tiling, each.to(device, non_blocking=True), size) for each, size in images]
-        yield {"pixel_values": torch.cat(tiles)}
+def _on_device(tensors: dict[str, Tensor], tiling: DeviceTiling | None, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of an image on the device; its tiles are cut there if that is still to be done."""
+    if tiling is None:
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    levels = tensors["levels"].to(device, non_blocking=True)
+    return {"pixel_values": cut_tiles(tiling, levels, tensors["size"][0].tolist())}
 
 
 def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
@@ -212,11 +199,10 @@ def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None)
     """Return the text that stands for `image` in a prompt, and its tensors."""
     image_processor, options = processor.image_processor, {"return_tensors": "pt"}
     if hasattr(image_processor, "merge_size"):  # Qwen2.5-VL
-        size, factor = image_processor.size, image_processor.patch_size * image_processor.merge_size
-        image = qwen_image(image, size["shortest_edge"], size["longest_edge"], factor)
+        image = qwen_image(image, *budget_of(image_processor))
         options["do_resize"] = False
-    elif (size := widen_strip(image.size)) != image.size:
-        image = image.resize(size)
+    else:
+        image = widened(image)
     inputs = processor(
         text=[processor.image_token],
         images=[[image]],
@@ -240,9 +226,7 @@ def read_levels(processor: Any, image: Image.Image, tiling: DeviceTiling) -> tup
 
     An image that is larger than the model sees it is shrunk here: fewer bytes are handed over.
     """
-    if (size := widen_strip(image.size)) != image.size:
-        image = image.resize(size)
-    levels = torch.from_numpy(np.array(image))  # (H, W, 3) uint8
+    levels = torch.from_numpy(np.array(widened(image)))  # (H, W, 3) uint8
     if max(image.size) > (edge := tiling.size["longest_edge"]):
         own = processor.image_processor
         shrunk = own.resize(levels.permute(2, 0, 1), SizeDict(longest_edge=edge), resample=own.resample)  # (3, H, W)
@@ -253,10 +237,6 @@ def read_levels(processor: Any, image: Image.Image, tiling: DeviceTiling) -> tup
     return placeholder, {"levels": levels.flatten(), "size": torch.tensor([size])}
 
 
-def _without(token: str, part: dict[str, Any]) -> dict[str, Any]:
-    return {**part, "text": drop_token(part["text"], token)} if part["type"] == "text" else part
-
-
 def stop_token_ids(model: Any, processor: Any) -> list[int]:
     """Return the ids that end a turn: `<end_of_utterance>` where the tokenizer has it, else what the model names.
 
@@ -265,6 +245,10 @@ def stop_token_ids(model: Any, processor: Any) -> list[int]:
     tokenizer = processor.tokenizer
     if END_OF_UTTERANCE in tokenizer.get_vocab():
         return [tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE)]
+    return sorted({*named_stop_ids(model), tokenizer.eos_token_id} - {None})
+
+
+def named_stop_ids(model: Any) -> list[int]:
+    """Return the ids at which the model's own generation config stops."""
     named = model.generation_config.eos_token_id
-    named = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return sorted({*named, tokenizer.eos_token_id} - {None})
+    return [] if named is None else [named] if isinstance(named, int) else list(named)

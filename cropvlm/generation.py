@@ -18,11 +18,10 @@ from transformers import GenerationConfig
 
 from cropvlm.cli import one_line, shorten
 from cropvlm.crops import UnreadableImage
-from cropvlm.encoding import Prepared, merge, model_inputs, prepare, stop_token_ids
+from cropvlm.encoding import Prepared, merge, model_inputs, named_stop_ids, prepare, stop_token_ids
 from cropvlm.models.any_family import (
     PreparedAlone,
     check_takes_images,
-    end_of_turn_ids,
     generate_alone,
     prepare_alone,
     shares_encodings,
@@ -33,18 +32,12 @@ from cropvlm.prompts import Prompt, PromptSource
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-
 # (row index, a text or an error per prompt; or one error for the whole row), in order of completion
 Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
 
 
 class FailedRow(ValueError):
-    """Why a row cannot be prepared. `details` is the traceback of the cause, which survives the way from a worker."""
-
-    def __init__(self, reason: str, details: str = ""):
-        super().__init__(reason)
-        self.details = details
+    """Why a row cannot be prepared. The traceback of the cause is a note, which survives the way from a worker."""
 
 
 def generate_rows(
@@ -53,7 +46,7 @@ def generate_rows(
     source: PromptSource,
     *,
     max_new_tokens: int,
-    batch_size: int | str = AUTO,
+    batch_size: int | str = "auto",
     num_workers: int = 0,
     done: Collection[int] = (),
     min_new_tokens: int | None = None,
@@ -74,9 +67,8 @@ def generate_rows(
             is generated whole: a resumed run computes the same numbers as an undisturbed one.
         min_new_tokens: for benchmarks, which want texts of equal length.
 
-    Raises:
-        BatchTooLarge: out of memory at a batch size that may not be halved.
-        UserError: the model cannot answer from as many images as a prompt shows.
+    Raises `BatchTooLarge` where memory does not hold a batch that may not be halved, and `UserError` where the model
+    cannot answer from as many images as a prompt shows.
     """
     config = greedy(model, processor, max_new_tokens, min_new_tokens)
     finished = set(done)
@@ -84,31 +76,23 @@ def generate_rows(
         return
     if shares_encodings(model, processor):
         costs = row_costs(processor, source)
-        size = auto_batch_size(model, processor, costs) if batch_size == AUTO else int(batch_size)
-        batches = plan_batches(costs, size)
+        size = auto_batch_size(model, processor, costs) if batch_size == "auto" else int(batch_size)
+        plan = plan_batches(costs, size)
     else:
         check_takes_images(model, processor, source, config)
-        size, batches = 1, [[i] for i in range(len(source))]
-    batches = [batch for batch in batches if not finished.issuperset(batch)]
-    in_batches = Batches(size, fixed=batch_size != AUTO)
-    prepared = _prepared_batches(model, processor, source, batches, num_workers)
-    for indices, items, whole in one_ahead(prepared) if model.device.type == "cuda" else prepared:
+        size, plan = 1, [[i] for i in range(len(source))]
+    plan = [batch for batch in plan if not finished.issuperset(batch)]
+    batches = Batches(size, fixed=batch_size != "auto")
+    prepared = _prepared_batches(model, processor, source, plan, num_workers)
+    for indices, items in one_ahead(prepared) if model.device.type == "cuda" else prepared:
         good = [item for item in items if not isinstance(item, ValueError)]
-
-        def texts_of(part: list, good: list = good, whole: Prepared | None = whole) -> list[list[str]]:
-            return _generate_batch(model, processor, part, whole if len(part) == len(good) else None, config)
-
-        texts = in_batches.run(texts_of, good)
+        texts = batches.run(lambda part: _generate_batch(model, processor, part, config), good)
         for i, item in zip(indices, items, strict=True):
             outcome = item if isinstance(item, ValueError) else next(texts)
+            if isinstance(outcome, FailedRow):
+                logger.debug("row %d", i, exc_info=outcome)
             if i not in finished:
-                _log_cause(i, outcome)
                 yield i, outcome
-
-
-def _log_cause(i: int, outcome: Any) -> None:
-    if isinstance(outcome, FailedRow) and outcome.details:
-        logger.debug("row %d: %s", i, outcome.details)
 
 
 def generate_texts(
@@ -118,19 +102,14 @@ def generate_texts(
     images_list: Sequence[list[Any]],
     *,
     max_new_tokens: int,
-    batch_size: int | str = AUTO,
+    batch_size: int | str = "auto",
 ) -> list[str]:
-    """Return the greedy continuation of each chat, in input order. An image shared by neighbours is encoded once.
+    """Return the greedy continuation of each chat, (B), in input order. An image shared by neighbours is encoded once.
 
-    Args:
-        messages_list: chat messages (B).
-        images_list: PIL images for their placeholders (B lists).
-        max_new_tokens, batch_size: as for `generate_rows`.
-
-    Raises:
-        ValueError: a chat cannot be answered; as `generate_rows` yields it.
+    messages_list: chat messages (B). images_list: PIL images for their placeholders (B lists).
+    Raises the ValueError that `generate_rows` yields for a chat.
     """
-    source = _InMemory(list(zip(messages_list, images_list, strict=True)))
+    source = _InMemory([prompt] for prompt in zip(messages_list, images_list, strict=True))
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     outcomes = dict(generate_rows(model, processor, source, **options))
     for outcome in outcomes.values():
@@ -139,23 +118,19 @@ def generate_texts(
     return [outcomes[i][0] for i in range(len(source))]
 
 
-class _InMemory:
-    def __init__(self, prompts: list[Prompt]):
-        self.prompts = prompts
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __getitem__(self, i: int) -> list[Prompt]:
-        return [self.prompts[i]]
+class _InMemory(list):
+    """Prompts by row, as a `PromptSource`."""
 
     def image_sizes(self, i: int) -> list[tuple[int, int]]:
-        return [image.size for image in self.prompts[i][1]]
+        return [image.size for _, images in self[i] for image in images]
 
 
 def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int | None = None) -> GenerationConfig:
     """Return plain greedy search, whatever the checkpoint's own config adds (Qwen2.5-VL: a repetition penalty)."""
-    stop = (stop_token_ids if shares_encodings(model, processor) else end_of_turn_ids)(model, processor)
+    if shares_encodings(model, processor):
+        stop = stop_token_ids(model, processor)
+    else:  # as the family's own `generate` stops
+        stop = named_stop_ids(model) or [processor.tokenizer.eos_token_id]
     pad = processor.tokenizer.pad_token_id
     return GenerationConfig(
         do_sample=False,
@@ -182,9 +157,6 @@ class _Preparation(torch.utils.data.Dataset):
             self.prepare_row = functools.partial(prepare, tiling=tiling_of(processor, model.device))
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def __getitem__(self, i: int) -> Prepared | PreparedAlone | ValueError:
         try:
             prompts = self.source[i]
@@ -193,8 +165,9 @@ class _Preparation(torch.utils.data.Dataset):
         except (UnreadableImage, FailedRow) as error:
             return error
         except Exception as error:
-            reason = f"cannot be prepared: {type(error).__name__}: {shorten(one_line(error))}"
-            return FailedRow(reason, traceback.format_exc())
+            failure = FailedRow(f"cannot be prepared: {type(error).__name__}: {shorten(one_line(error))}")
+            failure.add_note(traceback.format_exc())
+            return failure
 
     def _check_length(self, prompts: list[Prompt]) -> None:
         """Reject a question that by itself is longer than the model's context, before it fills the memory."""
@@ -217,42 +190,31 @@ def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _prepared_batches(
-    model: Any, processor: Any, source: PromptSource, batches: list[list[int]], num_workers: int
-) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError], Prepared | None]]:
-    """Yield indices and rows of each batch, and its good rows merged, where they can be."""
+    model: Any, processor: Any, source: PromptSource, plan: list[list[int]], num_workers: int
+) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError]]]:
+    """Yield indices and rows of each batch."""
     # Workers hand over single rows: whole batches of 2048-px images, two per worker, would fill the memory.
     loader = DataLoader(
         _Preparation(model, processor, source),
         batch_size=None,
-        sampler=list(itertools.chain.from_iterable(batches)),
-        collate_fn=_as_it_is,
+        sampler=list(itertools.chain.from_iterable(plan)),
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         pin_memory=model.device.type == "cuda",
     )
     rows = iter(loader)
-    for batch in batches:
-        items = list(itertools.islice(rows, len(batch)))
-        good = [item for item in items if isinstance(item, Prepared)]
-        yield batch, items, merge(good) if good else None
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+    for batch in plan:
+        yield batch, list(itertools.islice(rows, len(batch)))
 
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Any,
-    processor: Any,
-    rows: list[Prepared] | list[PreparedAlone],
-    merged: Prepared | None,
-    config: GenerationConfig,
+    model: Any, processor: Any, rows: list[Prepared] | list[PreparedAlone], config: GenerationConfig
 ) -> list[list[str]]:
-    """Return the texts of each row of a batch. merged: the rows as one, if that is done."""
+    """Return the texts of each row of a batch."""
     if isinstance(rows[0], PreparedAlone):
         return [generate_alone(model, processor, row, config) for row in rows]
-    inputs = model_inputs(model, merge(rows) if merged is None else merged, config.pad_token_id)
+    inputs = model_inputs(model, merge(rows), config.pad_token_id)
     output = model.generate(**inputs, generation_config=config)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]  # (prompts, up to max_new_tokens)
     texts = iter(processor.batch_decode(new_tokens, skip_special_tokens=True))

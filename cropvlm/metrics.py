@@ -1,4 +1,4 @@
-"""Scores of one prediction against its references, each between 0 and 1. No torch in here."""
+"""Scores, from 0 to 1, of one prediction against its references; ValueError without any. No torch in here."""
 
 import re
 from collections import Counter
@@ -10,10 +10,8 @@ from cropvlm.letters import option_letter
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
-_DIGITS = {"none": "0"} | {
-    word: str(i)
-    for i, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
-}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0"} | {word: str(i) for i, word in enumerate(_NUMBERS)}
 _ARTICLES = frozenset({"a", "an", "the"})
 
 # The EvalAI scorer restores each of these words where one of its apostrophes is missing. Contractions that become
@@ -41,8 +39,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     That is the mean of min(1, matches / 3) over the sets that leave one reference out. Nothing else is normalised, so a
     reference with a capital letter never matches.
 
-    Raises ValueError without references.
-
     >>> vqa_accuracy("Stop", ["stop", "stop", "halt", "red", "sign", "sign", "red", "go", "go", "go"])
     0.6
     """
@@ -51,10 +47,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def official_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Return VQA accuracy as the EvalAI server scores it: the same with prediction and references normalised.
-
-    Raises ValueError without references.
-    """
+    """Return VQA accuracy as the EvalAI server scores it: the same with prediction and references normalised."""
     _require_answers(answers)
     return _leave_one_out_accuracy(normalize_answer(prediction), [normalize_answer(answer) for answer in answers])
 
@@ -103,8 +96,6 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
 
     The similarity is 1 - distance / longer length, ignoring case and runs of white space.
 
-    Raises ValueError without references.
-
     >>> anls("bank.", ["the bank", "bank"])
     0.8
     """
@@ -115,19 +106,13 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
 
 
 def letter_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1 if the option letter that `prediction` chooses is the reference (or one of them), else 0.
-
-    Raises ValueError without references.
-    """
+    """Return 1 if the option letter that `prediction` chooses is the reference (or one of them), else 0."""
     _require_answers(answers)
     return float(option_letter(prediction) in {answer.strip().upper() for answer in answers})
 
 
 def most_common_answer(answers: Sequence[str]) -> str:
-    """Return the most frequent reference, lower-cased and stripped; ties go to the first seen.
-
-    Raises ValueError without references.
-    """
+    """Return the most frequent reference, lower-cased and stripped; ties go to the first seen."""
     _require_answers(answers)
     return Counter(answer.lower().strip() for answer in answers).most_common(1)[0][0]
 

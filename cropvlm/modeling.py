@@ -1,4 +1,4 @@
-"""Models for use and for training: loaded from a hub id, a folder or an adapter, with LoRA where it is wanted."""
+"""Models for use and for training: loaded from a Hub id, a folder or an adapter, with LoRA where it is wanted."""
 
 import logging
 from typing import Any
@@ -8,30 +8,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from cropvlm.cli import UserError
-from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids
+from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids  # noqa: F401 (callers take them from here)
 from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
-from cropvlm.models.likelihood import answer_log_likelihood
-from cropvlm.models.loading import NO_CODE, check_model_path, device_and_dtype, loading
-from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of
-
-__all__ = [
-    "END_OF_UTTERANCE",
-    "LORA_TARGETS",
-    "BaseModelError",
-    "ImageSizeError",
-    "adapter_base",
-    "answer_log_likelihood",
-    "check_model_path",
-    "device_and_dtype",
-    "is_adapter",
-    "load_adapter",
-    "load_full_model",
-    "load_model",
-    "load_policy",
-    "load_processor",
-    "longest_edge_of",
-    "stop_token_ids",
-]
+from cropvlm.models.likelihood import answer_log_likelihood  # noqa: F401
+from cropvlm.models.loading import NO_CODE, device_and_dtype, loading
+from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +34,13 @@ def load_model(
     """Return a model in evaluation mode; an adapter is merged into its base.
 
     Args:
-        path: hub id, `save_pretrained` folder, or PEFT adapter folder (or one of its checkpoints).
+        path: Hub id, `save_pretrained` folder, or PEFT adapter folder (or one of its checkpoints).
         base_model_path: the adapter's base, where the one that its configuration names has moved.
         device: defaults to the first GPU, else the CPU.
         dtype: defaults to bfloat16 on a GPU and float32 on the CPU.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None leaves the choice to transformers.
 
-    Raises:
-        UserError: no model there, or an adapter that cannot be merged into its base.
+    Raises `UserError`: no model there, or an adapter that cannot be merged into its base.
     """
     default_device, default_dtype = device_and_dtype()
     dtype = default_dtype if dtype is None else dtype
@@ -78,16 +58,10 @@ def load_model(
 
 
 def load_full_model(path: str, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Return the image-text-to-text model at a hub id or in a `save_pretrained` folder, on the CPU.
+    """Return the image-text-to-text model at a Hub id or in a `save_pretrained` folder, on the CPU.
 
     Weights are read from safetensors only: the other format is a pickle.
-
-    Args:
-        dtype: of the weights.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None leaves the choice to transformers.
-
-    Raises:
-        UserError: no such model, or some of its weights are missing.
+    Raises `UserError`: no such model, or some of its weights are missing.
     """
     options = NO_CODE if attn_implementation is None else NO_CODE | {"attn_implementation": attn_implementation}
     with loading(f"{path}: cannot be loaded as an image-text-to-text model"):
@@ -109,11 +83,10 @@ def load_adapter(
     """Return the LoRA adapter at `path` on its base, on the CPU; the adapter's own weights are always float32.
 
     Args:
-        path: PEFT adapter folder (or one of its checkpoints) or hub id.
+        path: PEFT adapter folder (or one of its checkpoints) or Hub id.
         base_model_path: the base; by default the one that the adapter's configuration names.
         dtype: of the base's weights.
         is_trainable: whether the adapter's weights get gradients.
-        attn_implementation: as for `load_full_model`.
 
     Raises:
         BaseModelError: no `base_model_path` was given, and the base that the configuration names cannot be loaded.
@@ -142,10 +115,8 @@ def load_policy(
         path: an adapter folder or checkpoint, which is trained on as it is, or a whole model.
         lora: the fresh adapter that a whole model gets; None trains all weights of a whole model.
         dtype: of the frozen weights; the computation follows it through autocast.
-        attn_implementation: as for `load_model`.
 
-    Raises:
-        UserError: as the loaders, or an adapter with `lora` None.
+    Raises `UserError` as the loaders do, and for an adapter with `lora` None.
     """
     if is_adapter(path):
         if lora is None:

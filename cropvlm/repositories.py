@@ -4,7 +4,7 @@ import contextlib
 import glob
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
@@ -28,45 +28,36 @@ def load_published(
     """The rows of one split, columns and types as published.
 
     Args:
-        source: folder or hub id. config: configuration in the repository; None takes the benchmark's, or the only one.
+        source: folder or Hub id. config: configuration in the repository; None takes the benchmark's, or the only one.
         known: the benchmark that the data set is, where that is known.
         split: None takes `default_split`, else the benchmark's own, else the only one.
 
     Raises `UserError` for whatever keeps the split from being loaded, and for one without rows.
     """
     wanted = [split] if split else [default_split, known.split if known else None]
-    with _one_line_errors(source):
-        if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
+    is_saved = (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file()
+    client_logger = logging.getLogger("huggingface_hub")
+    level = client_logger.level
+    client_logger.setLevel(logging.ERROR)  # else it tells of each try
+    try:
+        if is_saved:
             rows, chosen = _from_disk(Path(source), split, wanted)
         else:
             rows, chosen = _from_repository(source, config, known, split, wanted)
+    except UserError:
+        raise
+    except Exception as error:  # those who parse cards, tables and archives raise whatever they like
+        local = Path(source).is_dir()
+        what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
+        expected = f"expected a folder, a Hub id or one of {', '.join(BENCHMARKS)}"
+        raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
+    finally:
+        client_logger.setLevel(level)
     if len(rows) == 0:
         raise UserError(f"{source} has no rows (split {rows.split})")
     if default_split and not split and chosen not in (None, default_split):
         logger.warning("%s has no split %s: its rows are of %s", source, default_split, chosen)
     return rows
-
-
-@contextlib.contextmanager
-def _one_line_errors(source: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a folder or the hub into one line, without the hub client's own about its retries.
-
-    Those who parse cards, tables and archives raise whatever they like, so every exception counts.
-    """
-    hub_logger = logging.getLogger("huggingface_hub")
-    level = hub_logger.level
-    hub_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        local = Path(source).is_dir()
-        what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
-        expected = f"expected a folder, a hub id or one of {', '.join(BENCHMARKS)}"
-        raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
-    finally:
-        hub_logger.setLevel(level)
 
 
 def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
@@ -100,9 +91,9 @@ def _choose_split(source: str, split: str | None, wanted: Iterable[str | None], 
 def _from_repository(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The rows of one split of a repository, on the hub or copied into a folder, and the name of the split.
+    """The rows of one split of a repository, on the Hub or copied into a folder, and the name of the split.
 
-    Where the hub does not answer, a split that was loaded before comes from the cache.
+    Where the Hub does not answer, a split that was loaded before comes from the cache.
     """
     looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
     if not Path(source).is_dir() and (looks_local or Path(source).exists()):
@@ -122,7 +113,7 @@ def _from_repository(
 def _open_split(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The rows of one split and its name, where the folder or the hub can be read."""
+    """The rows of one split and its name, where the folder or the Hub can be read."""
     # 1. The configuration: a benchmark's own, unless a copy has been published without it.
     if known and known.config and not config and known.config in datasets.get_dataset_config_names(source):
         config = known.config
@@ -142,7 +133,7 @@ def _open_split(
 def _open_cached_split(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The cached result of `_convert_split` for a repository on the hub. Raises some exception without one."""
+    """The cached result of `_convert_split` for a repository on the Hub. Raises some exception without one."""
     owner, name = source.split("/")
     cache = Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"
     for prefix in filter(None, (config, known and known.config, "default")):
@@ -176,7 +167,7 @@ def _convert_split(builder: datasets.DatasetBuilder, split: str, config: str | N
     folder = Path(builder.cache_dir)  # .../{data set}/{configuration}/{version}/{hash}
     if builder.config.data_files is not None:  # else a whole data set that was converted earlier
         files = DataFilesDict({split: builder.config.data_files[split]})
-        # Of the hub, the hash is the commit's; folders of equal names and cards may hold other files.
+        # Of the Hub, the hash is the commit's; folders of equal names and cards may hold other files.
         name = f"{config or 'default'}-{split}" if builder.repo_id else f"{builder.config_id}-{Hasher.hash(files)}"
         folder = folder.parents[1].with_name(name) / folder.parent.name / folder.name
         builder.config.data_files = files

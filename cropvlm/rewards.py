@@ -33,13 +33,8 @@ def validity_reward(completions: Sequence[Completion], **columns: Any) -> list[f
 class _AnswererReward:
     """Score of `[full image, crop]` by the frozen reward VLM, each distinct crop scored once.
 
-    Args:
-        model, processor: the reward VLM, as `cropvlm.modeling` loads it.
-        batch_size: completions in one forward pass; None takes all of a step. Halved for good where memory is too
-            small for it.
-
-    Raises:
-        UserError: a reward VLM of a family whose answers cannot be scored.
+    model, processor: as `cropvlm.modeling` loads them; `UserError` for a family whose answers cannot be scored.
+    batch_size: completions in one forward pass; None takes all of a step. Halved for good where memory is too small.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int | None = None):
@@ -57,12 +52,8 @@ class _AnswererReward:
     ) -> list[float]:
         """Return one score per completion; a broken box gets the corner's.
 
-        Args:
-            image: the full-resolution image of each completion, decoded; a group shares one object.
-            question, answers: of each completion.
-
-        Raises:
-            BatchTooLarge: out of memory with a single completion.
+        image: the full-resolution image of each completion, decoded; a group shares one object.
+        Raises `BatchTooLarge` where memory does not hold a single completion.
         """
         crops, order = distinct_crops(completions, image, question, answers)
         rows = [((image[i], crop), question[i], answers[i]) for i, crop in crops]
@@ -119,7 +110,7 @@ def distinct_crops(
 ) -> tuple[list[tuple[int, Image.Image]], list[int]]:
     """Cut every distinct crop once: a prompt's equal boxes, and all its broken ones, are scored as one.
 
-    Returns: (row, crop) of each distinct crop, `row` being the first completion that asks for it; and for every
+    Returns (row, crop) of each distinct crop, `row` being the first completion that asks for it; and for every
     completion the position of its crop in that list.
     """
     positions: dict[tuple, int] = {}

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cropvlm.benchmarks import Benchmark
 from cropvlm.cli import UserError, one_line, shorten
@@ -22,7 +23,6 @@ from cropvlm.crops import UnreadableImage, image_size, open_image
 
 logger = logging.getLogger(__name__)
 
-TEXT = datasets.Value("string")
 ENCODED = datasets.Image(decode=False)
 
 
@@ -36,23 +36,18 @@ def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tu
     sources = benchmark.source_columns(names)
     if missing := [name for name in need if name not in {*sources, *names, "question_id"}]:
         raise UserError(f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(names)}")
-    columns, types = {}, {}
+    columns = {}
     if "question" in sources:
-        columns["question"], types["question"] = _questions(raw, benchmark, sources["question"], path), TEXT
+        columns["question"] = pa.array(_questions(raw, benchmark, sources["question"], path), pa.string())
     if "question_id" in {*sources, *need}:
-        columns["question_id"] = ids = _question_ids(raw, benchmark, sources.get("question_id"), path)
-        number = datasets.Value("uint64" if max(ids) >= 2**63 else "int64") if isinstance(ids[0], int) else None
-        types["question_id"] = number or TEXT
+        ids = _question_ids(raw, benchmark, sources.get("question_id"), path)
+        beyond_int64 = isinstance(ids[0], int) and max(ids) >= 2**63
+        columns["question_id"] = pa.array(ids, pa.uint64() if beyond_int64 else None)
     if "answers" in sources:
-        columns["answers"], types["answers"] = _references(raw, sources["answers"], path), datasets.List(TEXT)
-    if not columns:
-        return raw
-    features = datasets.Features(types)
-    # As Arrow arrays: datasets itself fails on integers beyond int64.
-    arrays = {name: pa.array(columns[name], type=features.arrow_schema.field(name).type) for name in columns}
-    text = datasets.Dataset.from_dict(arrays, features=features)
+        columns["answers"] = pa.array(_references(raw, sources["answers"], path), pa.list_(pa.string()))
     replaced = {*columns, *sources.values(), *benchmark.options}
     others = raw.remove_columns([name for name in names if name in replaced])
+    text = datasets.Dataset.from_dict(columns)
     return datasets.concatenate_datasets([others, text], axis=1) if others.column_names else text
 
 
@@ -81,15 +76,13 @@ def _is_missing(value: Any) -> bool:
 def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str | None, path: str) -> list[str] | list[int]:
     """The published ids; the row numbers where some are missing or two rows share one, which a warning says."""
     ids = list(raw[source]) if source else []
-    wrong = [i for i, value in enumerate(ids) if not isinstance(value, str | int) or isinstance(value, bool)]
-    if any(_is_missing(ids[i]) for i in wrong):
+    if any(value is None or value != value for value in ids):  # NaN: a blank among the numbers of a CSV file
         reason = "rows without a question_id"
-    elif wrong:
-        seen = shorten(repr(ids[wrong[0]]))
-        raise UserError(f"{path}: row {wrong[0]} has the question_id {seen}; expected a string or an integer")
-    elif len({isinstance(value, str) for value in ids}) == 2:
-        raise UserError(f"{path}: the column {source} mixes strings and integers; expected one type")
     else:
+        for i, value in enumerate(ids):
+            if type(value) not in (str, int) or type(value) is not type(ids[0]):
+                seen = f"row {i} has the question_id {shorten(repr(value))}"
+                raise UserError(f"{path}: {seen}; expected a string or an integer, of one type in all rows")
         if benchmark.options and "cycle_category" in raw.column_names and len(set(ids)) < len(ids):
             ids = [f"{i}_{cycle}" for i, cycle in zip(ids, raw["cycle_category"], strict=True)]  # HR-Bench
         if ids and len(set(ids)) == len(ids):
@@ -109,9 +102,8 @@ def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]
     while hasattr(feature, "feature"):  # of a list
         feature = feature.feature
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    values = _parse_lists(list(raw[source]))
     references = []
-    for i, value in enumerate(values):
+    for i, value in enumerate(_parse_lists(list(raw[source]))):
         try:
             references.append(list(_flatten(value, labels)))
         except (TypeError, IndexError) as error:
@@ -121,24 +113,22 @@ def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]
 
 
 def _flatten(value: Any, labels: list[str] | None) -> Iterator[str]:
-    if isinstance(value, dict):
-        if not {"answer", "text"} & value.keys():
-            raise TypeError(value)
-        yield from _flatten(value.get("answer", value.get("text")), labels)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _flatten(item, labels)
-    elif isinstance(value, bool | bytes):
-        raise TypeError(value)
-    elif not _is_missing(value):
-        if not isinstance(value, str | int | float | Decimal):
-            raise TypeError(value)
-        if labels:
-            value = labels[value] if value >= 0 else ""
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value != "":
+    match value:
+        case {"answer": nested} | {"text": nested}:
+            yield from _flatten(nested, labels)
+        case list():
+            for item in value:
+                yield from _flatten(item, labels)
+        case _ if _is_missing(value):
+            return
+        case int() if labels:
+            yield from _flatten(labels[value] if value >= 0 else None, None)
+        case float() if value.is_integer():
+            yield str(int(value))
+        case str() | int() | float() | Decimal() if not isinstance(value, bool):
             yield str(value)
+        case _:
+            raise TypeError(value)
 
 
 def _parse_lists(values: list) -> list:
@@ -157,10 +147,10 @@ def _parse_lists(values: list) -> list:
 def encode_images(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.Dataset:
     """Let `image` yield `{"bytes": ..., "path": ...}`, whether it is published encoded, as base64 or as a path.
 
-    source: folder or hub id that paths are relative to. to_save: see `cropvlm.data.load_rows`.
+    source: folder or Hub id that paths are relative to. to_save: see `cropvlm.data.load_rows`.
     Raises `UserError` for a column of another kind, or without a single readable image.
     """
-    if rows.features["image"] in (TEXT, datasets.Value("large_string")):
+    if getattr(rows.features["image"], "dtype", None) in ("string", "large_string"):
         if any(map(_is_base64_image, itertools.islice(filter(None, rows["image"]), 100))):
             rows = _save_base64(rows) if to_save else rows.with_transform(_decode_base64)
         else:
@@ -177,19 +167,19 @@ def encode_images(rows: datasets.Dataset, source: str, to_save: bool) -> dataset
     return rows
 
 
-def _is_base64_image(text: str | None) -> bool:
+def _is_base64_image(text: str) -> bool:
     try:
-        return bool(image_size({"bytes": _base64_bytes(text), "path": None}))
+        return bool(image_size(_base64_bytes(text)))
     except UnreadableImage:
         return False
 
 
 def _base64_bytes(text: str | None) -> bytes:
-    """The bytes that base64 or a data URL holds, padded or not; empty for any other text."""
+    """The bytes that base64 or a data URL holds, padded or not; empty for any other text: an unreadable image."""
     try:
         return base64.b64decode((text or "").rpartition("base64,")[2] + "==")
     except ValueError:  # binascii.Error is one; a character beyond ASCII raises it bare
-        return b""  # opening it reports this row's image as unreadable
+        return b""
 
 
 def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -215,7 +205,7 @@ def _save_base64(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def _open_paths(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.Dataset:
-    """Turn a column of paths into images. Of a repository on the hub, just the files that are named are downloaded."""
+    """Turn a column of paths into images. Of a repository on the Hub, just the files that are named are downloaded."""
     paths = list(rows["image"])
     folder = Path(source)
     is_remote = not folder.is_dir()
@@ -228,28 +218,24 @@ def _open_paths(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.
     # Not joined to a URL, so that messages show it as it is.
     full = [path if path is None or "://" in path else str(folder / path) for path in paths]
     if to_save or is_remote:
-        _refuse_outside(enumerate(full), [folder], source)
+        _refuse_outside(full, [folder], source)
     images = [None if path is None else {"path": path, "bytes": None} for path in full]
     column = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": ENCODED}))
     return datasets.concatenate_datasets([rows.remove_columns("image"), column], axis=1)
 
 
-def _paths_without_bytes(rows: datasets.Dataset) -> Iterator[tuple[int, str]]:
-    """(row, path) of each image that is not in the table itself. Read from the table, so that no image is copied."""
-    i = 0
+def _paths_without_bytes(rows: datasets.Dataset) -> Iterator[str | None]:
+    """The path of each image that is not in the table itself, else None. Read from Arrow: no image is copied."""
     for batch in rows.select_columns(["image"]).with_format("arrow").iter(1000):
-        for chunk in batch["image"].chunks:
-            for missing, path in zip(chunk.field("bytes").is_null(), chunk.field("path"), strict=True):
-                if missing.as_py() and path.as_py():
-                    yield i, path.as_py()
-                i += 1
+        content, path = (pc.struct_field(batch["image"], name) for name in ("bytes", "path"))
+        yield from pc.if_else(pc.is_null(content), path, None).to_pylist()
 
 
-def _refuse_outside(paths: Iterable[tuple[int, str | None]], folders: Iterable[Any], source: str) -> None:
+def _refuse_outside(paths: Iterable[str | None], folders: Iterable[Any], source: str) -> None:
     """Raise `UserError` for a path that leaves all of `folders`: a data set could publish the user's own files."""
     roots = tuple(os.path.normpath(Path(folder).absolute()) + os.sep for folder in folders)
-    for i, path in paths:
-        # Links are not resolved: those of the hub's cache, and of users, lead elsewhere.
+    for i, path in enumerate(paths):
+        # Links are not resolved: those of the Hub's cache, and of users, lead elsewhere.
         if path and "://" not in path and not os.path.normpath(Path(path).absolute()).startswith(roots):
             raise UserError(f"{source}: row {i} names the image {shorten(path)}, which lies outside of the data set")
 

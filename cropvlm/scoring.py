@@ -24,12 +24,6 @@ def final_answer(text: str) -> str:
     return text if without_reasoning(text) == text else clean_answer(text)
 
 
-def score_answers(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return the score of every row, 0 to 100, shape (n,). metric: a name in `METRICS`."""
-    score = METRICS[metric]
-    return np.array([100 * score(final_answer(p), r) for p, r in zip(predictions, references, strict=True)])
-
-
 def cycle_weights(cycles: Sequence | None, n: int) -> np.ndarray:
     """Return weights (n,) that sum to 1: equal for all rows, or, with the cycle of each row, equal for all cycles."""
     if cycles is None:
@@ -107,7 +101,7 @@ def compare(scores: np.ndarray, others: np.ndarray, weights: np.ndarray, questio
 
 
 class ScoredRows:
-    """The scores of one prediction file, over the rows that have references.
+    """The scores of one prediction file, over the rows that have references; `UserError` where none has.
 
     Args:
         rows: a `Dataset` in the row schema; `category` and `cycle_category` count for option letters.
@@ -117,8 +111,6 @@ class ScoredRows:
     Attributes:
         indices: the rows that are scored, (n,). scores: 0 to 100, (n,). weights: of each in the mean, (n,).
         questions: a key for each, equal for the cycles of one question.
-
-    Raises `UserError` where no row has references.
     """
 
     def __init__(self, rows: Any, answers: Sequence[str], metric: str):
@@ -129,7 +121,8 @@ class ScoredRows:
         if not self.indices:
             raise UserError(f"none of the {len(ids)} rows has references, such as {ids[0]!r}; expected some")
         self.answers = [final_answer(answers[i]) for i in self.indices]
-        self.scores = score_answers(metric, self.answers, [references[i] for i in self.indices])
+        scores = map(METRICS[metric], self.answers, [references[i] for i in self.indices])
+        self.scores = np.array([100 * score for score in scores])
         keys = question_keys(rows)
         self.questions = [keys[i] for i in self.indices]
         names = [name for name in ("category", "cycle_category") if metric == "letter" and name in rows.column_names]

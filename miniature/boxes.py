@@ -34,14 +34,9 @@ def main() -> None:
         {"question_id": question_id, "answer": format_bbox(bbox)}
         for question_id, bbox in zip(rows["question_id"], rows[args.column], strict=True)
     ]
-    meta = build_meta(
-        dataset_path=args.dataset_path if args.of is None else args.of,
-        split=args.split,
-        max_samples=None,
-        models={"cropper": f"column {args.column} of {args.dataset_path}"},
-        settings={"column": args.column},
-        counts={"rows": len(records)},
-    )
+    source = {"dataset_path": args.dataset_path if args.of is None else args.of, "split": args.split}
+    models = {"cropper": f"column {args.column} of {args.dataset_path}"}
+    meta = build_meta(source, models, {"column": args.column}, {"rows": len(records)})
     write_predictions(args.output, records, meta)
 
 

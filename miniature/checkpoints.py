@@ -240,7 +240,7 @@ def initialise(model_class: type, config, seed: int, stop: dict[str, int]):
 
 
 def save(folder: str | Path, model, processor) -> Path:
-    """Write `folder` as `save_pretrained` does, so that scripts accept it in place of a hub id."""
+    """Write `folder` as `save_pretrained` does, so that scripts accept it in place of a Hub id."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)

@@ -20,7 +20,8 @@ from cropvlm.boxes import parse_teacher_bbox
 from cropvlm.cli import ArgumentParser, run
 from cropvlm.generation import generate_texts
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.teacher.asking import pixel_budget, teacher_size
+from cropvlm.models.qwen import qwen_size
+from cropvlm.teacher.asking import pixel_budget
 from miniature.checkpoints import TILE
 from miniature.families import FAMILIES
 from miniature.lessons import one_image_turn
@@ -96,7 +97,7 @@ def print_outlining(model, processor, model_path: str, asked: list) -> None:
     usable = [i for i, box in enumerate(boxes) if box is not None]
     shares = []
     for i in usable:
-        width, height = teacher_size(asked[i][0].size, budget)
+        width, height = qwen_size(asked[i][0].size, *budget)
         x1, y1, x2, y2 = boxes[i]
         shares.append((x1 / width, y1 / height, x2 / width, y2 / height))
     print(

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import Bbox, parse_bbox
 from cropvlm.cli import UserError
-from cropvlm.data import dataset_name, load_rows, metric_for
+from cropvlm.data import benchmark_for, load_rows
 from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
 from cropvlm.letters import option_letter
 from cropvlm.runtime.provenance import hash_of
@@ -77,7 +78,7 @@ class Result:
         answers = join_on_question_id(self.records, self.rows, str(self.path))
         source = [self.meta.get(key) for key in ("dataset_path", "dataset", "split")]
         try:
-            return ScoredRows(self.rows, answers, metric_for(*source))
+            return ScoredRows(self.rows, answers, benchmark_for(*source).metric)
         except UserError as error:
             raise UserError(f"{self.path} cannot be scored: {error}") from error
 

@@ -24,8 +24,8 @@ from cropvlm.cli import ArgumentParser, UserError, positive, run  # noqa: E402
 from cropvlm.crops import crop_or_full_image, open_image  # noqa: E402
 from cropvlm.drawing import draw_boxes  # noqa: E402
 from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, answerer_prompt, clean_answer, cropper_messages  # noqa: E402
-from cropvlm.runtime.server import Server, answer_rows, fit_longest_edge  # noqa: E402
-from cropvlm.runtime.server_arguments import add_api_flags, server_of, with_remedies  # noqa: E402
+from cropvlm.runtime.arguments import add_api_flags, server_of  # noqa: E402
+from cropvlm.runtime.server import Server, fit_longest_edge  # noqa: E402
 
 CROPPER, ANSWERER = ROOT / "models/miniature_grpo", ROOT / "miniature/models/smolvlm"
 WORLD = ROOT / "datasets/miniature"
@@ -66,7 +66,7 @@ def load(path: str, longest_edge: int, gpu: int, max_new_tokens: int) -> Ask:
 def ask_server(server: Server, longest_edge: int, prompt: Prompt) -> str:
     """Return the text of the model behind a server, or why there is none."""
     resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
-    ((_, (text,)),) = with_remedies(answer_rows(server, [[prompt]], resize))
+    ((_, (text,)),) = server.answer_rows([[prompt]], resize)
     return str(text)
 
 

@@ -151,3 +151,14 @@ def _real_files(folder: str, repo: str) -> Path:
     if found is None:
         pytest.skip(f"the real tokenizer and configurations are neither at {SHARED / folder} nor, of {repo}, cached")
     return found
+
+
+@pytest.fixture(scope="session")
+def boxed_world(tiny_world, tmp_path_factory) -> Path:
+    """The training split of `tiny_world` with boxes, as create_dataset.py leaves it."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("datasets") / "sft"
+    rows = datasets.load_from_disk(str(tiny_world))["train"]
+    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(folder))
+    return folder

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage
-from cropvlm.runtime.server import Server, answer_rows
+from cropvlm.runtime.server import Server
 
 KEY = "sk-very-secret-0123456789"
 SOON = {"retry-after-ms": "5"}  # the client waits as long as it is told to
@@ -119,10 +119,10 @@ FATAL = {
     "401": (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key (error 401, 'Incorrect API key provid"),
     "404": (error(404, "The model m does not exist"), "does not know m (error 404, 'The model m does not exist')"),
     "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'"),
-    "429": (error(429, "Rate limit reached"), "still sends error 429, 'Rate limit reached' after 3 retries"),
+    "429": (error(429, "Rate limit reached"), "sends error 429, 'Rate limit reached'; finished rows are kept"),
     "wait": (
-        (*error(503, "later"), {"retry-after-ms": "600000"}),
-        "sends error 503, 'later' and asks to wait 600 s; finished rows are kept",
+        (*error(503, "later"), {"retry-after-ms": "600000", "Retry-After": "600"}),
+        "sends error 503, 'later' and asks to wait (Retry-After: '600'); finished rows are kept",
     ),
     "redirect": ((307, b"", {"Location": "http://localhost:9/"}), "redirects to another address (status 307)"),
 }
@@ -130,7 +130,7 @@ FATAL = {
 OF_A_ROW = {
     "403": (error(403, "Not yours"), "refused by the server: error 403, 'Not yours'"),
     "400": (error(400, f"{KEY} is too small"), "rejected by the server: error 400, '*** is too small'"),
-    "500": ((500, b"<html>oops</html>"), "still sends error 500, '<html>oops</html>' after 3 retries"),
+    "500": ((500, b"<html>oops</html>"), "the server sends error 500, '<html>oops</html>'"),
     "garbage": ((200, f"<html>{KEY}".encode()), "the reply is not a chat completion: '<html>***'"),
     "no choices": ({"choices": []}, """the reply is not a chat completion: '{"choices": []}'"""),
     "cut": (CUT, "the connection broke off (RemoteProtocolError)"),
@@ -181,7 +181,7 @@ def begin(server: FakeServer, rows: Iterable, done=(), **options) -> Iterator:
     """The outcomes as they come. rows: the text of each one's prompt, or those of several."""
     options = {"base": server.url, "model": "m", "max_new_tokens": 7, "concurrency": 1, "timeout": 5} | options
     source = Source([[row] if isinstance(row, str) else row for row in rows])
-    return answer_rows(Server(**options), source, lambda image: image, done)
+    return Server(**options).answer_rows(source, lambda image: image, done)
 
 
 def ask(server: FakeServer, rows: Iterable, done=(), **options) -> list:

@@ -71,7 +71,7 @@ class Hub:
 
 @contextlib.contextmanager
 def started() -> Iterator[Hub]:
-    """A hub that listens until the end of the context."""
+    """A Hub that listens until the end of the context."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"

@@ -167,7 +167,7 @@ def write_repository(folder: Path, configs: dict[str, dict[str, tuple[str, datas
 
 
 def write_hub(folder: Path, train_rows: int = 2) -> dict[str, Path]:
-    """The repositories of all benchmarks in their published layouts, by hub id; no two files are equal.
+    """The repositories of all benchmarks in their published layouts, by Hub id; no two files are equal.
 
     train_rows: of TextVQA, an even number.
     """

@@ -10,7 +10,7 @@ QWEN = ("Qwen2.5-VL-tokenizer", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 
 def real_files(folder: str, repo: str, shared: Path = SHARED, cache_dir: Path | None = None) -> Path | None:
-    """The files of a model: those beside the repository, else those in the hub cache; None where neither has them."""
+    """The files of a model: those beside the repository, else those in the Hub cache; None where neither has them."""
     if (shared / folder).is_dir():
         return shared / folder
     names = ("tokenizer_config.json", "preprocessor_config.json")

@@ -12,7 +12,7 @@ from published import BLUE, IMAGE, IMAGES, RED, TEXT, hrbench, table, textvqa, w
 
 from cropvlm.cli import UserError
 from cropvlm.crops import open_image
-from cropvlm.data import benchmark_for, load_rows, metric_for
+from cropvlm.data import benchmark_for, load_rows
 
 DOCVQA_TEST = "  - split: test\n    path: DocVQA/test-*\n"
 REPO = Path(__file__).resolve().parents[1]
@@ -62,14 +62,14 @@ def test_a_copy_is_told_by_its_columns(copies):
     names = [benchmark_for(copies / name).name for name in ("textvqa", "stvqa")]
     assert names == ["textvqa", "stvqa"]
     assert benchmark_for(copies / "hrbench", split="hrbench_4k").name == "hrbench4k"
-    assert metric_for(f"{copies}/docvqa:DocVQA", split="test") == "anls"
+    assert benchmark_for(f"{copies}/docvqa:DocVQA", split="test").metric == "anls"
     assert list(load_rows(f"{copies}/docvqa:DocVQA", "test")["question_id"]) == ["49153", "24580"]
 
 
 def test_a_benchmark_may_lie_in_the_schemas_own_columns(copies):
     rows = load_rows(copies / "textvqa", dataset="docvqa")
     assert list(rows["question_id"]) == [34602, 34603]
-    assert metric_for(copies / "textvqa", "docvqa") == "anls"
+    assert benchmark_for(copies / "textvqa", "docvqa").metric == "anls"
 
 
 def test_stvqa_with_published_ids_keeps_them(tmp_path):

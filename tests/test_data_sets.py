@@ -35,7 +35,7 @@ INSTRUCTIONS = dict.fromkeys(ANSWERS, BRIEF_ANSWER) | {
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
-    """Run a script in an empty folder, with copies of the benchmarks in the hub's place; its exit code."""
+    """Run a script in an empty folder, with copies of the benchmarks in the Hub's place; its exit code."""
     write_copies(tmp_path / "copies")
     for name, copy in COPY_OF.items():
         moved = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))

@@ -65,7 +65,7 @@ def write_boxes(path: Path, world: Path, texts: list[str]) -> Path:
     ids = load_from_disk(str(world))["test"]["question_id"]
     records = [{"question_id": i, "answer": text} for i, text in zip(ids, texts, strict=False)]
     source = {"dataset_path": str(world), "split": "test", "max_samples": None}
-    write_predictions(path, records, build_meta(**source, models={}, settings={}, counts={}))
+    write_predictions(path, records, build_meta(source, models={}, settings={}, counts={}))
     return path
 
 

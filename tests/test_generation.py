@@ -42,6 +42,11 @@ def plain_inputs(processor, prompts):
     return processor(text=texts, images=images, padding=True, return_tensors="pt")
 
 
+def pixel_values(prepared):
+    """Of each distinct image, (tiles, 1, C, H, W)."""
+    return [image.tensors["pixel_values"] for image in prepared.images.values()]
+
+
 @torch.inference_mode()
 def test_inputs_are_those_of_the_processor(vlm):
     model, processor = vlm
@@ -60,9 +65,9 @@ def test_images_of_several_tile_counts_are_joined(smolvlm, tiny_smolvlm):
     # 64-px tiles: 128x64 -> 2x1 tiles and the whole; 100x100 -> 128x128 -> 2x2 and the whole; 8 tiles in all.
     prompts = pair(noise(128, 64), noise(100, 100, seed=1))
     prepared = prepare(processor, prompts)
-    assert prepared.images["pixel_values"].shape == (8, 1, 3, 64, 64)
+    assert [pixels.shape for pixels in pixel_values(prepared)] == [(3, 1, 3, 64, 64), (5, 1, 3, 64, 64)]
     features = encode_images(model, prepared)
-    assert [len(feature) for feature in features] == [3 * 16, 5 * 16]
+    assert [len(feature) for feature in features.values()] == [3 * 16, 5 * 16]
     inputs = model_inputs(model, prepared, processor.tokenizer.pad_token_id)
     plain = plain_inputs(processor, prompts)
     torch.testing.assert_close(model(**inputs).logits, model(**plain).logits, rtol=0, atol=1e-5)
@@ -130,8 +135,9 @@ def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, 
     features = encode_images(model, merge(parts))
     hook.remove()
     assert tiles == calls
-    for image, expected in zip(features, whole, strict=True):
-        torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+    assert features.keys() == whole.keys()
+    for key, image in features.items():
+        torch.testing.assert_close(image, whole[key], rtol=0, atol=1e-5)
 
 
 def test_portions_do_not_change_the_texts(vlm, monkeypatch):
@@ -307,9 +313,10 @@ def test_merge_keeps_prompts_and_images_in_order(smolvlm):
     _, processor = smolvlm
     one, other = (prepare(processor, pair(noise(64, 64, seed=i), noise(32, 32, seed=10 + i))) for i in range(2))
     both = merge([one, other])
-    assert both.image_index == [[0], [0, 1], [2], [2, 3]]
+    assert both.shown == one.shown + other.shown
     assert both.input_ids == one.input_ids + other.input_ids
-    assert torch.equal(both.images["pixel_values"][2:], other.images["pixel_values"])
+    for pixels, expected in zip(pixel_values(both), pixel_values(one) + pixel_values(other), strict=True):
+        assert torch.equal(pixels, expected)
 
 
 def test_merge_keeps_an_image_of_two_parts_once(tiny_smolvlm):
@@ -317,12 +324,30 @@ def test_merge_keeps_an_image_of_two_parts_once(tiny_smolvlm):
     full = noise(128, 64)  # 64-px tiles: 2x1 and the whole
     one, other = (prepare(processor, pair(full.copy(), noise(100, 100, seed=i))) for i in range(2))
     both = merge([one, other])
-    assert both.image_index == [[0], [0, 1], [0], [0, 2]]
-    assert both.image_tokens == [3 * 16, 5 * 16, 5 * 16]
-    assert both.image_rows == {"pixel_values": [3, 5, 5]}
-    assert torch.equal(both.images["pixel_values"][3:8], one.images["pixel_values"][3:])
-    assert torch.equal(both.images["pixel_values"][8:], other.images["pixel_values"][3:])
-    assert merge([both, one]).image_index == [*both.image_index, [0], [0, 1]]
+    first, second, third = both.images
+    assert both.shown == [[first], [first, second], [first], [first, third]]
+    assert [image.tokens for image in both.images.values()] == [3 * 16, 5 * 16, 5 * 16]
+    assert [len(pixels) for pixels in pixel_values(both)] == [3, 5, 5]
+    assert torch.equal(pixel_values(both)[1], pixel_values(one)[1])
+    assert torch.equal(pixel_values(both)[2], pixel_values(other)[1])
+    again = merge([both, one])
+    assert again.shown == [*both.shown, [first], [first, second]]
+    assert list(again.images) == [first, second, third]
+
+
+def test_every_tensor_of_every_image_is_pinned(vlm, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # needs a GPU
+    _, processor = vlm
+    prepared = prepare(processor, pair(noise(64, 64), noise(32, 32, seed=1)))
+    pinned = prepared.pin_memory()
+    assert (pinned.input_ids, pinned.shown) == (prepared.input_ids, prepared.shown)
+    assert pinned.images.keys() == prepared.images.keys()
+    for key, (tokens, tensors) in prepared.images.items():
+        assert pinned.images[key].tokens == tokens
+        assert pinned.images[key].tensors.keys() == tensors.keys()
+        for name, tensor in pinned.images[key].tensors.items():
+            assert torch.equal(tensor, tensors[name])
+            assert tensor is not tensors[name]
 
 
 @pytest.mark.parametrize("longest_edge", [512, 1024, 2048])
@@ -335,8 +360,9 @@ def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest
     plain = plain_inputs(processor, prompts)
     lengths = plain["attention_mask"].sum(1).tolist()
     assert prepared.input_ids == [row[-n:] for row, n in zip(plain["input_ids"].tolist(), lengths, strict=True)]
-    assert prepared.image_tokens == [64 * n for n in tiles]
-    assert torch.equal(prepared.images["pixel_values"].transpose(0, 1), plain["pixel_values"][1:, : sum(tiles)])
+    assert [image.tokens for image in prepared.images.values()] == [64 * n for n in tiles]
+    pixels = torch.cat(pixel_values(prepared)).transpose(0, 1)
+    assert torch.equal(pixels, plain["pixel_values"][1:, : sum(tiles)])
 
 
 def test_the_next_batch_is_prepared_while_this_one_is_generated():

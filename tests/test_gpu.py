@@ -131,6 +131,6 @@ def test_a_real_out_of_memory_halves_the_batch(tiny_smolvlm, caplog):
         texts = generate_texts(model, processor, messages, images, **options)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "out of GPU memory" in caplog.text
+    assert "out of memory: continuing with batches of" in caplog.text
     agreement = sum(one == other for one, other in zip(texts, expected, strict=True))
     assert agreement >= 60  # in bfloat16 another batch size may round a close choice the other way

@@ -78,3 +78,8 @@ def test_the_scripts_read_as_the_method():
     scripts = sorted(ROOT.glob("*.py"))
     assert len(scripts) == 6
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in scripts) <= 800
+
+
+def test_the_files_of_the_tests_are_short():
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    assert [path.name for path in paths if path.read_text(encoding="utf-8").count("\n") > 400] == []

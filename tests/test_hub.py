@@ -1,6 +1,6 @@
-"""The real clients against a hub on loopback: which files are fetched, what is cached, what arrives there.
+"""The real clients against a Hub on loopback: which files are fetched, what is cached, what arrives there.
 
-The clients read the hub's address when they are imported, so they run in other processes.
+The clients read the Hub's address when they are imported, so they run in other processes.
 """
 
 import json
@@ -47,7 +47,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A hub with all benchmarks, and two data sets of other people."""
+    """A Hub with all benchmarks, and two data sets of other people."""
     folder = tmp_path_factory.mktemp("hub")
     with loopback_hub.started() as hub:
         for repo, files in write_hub(folder, train_rows=40).items():
@@ -61,7 +61,7 @@ def hub(tmp_path_factory):
 
 
 def environment(hub, home: Path, **more: str) -> dict[str, str]:
-    """Environment of a hub client with a cache of its own."""
+    """Environment of a Hub client with a cache of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     addresses = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     quiet = {"HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -193,6 +193,13 @@ def test_the_six_commands_with_their_defaults(hub, project, tmp_path, smolvlm_of
     for command in commands[2:5]:
         call(command)
     assert re.fullmatch(r"\d+\.\d{4}", call(commands[5]).splitlines()[-1])
+
+    commit = hub.repositories["models", "HuggingFaceTB/SmolVLM-256M-Instruct"].resolve("main")
+    for name, part in (("bbox", "base_model_files"), ("base_answers", "model_files")):
+        meta = json.loads((project / "predictions" / f"textvqa_{name}.meta.json").read_text())
+        assert meta["settings"][part] == commit, name
+    record = json.loads((project / "models" / "sft_512" / "run.json").read_text())
+    assert record["contents"]["base_model"] == record["contents"]["vqa_model"] == commit
 
     data = [path for path in hub.fetched_data() if path.startswith("lmms-lab/")]
     assert data == [f"lmms-lab/textvqa/data/{split}-00000-of-00001.parquet" for split in ("train", "validation")]

@@ -1,4 +1,4 @@
-"""The real tokenizers are found beside the repository or in the hub cache."""
+"""The real tokenizers are found beside the repository or in the Hub cache."""
 
 from real_files import SMOLVLM, real_files
 

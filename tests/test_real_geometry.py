@@ -97,7 +97,7 @@ def test_sft_at_512(base_model, processor_path, data, tmp_path):
     """bfloat16 compute, float32 adapter: a step at GRPO's rate of 5e-6, which bfloat16 weights would round away."""
     trainer = sft_trainer(base_model, processor_path, data, tmp_path, 512, bf16=True, learning_rate=5e-6)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
-    assert batch["pixel_values"].shape == (2, 1, 3, 512, 512)
+    assert [image["pixel_values"].shape for image in batch["images"]] == [(1, 1, 3, 512, 512)] * 2
     tokenizer = trainer.processing_class.tokenizer
     assert [tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]] == TURNS
     assert (batch["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum(1).tolist() == [64, 64]
@@ -114,12 +114,14 @@ def test_sft_at_512(base_model, processor_path, data, tmp_path):
 def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor_path, data, tmp_path):
     """1:1 and 4:1 are 2 x 2 and 2 x 1 tiles at 1024 px, 4 x 4 and 4 x 1 at 2048 px, beside the image as a whole.
 
-    SFT hands over pixels, padded with empty tiles; GRPO, numbers. The loss is the same.
+    SFT hands over all tiles in a row; GRPO, numbers. The loss is the same.
     """
     trainer = sft_trainer(base_model, processor_path, data, tmp_path, longest_edge)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
     image_tokens = (batch["input_ids"] == trainer.model.config.image_token_id).sum(1)
     assert image_tokens.tolist() == [64 * n for n in tiles]
+    batch = trainer._part_inputs(batch)
+    assert batch["pixel_values"].shape == (sum(tiles), 1, 3, 512, 512)
     with torch.no_grad():
         loss = trainer.model(**batch).loss
         assert math.isfinite(loss.item())

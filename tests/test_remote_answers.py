@@ -43,7 +43,7 @@ def boxes(tmp_path, tiny_world) -> Path:
     path = tmp_path / "predictions" / "world_bbox.json"
     records = [{"question_id": i, "answer": text} for i, text in zip(ids, ["[0, 0, 50, 25]", "no"] * 6, strict=True)]
     source = {"dataset_path": str(tiny_world), "split": "test", "max_samples": None}
-    write_predictions(path, records, build_meta(**source, models={}, settings={}, counts={}))
+    write_predictions(path, records, build_meta(source, models={}, settings={}, counts={}))
     return path
 
 
@@ -265,4 +265,4 @@ def test_transformers_serve_has_no_such_model(serve, boxes, monkeypatch, tmp_pat
     with pytest.raises(SystemExit) as ended:
         run(generate_final_answers.main)
     assert ended.value.code == 2
-    assert "still sends error 500" in capsys.readouterr().err.splitlines()[-1]
+    assert "sends error 500" in capsys.readouterr().err.splitlines()[-1]

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 
 from cropvlm import scoring
+from cropvlm.cli import UserError
 
 
-def test_score_answers():
-    references = [["yes"] * 10, ["no"] * 10, ["no"] * 10]
-    assert scoring.score_answers("vqa", ["Yes", "yes", "<think>yes?</think>\nno."], references).tolist() == [
-        100,
-        0,
-        100,
-    ]
+def test_every_row_with_references_is_scored():
+    answers = [["yes"] * 10, ["no"] * 10, [], ["no"] * 10]
+    rows = datasets.Dataset.from_dict({"question_id": list("abcd"), "answers": answers})
+    scored = scoring.ScoredRows(rows, ["Yes", "yes", "yes", "<think>yes?</think>\nno."], "vqa")
+    assert scored.scores.tolist() == [100, 0, 100]
+    assert (scored.indices, scored.without_references) == ([0, 1, 3], ["c"])
+    with pytest.raises(UserError, match="none of the 1 rows has references"):
+        scoring.ScoredRows(rows.select([2]), ["yes"], "vqa")
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import cropper_messages
 from cropvlm.training import evaluation, trl_overrides
-from cropvlm.training.rows import load_training_rows, prompt_completion_rows, prompt_rows
-from cropvlm.training.shared_images import open_images
+from cropvlm.training.images import ReadAhead
+from cropvlm.training.rows import load_training_rows, open_training_image, prompt_completion_rows, prompt_rows
 
 
 def flags_for(model, vqa_model, data, output):
@@ -63,10 +63,9 @@ def test_a_group_shares_one_decoded_image(tiny_world):
     first, same, other = rows.__getitems__([0, 0, 1])
     assert first["prompt"] == cropper_messages(first["question"])
     assert len(first["answers"]) == 10
-    opened, same, other = open_images([first, same, other])
-    assert opened["image"].size == open_image(first["image"]).size
-    assert opened["image"] is same["image"]
-    assert opened["image"] is not other["image"]
+    opened = ReadAhead(open_training_image).results([first, same, other])
+    assert opened[first["question_id"]].size == open_image(first["image"]).size
+    assert opened.keys() == {first["question_id"], other["question_id"]}
 
 
 def test_a_question_and_an_answer_may_hold_an_image_placeholder(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
@@ -92,14 +91,15 @@ def test_rows_with_base64_images_can_be_trained_on(module, tiny_smolvlm, tmp_pat
         rows = list(prompt_completion_rows(rows, modeling.load_processor(str(tiny_smolvlm), 64)))
     else:
         rows = load_training_rows(str(tmp_path / "data"), None, None, "answers")
-        rows = open_images(list(prompt_rows(rows, "<image>")))
+        opened = ReadAhead(open_training_image).results(list(prompt_rows(rows, "<image>")))
+        rows = [{"image": image} for image in opened.values()]
     assert len(rows) == 2
     assert all(isinstance(row["image"], Image.Image) for row in rows)
 
 
 def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
-    row = open_images([trainer.train_dataset[0]])[0]
+    row = trainer.shared_images.open([trainer.train_dataset[0]])[0]
     prompt = [{"role": "user", "content": [{"type": "image", "image": row["image"]}, row["prompt"][0]["content"][1]]}]
     prompt_ids, _, _ = trainer._tokenize_prompts([prompt])
     prepared = prepare(modeling.load_processor(str(tiny_smolvlm)), [(row["prompt"], [row["image"]])])
@@ -298,7 +298,7 @@ def test_a_process_that_holds_a_part_of_one_group_draws_nothing(sft_adapter, tin
     trainer.policy_arguments.log_crops_every = 1
     trainer.model.train()
     trainer.reward_funcs = [lambda completions, **columns: [0.0] * len(completions)] * 2
-    row = open_images([trainer.train_dataset[0]])[0]
+    row = trainer.shared_images.open([trainer.train_dataset[0]])[0]
     completions = [[{"role": "assistant", "content": "?"}]] * 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trl_overrides, "box_figures", lambda *_: {})

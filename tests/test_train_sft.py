@@ -49,7 +49,7 @@ def make_trainer(tmp_path, policy, **options):
 
 def test_defaults_are_the_papers(tmp_path):
     args = train_sft.SFTArguments(output_dir=str(tmp_path), use_cpu=True)
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 8)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (16, 1)
     assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (5e-5, "cosine", 0.03)
     assert (args.num_train_epochs, args.seed, args.save_steps, args.logging_steps) == (1, 42, 100, 1)
     assert args.optim.startswith("adamw")
@@ -76,7 +76,8 @@ def test_training_and_inference_see_the_same_prompt(tiny_smolvlm, sft_data, tmp_
     question = load_rows(sft_data)[3]["question"]
     prepared = prepare(trainer.processing_class, [(cropper_messages(question), [example["image"]])])
     assert prompt_ids == prepared.input_ids[0]
-    assert torch.equal(batch["pixel_values"][0], prepared.images["pixel_values"][:, 0])
+    (image,) = prepared.images.values()
+    assert torch.equal(batch["images"][0]["pixel_values"], image.tensors["pixel_values"])
 
 
 def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):

@@ -5,7 +5,7 @@ A prediction file is a JSON list of `{"question_id": ..., "answer": ...}` in dat
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,20 @@ def meta_path(path: str | Path) -> Path:
 
 
 def build_meta(
-    *,
-    dataset_path: str,
-    split: str | None,
-    max_samples: int | None,
-    models: dict[str, str | None],
-    settings: dict[str, Any],
-    counts: dict[str, Any],
-    dataset: str | None = None,
-    failed: list[dict] | None = None,
+    source: dict[str, Any], models: dict[str, str | None], settings: dict, counts: dict, failed: Sequence[dict] = ()
 ) -> dict[str, Any]:
     """The content of a meta file: the arguments as given, and the versions of the installed libraries.
 
-    The next stage hands `dataset_path`, `split`, `max_samples` and `dataset` to `cropvlm.data.load_rows`, so that it
-    sees the same rows. `counts` holds rows, invalid boxes and seconds where they mean something, `failed` the
-    `question_id` of each row without an answer, and the `reason`.
+    source: keyword arguments of `cropvlm.data.load_rows`, by which the next stage sees the same rows. counts: rows,
+    invalid boxes, seconds and the like. failed: `question_id` and `reason` of each row without an answer.
     """
     return {
-        "dataset_path": str(dataset_path),
-        "dataset": dataset,
-        "split": split,
-        "max_samples": max_samples,
+        **{key: source.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")},
         "models": models,
         "settings": settings,
         "versions": library_versions(),
         "counts": counts,
-        "failed": failed or [],
+        "failed": list(failed),
     }
 
 
@@ -54,16 +42,8 @@ def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None
     """Write the meta file, then the prediction file: where the latter exists, both are complete.
 
     Only `question_id` (str or int, type kept) and `answer` (str) of each record are written.
-
-    Raises:
-        ValueError: a record of another form, or a duplicate id.
-        UserError: the files cannot be written.
+    Raises `UserError` where a file cannot be written.
     """
-    for i, record in enumerate(records):
-        if not is_record(record):
-            raise ValueError(f"record {i} is not a prediction record: {shorten(repr(record))}")
-    if duplicates := _duplicates([record["question_id"] for record in records]):
-        raise ValueError(f"duplicate question_id: {_shown(duplicates)}")
     check_output(path)
     write_json(meta_path(path), meta)
     write_json(path, [{"question_id": r["question_id"], "answer": r["answer"]} for r in records])
@@ -71,19 +51,17 @@ def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None
 
 def check_output(path: str | Path) -> None:
     """Make the folder of a prediction file, and see that it and its meta file can be written; `UserError` if not."""
-    for file in (Path(path), meta_path(path)):
-        check_writable(file)
+    check_writable(path)
+    check_writable(meta_path(path))
 
 
 def read_predictions(path: str | Path) -> list[dict]:
     """The records of a prediction file, in its order. Raises `UserError` for any other file."""
     records = _read_json(path)
-    form = 'expected a JSON list of {"question_id": ..., "answer": ...}'
-    if not isinstance(records, list):
-        raise UserError(f"{path} is not a prediction file: it holds a {type(records).__name__}, {form}")
-    for i, record in enumerate(records):
-        if not is_record(record):
-            raise UserError(f"{path} is not a prediction file: item {i} is {shorten(repr(record))}, {form}")
+    wrong = [record for record in records if not is_record(record)] if isinstance(records, list) else [records]
+    if wrong:
+        expected = 'expected a JSON list of {"question_id": ..., "answer": ...}'
+        raise UserError(f"{path} is not a prediction file: it holds {shorten(repr(wrong[0]))}, {expected}")
     return records
 
 
@@ -93,14 +71,13 @@ def read_meta(path: str | Path) -> dict:
         return {}
     meta = _read_json(meta_path(path))
     if not isinstance(meta, dict):
-        raise UserError(f"{meta_path(path)} is not a meta file: it holds a {type(meta).__name__}, expected an object")
+        raise UserError(f"{meta_path(path)} is not a meta file: it holds {shorten(repr(meta))}, expected an object")
     kinds = {"dataset_path": str, "dataset": str, "split": str, "max_samples": int, "settings": dict, "failed": list}
     for key, kind in kinds.items():
         value = meta.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UserError(
-                f"{meta_path(path)}: {key} is {shorten(repr(value))}, expected a value of type {kind.__name__} or null"
-            )
+        if value is not None and type(value) is not kind:
+            expected = f"expected a value of type {kind.__name__} or null"
+            raise UserError(f"{meta_path(path)}: {key} is {shorten(repr(value))}, {expected}")
     return meta
 
 
@@ -116,15 +93,14 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
     known, given = set(row_ids), set(record_ids)
     faults = {
         "missing": [i for i in row_ids if i not in given],
-        "duplicate": _duplicates(record_ids),
+        "duplicate": [i for i, count in Counter(record_ids).items() if count > 1],
         "unknown": [i for i in record_ids if i not in known],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(ids)} {fault}: {_shown(ids)}" for fault, ids in faults.items() if ids)
-        raise UserError(
-            f"the question_ids of {name} are not those of the data set ({listed}); "
-            "give the data set, split and number of rows that it was made from"
-        )
+        shown = {fault: listed([repr(i) for i in ids], limit=5) for fault, ids in faults.items()}
+        seen = "; ".join(f"{len(ids)} {fault}: {shown[fault]}" for fault, ids in faults.items() if ids)
+        expected = "give the data set, split and number of rows that it was made from"
+        raise UserError(f"the question_ids of {name} are not those of the data set ({seen}); {expected}")
     answers = {record["question_id"]: record["answer"] for record in records}
     return [answers[i] for i in row_ids]
 
@@ -140,17 +116,6 @@ def _read_json(path: str | Path) -> Any:
 
 def is_record(record: Any) -> bool:
     """Whether this is a dict with a `question_id` (str or int) and an `answer` (str), whatever else it holds."""
-    return (
-        isinstance(record, dict)
-        and isinstance(record.get("question_id"), (str, int))
-        and not isinstance(record["question_id"], bool)
-        and isinstance(record.get("answer"), str)
-    )
-
-
-def _duplicates(ids: Iterable[str | int]) -> list[str | int]:
-    return [i for i, count in Counter(ids).items() if count > 1]
-
-
-def _shown(ids: list[str | int]) -> str:
-    return listed([repr(i) for i in ids], limit=5)
+    if not isinstance(record, dict):
+        return False
+    return type(record.get("question_id")) in (str, int) and isinstance(record.get("answer"), str)

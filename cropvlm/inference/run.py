@@ -19,8 +19,7 @@ from cropvlm.runtime.processes import exchange, gather, num_processes, rank, sha
 
 logger = logging.getLogger(__name__)
 
-# A text, or the reason for its absence.
-Text = str | ValueError
+Text = str | ValueError  # a text, or the reason for its absence
 # Takes a prompt source, and the indices of its rows to leave out as `done`; yields (row index, a text per prompt or one
 # error for all).
 Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
@@ -53,14 +52,12 @@ class Output:
     failures: list[dict] = field(init=False, default_factory=list)
 
     def __post_init__(self):
-        suffix = f".rank{rank()}" if rank() else ""  # every process has its own
-        settings = self.settings | {"processes": num_processes()}
-        self.journal = Journal(self.path.with_name(self.path.name + suffix), settings, _is_kept_record)
+        target = f"{self.path}.rank{rank()}" if rank() else self.path  # every process has its own
+        self.journal = Journal(target, self.settings | {"processes": num_processes()}, _is_kept_record)
 
     def keep(self, question_id: str | int, text: Text) -> None:
         """Add a row to the journal."""
-        failed = isinstance(text, ValueError)
-        record = {"answer": "", "failed": str(text)} if failed else {"answer": text}
+        record = {"answer": "", "failed": str(text)} if isinstance(text, ValueError) else {"answer": text}
         logger.debug("%r: %r", question_id, record["answer"])
         self.journal.append([{"question_id": question_id} | record])
 
@@ -69,8 +66,8 @@ class Output:
         self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
         records = [record | {"answer": self.clean(record["answer"])} for record in kept]
         counts = self.count(records, seconds)
-        meta = {"models": self.models, "settings": self.settings, "counts": counts, "failed": self.failures}
-        write_predictions(self.path, records, build_meta(**self.source, **meta))
+        meta = build_meta(self.source, self.models, self.settings, counts, self.failures)
+        write_predictions(self.path, records, meta)
         logger.info("%s: %s", self.path, counts)
         if self.failures:
             reasons = [f"question_id {shorten(repr(row['question_id']))}: {row['reason']}" for row in self.failures]
@@ -106,12 +103,8 @@ class Run:
     On entering, every process opens its journals. They are removed together when all files are complete; none is when
     the run ends before: a data set that is done need not be done again for the sake of the next one.
 
-    Args:
-        generate: makes the texts; called only where some are missing, so a model can be loaded then.
-
-    Raises:
-        DuplicateOutput: two outputs are one file.
-        UserError: on entering, as `Journal` does.
+    generate: makes the texts; called only where some are missing, so a model can be loaded then.
+    Raises `DuplicateOutput` where two outputs are one file, and `UserError` on entering, as `Journal` does.
     """
 
     def __init__(self, jobs: list[Job], generate: Generate):

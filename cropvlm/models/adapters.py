@@ -14,7 +14,7 @@ from cropvlm.models.loading import check_model_path, loading
 
 
 def is_adapter(path: str) -> bool:
-    """Whether `path` (hub id or folder) holds a PEFT adapter rather than a whole model."""
+    """Whether `path` (Hub id or folder) holds a PEFT adapter rather than a whole model."""
     check_model_path(path)
     if Path(path).is_dir():
         return (Path(path) / "adapter_config.json").is_file()
@@ -24,11 +24,7 @@ def is_adapter(path: str) -> bool:
 
 
 def adapter_base(path: str) -> str | None:
-    """Return the base model that an adapter's configuration names; None if `path` holds no adapter.
-
-    Raises:
-        UserError: the configuration cannot be read.
-    """
+    """Return the base model that an adapter's configuration names; None if `path` holds no adapter."""
     return _read_config(path).base_model_name_or_path if is_adapter(path) else None
 
 
@@ -40,11 +36,8 @@ def _read_config(path: str) -> PeftConfig:
 def attach_adapter(model: torch.nn.Module, path: str, base: str, is_trainable: bool) -> PeftModel:
     """Return `model` with the LoRA adapter at `path` on it, every weight of the adapter loaded.
 
-    base: what `model` was loaded from, for messages.
-
-    Raises:
-        UserError: the adapter was trained on another base, some of its weights are missing or have no place in the
-            base, or it is not a LoRA.
+    base: what `model` was loaded from, for messages. Raises `UserError`: the adapter was trained on another base, some
+    of its weights are missing or have no place in the base, or it is not a LoRA.
     """
     kind = _read_config(path).peft_type
     if kind != PeftType.LORA:
@@ -66,8 +59,7 @@ def attach_adapter(model: torch.nn.Module, path: str, base: str, is_trainable: b
 def merge_adapter(adapted: PeftModel, path: str) -> torch.nn.Module:
     """Return the base model with the adapter at `path` added to its weights, which computes what the adapter computes.
 
-    Raises:
-        UserError: the adapter cannot be merged: it depends on the prompt, or changes one of two tied weights.
+    Raises `UserError` where it cannot be merged: it depends on the prompt, or changes one of two tied weights.
     """
     parameters = [id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False)]
     for name, layer in adapted.named_modules():

@@ -5,6 +5,7 @@ does with its images, and whether padding changes its answers, is not known here
 anywhere.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, GenerationConfig
 
-from cropvlm.crops import UnreadableImage, widen_strip
+from cropvlm.crops import widened
 from cropvlm.encoding import without_placeholders
 from cropvlm.models.loading import loading
 from cropvlm.prompts import Prompt, PromptSource, answerer_prompt
@@ -49,21 +50,15 @@ def _inputs(processor: Any, messages: list[dict], images: list[Image.Image]) -> 
     for name in PLACEHOLDERS:
         if isinstance(token := getattr(processor, name, None), str):
             messages = without_placeholders(messages, token)
-    pictures = iter(images)
-    messages = [
-        {**message, "content": [_with_image(part, pictures) for part in message["content"]]} for message in messages
-    ]
+    pictures = map(widened, images)
+
+    def filled(part: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "image", "image": next(pictures)} if part["type"] == "image" else part
+
+    messages = [message | {"content": [filled(part) for part in message["content"]]} for message in messages]
     return processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-
-
-def _with_image(part: dict[str, Any], pictures: Any) -> dict[str, Any]:
-    if part["type"] != "image":
-        return part
-    image = next(pictures)
-    size = widen_strip(image.size)
-    return {"type": "image", "image": image if size == image.size else image.resize(size)}
 
 
 @torch.inference_mode()
@@ -76,21 +71,14 @@ def generate_alone(model: Any, processor: Any, row: PreparedAlone, config: Gener
     return texts
 
 
-def end_of_turn_ids(model: Any, processor: Any) -> list[int]:
-    """Return the ids that end a turn as the family's own `generate` sees it: what the model names."""
-    named = model.generation_config.eos_token_id
-    return [processor.tokenizer.eos_token_id] if named is None else [named] if isinstance(named, int) else list(named)
-
-
 def check_takes_images(model: Any, processor: Any, source: PromptSource, config: GenerationConfig) -> None:
-    """Let the model answer a made-up question about as many images as the first readable row of `source` shows.
+    """Let the model answer a made-up question about as many images as the first good row of `source` shows.
 
-    Raises:
-        UserError: it cannot answer from so many images.
+    Raises `UserError` where it cannot answer from so many.
     """
     picture = Image.new("RGB", (64, 48), "gray")
     config = GenerationConfig(**config.to_diff_dict() | {"max_new_tokens": 1, "min_new_tokens": None})
-    for number in sorted({len(images) for _, images in _first_readable(source)}):
+    for number in sorted({len(images) for _, images in _first_good(source)}):
         images = "an image" if number == 1 else f"{number} images at once"
         with loading(f"{type(model).__name__} cannot answer from {images}"):
             prompts = [answerer_prompt("Which?", [picture] * n) for n in range(1, number + 1)]
@@ -101,10 +89,8 @@ def check_takes_images(model: Any, processor: Any, source: PromptSource, config:
             generate_alone(model, processor, rows[-1], config)
 
 
-def _first_readable(source: PromptSource) -> list[Prompt]:
+def _first_good(source: PromptSource) -> list[Prompt]:
     for i in range(len(source)):
-        try:
+        with contextlib.suppress(Exception):  # the row will fail by itself
             return source[i]
-        except UnreadableImage:
-            continue
     return []

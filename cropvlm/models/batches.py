@@ -29,9 +29,7 @@ class BatchTooLarge(UserError):
 class Batches:
     """Batches as large as memory holds: the size is halved, for good, when it does not.
 
-    Args:
-        size: items in a batch to begin with; None takes all there are.
-        fixed: never halve.
+    size: items in a batch to begin with; None takes all there are. fixed: never halve.
     """
 
     def __init__(self, size: int | None, fixed: bool = False):
@@ -41,14 +39,12 @@ class Batches:
         """Yield what `compute` makes of each item, in order; `BatchTooLarge` for one that memory does not hold alone.
 
         compute: takes a list of items, returns a result for each.
-
-        Raises:
-            BatchTooLarge: out of memory with a batch of a fixed size above 1.
+        Raises `BatchTooLarge` where memory does not hold a batch of a fixed size above 1.
         """
         size_before, start = self.size, 0
         while start < len(items):
             part = items[start : start + (self.size or len(items))]
-            results = _unless_out_of_memory(compute, part)
+            results = unless_out_of_memory(compute, part)
             if results is None and len(part) > 1:
                 self._halve(len(part))
                 continue
@@ -68,7 +64,7 @@ class Batches:
         logger.warning("out of memory: continuing with batches of %d rows", size)
 
 
-def _unless_out_of_memory(compute: Callable[[list], list], part: list) -> list | None:
+def unless_out_of_memory(compute: Callable[[Any], Any], part: Any) -> Any:
     """Result of `compute`; None if it runs out of memory, whichever allocator reports it."""
     try:
         return compute(part)
@@ -88,9 +84,7 @@ def auto_batch_size(model: Any, processor: Any, costs: list[int]) -> int:
 
     An estimate: what does not fit after all is halved. Each token of a row's two prompts takes its keys and values in
     every layer, and some twenty activations while the prompt is read.
-
-    Args:
-        costs: of all rows, as `row_costs` counts them; the costliest decides.
+    costs: of all rows, as `row_costs` counts them; the costliest decides.
     """
     if model.device.type != "cuda":
         return CPU_BATCH_SIZE
@@ -121,9 +115,7 @@ def _image_tokens(model: Any, processor: Any, cost: int) -> int:
 def row_costs(processor: Any, source: PromptSource) -> list[int]:
     """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch."""
     cost = image_cost(processor)
-    if cost is None:
-        return [0] * len(source)
-    return [sum(map(cost, source.image_sizes(i))) for i in range(len(source))]
+    return [sum(map(cost, source.image_sizes(i))) if cost else 0 for i in range(len(source))]
 
 
 def image_cost(processor: Any) -> Callable[[tuple[int, int]], int] | None:

@@ -63,10 +63,5 @@ def _turn_ids(model, processor, messages, answer: str) -> list[int]:
     space = "" if chat_text(processor, messages)[-1].isspace() else " "
     text = drop_token(answer_completion(answer), processor.image_token)
     turn = processor.tokenizer(space + text, add_special_tokens=False)["input_ids"]
-    return [*turn, end_of_turn_id(model, processor)]
-
-
-def end_of_turn_id(model, processor) -> int:
-    """Return the one token that the model is trained to end its turn with."""
-    stop = stop_token_ids(model, processor)
-    return processor.tokenizer.eos_token_id if processor.tokenizer.eos_token_id in stop else stop[0]
+    stop, eos = stop_token_ids(model, processor), processor.tokenizer.eos_token_id
+    return [*turn, eos if eos in stop else stop[0]]  # the one token that the model is trained to end its turn with

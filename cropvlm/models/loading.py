@@ -22,34 +22,23 @@ NO_CODE = {"trust_remote_code": False}
 def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
     """Return GPU number `gpu` with bfloat16, or the CPU with float32 on a machine without a GPU.
 
-    Args:
-        gpu: index of the GPU; None or a negative number asks for the CPU.
-
-    Raises:
-        UserError: there are GPUs, but not this one.
+    None or a negative number asks for the CPU. Raises `UserError` where there are GPUs, but not this one.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu is None or gpu < 0 or count == 0:
         return torch.device("cpu"), torch.float32
     if gpu >= count:
-        raise UserError(f"GPU {gpu} does not exist: this machine has {describe_gpus(count)}")
+        gpus = "GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
+        raise UserError(f"GPU {gpu} does not exist: this machine has {gpus}")
     return torch.device("cuda", gpu), torch.bfloat16
-
-
-def describe_gpus(count: int) -> str:
-    """Return `GPU 0` or `GPUs 0 to 3` for a machine with so many of them, at least one."""
-    return "GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
 
 
 @contextlib.contextmanager
 def loading(failure: str) -> Iterator[None]:
-    """Turn whatever a loader raises into one line that opens with `failure`; the cause is logged for debugging.
+    """Turn whatever a loader raises into a `UserError` that opens with `failure`; the cause is logged for debugging.
 
     Loaders parse files of any content: besides OSError and ValueError they let TypeError, AttributeError,
     UnpicklingError and the like through.
-
-    Raises:
-        UserError: instead of any exception.
     """
     try:
         yield
@@ -65,14 +54,14 @@ def check_model_path(path: str) -> None:
     """Ask once whether there is anything at `path`, before a loader looks for a dozen files one by one.
 
     Raises:
-        UserError: neither a folder nor a hub id that can be reached or lies in the cache.
+        UserError: neither a folder nor a Hub id that can be reached or lies in the cache.
     """
     if Path(path).is_dir():
         return
-    # `models/sft_512` could be a hub id, but where there is a folder `models` the user means a folder.
+    # `models/sft_512` could be a Hub id, but where there is a folder `models` the user means a folder.
     parent = Path(path).parent
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)) or (parent.name and parent.is_dir()):
-        raise UserError(f"{path}: no such folder; name a hub id or the folder of a model or adapter")
+        raise UserError(f"{path}: no such folder; name a Hub id or the folder of a model or adapter")
     with loading(f"{path}: neither a local folder nor available on the Hub"):
         if any(isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "adapter_config.json")):
             return

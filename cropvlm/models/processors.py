@@ -5,11 +5,8 @@ from transformers import AutoProcessor, ProcessorMixin
 from cropvlm.cli import UserError, one_line
 from cropvlm.models.adapters import adapter_base
 from cropvlm.models.loading import NO_CODE, loading
+from cropvlm.models.qwen import ImageSizeError, budget_of
 from cropvlm.prompts import answerer_messages
-
-
-class ImageSizeError(UserError):
-    """The processor cannot resize images in the way that is asked for."""
 
 
 def load_processor(
@@ -21,13 +18,12 @@ def load_processor(
     """Return the processor of a model, ready for batches (padding on the left).
 
     Args:
-        path: hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
+        path: Hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
         longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
         min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
 
-    Raises:
-        ImageSizeError: its image sizes are set in another way.
-        UserError: no processor there, or none that can write a chat about images.
+    Raises `ImageSizeError` where its image sizes are set in another way, `UserError` where no processor is there, or
+    none that can write a chat about images.
     """
     processor = _first_processor([path, adapter_base(path)], path)
     processor.tokenizer.padding_side = "left"
@@ -49,7 +45,7 @@ def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
                     return processor
         except UserError as error:
             reason = one_line(error.__cause__)
-    raise UserError(f"{path}: no processor there ({reason}); name a hub id or a folder that holds one")
+    raise UserError(f"{path}: no processor there ({reason}); name a Hub id or a folder that holds one")
 
 
 def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:
@@ -63,13 +59,8 @@ def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> No
         # Qwen's names for the bounds on the area; Idefics2 means sides by them.
         if not ({"shortest_edge", "longest_edge"} <= size.keys() and hasattr(image_processor, "merge_size")):
             raise ImageSizeError(f"{path} resizes images by {size}, not to a number of pixels")
-        least = size["shortest_edge"] if min_pixels is None else min_pixels
-        most = size["longest_edge"] if max_pixels is None else max_pixels
-        if least > most:
-            raise ImageSizeError(
-                f"{path}: images of at least {least} and at most {most} pixels; expected the lesser number first"
-            )
-        image_processor.size = {"shortest_edge": least, "longest_edge": most}
+        budget = budget_of(image_processor).within(min_pixels, max_pixels)
+        image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
 
 
 def longest_edge_of(processor: ProcessorMixin) -> int | None:

@@ -1,10 +1,45 @@
 """Images as Qwen2.5-VL sees them: resized by qwen-vl-utils, its authors' own preparation."""
 
+from typing import Any, NamedTuple
+
 from PIL import Image
 
+from cropvlm.cli import UserError
 from cropvlm.crops import widen_strip
 
 MAX_RATIO = 200  # of the sides that qwen-vl-utils takes
+
+
+class ImageSizeError(UserError):
+    """The processor cannot resize images in the way that is asked for."""
+
+
+class PixelBudget(NamedTuple):
+    """Least and most pixels of an image as a Qwen2.5-VL sees it, and what both of its sides are multiples of.
+
+    `qwen_size(size, *budget)` is the size that it sees. Each side is mapped back on its own, so boxes stay exact.
+    """
+
+    min_pixels: int = 56 * 56  # Qwen2.5-VL's own
+    max_pixels: int = 28 * 28 * 16384
+    factor: int = 28
+
+    def within(self, min_pixels: int | None, max_pixels: int | None) -> "PixelBudget":
+        """Return the same with the bounds that are given. Raises `ImageSizeError` where no image fits."""
+        least = self.min_pixels if min_pixels is None else min_pixels
+        most = self.max_pixels if max_pixels is None else max_pixels
+        smallest = max(least, self.factor**2)
+        if smallest > most:
+            raise ImageSizeError(f"images of at least {smallest} and at most {most} pixels do not exist")
+        return PixelBudget(least, most, self.factor)
+
+
+def budget_of(image_processor: Any) -> PixelBudget:
+    """Return the budget that an image processor is set to."""
+    size = image_processor.size
+    return PixelBudget(
+        size["shortest_edge"], size["longest_edge"], image_processor.patch_size * image_processor.merge_size
+    )
 
 
 def qwen_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:

@@ -10,23 +10,20 @@ import functools
 from collections.abc import Callable
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 
-LANCZOS, BICUBIC = "lanczos", "bicubic"
 
-
-def resize(image: Tensor, size: tuple[int, int], resample: str = LANCZOS) -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], resample: Resampling = Resampling.LANCZOS) -> Tensor:
     """The image at another size, with Pillow's pixels: equal up to one level where a weighted sum is near a half.
 
     Args:
         image: (..., H, W) uint8, on any device.
         size: (height, width) wanted.
-        resample: "lanczos" or "bicubic", as in `PIL.Image.Resampling`.
+        resample: one of `FILTERS`.
 
-    Returns: (..., height, width) uint8, on the same device.
-
-    Raises:
-        ValueError: the image is not uint8, or a side is shorter than one pixel.
+    Returns (..., height, width) uint8 on the same device.
+    Raises `ValueError` for an image that is not uint8, or a side that is shorter than one pixel.
     """
     if image.dtype != torch.uint8:
         raise ValueError(f"image is {image.dtype}; expected torch.uint8")
@@ -46,12 +43,12 @@ def _to_levels(values: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def resize_matrix(length: int, new_length: int, resample: str, device: torch.device) -> Tensor:
+def resize_matrix(length: int, new_length: int, resample: Resampling, device: torch.device) -> Tensor:
     """The weights with which each of `new_length` output pixels sums `length` input pixels, (new_length, length) fp32.
 
     Shrinking stretches the filter over all the pixels that fall into one. Every row sums to 1.
     """
-    weight, support = _FILTERS[resample]
+    weight, support = FILTERS[resample]
     scale = length / new_length
     stretch = max(scale, 1.0)
     centre = (torch.arange(new_length, dtype=torch.float64) + 0.5) * scale  # (new_length,)
@@ -74,4 +71,7 @@ def _bicubic(x: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-_FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {LANCZOS: (_lanczos, 3.0), BICUBIC: (_bicubic, 2.0)}
+FILTERS: dict[int, tuple[Callable[[Tensor], Tensor], float]] = {  # weight and support of each
+    Resampling.LANCZOS: (_lanczos, 3.0),
+    Resampling.BICUBIC: (_bicubic, 2.0),
+}

@@ -7,7 +7,6 @@ one core takes longer than the vision encoder does on a GPU.
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers.image_utils import SizeDict
 from transformers.models.idefics3.image_processing_idefics3 import (
@@ -15,9 +14,7 @@ from transformers.models.idefics3.image_processing_idefics3 import (
     get_resize_output_image_size,
 )
 
-from cropvlm.models.resizing import BICUBIC, LANCZOS, resize
-
-RESAMPLES = {Image.Resampling.LANCZOS: LANCZOS, Image.Resampling.BICUBIC: BICUBIC}
+from cropvlm.models.resizing import FILTERS, resize
 
 
 class DeviceTiling(Idefics3ImageProcessor):
@@ -31,7 +28,7 @@ class DeviceTiling(Idefics3ImageProcessor):
             height, width = size.height, size.width
         if image.is_meta:
             return image.new_empty((*image.shape[:-2], height, width))
-        return resize(image, (height, width), RESAMPLES[self.resample])
+        return resize(image, (height, width), self.resample)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (rows, columns) of the tiles of an image of `size` (width, height); (0, 0) if it is a single tile."""
@@ -51,7 +48,7 @@ def tiling_of(processor: Any, device: torch.device) -> DeviceTiling | None:
     is faster, and for other families and filters.
     """
     own = processor.image_processor
-    if device.type == "cpu" or type(own) is not Idefics3ImageProcessor or own.resample not in RESAMPLES:
+    if device.type == "cpu" or type(own) is not Idefics3ImageProcessor or own.resample not in FILTERS:
         return None
     names = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
     return DeviceTiling(**{name: getattr(own, name) for name in names})

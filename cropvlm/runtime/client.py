@@ -13,21 +13,13 @@ import httpx2  # what the official client sends with
 import openai
 
 from cropvlm.cli import UserError
-from cropvlm.runtime.replies import (
-    NoAnswers,
-    Rejected,
-    TimedOut,
-    first_choice,
-    quote,
-    read_completion,
-    wait_asked_for,
-)
+from cropvlm.runtime.replies import NoAnswers, Rejected, TimedOut, first_choice, quote, read_completion
 from cropvlm.secret import KEY
 
 logger = logging.getLogger(__name__)
 
-RETRIES = 8  # of one request: 40 seconds of back-off in all, or as long as the server asks for
-LONGEST_WAIT = 120  # seconds that a server may ask to wait between two of them
+RETRIES = 8  # of one request: 40 seconds of back-off in all, or as long as the server asks for; none after 120 s
+WAITS = (b"retry-after", b"retry-after-ms")  # headers by which a server asks for that
 LARGEST_REPLY = 4 << 20  # bytes, unpacked
 CONNECT_TIMEOUT = 5.0  # seconds
 # Codes of errors that mean "I will not answer this" (Azure, OpenAI).
@@ -42,13 +34,11 @@ class BadReply(httpx2.RequestError):
 class BoundedClient(openai.DefaultAsyncHttpxClient):
     """An HTTP client that reads every reply whole, bounded in seconds and bytes, and follows no redirect.
 
-    The reply's own headers are dropped: it is passed on as UTF-8, with a wait in seconds if the server asks for one.
-
-    Args:
-        seconds: for a request and its complete reply.
+    It is passed on as UTF-8, and of its headers only those that ask to wait.
     """
 
     def __init__(self, seconds: float):
+        """seconds: for a request and its complete reply."""
         timeout = httpx2.Timeout(seconds, connect=min(seconds / 2, CONNECT_TIMEOUT))
         super().__init__(timeout=timeout, cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])))  # none is kept
         self.seconds = seconds
@@ -71,7 +61,8 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         text = body.decode("utf-8", "replace")
         if response.is_success and first_choice(text) is None:
             raise BadReply(f"the reply is not a chat completion: {quote(text)}", request=request)
-        return httpx2.Response(response.status_code, headers=_waiting(response), text=text, request=request)
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() in WAITS]
+        return httpx2.Response(response.status_code, headers=headers, text=text, request=request)
 
 
 async def _read(response: httpx2.Response) -> bytes:
@@ -81,14 +72,6 @@ async def _read(response: httpx2.Response) -> bytes:
         if len(body) > LARGEST_REPLY:
             raise BadReply(f"the reply is larger than {LARGEST_REPLY >> 20} MiB", request=response.request)
     return bytes(body)
-
-
-def _waiting(response: httpx2.Response) -> dict[str, str]:
-    """Headers that tell the official client how long to wait before it tries again, or not to."""
-    wait = wait_asked_for(response.headers)
-    if wait is None:
-        return {}
-    return {"retry-after": str(wait)} | ({"x-should-retry": "false"} if wait > LONGEST_WAIT else {})
 
 
 class ChatClient:
@@ -124,45 +107,37 @@ class ChatClient:
         match error:
             case openai.APIStatusError():
                 return self._explain_status(error)
-            case openai.APIConnectionError():
-                return self._explain_connection(error.__cause__)
+            case openai.APIConnectionError(__cause__=BadReply() as cause):
+                return Rejected(str(cause))
+            case openai.APIConnectionError(
+                __cause__=httpx2.ReadTimeout() | httpx2.WriteTimeout() | httpx2.PoolTimeout()
+            ):
+                return TimedOut(f"no complete reply within {self.timeout:g} s in {RETRIES + 1} attempts")
+            case openai.APIConnectionError(
+                __cause__=httpx2.ReadError() | httpx2.WriteError() | httpx2.RemoteProtocolError() as cause
+            ):
+                return Rejected(f"the connection broke off ({type(cause).__name__})")
+            case openai.APIConnectionError(__cause__=cause):
+                return NoAnswers(f"{self.base} cannot be reached ({type(cause).__name__}); {RESUME}")
         logger.debug("the client fails", exc_info=error)
         return Rejected(f"the client fails ({type(error).__name__}: {quote(str(error))})")
 
-    def _explain_connection(self, cause: BaseException | None) -> UserError | Rejected:
-        name = type(cause).__name__
-        match cause:
-            case BadReply():
-                return Rejected(str(cause))
-            case httpx2.ReadTimeout() | httpx2.WriteTimeout() | httpx2.PoolTimeout():
-                return TimedOut(f"no complete reply within {self.timeout:g} s in {RETRIES + 1} attempts")
-            case httpx2.ReadError() | httpx2.WriteError() | httpx2.RemoteProtocolError():
-                return Rejected(f"the connection broke off ({name})")
-        return NoAnswers(f"{self.base} cannot be reached ({name}); {RESUME}")
-
     def _explain_status(self, error: openai.APIStatusError) -> UserError | Rejected:
-        status = error.status_code
-        match error.body:
-            case {"message": str(said)}:
-                pass
-            case _:
-                said = error.response.text
-        said = f"error {status}, {quote(said)}"
-        wait = wait_asked_for(error.response.headers) or 0
+        status, headers = error.status_code, error.response.headers
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        said = f"error {status}, {quote(said if isinstance(said, str) else error.response.text)}"
+        if asks_to_wait := "retry-after" in headers:
+            said += f" and asks to wait (Retry-After: {quote(headers['retry-after'])})"
         if status == 401:
             return UserError(f"{self.base} refuses the key ({said}); set {KEY} to one that is allowed to ask it")
         if status == 404:
             return NoAnswers(f"{self.base} does not know {self.model} ({said})")
         if 300 <= status < 400:
             return NoAnswers(f"{self.base} redirects to another address (status {status}), which is not followed")
-        if wait > LONGEST_WAIT:
-            return UserError(f"{self.base} sends {said} and asks to wait {wait:.0f} s; {RESUME} then")
-        if status == 429:
-            return UserError(f"{self.base} still sends {said} after {RETRIES} retries; {RESUME}")
-        if status == 402:
+        if status in (402, 429) or (status == 503 and asks_to_wait):
             return UserError(f"{self.base} sends {said}; {RESUME}")
         if status in (408, 409) or status >= 500:
-            return Rejected(f"the server still sends {said} after {RETRIES} retries")
+            return Rejected(f"the server sends {said}")
         if status == 403:
             return Rejected(f"refused by the server: {said}; see whether the key in {KEY} allows it")
         return Rejected(f"rejected by the server: {said}")

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,14 +15,9 @@ from cropvlm.cli import UserError
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Write `obj` as JSON, whole or not at all: a temporary file in the same folder becomes `path`.
+    """Write `obj` as JSON, as `write_text` does; a list gets one line per record.
 
-    A list of dicts gets one line per record. Text is escaped to ASCII, so that any str a model or a server
-    returned (lone surrogates too) survives. A link at `path` is replaced, not followed. What a killed run left of its
-    temporary file is removed.
-
-    Raises:
-        UserError: the file cannot be written; an older one stays as it is.
+    Text is escaped to ASCII, so that any str a model or a server returned (lone surrogates too) survives.
     """
     if isinstance(obj, list):
         text = "[" + ",".join("\n" + json.dumps(record, allow_nan=False) for record in obj) + "\n]\n"
@@ -33,7 +27,11 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all; `UserError` where the file cannot be written."""
+    """Write `text` as UTF-8, whole or not at all: a temporary file in the same folder becomes `path`.
+
+    A link at `path` is replaced, not followed. What a killed run left of its temporary file is removed.
+    Raises `UserError` where the file cannot be written; an older one stays as it is.
+    """
     path = Path(path)
     temporary = _temporary(path)
     try:
@@ -51,20 +49,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Make the folder of the file `path` and see that `path` can be written. Nothing else is left behind.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Make the folder of the file `path`; `UserError` where `path` cannot be written. Nothing else is left behind."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it is a folder or a device; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            _temporary(path).lstat()  # the longest name that will be used
-        with tempfile.TemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):  # without a name on Linux
-            pass
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -79,39 +72,35 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 def open_locked(path: Path) -> BinaryIO:
     """Open a file for appending and reading; it is locked until it is closed or this process ends.
 
-    Raises:
-        UserError: another process holds it.
-        OSError: it cannot be opened.
-    """
-    while True:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise UserError(f"{path} is not a regular file; move it, or name another output")
-        file = path.open("a+b", buffering=0)  # after an error, nothing waits to be written again
-        try:
-            # A record lock belongs to this process alone. flock would pass to forked preprocessing
-            # workers, and those outlive a killed parent by seconds: the rerun would be refused.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise UserError(f"another run is writing here ({path} is locked); wait for it to end") from None
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, in a folder that is made if need be; the file is removed afterwards.
+    Its folder is made if need be.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open_locked(path)
+        while True:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise UserError(f"{path} is not a regular file; move it, or name another output")
+            file = path.open("a+b", buffering=0)  # after an error, nothing waits to be written again
+            try:
+                # A record lock belongs to this process alone. flock would pass to forked preprocessing
+                # workers, and those outlive a killed parent by seconds: the rerun would be refused.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise UserError(f"another run is writing here ({path} is locked); wait for it to end") from None
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another output") from error
-    with file:
+        raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which is removed afterwards. Raises `UserError` as `open_locked` does."""
+    with open_locked(path):
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The rows that a run has done so far, so that a killed run can continue."""
+"""What a run keeps beside its output until that is written."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,13 +14,11 @@ BEGINNING = b'{"settings": {'  # of every journal
 class Journal:
     """The rows that a run has done so far, as JSON lines beside its target, so that a killed run can continue.
 
-    The first line holds the run's settings: what determines the rows' content (models, their dtype, data set, split,
-    sizes, prompt), not what only affects the speed (batch size, which GPU). Every further line is one row, a dict with
-    `question_id`. The file is locked while the journal is open. A last line cut by SIGKILL is dropped.
+    The first line holds the settings that determine the rows' content, not those that only affect the speed. Every
+    further line is one row, a dict with `question_id`. The file is locked while the journal is open. A last line cut by
+    SIGKILL is dropped.
 
         with Journal(output, settings) as journal:
-            todo = [i for i in ids if i not in journal.rows]
-            ...
             journal.append([{"question_id": 7, "answer": "[0, 0, 50, 50]."}])
             write_predictions(output, [journal.rows[i] for i in ids], meta)
             journal.remove()
@@ -30,9 +28,8 @@ class Journal:
         settings: a value that is missing counts as None.
         is_row: whether a dict read from the file, with a `question_id`, is a row of this kind of run.
 
-    Raises:
-        UserError: on entering, if another run holds it, if it was written with other settings, if its place is taken
-            by something else, or if it cannot be read or written.
+    Raises `UserError` on entering where another run holds it or wrote it with other settings, where its place is taken
+    by something else, and where it cannot be read or written.
     """
 
     def __init__(self, target: str | Path, settings: dict[str, Any], is_row: Callable[[dict], bool] = lambda row: True):
@@ -43,11 +40,7 @@ class Journal:
         self.rows: dict[str | int, dict] = {}
 
     def __enter__(self) -> "Journal":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_locked(self.path)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        self._file = open_locked(self.path)
         try:
             self._load()
         except BaseException:
@@ -76,47 +69,37 @@ class Journal:
         if not content.startswith(BEGINNING[: len(content)]):
             raise self._unreadable(1)
         whole = content[: content.rfind(b"\n") + 1]
-        if not whole:
-            return self._begin()
-        header, *rows = [self._parse(number, line) for number, line in enumerate(whole.splitlines(), 1)]
-        self._check_settings(header["settings"], len(rows))
+        if whole:
+            header, *rows = [self._parse(number, line) for number, line in enumerate(whole.splitlines(), 1)]
+            self._check_settings(header["settings"], len(rows))
+            self.rows = {row["question_id"]: row for row in rows}
         self._file.truncate(len(whole))  # opened for appending: writing goes on at the new end
-        self.rows = {row["question_id"]: row for row in rows}
-        return None
-
-    def _begin(self) -> None:
-        self._file.truncate(0)
-        try:
-            self._write([{"settings": self.settings}])
-        except UserError:
-            self.remove()
-            raise
+        if not whole:
+            try:
+                self._write([{"settings": self.settings}])
+            except UserError:
+                self.remove()
+                raise
 
     def _parse(self, number: int, line: bytes) -> dict:
         try:
-            row = json.loads(line)
+            match json.loads(line):
+                case {"settings": dict()} as header if number == 1:
+                    return header
+                case {"question_id": str() | int() as i} as row if number > 1 and not isinstance(i, bool):
+                    if self.is_row(row):
+                        return row
         except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not (self._is_header(row) if number == 1 else self._is_row(row)):
-            raise self._unreadable(number)
-        return row
-
-    def _is_header(self, row: dict) -> bool:
-        return isinstance(row.get("settings"), dict)
-
-    def _is_row(self, row: dict) -> bool:
-        question_id = row.get("question_id")
-        return isinstance(question_id, (str, int)) and not isinstance(question_id, bool) and self.is_row(row)
+            pass
+        raise self._unreadable(number)
 
     def _unreadable(self, number: int) -> UserError:
         return UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")
 
     def _check_settings(self, theirs: dict[str, Any], rows_done: int) -> None:
-        differing = [
-            f"{key} {shorten(repr(theirs.get(key)))} there, {shorten(repr(self.settings.get(key)))} here"
-            for key in sorted(theirs.keys() | self.settings.keys())
-            if theirs.get(key) != self.settings.get(key)
-        ]
+        keys = sorted(theirs.keys() | self.settings.keys())
+        pairs = [(key, theirs.get(key), self.settings.get(key)) for key in keys]
+        differing = [f"{key} {shorten(repr(a))} there, {shorten(repr(b))} here" for key, a, b in pairs if a != b]
         if differing:
             raise UserError(
                 f"{self.path} holds {rows_done} rows of a run with other settings ({'; '.join(differing)}); "

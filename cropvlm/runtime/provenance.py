@@ -16,15 +16,26 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "
 
 
 def fingerprint(path: str | None) -> str | None:
-    """A hash that changes with the model in a local folder; None for a hub id.
+    """A hash that changes with the model in a local folder, or the commit of a Hub id; None where neither is known.
 
     Only files of a model, its tokenizer and processor count: a run may write its own files beside them.
     """
     if path is None or not Path(path).is_dir():
-        return None
+        return path and hub_commit(path)
     files = sorted({file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hash_of(repr(stats))
+
+
+def hub_commit(path: str) -> str | None:
+    """The commit that a Hub id stands for now, or offline the one in the cache; None for anything else."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    with contextlib.suppress(Exception):  # loaders go on with the cache as well, whatever the Hub answers
+        return HfApi().model_info(path, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+    cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=path, repo_type="model"), "refs", "main")
+    return cached.read_text() if cached.is_file() else None
 
 
 def data_settings(source: dict[str, Any], rows: Any) -> dict[str, Any]:

@@ -1,10 +1,7 @@
 """Meaning of a server's reply to a prompt: a text, a failed prompt, or a server that answers none."""
 
-import email.utils
 import json
 import re
-import time
-from collections.abc import Mapping
 from typing import Any
 
 from cropvlm.cli import UserError
@@ -70,22 +67,6 @@ def _text_of(part: Any) -> str:
         case {"type": "text", "text": str(text)}:
             return text
     return ""
-
-
-def wait_asked_for(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait, as a number or a date; None if it names no wait above 0."""
-    forms = [
-        ("retry-after-ms", lambda value: float(value) / 1000),
-        ("retry-after", float),
-        ("retry-after", lambda value: email.utils.parsedate_to_datetime(value).timestamp() - time.time()),
-    ]
-    for name, read in forms:
-        try:
-            wait = read(headers[name])
-        except Exception:  # whatever a server may write there
-            continue
-        return wait if wait > 0 else None  # None for NaN, too
-    return None
 
 
 def quote(text: str) -> str:

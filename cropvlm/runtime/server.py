@@ -12,7 +12,7 @@ import io
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +47,45 @@ class Server:
     concurrency: int = 8  # requests at a time
     timeout: float = 120.0  # seconds for a request and its complete reply
 
+    def answer_rows(
+        self, source: PromptSource, resize: Callable[[Image.Image], Image.Image], done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Texts | UnreadableImage]]:
+        """Yield (row index, texts of its prompts) as the server answers, as `generate_rows` does with a local model.
 
-def api_settings(server: Server) -> dict[str, Any]:
-    """Settings that determine a text, for journals and meta files. Not the address: it may change during a run."""
-    return {"api_model": server.model, "image_format": server.image_format}
+        A prompt without an answer has `Rejected` or `CutOff` in the place of its text, a row without prompts
+        `UnreadableImage` in the place of its texts.
+
+        source: prompts by row; an image shared by several is encoded once. resize: what is done to an image before it
+        is sent. done: rows to leave out.
+
+        Raises `UserError` where the key is missing or refused, or a limit of the account is reached, after the answers
+        that were under way; `NoAnswers` where the server cannot be reached, does not know the model, or answers no
+        prompt.
+        """
+        from cropvlm.runtime.client import RESUME, ChatClient  # slow, and nothing else needs it
+
+        key = api_key()
+        if self.base == OPENAI and not key:
+            raise UserError(f"{OPENAI} asks for a key: set the environment variable {KEY}, or use another server")
+        client = ChatClient(self.base, key, self.model, self.max_new_tokens, self.timeout)
+        waiting = deque(sorted(set(range(len(source))) - set(done)))
+        doubts, fault = Doubts(), None
+        outcomes = _in_parallel(client, lambda i: _answer(client, self, source, i, resize), waiting, self.concurrency)
+        with contextlib.closing(outcomes):
+            for i, outcome in outcomes:
+                if isinstance(outcome, UserError):
+                    fault = fault or outcome
+                elif isinstance(outcome, UnreadableImage):
+                    yield i, outcome
+                else:
+                    yield from doubts.settle(i, outcome)
+                if fault or doubts.fault():
+                    waiting.clear()
+        if fault:
+            raise fault
+        if failure := doubts.fault(at_end=not done):
+            raise NoAnswers(f"{self.base} does not answer: {failure}; {RESUME}")
+        yield from doubts.rows
 
 
 def api_key() -> str:
@@ -68,54 +103,6 @@ def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Imag
         scale = longest_edge / max(size)
         size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def answer_rows(
-    server: Server, source: PromptSource, resize: Callable[[Image.Image], Image.Image], done: Collection[int] = ()
-) -> Iterator[tuple[int, Texts | UnreadableImage]]:
-    """Yield (row index, texts of its prompts) as the server answers, as `generate_rows` does with a local model.
-
-    A prompt without an answer has `Rejected` or `CutOff` in the place of its text, a row without prompts
-    `UnreadableImage` in the place of its texts.
-
-    Args:
-        server: at most `server.concurrency` of its requests are under way at a time.
-        source: prompts by row; an image shared by several is encoded once.
-        resize: what is done to an image before it is sent.
-        done: rows to leave out.
-
-    Raises:
-        UserError: the key is missing or refused, or a limit of the account is reached. Answers that were under way
-            are yielded before.
-        NoAnswers: a `UserError`; the server cannot be reached, does not know the model, or answers no prompt.
-    """
-    from cropvlm.runtime.client import RESUME, ChatClient  # slow, and nothing else needs it
-
-    key = api_key()
-    if server.base == OPENAI and not key:
-        raise UserError(f"{OPENAI} asks for a key: set the environment variable {KEY}, or use another server")
-    client = ChatClient(server.base, key, server.model, server.max_new_tokens, server.timeout)
-    waiting = deque(sorted(set(range(len(source))) - set(done)))
-    doubts, fault = Doubts(), None
-    outcomes = _in_parallel(client, lambda i: _answer(client, server, source, i, resize), waiting, server.concurrency)
-    with contextlib.closing(outcomes):
-        for i, task in outcomes:
-            error = task.exception()
-            if error is None:
-                yield from doubts.settle(i, task.result())
-            elif isinstance(error, UnreadableImage):
-                yield i, error
-            elif isinstance(error, UserError):
-                fault = fault or error
-            else:
-                raise error
-            if fault or doubts.lasting_failure():
-                waiting.clear()
-    if fault:
-        raise fault
-    if failure := doubts.lasting_failure() or (None if done else doubts.only_failure()):
-        raise NoAnswers(f"{server.base} does not answer: {failure}; {RESUME}")
-    yield from doubts.rows
 
 
 @dataclass
@@ -138,83 +125,66 @@ class Doubts:
         self.rows = [row for row in rows if self._in_doubt(row[1])]
         return [row for row in rows if not self._in_doubt(row[1])]
 
-    def lasting_failure(self) -> Rejected | None:
-        """The first of more failures in a row than rows can be blamed for."""
-        return next((self._first(place) for place, times in self.failures.items() if times > MOST_REJECTED), None)
-
-    def only_failure(self) -> Rejected | None:
-        """The first failure in a place that has never had a text."""
-        return next((self._first(place) for place in self.failures if place not in self.answered), None)
+    def fault(self, at_end: bool = False) -> Rejected | None:
+        """A failure that is the server's: of more in a row than rows can be blamed for; at the end, of all there."""
+        for place, times in self.failures.items():
+            if times > MOST_REJECTED or (at_end and place not in self.answered):
+                return next(texts[place] for _, texts in self.rows if isinstance(texts[place], Rejected))
+        return None
 
     def _in_doubt(self, texts: Texts) -> bool:
         return any(isinstance(text, Rejected) and self.failures[place] for place, text in enumerate(texts))
 
-    def _first(self, place: int) -> Rejected:
-        return next(texts[place] for _, texts in self.rows if isinstance(texts[place], Rejected))
-
 
 def _in_parallel(
     client: "ChatClient", answer: Callable, waiting: deque[int], concurrency: int
-) -> Iterator[tuple[int, asyncio.Task]]:
-    """Yield (row index, its task) as tasks finish. None begins after `waiting`, the rows to come, has been emptied."""
-    loop = asyncio.new_event_loop()
+) -> Iterator[tuple[int, Any]]:
+    """Yield (row index, what `answer` returns for it) as it comes. None begins after `waiting` has been emptied."""
     running: dict[asyncio.Task, int] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < concurrency:
-                i = waiting.popleft()
-                running[loop.create_task(answer(i))] = i
-            finished, _ = loop.run_until_complete(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
-            for task in finished:
-                yield running.pop(task), task
-    finally:
-        loop.run_until_complete(_stop(client, running))
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
+    with asyncio.Runner() as runner:  # at its end all tasks are cancelled
+        try:
+            while waiting or running:
+                while waiting and len(running) < concurrency:
+                    i = waiting.popleft()
+                    running[runner.get_loop().create_task(answer(i))] = i
+                finished, _ = runner.run(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
+                for task in finished:
+                    yield running.pop(task), task.result()
+        finally:
+            runner.run(client.close())
 
 
-async def _stop(client: "ChatClient", tasks: Iterable[asyncio.Task]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await client.close()
-
-
-async def _answer(client: "ChatClient", server: Server, source: PromptSource, i: int, resize: Callable) -> Texts:
-    """The texts of row `i`'s prompts. Raises `UnreadableImage` where its images cannot be sent."""
+async def _answer(
+    client: "ChatClient", server: Server, source: PromptSource, i: int, resize: Callable
+) -> Texts | UnreadableImage | UserError:
+    """The texts of row `i`'s prompts, or what keeps it, or the whole run, from getting any."""
     try:
         chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, server.image_format))
-    except (UnreadableImage, UserError):
-        raise
+    except (UnreadableImage, UserError) as error:
+        return error
     except Exception as error:  # whatever a decoder or encoder may raise, MemoryError included
         logger.debug("row %d cannot be sent", i, exc_info=True)
-        raise UnreadableImage(f"image cannot be sent ({type(error).__name__}: {str(error)[:100]})") from error
+        return UnreadableImage(f"image cannot be sent ({type(error).__name__}: {str(error)[:100]})")
     texts: Texts = []
     for messages in chats:
         try:
             texts.append(await client.ask(messages))
         except (Rejected, CutOff) as error:
             texts.append(error)
+        except UserError as error:
+            return error
     return texts
 
 
 def to_chats(prompts: list[Prompt], resize: Callable, image_format: str) -> list[list[dict[str, Any]]]:
     """The messages of each prompt as the API takes them, images as data URLs in the place of their placeholders."""
     distinct = {id(image): image for _, images in prompts for image in images}
-    parts = {
-        key: {"type": "image_url", "image_url": {"url": data_url(resize(image), image_format)}}
-        for key, image in distinct.items()
-    }
+    urls = {key: data_url(resize(image), image_format) for key, image in distinct.items()}
     chats = []
     for messages, images in prompts:
-        shown = iter(images)
-        chats.append(
-            [
-                message
-                | {"content": [parts[id(next(shown))] if p["type"] == "image" else p for p in message["content"]]}
-                for message in messages
-            ]
-        )
+        shown = ({"type": "image_url", "image_url": {"url": urls[id(image)]}} for image in images)
+        contents = [[next(shown) if part["type"] == "image" else part for part in m["content"]] for m in messages]
+        chats.append([m | {"content": content} for m, content in zip(messages, contents, strict=True)])
     return chats
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cropvlm.boxes import GROWTH
-from cropvlm.cli import UserError, batch_size, factor, fraction, nonempty, positive, remedy, shorten, workers
-from cropvlm.runtime.server_arguments import add_api_flags, server_of
+from cropvlm.cli import UserError, factor, fraction, nonempty, positive, remedy, shorten
+from cropvlm.runtime.arguments import add_api_flags, add_local_flags, refuse_beside_server, server_of
 from cropvlm.teacher.asking import DEFAULT_TEACHER, Teacher
 from cropvlm.teacher.sources import Source, parse_source
 
@@ -28,18 +28,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_samples", type=positive, help="only the first rows of each source, both parts together")
     add("--sft_share", type=fraction, default=0.5, help="of each source's rows to box (default 0.5; 1: no GRPO part)")
     add("--model_path", type=nonempty, default=DEFAULT_TEACHER, help=f"teacher: Hub id or folder ({DEFAULT_TEACHER})")
-    add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own")
     add_api_flags(parser)
     add("--output_path", type=output_path, default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
     add("--growth", type=factor, nargs=5, default=GROWTH, help="area multipliers, smallest fifth first (45 10 4 2 1)")
     add("--from_journal", action="store_true", help="grow and save again, without the teacher")
     add("--push_to_hub", type=nonempty, metavar="REPO", help="send both parts and the card there as well")
-    add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
-    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
     add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
-    add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
+    add_local_flags(parser)
     add("--verbose", action="store_true", help="log every response")
 
 
@@ -53,9 +50,8 @@ def source(text: str) -> Source:
 
 def teacher_of(args: argparse.Namespace) -> Teacher:
     """The teacher that the flags name. Raises `UserError` for flags that do not fit each other."""
+    refuse_beside_server(args)
     server = server_of(args)
-    if server and args.attn_implementation:
-        raise UserError("--attn_implementation is for a model on this machine; leave it out beside --api_model")
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
     return Teacher(

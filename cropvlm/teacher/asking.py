@@ -7,13 +7,11 @@ worked out here and kept beside each response; `cropvlm.teacher.growing` maps th
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from cropvlm.cli import UserError
 from cropvlm.crops import UnreadableImage, encoded_image, image_size, open_image
-from cropvlm.models.qwen import qwen_image, qwen_size
+from cropvlm.models.qwen import PixelBudget, budget_of, qwen_size
 from cropvlm.prompts import Prompt, teacher_messages
 
 if TYPE_CHECKING:  # the flags are parsed without them
@@ -22,8 +20,6 @@ if TYPE_CHECKING:  # the flags are parsed without them
     from cropvlm.runtime.server import Server
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
-
-Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
@@ -46,45 +42,17 @@ class Teacher:
     attn_implementation: str | None = None
 
 
-class PixelBudget(NamedTuple):
-    """Least and most pixels of an image as the teacher sees it, and what both of its sides are multiples of."""
-
-    min_pixels: int = 56 * 56  # Qwen2.5-VL's own
-    max_pixels: int = 28 * 28 * 16384
-    factor: int = 28
-
-
 def pixel_budget(processor: "ProcessorMixin", path: str) -> PixelBudget:
-    """Return the budget of a processor.
+    """Return the budget of a processor. Raises `UserError` unless it is Qwen2.5-VL's: boxes could not be mapped.
 
-    Raises `UserError` unless it is Qwen2.5-VL's: boxes could not be mapped. Qwen2-VL and Qwen3-VL resize images alike,
-    but write boxes from 0 to 1000.
+    Qwen2-VL and Qwen3-VL resize images alike, but write boxes from 0 to 1000.
     """
     from transformers import Qwen2_5_VLProcessor
 
     if not isinstance(processor, Qwen2_5_VLProcessor):
         kind = type(processor).__name__
         raise UserError(f"{path}: {kind} belongs to a model whose boxes are not in pixels it sees; give a Qwen2.5-VL")
-    settings = processor.image_processor
-    factor = settings.patch_size * settings.merge_size
-    return PixelBudget(settings.size["shortest_edge"], settings.size["longest_edge"], factor)
-
-
-def teacher_size(size: Size, budget: PixelBudget = PixelBudget()) -> Size:  # noqa: B008 (a tuple)
-    """Return width and height at which the teacher sees an image of `size`, as `qwen_vl_utils` resizes it.
-
-    Both are multiples of 28, their product lies within the pixel budget. A longer strip than Qwen's own code takes is
-    first widened, as `cropvlm.encoding` does it. Each side is mapped back on its own, so boxes stay exact.
-
-    >>> teacher_size((1023, 681))
-    (1036, 672)
-    """
-    return qwen_size(size, budget.min_pixels, budget.max_pixels, budget.factor)
-
-
-def resize_for_teacher(image: Image.Image, budget: PixelBudget) -> Image.Image:
-    """Return the image as a teacher sees it, at a size that it keeps: for servers."""
-    return qwen_image(image, budget.min_pixels, budget.max_pixels, budget.factor)
+    return budget_of(processor.image_processor)
 
 
 def inspect_rows(rows: Iterable[dict]) -> Iterator[dict]:
@@ -120,7 +88,7 @@ class TeacherPrompts:
             raise UnreadableImage(f"unreadable image: its header says {size}, its pixels {list(image.size)}")
         return [(teacher_messages(row["question"]), [image])]
 
-    def image_sizes(self, i: int) -> list[Size]:
+    def image_sizes(self, i: int) -> list[tuple[int, int]]:
         return [tuple(self.inspected[i]["size"])] if "size" in self.inspected[i] else []
 
 
@@ -129,7 +97,7 @@ def response_records(
 ) -> Iterator[dict]:
     """Yield the teacher's record of each row.
 
-    outcomes: (row index, its text or an error), as `generate_rows` or `answer_rows` yield them for
+    outcomes: (row index, its text or an error), as `generate_rows` or `Server.answer_rows` yield them for
     `TeacherPrompts`. budget: of the teacher that was asked. A record is what was known of the row, with
     `teacher_response` and `seen_size` (width and height of the image as the teacher saw it), or with `error`; with
     `rejected` too where the image is readable, so that another run may get a response: a server refused the request,
@@ -142,7 +110,7 @@ def response_records(
         elif isinstance(text, Exception):
             yield inspected[i] | {"error": str(text), "rejected": True}
         else:
-            seen_size = list(teacher_size(inspected[i]["size"], budget))
+            seen_size = list(qwen_size(inspected[i]["size"], *budget))
             yield inspected[i] | {"seen_size": seen_size, "teacher_response": text}
 
 

@@ -15,6 +15,36 @@ from cropvlm.teacher.hub import licence
 from cropvlm.teacher.report import draw_report
 from cropvlm.teacher.sources import Source
 
+CARD = """---
+license:
+{licences}
+task_categories:
+- visual-question-answering
+tags:
+- cropvlm
+---
+
+# Training data of CropVLM
+
+Images and questions from the sources below. Each row of the SFT part has a box that helps to answer its
+question (`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown
+if small. No human drew a box. The GRPO part holds the other rows, without boxes. Images are the
+sources' own files, byte for byte.
+
+| source | from | licence | SFT rows | GRPO rows |
+|---|---|---|---|---|
+{table}
+
+- Teacher: {teacher}, greedy, at most {settings[max_new_tokens]} new tokens, images of {least} to {most} pixels
+- Prompt: `{prompt!r}`
+- Responses: {responses}. A response without a box counts as the whole image.
+- Cut points of relative area: {cut_points}
+- Growth of the area, smallest fifth first: {fifths}
+- Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}
+
+`teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.
+"""
+
 
 def report_files(report: dict, boxes: list[GrownBox], rows: Dataset) -> dict[str, bytes]:
     """Return the files of the report by name. boxes: of the rows, in order."""
@@ -36,53 +66,25 @@ def describe_sources(sources: Sequence[Source], parts: Mapping[str, Dataset]) ->
 def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
     """Return the data set's card: Markdown with a YAML head.
 
-    Args:
-        report: as `summarise` returns it.
-        settings: of the teacher, as its journal holds them.
-        sources: `name`, `path`, `licence` and the number of rows in `sft` and `grpo` of each.
+    report: as `summarise` returns it. settings: of the teacher, as its journal holds them. sources: `name`, `path`,
+    `licence` and the number of rows in `sft` and `grpo` of each.
     """
     table = [
         f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
     ]
-    cut_points = ", ".join(f"{100 * point:.3f}%" for point in report["cut_points"])
-    growth = [f"x{factor:g}" for factor in report["growth"]]
-    fifths = [f"{rows} rows {factor}" for rows, factor in zip(report["rows_by_fifth"], growth, strict=True)]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report["responses"].items())
-    least, most = settings["min_pixels"] or "its own minimum", settings["max_pixels"] or "its own maximum"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers"))
-    return "\n".join(
-        [
-            "---",
-            "license:",
-            *[f"- {name}" for name in _licences(sources)],
-            "task_categories:",
-            "- visual-question-answering",
-            "tags:",
-            "- cropvlm",
-            "---",
-            "",
-            "# Training data of CropVLM",
-            "",
-            "Images and questions from the sources below. Each row of the SFT part has a box that helps to answer its",
-            "question (`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown",
-            "if small. No human drew a box. The GRPO part holds the other rows, without boxes. Images are the",
-            "sources' own files, byte for byte.",
-            "",
-            "| source | from | licence | SFT rows | GRPO rows |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            f"- Teacher: {_public(settings['model_path'])}, greedy, at most {settings['max_new_tokens']} new tokens, "
-            f"images of {least} to {most} pixels",
-            f"- Prompt: `{settings['prompt'][0]['content'][-1]['text']!r}`",
-            f"- Responses: {kinds}. A response without a box counts as the whole image.",
-            f"- Cut points of relative area: {cut_points}",
-            f"- Growth of the area, smallest fifth first: {', '.join(fifths)}",
-            f"- Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}",
-            "",
-            "`teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.",
-            "",
-        ]
+    fifths = zip(report["rows_by_fifth"], report["growth"], strict=True)
+    return CARD.format(
+        licences="\n".join(f"- {name}" for name in _licences(sources)),
+        table="\n".join(table),
+        teacher=_public(settings["model_path"]),
+        settings=settings,
+        least=settings["min_pixels"] or "its own minimum",
+        most=settings["max_pixels"] or "its own maximum",
+        prompt=settings["prompt"][0]["content"][-1]["text"],
+        responses=", ".join(f"{count} {kind}" for kind, count in report["responses"].items()),
+        cut_points=", ".join(f"{100 * point:.3f}%" for point in report["cut_points"]),
+        fifths=", ".join(f"{rows} rows x{factor:g}" for rows, factor in fifths),
+        versions=", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers")),
     )
 
 

@@ -3,22 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cropvlm.boxes import (
-    GROWTH,
-    Bbox,
-    area_cut_points,
-    area_fifth,
-    expand_bbox,
-    parse_teacher_bbox,
-    rescale_bbox,
-    unreadable_kind,
-)
+from cropvlm import boxes
+from cropvlm.boxes import GROWTH, Bbox
 from cropvlm.cli import UserError
 
-Size = tuple[int, int]  # width, height
 
-
-def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, str]:
+def read_response(text: str, seen_size: tuple[int, int], size: tuple[int, int]) -> tuple[Bbox | None, str]:
     """Return the box that a response names, in pixels of the original image, and the kind of response.
 
     text: the teacher's raw response. seen_size, size: (width, height) of the image as the teacher saw it and as
@@ -28,13 +18,13 @@ def read_response(text: str, seen_size: Size, size: Size) -> tuple[Bbox | None, 
     >>> read_response('{"bbox_2d": [28, 56, 56, 112]}', seen_size=(280, 560), size=(1000, 1000))
     ((100.0, 100.0, 200.0, 200.0), 'box')
     """
-    bbox_px = parse_teacher_bbox(text)
+    bbox_px = boxes.parse_teacher_bbox(text)
     if bbox_px is None:
-        return None, unreadable_kind(text)
+        return None, boxes.unreadable_kind(text)
     x1, y1, x2, y2 = bbox_px
     if x1 >= seen_size[0] or y1 >= seen_size[1] or x2 <= 0 or y2 <= 0:
         return None, "outside the image"
-    return rescale_bbox(bbox_px, seen_size, size), "box"
+    return boxes.rescale_bbox(bbox_px, seen_size, size), "box"
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,7 @@ class GrownBox:
 
     kind: str
     bbox_px: Bbox
-    size: Size
+    size: tuple[int, int]
     area: float
     fifth: int = 4
     bbox_pct: tuple[int, int, int, int] = (0, 0, 100, 100)
@@ -67,12 +57,12 @@ def grow(
     areas = [box.area for box in read if box]
     if not areas:
         raise UserError(f"none of the {len(records)} rows could be boxed: {records[0]['error']}; check the data set")
-    cut_points = area_cut_points(areas)
-    grown = []
-    for box in read:
-        fifth = box and area_fifth(box.area, cut_points)
-        grown.append(box and replace(box, fifth=fifth, bbox_pct=expand_bbox(box.bbox_px, *box.size, growth[fifth])))
-    return grown, cut_points
+    cut_points = boxes.area_cut_points(areas)
+    return [box and _grown(box, boxes.area_fifth(box.area, cut_points), growth) for box in read], cut_points
+
+
+def _grown(box: GrownBox, fifth: int, growth: Sequence[float]) -> GrownBox:
+    return replace(box, fifth=fifth, bbox_pct=boxes.expand_bbox(box.bbox_px, *box.size, growth[fifth]))
 
 
 def _read_record(record: dict) -> GrownBox | None:

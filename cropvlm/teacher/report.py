@@ -30,35 +30,29 @@ def summarise(
         growth: area multipliers, smallest fifth first.
     """
     real = [box.area for box in boxes if box.kind == "box" and box.area > 0]
-    names = list(dict.fromkeys(sources))
-    by_source = {name: [box for box, source in zip(boxes, sources, strict=True) if source == name] for name in names}
+    by_source: dict[str, list[GrownBox]] = {}
+    for box, source in zip(boxes, sources, strict=True):
+        by_source.setdefault(source, []).append(box)
+    counts = _counts(boxes)
     return {
-        "rows": len(boxes),
-        "responses": _kinds(boxes),
+        "rows": counts["rows"],
+        "responses": counts["responses"],
         "whole_image_fallbacks": sum(box.kind != "box" for box in boxes),
         "boxes_without_area": sum(box.area == 0 for box in boxes),
         "boxes_without_area_after_growth": sum(bbox_area_pct(box.bbox_pct) == 0 for box in boxes),
         "growth": list(growth),
         "cut_points": list(cut_points),
         "cut_points_of_real_boxes": list(area_cut_points(real)) if real else None,
-        "rows_by_fifth": _fifths(boxes),
+        "rows_by_fifth": counts["rows_by_fifth"],
         "mean_area_before": sum(box.area for box in boxes) / len(boxes),
         "mean_area_after": sum(bbox_area_pct(box.bbox_pct) for box in boxes) / len(boxes) / 100,
-        "sources": {
-            name: {"rows": len(part), "responses": _kinds(part), "rows_by_fifth": _fifths(part)}
-            for name, part in by_source.items()
-        },
+        "sources": {name: _counts(part) for name, part in by_source.items()},
     }
 
 
-def _kinds(boxes: list[GrownBox]) -> dict[str, int]:
-    return dict(Counter(box.kind for box in boxes).most_common())
-
-
-def _fifths(boxes: list[GrownBox]) -> list[int]:
-    """Return the number of rows grown by each multiplier, smallest fifth first."""
-    counts = Counter(box.fifth for box in boxes)
-    return [counts[fifth] for fifth in range(5)]
+def _counts(boxes: list[GrownBox]) -> dict:
+    kinds, fifths = Counter(box.kind for box in boxes), Counter(box.fifth for box in boxes)
+    return {"rows": len(boxes), "responses": dict(kinds.most_common()), "rows_by_fifth": [fifths[i] for i in range(5)]}
 
 
 def draw_report(boxes: list[GrownBox], rows: Any) -> Image.Image:
@@ -66,21 +60,14 @@ def draw_report(boxes: list[GrownBox], rows: Any) -> Image.Image:
 
     rows: the data set that the boxes belong to, images undecoded.
     """
-    shown = _spread(len(boxes), SHEET_COLUMNS * SHEET_ROWS)
+    number = min(len(boxes), SHEET_COLUMNS * SHEET_ROWS)
+    shown = [i * len(boxes) // number for i in range(number)]  # evenly, so that every large source shows
     sheet = contact_sheet([_draw_tile(rows[i], boxes[i]) for i in shown], SHEET_COLUMNS)
-    picture = Image.new("RGB", (SHEET_COLUMNS * TILE, TILE + sheet.height), "white")
-    picture.paste(_draw_histogram(boxes, SHEET_COLUMNS * TILE, TILE))
-    picture.paste(sheet, (0, TILE))
-    return picture
+    return Image.fromarray(np.vstack([_draw_histogram(boxes), np.asarray(sheet)]))
 
 
-def _spread(total: int, wanted: int) -> list[int]:
-    """Return at most `wanted` indices, evenly over `total`, so that every large source shows."""
-    return [i * total // wanted for i in range(wanted)] if total > wanted else list(range(total))
-
-
-def _draw_histogram(boxes: list[GrownBox], width: int, height: int) -> Image.Image:
-    """Return a picture of `width` x `height` px: boxes per bin of relative area, the teacher's and the grown."""
+def _draw_histogram(boxes: list[GrownBox]) -> np.ndarray:
+    """Return the levels of a picture as wide as the sheet: boxes by relative area, the teacher's and the grown."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
     from matplotlib.figure import Figure
 
@@ -89,7 +76,7 @@ def _draw_histogram(boxes: list[GrownBox], width: int, height: int) -> Image.Ima
         "grown": [bbox_area_pct(box.bbox_pct) / 100 for box in boxes],
     }
     bins = np.logspace(-DECADES, 0, DECADES * BINS_A_DECADE + 1)
-    figure = Figure((width / 100, height / 100), dpi=100, layout="constrained")
+    figure = Figure((SHEET_COLUMNS * TILE / 100, TILE / 100), dpi=100, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.subplots()
     clipped = [np.clip(values, bins[0], bins[-1]) for values in areas.values()]
     axes.hist(clipped, bins, label=[*areas], color=[TEACHER_COLOR, GROWN_COLOR])
@@ -98,7 +85,7 @@ def _draw_histogram(boxes: list[GrownBox], width: int, height: int) -> Image.Ima
     axes.legend(title=f"{len(boxes)} boxes", frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _draw_tile(row: dict, box: GrownBox) -> Image.Image:

@@ -9,30 +9,28 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset
+from PIL import Image
 from tqdm import tqdm
 
 from cropvlm.cli import UserError
 from cropvlm.generation import Outcomes, generate_rows
-from cropvlm.modeling import ImageSizeError, device_and_dtype, load_model, load_processor
+from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.models.qwen import PixelBudget, qwen_image
 from cropvlm.prompts import teacher_messages
 from cropvlm.runtime.journal import Journal
 from cropvlm.runtime.processes import device_index, exchange, rank, shard, worker_count
 from cropvlm.runtime.provenance import fingerprint
-from cropvlm.runtime.server import MOST_REJECTED, answer_rows
-from cropvlm.runtime.server_arguments import with_remedies
+from cropvlm.runtime.server import MOST_REJECTED
 from cropvlm.teacher.asking import (
-    PixelBudget,
     Teacher,
     TeacherPrompts,
     inspect_rows,
     is_response,
     pixel_budget,
-    resize_for_teacher,
     response_records,
 )
 
@@ -58,19 +56,15 @@ def teacher_settings(teacher: Teacher) -> dict:
 
 
 def settings_in_journal(target: str) -> dict:
-    """Return the settings that the journal of `target` was begun with.
-
-    Raises `MissingResponses` if there is no journal.
-    """
+    """Return the settings that the journal of `target` was begun with; `MissingResponses` if a teacher began none."""
     path = Journal(target, {}).path
     try:
         with path.open() as file:
             settings = json.loads(file.readline())["settings"]
-            missing = {"model_path", "min_pixels", "max_pixels", "max_new_tokens", "prompt"} - settings.keys()
+        if missing := {"model_path", "min_pixels", "max_pixels", "max_new_tokens", "prompt"} - settings.keys():
+            raise ValueError(f"its settings lack {', '.join(sorted(missing))}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MissingResponses(f"{path} is not a readable journal ({error})") from error
-    if missing:
-        raise MissingResponses(f"{path} is not a journal of a teacher: its settings lack {', '.join(sorted(missing))}")
+        raise MissingResponses(f"{path} is not a readable journal of a teacher ({error})") from error
     return settings
 
 
@@ -89,21 +83,17 @@ class Asking:
     def gather(self, journal: Journal) -> list[dict]:
         """Return the record (see `response_records`) of every row, in order.
 
-        Asked for are rows that the journal lacks, holds for another image or question of that id, or as rejected. A
-        row whose image is found unreadable now is a row with an error, whatever the journal holds.
+        A row whose image is found unreadable now is a row with an error, whatever the journal holds.
         Raises `MissingResponses` with `only_journal` if there are any to ask for.
         """
         self._take_over(journal)
-        known = exchange(list(journal.rows.values()))
-        inspected = exchange(self._inspect_share())
-        missing = self._missing(inspected, known)
+        inspected, missing, rejected = self._survey(list(journal.rows.values()))
         if self.only_journal and missing:
-            first = missing[0]["question_id"]
-            rows = f"{len(missing)} of {len(self.rows)} rows, {first!r} first"
+            rows = f"{len(missing)} of {len(self.rows)} rows, {missing[0]!r} first"
             raise MissingResponses(f"{journal.path} has no response to {rows}")
         logger.info("%d of %d responses are in %s", len(self.rows) - len(missing), len(self.rows), journal.path)
         if missing:
-            self._ask_share(journal, inspected, known)
+            self._ask_share(journal, inspected, missing, rejected)
             exchange([])  # waits until the others have let go of their journals
             self._take_over(journal)
         records = journal.rows | {record["question_id"]: record for record in inspected if "error" in record}
@@ -111,36 +101,35 @@ class Asking:
 
     def contribute(self) -> None:
         """Ask for this process's share of the rows, and leave its journal to the first process."""
-        known = exchange([])
-        inspected = exchange(self._inspect_share())
-        if self._missing(inspected, known) and not self.only_journal:
+        inspected, missing, rejected = self._survey([])
+        if missing and not self.only_journal:
             with Journal(f"{self.target}.rank{rank()}", teacher_settings(self.teacher)) as journal:
-                self._ask_share(journal, inspected, known)
+                self._ask_share(journal, inspected, missing, rejected)
             exchange([])
 
-    def _inspect_share(self) -> list[dict]:
-        rows = shard(self.rows.select_columns(["image", "question", "question_id"]))
-        return list(inspect_rows(tqdm(rows, unit="row", desc="image sizes", disable=rank() > 0)))
+    def _survey(self, journaled: list[dict]) -> tuple[list[dict], list, set]:
+        """Return all rows as inspected, the ids of those to ask for, and which of these a server rejected before.
 
-    def _missing(self, inspected: list[dict], known: list[dict]) -> list[dict]:
-        """The inspected rows, with a readable image, to which no response is known.
-
-        One to another image or question of that id does not count, nor, unless `only_journal`, a rejection.
+        Asked for are rows with a readable image to which no process has journaled a response. One to another image or
+        question of that id does not count, nor, unless `only_journal`, a rejection.
         """
+        known = exchange(journaled)
+        rows = shard(self.rows.select_columns(["image", "question", "question_id"]))
+        inspected = exchange(list(inspect_rows(tqdm(rows, unit="row", desc="image sizes", disable=rank() > 0))))
 
         def is_answered(record: dict) -> bool:
             given_up = "error" in record and (self.only_journal or not record.get("rejected"))
             return given_up or is_response(record)
 
         keys = {record["question_id"]: record.get("key") for record in known if is_answered(record)}
-        return [row for row in inspected if "error" not in row and keys.get(row["question_id"]) != row["key"]]
+        wanted = [row for row in inspected if "error" not in row and keys.get(row["question_id"]) != row["key"]]
+        missing = [row["question_id"] for row in wanted]
+        return inspected, missing, {r["question_id"] for r in known if r.get("rejected")}.intersection(missing)
 
-    def _ask_share(self, journal: Journal, inspected: list[dict], known: list[dict]) -> None:
+    def _ask_share(self, journal: Journal, inspected: list[dict], missing: list, rejected: set) -> None:
         """Bring this process's share of the missing responses into `journal`."""
-        share = shard(inspected)
-        missing = {record["question_id"] for record in self._missing(inspected, known)}
-        rejected = {record["question_id"] for record in known if record.get("rejected")} & missing
-        done = [i for i, row in enumerate(share) if row["question_id"] not in missing]
+        share, wanted = shard(inspected), set(missing)
+        done = [i for i, row in enumerate(share) if row["question_id"] not in wanted]
         again = [i for i, row in enumerate(share) if row["question_id"] in rejected]
         if len(done) == len(share):
             return
@@ -169,13 +158,10 @@ def failed_rows(records: list[dict]) -> list[dict]:
 
 
 def ask_model(teacher: Teacher, prompts: TeacherPrompts, done: list[int]) -> tuple[Outcomes, PixelBudget]:
-    """Return what a model here says, batch by batch as it is consumed, and the pixel budget of its processor.
-
-    done: rows to leave out.
-    """
+    """Return what a model here says, batch by batch, and the pixel budget of its processor. done: rows to leave out."""
     device, dtype = device_and_dtype(device_index(teacher.gpu))
     processor = load_processor(teacher.model_path, min_pixels=teacher.min_pixels, max_pixels=teacher.max_pixels)
-    budget = _checked(pixel_budget(processor, teacher.model_path))
+    budget = pixel_budget(processor, teacher.model_path)
     model = load_model(teacher.model_path, device=device, dtype=dtype, attn_implementation=teacher.attn_implementation)
     workers = worker_count(teacher.num_workers, device.type)
     options = {"max_new_tokens": teacher.max_new_tokens, "batch_size": teacher.batch_size, "num_workers": workers}
@@ -190,23 +176,14 @@ def ask_server(
     done: rows to leave out. again: rows that it rejected before. They come last and in small groups: more rejections
     in a row than a group has would be taken for a fault of the server.
     """
-    own = PixelBudget()
-    least = own.min_pixels if teacher.min_pixels is None else teacher.min_pixels
-    most = own.max_pixels if teacher.max_pixels is None else teacher.max_pixels
-    budget = _checked(PixelBudget(least, most))
-    resize = partial(resize_for_teacher, budget=budget)
+    budget = PixelBudget().within(teacher.min_pixels, teacher.max_pixels)
+
+    def resize(image: Image.Image) -> Image.Image:
+        return qwen_image(image, *budget)
 
     def ask(wanted: Iterable[int]) -> Outcomes:
-        return with_remedies(answer_rows(teacher.server, prompts, resize, everything.difference(wanted)))
+        return teacher.server.answer_rows(prompts, resize, everything.difference(wanted))
 
     everything = set(range(len(prompts)))
     groups = [again[start : start + MOST_REJECTED] for start in range(0, len(again), MOST_REJECTED)]
     return chain.from_iterable(map(ask, [everything.difference(done, again), *groups])), budget
-
-
-def _checked(budget: PixelBudget) -> PixelBudget:
-    """`budget` itself. Raises `ImageSizeError` where no image fits: the smallest has one patch of 28x28."""
-    least = max(budget.min_pixels, budget.factor**2)
-    if least > budget.max_pixels:
-        raise ImageSizeError(f"images of at least {least} and at most {budget.max_pixels} pixels do not exist")
-    return budget

@@ -23,18 +23,13 @@ class OutputError(UserError):
     """The data set cannot be saved where it was to go."""
 
 
-def part_folder(target: str, part: str) -> Path:
-    """Return the folder of a part (`sft`, `grpo`) of the data set `target`."""
-    return Path(f"{target}_{part}")
-
-
 def output_folders(target: str, sources: Sequence[Source]) -> dict[str, Path]:
     """Return `{target}_sft` and `{target}_grpo`: free, or saved before and to be replaced.
 
     Raises `OutputError` where the user's own files would be replaced: a source, a folder within or around one, a link,
     or a folder with anything else in it.
     """
-    folders = {part: part_folder(target, part) for part in ("sft", "grpo")}
+    folders = {part: Path(f"{target}_{part}") for part in ("sft", "grpo")}
     try:
         for folder in folders.values():
             _check_replaceable(folder)
@@ -73,7 +68,7 @@ def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str
 
     Raises `OutputError`; what the folders held before is then still there.
     """
-    folders = {part: part_folder(target, part) for part in parts}
+    folders = {part: Path(f"{target}_{part}") for part in parts}
     work = Path(target).with_name(f".{Path(target).name}.tmp")
     try:
         _clear(work, folders.values())

@@ -1,10 +1,11 @@
 """One source of training data as the user names it: a data set, and how much of it."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
 from cropvlm.benchmarks import dataset_name
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, shorten
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a hub id or folder.
+    """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a Hub id or folder.
 
     Raises `UserError` for a limit that gives no row, or an empty name.
 
@@ -25,22 +26,16 @@ def parse_source(text: str) -> Source:
     Source(path='lmms-lab/DocVQA:DocVQA', name='docvqa', limit=10000)
     """
     path, equals, number = text.rpartition("=")
+    limit = None
     if not equals or os.path.exists(text):  # noqa: PTH110 (Path.exists raises for a name that is too long)
-        path, limit = text, None
+        path = text
     else:
-        limit = _limit(number)
-        if limit is None:
-            raise UserError(f"{text!r}: expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5")
+        with contextlib.suppress(ValueError):
+            limit = int(number) if number.isdecimal() else float(number)
+        if limit is None or not (0 < limit <= 1 or (isinstance(limit, int) and limit > 0)):
+            raise UserError(
+                f"{shorten(text)!r}: expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5"
+            )
     if not path.strip():
         raise UserError(f"{text!r}: expected a benchmark, a Hub id or a folder, got an empty name")
     return Source(path, dataset_name(path), limit)
-
-
-def _limit(number: str) -> int | float | None:
-    """A number of rows (from 1) or, with a point, a share (above 0, up to 1.0); None for anything else."""
-    if number.isdecimal():
-        return int(number) or None
-    try:
-        return float(number) if 0 < float(number) <= 1 else None
-    except ValueError:
-        return None

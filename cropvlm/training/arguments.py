@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
-from cropvlm.cli import UserError, flag_error, one_line, remedy, shorten
+from cropvlm.cli import UserError, batch_size, flag_error, one_line, remedy, shorten
 from cropvlm.training.setup import GPUError, LaunchError, settle_hardware, show_one_gpu
 
 logger = logging.getLogger(__name__)
@@ -66,13 +66,13 @@ class PolicyArguments:
 
     base_model: str = field(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "model to train: hub id, save_pretrained folder, or a PEFT adapter folder to train on"},
+        metadata={"help": "model to train: Hub id, save_pretrained folder, or a PEFT adapter folder to train on"},
     )
     processor: str | None = field(
-        default=None, metadata={"help": "hub id or folder of the processor; default: base_model's own"}
+        default=None, metadata={"help": "Hub id or folder of the processor; default: base_model's own"}
     )
     dataset_path: str = field(
-        default="datasets/cropvlm_dataset_sft", metadata={"help": "hub id, or folder written by save_to_disk"}
+        default="datasets/cropvlm_dataset_sft", metadata={"help": "Hub id, or folder written by save_to_disk"}
     )
     split: str | None = field(default=None, metadata={"help": "split of dataset_path; default: train, or the only one"})
     max_samples: int | None = field(default=None, metadata={"help": "train on the first so many rows only"})
@@ -84,7 +84,7 @@ class PolicyArguments:
     )
     vqa_model: str = field(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: hub id or folder"},
+        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: Hub id or folder"},
     )
     vqa_longest_edge: int | None = field(
         default=512, metadata={"help": "pixels of the longer image side that vqa_model sees; None: its own way"}
@@ -129,21 +129,14 @@ class PolicyArguments:
         )
 
     def load_processor(self) -> Any:
-        """The policy's processor.
-
-        Raises:
-            UserError: none there, or one of another family than the cropper's.
-        """
+        """The policy's processor; `UserError` for one of another family than the cropper's."""
         from cropvlm.modeling import ImageSizeError, load_processor
 
         with remedy("the cropper has to be an Idefics3 or SmolVLM", ImageSizeError):
             return load_processor(self.processor or self.base_model, self.longest_edge)
 
     def load_policy(self, dtype: torch.dtype, processor: Any) -> Any:
-        """The model to train, on the CPU; its generation ends at the processor's end of turn.
-
-        dtype: of the weights that are not trained.
-        """
+        """The model to train, on the CPU. dtype: of the weights that are not trained."""
         from cropvlm.modeling import load_policy, stop_token_ids
 
         model = load_policy(self.base_model, self.lora_config(), dtype, self.attn_implementation)
@@ -173,7 +166,13 @@ class TrainerArguments:
         default=None, metadata={"help": "share of the steps that warm up; another way to give warmup_steps"}
     )
 
+    micro_batch_size: str = field(
+        default="auto",
+        metadata={"help": "rows or completions through the model at once: a number, or as many as memory holds"},
+    )
+
     def __post_init__(self):
+        self.micro_batch_size = count_or_auto("micro_batch_size", self.micro_batch_size)
         if self.warmup_ratio is not None:
             if self.warmup_steps != WARMUP:
                 raise UserError(f"--warmup_ratio {self.warmup_ratio}: --warmup_steps says it already; leave one out")
@@ -207,11 +206,19 @@ def training_remedies() -> Iterator[None]:
 
     # A resumed run has to be the same run: only flags that leave its weights as they are can be given with it.
     resume = "continue with --resume_from_checkpoint True and"
-    rollout = "lower --steps_per_generation or --longest_edge in a new run"
-    micro_step = f"{resume} --gradient_checkpointing True, or lower --per_device_train_batch_size in a new run"
+    rollout = f"{resume} a lower --rollout_batch_size, or lower --longest_edge in a new run"
+    micro_step = f"{resume} a lower --micro_batch_size or --gradient_checkpointing True"
     reward = f"{resume} a lower --reward_batch_size, or lower --vqa_longest_edge in a new run"
     with remedy(rollout, RolloutTooLarge), remedy(micro_step, MicroStepTooLarge), remedy(reward, BatchTooLarge):
         yield
+
+
+def count_or_auto(name: str, value: Any) -> int | str:
+    """The value of a flag that takes a positive integer or "auto"; `UserError` for any other."""
+    try:
+        return batch_size(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--{name} {error}") from error
 
 
 def frozen_dtype(args: TrainingArguments) -> torch.dtype:
@@ -220,13 +227,7 @@ def frozen_dtype(args: TrainingArguments) -> torch.dtype:
 
 
 class Parser(TrlParser):
-    """Reads flags into dataclasses. `--help` lists what this project adds or sets, `--help_all` what TRL takes as well.
-
-    Args:
-        types: the dataclasses.
-        description: text above the flags.
-        everything: list every flag.
-    """
+    """Reads flags into dataclasses. `--help` lists what this project adds or sets, `--help_all` TRL's flags as well."""
 
     def __init__(self, types: tuple[type, ...], description: str, everything: bool = False):
         usage = "%(prog)s [--config FILE.yaml] [flags]"
@@ -234,7 +235,8 @@ class Parser(TrlParser):
         self.add_argument("--config", metavar="FILE.yaml", help="settings by name; a flag given beside it wins")
         self.add_argument("--help_all", action="help", help="list TRL's flags too")
         bases = [base for each in types for base in each.__mro__ if not base.__module__.startswith("transformers")]
-        own = {name for base in bases if not base.__module__.startswith("trl") for name in _annotations(base)}
+        bases = [base for base in bases if not base.__module__.startswith("trl")]
+        own = {name for base in bases for name in vars(base).get("__annotations__", {})}
         for action in self._actions:
             positive = not action.option_strings[0].startswith("--no_")
             if action.dest in {"help", "config", "help_all"}:
@@ -262,16 +264,8 @@ class _OneLineAFlag(argparse.RawDescriptionHelpFormatter):
         return f"{action.option_strings[0]} {self._format_args(action, action.metavar or 'VALUE')}".strip()
 
 
-def _annotations(cls: type) -> dict[str, Any]:
-    return vars(cls).get("__annotations__", {})
-
-
 def parse(types: tuple[type, ...], description: str = "") -> tuple[Any, ...]:
-    """Read the command line, and `--config FILE.yaml` where given, into the argument classes.
-
-    Raises:
-        UserError: values that do not go together, or a configuration file that cannot be read.
-    """
+    """Read the command line, and the file that `--config` names, into these classes; `UserError` for a mistake."""
     flags = sys.argv[1:]
     for before, flag in zip(["", *flags], flags, strict=False):
         name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "=", flag)

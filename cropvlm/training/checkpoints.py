@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from cropvlm.cli import UserError, shorten
 from cropvlm.runtime.files import write_json
-from cropvlm.runtime.provenance import MODEL_FILES
+from cropvlm.runtime.provenance import MODEL_FILES, hub_commit
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ RECORD = "run.json"
 INDIFFERENT = re.compile(
     "(hub_|log_|logging_|trackio_|vllm_server_|ddp_|activation_|gradient_checkpointing|report_to|run_name|project"
     "|dataloader_(?!drop_last)|do_|output_dir|resume_from_checkpoint|push_to_hub|disable_tqdm|gpu|merge|local_rank"
-    "|use_cpu|debug|skip_memory_metrics|include_|num_completions_to_print|reward_batch_size|per_device_eval_batch_size"
-    "|num_generations_eval|dataset_num_proc|torch_empty_cache_steps|enable_jit_checkpoint|dataset_path$)"
+    "|use_cpu|debug|skip_memory_metrics|include_|num_completions_to_print|reward_batch_size"
+    "|micro_batch_size|rollout_batch_size|per_device_eval_batch_size|num_generations_eval|dataset_num_proc|torch_empty_cache_steps|enable_jit_checkpoint|dataset_path$)"
 )
 MEASURING = re.compile("(eval_|save_|metric_for_best_model|greater_is_better)")  # these choose the best checkpoint
 MODELS = ("base_model", "processor", "vqa_model")
@@ -42,19 +42,12 @@ class DifferentRun(UserError):
 
 
 def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
-    """Return what determines the weights: `settings` by name, and `contents`, checksums of what local paths hold.
-
-    The rows are not there yet: see `add_rows`.
-    """
+    """Return what determines the weights: `settings` by name, and `contents`, checksums of models in local folders."""
     settings = vars(policy) | args.to_dict() | {"processes": args.world_size * max(1, args.n_gpu)}
-    names = [name for name in settings if not INDIFFERENT.match(name)]
-    if not args.load_best_model_at_end:
-        names = [name for name in names if not MEASURING.match(name)]
+    left_out = [INDIFFERENT] if args.load_best_model_at_end else [INDIFFERENT, MEASURING]
+    kept = {name: value for name, value in settings.items() if not any(names.match(name) for names in left_out)}
     contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
-    return {
-        "settings": json.loads(json.dumps({name: settings[name] for name in names}, default=str)),
-        "contents": contents,
-    }
+    return {"settings": json.loads(json.dumps(kept, default=str)), "contents": contents}
 
 
 def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str, dict]:
@@ -89,9 +82,9 @@ def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict])
 
 
 def model_checksum(path: str | None) -> str | None:
-    """Return a checksum of the model in a local folder, with an adapter's base; None for a hub id."""
+    """Return a checksum of the model in a local folder, with an adapter's base; the commit of a Hub id."""
     if path is None or not Path(path).is_dir():
-        return None
+        return path and hub_commit(path)
     base = None
     with contextlib.suppress(Exception):  # whatever such a file holds
         base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -166,8 +159,7 @@ class CheckpointRecorder(TrainerCallback):
 def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict] | None:
     """Return the newest whole checkpoint of `run` in a folder and its record; None, with a warning, without one.
 
-    Raises:
-        DifferentRun: there are whole checkpoints, all of runs with other settings.
+    Raises `DifferentRun` where all whole checkpoints there are of runs with other settings.
     """
     matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*")]
     other = None
@@ -188,12 +180,7 @@ def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict
 
 
 def named_checkpoint(path: Path, run: dict[str, dict]) -> tuple[Path, dict]:
-    """Return `path` and its record if it is a whole checkpoint of `run`.
-
-    Raises:
-        UserError: it is damaged or incomplete.
-        DifferentRun: it comes from a run with other settings.
-    """
+    """Return `path` and its record; `UserError` unless it is a whole checkpoint of `run`."""
     record = read_record(path)
     if record is None:
         raise UserError(f"{path}: no whole checkpoint; name another one, or True for the newest that is whole")

@@ -6,7 +6,6 @@ missing, an unknown loss, an optimizer's argument, a sampler that needs what row
 
 import contextlib
 import copy
-import io
 import logging
 import math
 import tempfile
@@ -40,9 +39,7 @@ WIDTH = 8
 def rehearse(args: TrainingArguments, policy: Any, make_trainer: Callable[[TrainingArguments, Any], Trainer]) -> None:
     """Take one step with a toy model and toy rows in place of the real ones; seed again afterwards.
 
-    Args:
-        args, policy: the settings; they stay as they are.
-        make_trainer: (args, policy) -> the trainer, of the models and data that `policy` and `args` name.
+    args, policy: the settings, which stay as they are, for `make_trainer`.
 
     Raises:
         UserError: the trainer cannot be made, or a step cannot be taken.
@@ -72,10 +69,11 @@ def _with_toy_rows(args: TrainingArguments, rows: str) -> TrainingArguments:
 
 def _with_toy_models(policy: Any, processor: Any, folder: str) -> Any:
     """A copy of the settings that loads toys, kept in `folder`: TRL looks there for the reference of a whole model."""
-    tied = _ties_embeddings(policy.base_model)
+    with loading(f"{policy.base_model}: its configuration cannot be read"):
+        config = AutoConfig.from_pretrained(adapter_base(policy.base_model) or policy.base_model, **NO_CODE)
 
     def load(dtype: torch.dtype, device: Any = "cpu") -> Any:
-        model = toy_model(processor, tied).to(device, dtype)
+        model = toy_model(processor, config.tie_word_embeddings).to(device, dtype)
         if policy.attn_implementation is not None:
             model.set_attn_implementation(policy.attn_implementation)
         model.save_pretrained(folder)
@@ -106,16 +104,8 @@ def _take_one_step(trainer: Trainer) -> None:
 
 def toy_rows(number: int) -> datasets.Dataset:
     """Rows of the schema, with boxes, that show a white image."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), "white").save(file, "PNG")
-    row = {"image": {"bytes": file.getvalue(), "path": None}, "question": "What is it?", "answers": ["paper"]}
-    rows = datasets.Dataset.from_list([{**row, "question_id": i, "bbox": [0, 0, 50, 50]} for i in range(number)])
-    return rows.cast_column("image", datasets.Image(decode=False))
-
-
-def _ties_embeddings(base_model: str) -> bool:
-    with loading(f"{base_model}: its configuration cannot be read"):
-        return AutoConfig.from_pretrained(adapter_base(base_model) or base_model, **NO_CODE).tie_word_embeddings
+    row = {"image": Image.new("RGB", (8, 8), "white"), "question": "What is it?", "answers": ["paper"]}
+    return datasets.Dataset.from_list([{**row, "question_id": i, "bbox": [0, 0, 50, 50]} for i in range(number)])
 
 
 def toy_model(processor: Any, tie_word_embeddings: bool) -> Idefics3ForConditionalGeneration:

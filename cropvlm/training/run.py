@@ -61,11 +61,7 @@ def train(
 
 
 def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str, dict]) -> bool:
-    """Whether the run is to be resumed and has left its result already.
-
-    Raises:
-        DifferentRun: the output folder holds the result of a run with other settings.
-    """
+    """Whether the run is to be resumed and has left its result; `DifferentRun` where another run's result is there."""
     record = read_record(Path(args.output_dir)) if resumes(args) is True else None
     if record is None:
         return False
@@ -89,13 +85,11 @@ def train_unfinished(
     run: dict[str, dict],
 ) -> None:
     """Train from the beginning or from a checkpoint to the end, and save the result."""
-    match resumes(args):
-        case False:
-            found = None
-        case True:
-            found = newest_checkpoint(args.output_dir, run)
-        case path:
-            found = named_checkpoint(path, run)
+    wanted = resumes(args)
+    if isinstance(wanted, Path):
+        found = named_checkpoint(wanted, run)
+    else:
+        found = newest_checkpoint(args.output_dir, run) if wanted else None
     rehearse(args, policy, make_trainer)
     set_seed(args.seed)  # a fresh adapter's weights are drawn before the trainer seeds
     trainer = make_trainer(args, policy)

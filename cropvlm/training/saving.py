@@ -64,13 +64,8 @@ python3 generate_bbox.py --model_path {path} --longest_edge {longest_edge}
 """
 
 
-def save_card(trainer: Any, name: str) -> None:
-    """Write the model card of a run in its current state into its output folder."""
-    ModelCard(model_card(trainer, name)).save(Path(trainer.args.output_dir) / "README.md")
-
-
-def model_card(trainer: Any, name: str) -> str:
-    """Return the text of the model card as the run stands now."""
+def save_card(trainer: Any, folder: str | Path, name: str) -> None:
+    """Write the model card of a run, as it stands now, into a folder."""
     args, policy = trainer.args, trainer.policy_arguments
     base = adapter_base(policy.base_model) or policy.base_model
     data = ModelCardData(
@@ -82,7 +77,7 @@ def model_card(trainer: Any, name: str) -> str:
     )
     names = TrainerArguments.__annotations__ | type(args).__annotations__
     own_settings = {name: getattr(args, name) for name in names}
-    return CARD.format(
+    card = CARD.format(
         card_data=data.to_yaml(),
         name=name,
         stage=trainer._name,
@@ -97,6 +92,7 @@ def model_card(trainer: Any, name: str) -> str:
         settings=_listed(vars(policy) | own_settings),
         versions=_listed(library_versions()),
     )
+    ModelCard(card).save(Path(folder) / "README.md")
 
 
 def latest_figures(log_history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -111,10 +107,7 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict]) -> None:
-    """Put adapter (or model), processor, card, merged model and record into the output folder, whole or not at all.
-
-    run: what determines the weights, for the record.
-    """
+    """Put adapter (or model), processor, card, merged model and record into the output folder, whole or not at all."""
     folder = Path(trainer.args.output_dir)
     new = folder / UNFINISHED
     if "ref" in getattr(trainer.model, "peft_config", {}):
@@ -125,7 +118,7 @@ def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict])
     trainer.save_model(str(new), _internal_call=True)  # the call of a user would push what is there so far
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        ModelCard(model_card(trainer, folder.absolute().name)).save(new / "README.md")
+        save_card(trainer, new, folder.absolute().name)
         if policy.merge:
             merge(new, new / MERGED, frozen_dtype(trainer.args))
         _put_in_place(new, folder, run)
@@ -171,25 +164,21 @@ def merge(adapter: Path, merged: Path, dtype: Any) -> None:
 
 
 @contextlib.contextmanager
-def hub_errors(args: TrainingArguments) -> Iterator[None]:
-    """Turn whatever goes wrong with the Hub into one line.
-
-    Raises:
-        UserError: the repository cannot be made or written to.
-    """
+def _repository(args: TrainingArguments) -> Iterator[str]:
+    """The run's repository on the Hub, made unless it is there; `UserError` for whatever goes wrong with it."""
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
     try:
-        yield
+        yield HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:
         logger.debug("push to the Hub", exc_info=True)
-        name = args.hub_model_id or Path(args.output_dir).absolute().name
         raise UserError(f"cannot push to {name} on the Hub ({one_line(error)}); {args.output_dir} stays") from error
 
 
 def push(args: TrainingArguments) -> None:
     """Upload the result, without checkpoints, to its repository on the Hub."""
-    with hub_errors(args):
+    with _repository(args) as repo_id:
         HfApi().upload_folder(
-            repo_id=create_repo(args),
+            repo_id=repo_id,
             folder_path=args.output_dir,
             commit_message="End of training",
             ignore_patterns=["_*", "checkpoint-*", ".*"],
@@ -199,18 +188,13 @@ def push(args: TrainingArguments) -> None:
 
 def create_repo(args: TrainingArguments) -> str:
     """Make the repository on the Hub unless it is there; return its full name."""
-    with hub_errors(args):
-        name = args.hub_model_id or Path(args.output_dir).absolute().name
-        return HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+    with _repository(args) as repo_id:
+        return repo_id
 
 
 @contextlib.contextmanager
 def disk_errors(output_dir: str) -> Iterator[None]:
-    """Turn a full disk into one line, whichever library has met it.
-
-    Raises:
-        UserError: no space was left while something was written.
-    """
+    """Raise `UserError` where the disk is full, whichever library has met that."""
     try:
         yield
     except UserError:

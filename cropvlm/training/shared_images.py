@@ -8,8 +8,8 @@ flow through the one encoding as they would through the copies.
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -17,9 +17,14 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cropvlm.encoding import encoded_at_once, process_image, read_levels
-from cropvlm.models.tiling import cut_tiles, tiling_of
+from cropvlm.encoding import encoded_at_once
+from cropvlm.models.tiling import tiling_of
+from cropvlm.training.images import ReadAhead, read_image, tiles_of
 from cropvlm.training.rows import open_training_image
+
+# In a PIL image's `info`, which its copies keep: transformers copies a prompt together with its images.
+IDENTITY = "identity"
+_identities = itertools.count()
 
 
 class SharedImages:
@@ -31,6 +36,7 @@ class SharedImages:
 
     Attributes:
         processor: a copy of `processor` whose `pixel_values` are numbers, (prompts, images of a prompt) int64.
+        read_ahead: the data collator, which has the images of the next step's rows read while this one runs.
     """
 
     def __init__(self, model: Any, processor: Any):
@@ -39,6 +45,7 @@ class SharedImages:
         self.processor = copy.copy(processor)
         # A plain function: saving the processor copies its attributes deeply, a bound method with all it is bound to.
         self.processor._process_images = lambda images, **kwargs: self.number_images(images)
+        self.read_ahead = ReadAhead(self._read)
         self.forget()
 
     def bind(self, model: Any) -> Any:
@@ -49,8 +56,7 @@ class SharedImages:
 
     def forget(self) -> None:
         """Drop all images; numbers given out before become invalid."""
-        self._images: list[Image.Image] = []  # kept, so that an id() stays that of one image
-        self._numbers: dict[int, int] = {}  # id of an image -> its number
+        self._numbers: dict[int, int] = {}  # identity of an image -> its number
         self._placeholders: list[str] = []  # by number: the text that stands for the image in a prompt
         self._tiles: list[Tensor] = []  # by number: (tiles, 1, C, H, W)
 
@@ -59,24 +65,33 @@ class SharedImages:
         numbers = [[self._number(image) for image in row] for row in images]
         return {"pixel_values": torch.tensor(numbers)}, [self._placeholders[n] for row in numbers for n in row]
 
-    def _number(self, image: Image.Image) -> int:
-        if id(image) not in self._numbers:
-            placeholder, tiles = self._preprocess(image)
-            self._numbers[id(image)] = len(self._images)
-            self._images.append(image)
-            self._placeholders.append(placeholder)
-            self._tiles.append(tiles)
-        return self._numbers[id(image)]
+    def open(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Drop the last step's images; return the rows with their images decoded, preprocessed and numbered.
 
-    def _preprocess(self, image: Image.Image) -> tuple[str, Tensor]:
-        """The text that stands for an image, and its tiles on the model's device, cut there if that is a GPU."""
-        processor, device, dtype = self._image_processor, self._model.device, self._model.dtype
-        tiling = tiling_of(processor, device)
-        if tiling is None:
-            placeholder, tensors = process_image(processor, image, dtype)
-            return placeholder, tensors["pixel_values"].to(device)
-        placeholder, tensors = read_levels(processor, image, tiling)
-        return placeholder, cut_tiles(tiling, tensors["levels"].to(device), tensors["size"][0].tolist()).to(dtype)
+        The rows of a prompt get the same object.
+        """
+        self.forget()
+        read = self.read_ahead.results(rows)
+        for image, prepared in read.values():
+            self._number(image, prepared)
+        return [{**row, "image": read[row["question_id"]][0]} for row in rows]
+
+    def _read(self, source: Any, question_id: Any) -> tuple[Image.Image, tuple | None]:
+        """Decode an image and, for a GPU, read its levels; a CPU's preprocessing does not bear several threads."""
+        image = open_training_image(source, question_id)
+        tiling = tiling_of(self._image_processor, self._model.device)
+        return image, None if tiling is None else read_image(self._image_processor, image, tiling)
+
+    def _number(self, image: Image.Image, prepared: tuple[str, dict[str, Tensor]] | None = None) -> int:
+        identity = image.info.setdefault(IDENTITY, next(_identities))
+        if identity not in self._numbers:
+            device = self._model.device
+            tiling = tiling_of(self._image_processor, device)
+            placeholder, tensors = prepared or read_image(self._image_processor, image, tiling)
+            self._numbers[identity] = len(self._placeholders)
+            self._placeholders.append(placeholder)
+            self._tiles.append(tiles_of(tensors, tiling, device).to(self._model.dtype))
+        return self._numbers[identity]
 
     def _get_image_features(
         self, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any
@@ -92,11 +107,3 @@ class SharedImages:
             encoded = torch.stack(list(encode(torch.cat(tiles), **kwargs).pooler_output))  # (tiles, tokens of one, D)
             features |= zip(distinct[part], encoded.split([len(each) for each in tiles]), strict=True)
         return BaseModelOutputWithPooling(pooler_output=[features[n].flatten(0, 1) for n in numbers])
-
-
-def open_images(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Decode the images of a step's rows, several at a time, each once: a prompt's rows get the same object."""
-    sources = {row["question_id"]: row["image"] for row in inputs}
-    with ThreadPoolExecutor() as pool:
-        images = dict(zip(sources, pool.map(open_training_image, sources.values(), sources), strict=True))
-    return [{**row, "image": images[row["question_id"]]} for row in inputs]

@@ -69,6 +69,17 @@ def test_a_family_without_a_place_for_the_crop_is_one_line(llava_next):
         processor.chat_template = template
 
 
+def test_a_first_row_that_cannot_be_prepared_fails_alone(llava_next):
+    class Failing(Pairs):
+        def __getitem__(self, i):
+            return super().__getitem__(i) if i else {}["question"]
+
+    rows = Failing([(noise(90, 60), noise(30, 30, seed=1))] * 2)
+    outcomes = dict(generate_rows(*llava_next, rows, max_new_tokens=2))
+    assert str(outcomes[0]) == "cannot be prepared: KeyError: 'question'"
+    assert len(outcomes[1]) == 2
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
 def test_images_of_any_size_get_a_text(llava_next, size):
     (text,) = generate_texts(*llava_next, [answerer_messages("Which?", 1)], [[noise(*size)]], max_new_tokens=2)

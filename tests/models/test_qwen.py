@@ -12,7 +12,7 @@ from qwen_vl_utils import fetch_image, smart_resize
 from cropvlm.crops import open_image, widen_strip
 from cropvlm.encoding import process_image
 from cropvlm.modeling import load_processor
-from cropvlm.models.qwen import qwen_image, qwen_size
+from cropvlm.models.qwen import ImageSizeError, PixelBudget, qwen_image, qwen_size
 
 OWN = (56 * 56, 28 * 28 * 16384)  # Qwen2.5-VL's own bounds, in pixels
 SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000, 10), (28, 28), (1999, 1001)]
@@ -47,6 +47,14 @@ def test_a_strip_that_theirs_rejects_is_widened_first(size):
     ours = qwen_image(image, *OWN)
     theirs = fetch_image({"image": image.resize(widen_strip(size)), "min_pixels": OWN[0], "max_pixels": OWN[1]})
     assert np.array_equal(np.asarray(theirs), np.asarray(ours))
+
+
+def test_bounds_that_no_image_fits():
+    assert PixelBudget().within(None, 4000) == (3136, 4000, 28)
+    assert PixelBudget().within(1, 784) == (1, 784, 28)  # one patch of 28x28
+    for bounds in [(1, 783), (None, 784), (30_000, 19_600)]:
+        with pytest.raises(ImageSizeError, match="pixels do not exist"):
+            PixelBudget().within(*bounds)
 
 
 def test_448_px_enlarges_a_small_crop():

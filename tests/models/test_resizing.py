@@ -6,28 +6,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.Image import Resampling
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from cropvlm.models.resizing import BICUBIC, LANCZOS, resize, resize_matrix
-
-PILLOW = {LANCZOS: Image.Resampling.LANCZOS, BICUBIC: Image.Resampling.BICUBIC}
+from cropvlm.models.resizing import FILTERS, resize, resize_matrix
 
 
-def pillow_resize(pixels: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
+def pillow_resize(pixels: np.ndarray, size: tuple[int, int], resample: Resampling) -> np.ndarray:
     """Columns first, then rows. pixels: (H, W, 3) uint8. size: (height, width)."""
-    columns = Image.fromarray(pixels).resize((size[1], len(pixels)), PILLOW[resample])
-    return np.asarray(columns.resize(size[::-1], PILLOW[resample]))
+    columns = Image.fromarray(pixels).resize((size[1], len(pixels)), resample)
+    return np.asarray(columns.resize(size[::-1], resample))
 
 
-def difference(shape: tuple[int, int], size: tuple[int, int], resample: str, seed: int = 0) -> np.ndarray:
+def difference(shape: tuple[int, int], size: tuple[int, int], resample: Resampling, seed: int = 0) -> np.ndarray:
     """Levels between ours and Pillow's on noise, which is the hardest case: every sum is of unrelated pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     ours = resize(torch.from_numpy(pixels).permute(2, 0, 1), size, resample).permute(1, 2, 0).numpy()
     return np.abs(ours.astype(int) - pillow_resize(pixels, size, resample).astype(int))
 
 
-@pytest.mark.parametrize("resample", [LANCZOS, BICUBIC])
+@pytest.mark.parametrize("resample", FILTERS)
 @pytest.mark.parametrize(
     ("shape", "size"),
     [
@@ -51,7 +50,7 @@ def test_the_levels_are_pillows(shape, size, resample):
 @given(
     st.tuples(st.integers(1, 200), st.integers(1, 200)),
     st.tuples(st.integers(1, 200), st.integers(1, 200)),
-    st.sampled_from([LANCZOS, BICUBIC]),
+    st.sampled_from([*FILTERS]),
 )
 def test_any_size_to_any_size(shape, size, resample):
     assert difference(shape, size, resample).max() <= 1
@@ -66,7 +65,7 @@ def test_torchvisions_lanczos_is_the_same_to_two_levels():
 
 def test_the_weights_of_a_pixel_sum_to_one():
     for length, new_length in [(1024, 512), (512, 1024), (3, 1000), (1000, 3)]:
-        sums = resize_matrix(length, new_length, LANCZOS, torch.device("cpu")).sum(1)
+        sums = resize_matrix(length, new_length, Resampling.LANCZOS, torch.device("cpu")).sum(1)
         torch.testing.assert_close(sums, torch.ones(new_length))
 
 

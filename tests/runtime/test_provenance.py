@@ -1,6 +1,7 @@
 """Identity of models and data: it changes with them and with nothing else."""
 
 import pytest
+from huggingface_hub import constants
 
 from cropvlm.runtime.provenance import data_settings, fingerprint
 
@@ -15,8 +16,14 @@ def test_a_model_that_has_changed_has_another_fingerprint(tmp_path, name):
     assert fingerprint(str(tmp_path)) != before
 
 
-def test_a_hub_id_has_no_fingerprint():
+def test_a_hub_id_counts_by_its_commit(tmp_path, monkeypatch):
+    """Offline as here by the cached one; tests/test_hub.py asks a Hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert fingerprint("HuggingFaceTB/SmolVLM-256M-Instruct") is None
+    refs = tmp_path / "models--HuggingFaceTB--SmolVLM-256M-Instruct" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("7e3e67edbbed1bf9888184d9df282b700a323964")
+    assert fingerprint("HuggingFaceTB/SmolVLM-256M-Instruct") == "7e3e67edbbed1bf9888184d9df282b700a323964"
     assert fingerprint(None) is None
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from fake_server import KEY, completion
 
-from cropvlm.runtime.replies import CutOff, quote, read_completion, wait_asked_for
+from cropvlm.runtime.replies import CutOff, quote, read_completion
 
 PARTS = [
     {"type": "thinking", "thinking": "hm", "text": "hm"},
@@ -92,27 +92,3 @@ def test_quote(monkeypatch):
     assert quote("\x1b[2J\nerror: \ud83d") == r"'\x1b[2J\nerror: \ud83d'"
     assert quote("x" * 190 + KEY) == repr("x" * 190 + "***")
     assert len(quote("x" * 1000)) == 202
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait"),
-    [
-        ({}, None),
-        ({"retry-after": "7"}, 7),
-        ({"retry-after": "0.5"}, 0.5),
-        ({"retry-after": "9" * 5000}, float("inf")),
-        ({"retry-after": "7", "retry-after-ms": "500"}, 0.5),
-        ({"retry-after": "7", "retry-after-ms": "soon"}, 7),
-        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, None),
-        ({"retry-after": "Fri, 99 Dec 1999 23:59:59 GMT"}, None),
-        *[({"retry-after": value}, None) for value in ("", "0", "-5", "nan", "soon", "\xb2\xb3", "\0")],
-    ],
-    ids=lambda value: ascii(value)[:40],
-)
-def test_wait_asked_for(headers, wait):
-    assert wait_asked_for(headers) == wait
-
-
-def test_a_wait_until_a_date(monkeypatch):
-    monkeypatch.setattr("time.time", lambda: 946684790.0)  # 1999-12-31 23:59:50
-    assert wait_asked_for({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}) == 9

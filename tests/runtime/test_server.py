@@ -12,7 +12,7 @@ from cropvlm.crops import UnreadableImage
 from cropvlm.prompts import answerer_messages
 from cropvlm.runtime import server as remote
 from cropvlm.runtime.replies import CutOff, Rejected, TimedOut
-from cropvlm.runtime.server import Server, answer_rows, api_key, data_url, fit_longest_edge, to_chats
+from cropvlm.runtime.server import Server, api_key, data_url, fit_longest_edge, to_chats
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -237,8 +237,8 @@ def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
                 raise error
             return super().__getitem__(i)
 
-    options = Server(base=server.url, model="m", max_new_tokens=7, concurrency=1)
-    outcomes = dict(answer_rows(options, Images([["a"], ["b"], ["c"]]), lambda image: image))
+    asked = Server(base=server.url, model="m", max_new_tokens=7, concurrency=1)
+    outcomes = dict(asked.answer_rows(Images([["a"], ["b"], ["c"]]), lambda image: image))
     assert isinstance(outcomes[1], UnreadableImage)
     assert type(error).__name__ in str(outcomes[1])
     assert len(str(outcomes[1])) < 150

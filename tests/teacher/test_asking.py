@@ -16,15 +16,13 @@ from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.encoding import prepare
 from cropvlm.generation import generate_rows
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.qwen import PixelBudget, qwen_image, qwen_size
 from cropvlm.teacher.asking import (
-    PixelBudget,
     TeacherPrompts,
     inspect_rows,
     is_response,
     pixel_budget,
-    resize_for_teacher,
     response_records,
-    teacher_size,
 )
 
 SIDES = st.integers(min_value=1, max_value=9000)
@@ -59,13 +57,13 @@ def rotated(size) -> dict:
         ((3, 3000), (28, 2996)),  # 1000:1; taken as 30:3000: 30 / 28 -> 1, 3000 / 28 = 107.1 -> 107
     ],
 )
-def test_teacher_size(size, expected):
-    assert teacher_size(size) == expected
+def test_the_size_that_the_teacher_sees(size, expected):
+    assert qwen_size(size, *PixelBudget()) == expected
 
 
 @given(width=SIDES, height=SIDES)
-def test_teacher_size_is_one_that_the_processor_keeps(width, height):
-    seen_width, seen_height = teacher_size((width, height))
+def test_the_size_seen_is_one_that_the_processor_keeps(width, height):
+    seen_width, seen_height = qwen_size((width, height), *PixelBudget())
     assert seen_width % 28 == seen_height % 28 == 0
     assert 3136 <= seen_width * seen_height <= 12845056
 
@@ -132,8 +130,9 @@ def test_the_teacher_sees_the_size_that_boxes_are_mapped_from(processor, size):
     rows = make_rows([size])
     prompts = TeacherPrompts(rows, list(inspect_rows(rows)))
     prepared = prepare(processor, prompts[0])
-    width, height = teacher_size(size, pixel_budget(processor, "teacher"))
-    assert prepared.images["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
+    width, height = qwen_size(size, *pixel_budget(processor, "teacher"))
+    (seen,) = prepared.images.values()
+    assert seen.tensors["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
 
 
 def test_prompt_reaches_the_teacher(processor):
@@ -210,7 +209,7 @@ def test_a_server_gets_what_the_authors_code_shows(size):
     image = Image.effect_noise(size, 60).convert("RGB")
     budget = PixelBudget(56 * 56, 1280 * 28 * 28)
     theirs = fetch_image({"image": image, "min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels})
-    ours = resize_for_teacher(image, budget)
-    assert theirs.size == ours.size == teacher_size(size, budget)
+    ours = qwen_image(image, *budget)
+    assert theirs.size == ours.size == qwen_size(size, *budget)
     assert theirs.tobytes() == ours.tobytes()
-    assert resize_for_teacher(ours, budget).tobytes() == ours.tobytes()  # the server's own resizing keeps it
+    assert qwen_image(ours, *budget).tobytes() == ours.tobytes()  # the server's own resizing keeps it

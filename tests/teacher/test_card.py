@@ -31,7 +31,7 @@ def test_card():
     sources = [{"name": "a", "path": "someone/a", "licence": "cc-by-4.0", "sft": 6, "grpo": 7}]
     card = write_card(report, SETTINGS, sources)
     gone = write_card(report, SETTINGS | {"model_path": "/gone/with/its/owner/teacher"}, sources)
-    assert "Teacher: teacher (a local folder), greedy" in gone  # the card goes to the hub
+    assert "Teacher: teacher (a local folder), greedy" in gone  # the card goes to the Hub
     assert card.startswith("---\n")
     assert "| a | someone/a | cc-by-4.0 | 6 | 7 |" in card
     # What is not a licence's name would break the YAML.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cropvlm.boxes import rescale_bbox
 from cropvlm.cli import UserError
-from cropvlm.teacher.asking import teacher_size
+from cropvlm.models.qwen import PixelBudget, qwen_size
 from cropvlm.teacher.growing import GrownBox, grow, read_response
 
 SIDES = st.integers(min_value=1, max_value=9000)
@@ -15,7 +15,7 @@ SIDES = st.integers(min_value=1, max_value=9000)
 @pytest.mark.parametrize("size", [(1023, 681), (7301, 5479), (3, 3000), (29, 27)])
 def test_box_comes_back_from_the_size_that_the_teacher_saw(size):
     width, height = size
-    seen_width, seen_height = seen = teacher_size(size)
+    seen_width, seen_height = seen = qwen_size(size, *PixelBudget())
     # The right lower quarter, in the teacher's pixels, is the right lower quarter of the original.
     text = f'{{"bbox_2d": [{seen_width / 2}, {seen_height / 2}, {seen_width}, {seen_height}]}}'
     bbox_px, kind = read_response(text, seen, size)
@@ -31,7 +31,7 @@ def test_box_comes_back_from_the_size_that_the_teacher_saw(size):
 def test_mapping_there_and_back_is_exact(width, height, shares):
     x1, x2 = sorted((shares[0] * width, shares[2] * width))
     y1, y2 = sorted((shares[1] * height, shares[3] * height))
-    seen = teacher_size((width, height))
+    seen = qwen_size((width, height), *PixelBudget())
     there = rescale_bbox((x1, y1, x2, y2), (width, height), seen)
     assert rescale_bbox(there, seen, (width, height)) == pytest.approx((x1, y1, x2, y2), abs=1e-6)
 

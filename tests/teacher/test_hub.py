@@ -1,4 +1,4 @@
-"""Sending the training sets to the hub, on a hub that is played here: what goes there, and what fails early."""
+"""Sending the training sets to the Hub, on a Hub that is played here: what goes there, and what fails early."""
 
 from types import SimpleNamespace
 
@@ -53,7 +53,7 @@ def test_push_sends_both_parts_the_card_and_the_report(monkeypatch, folders):
     name, card, options = played.calls[2]
     assert (name, options["repo_type"]) == ("card", "dataset")
     assert "# The card" in card
-    assert "config_name: sft" in card  # what the hub wrote about the files stays
+    assert "config_name: sft" in card  # what the Hub wrote about the files stays
     assert "- cropvlm" in card
     name, options = played.calls[3]
     assert (name, options["path_in_repo"]) == ("upload", "teacher_report.json")
@@ -72,7 +72,7 @@ def test_a_push_that_breaks_says_what_to_do(monkeypatch, folders):
 
 
 def play_card(monkeypatch, card: str) -> PlayedHub:
-    """A hub on which the repository has this card already."""
+    """A Hub on which the repository has this card already."""
     played, load = PlayedHub(monkeypatch), hub.DatasetCard.load
     monkeypatch.setattr(hub.DatasetCard, "load", lambda path: DatasetCard(card) if path == "me/boxes" else load(path))
     return played

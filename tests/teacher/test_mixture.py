@@ -42,7 +42,7 @@ def published(name: str, rows: int) -> Dataset:
 
 @pytest.fixture
 def four_sources(tmp_path, monkeypatch) -> Path:
-    """Copies of the hub's repositories, in the table under their names: 8, 6, 5 and 4 rows."""
+    """Copies of the Hub's repositories, in the table under their names: 8, 6, 5 and 4 rows."""
     files = {
         "textvqa": "textvqa/data/train-00000-of-00001.parquet",
         "docvqa": "DocVQA/DocVQA/train-00000-of-00001.parquet",

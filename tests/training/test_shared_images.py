@@ -1,5 +1,7 @@
 """A group's completions share their image: what is encoded how often, and that losses and gradients stay the same."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from trl import GRPOTrainer
 from cropvlm import encoding, modeling
 from cropvlm.crops import open_image
 from cropvlm.prompts import bbox_completion, cropper_messages
+from cropvlm.training import images
 from cropvlm.training import rows as training_rows
 from cropvlm.training import shared_images as sharing
 from cropvlm.training.shared_images import SharedImages
@@ -115,14 +118,18 @@ def flat_gradient(model):
 def test_every_image_is_decoded_and_preprocessed_once_a_step(
     sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
 ):
-    opened, preprocessed = [], []
-    monkeypatch.setattr(training_rows, "open_image", lambda source: opened.append(source) or open_image(source))
-    preprocess = sharing.process_image
-    monkeypatch.setattr(sharing, "process_image", lambda *args: preprocessed.append(args[1]) or preprocess(*args))
-    options = {"gradient_accumulation_steps": 4, "max_steps": 1, "save_strategy": "no"}
-    make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options).train()
-    assert len(opened) == 4  # TRL reads the four prompts' rows four times
-    assert len(preprocessed) == 4  # TRL asks for 12 rollouts' images, and for the same 12 once more
+    """TRL reads the four prompts' rows four times, and asks for 12 rollouts' images and for the same 12 once more."""
+    opened, preprocessed = Counter(), []
+    read = sharing.open_training_image
+    monkeypatch.setattr(sharing, "open_training_image", lambda source, i: opened.update([i]) or read(source, i))
+    preprocess = images.process_image
+    monkeypatch.setattr(images, "process_image", lambda *args: preprocessed.append(args[1]) or preprocess(*args))
+    options = {"gradient_accumulation_steps": 4, "max_steps": 2, "save_strategy": "no"}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
+    trainer.train()
+    trainer.shared_images.read_ahead.threads.shutdown()
+    assert list(opened.values()) == [1] * 12  # the third step's as well, during the second
+    assert len(preprocessed) == 8
 
 
 def count_tiles(monkeypatch, model):

@@ -35,6 +35,11 @@ READ = {
     utils.shuffle_sequence_dict: "bab038755e57",
     utils.split_tensor_dict: "b61a5760a03e",
     Trainer._run_epoch: "31aff00f34c3",
+    Trainer.get_batch_samples: "0b3727386f73",
+    Trainer._maybe_log_save_evaluate: "af101534f0f7",
+    GRPOTrainer.compute_loss: "a2d6ef8bd29c",
+    GRPOTrainer.log: "1e7772819cc8",
+    SFTTrainer.log: "0d4c8e5d64f8",
     Trainer._evaluate: "64dfb995ce20",
     Trainer.training_step: "e9760c8ee103",
 }
@@ -53,7 +58,7 @@ def test_the_code_that_is_relied_on_is_as_it_was_read(function):
 @pytest.mark.parametrize("ours", [BoxGRPOTrainer, BoxSFTTrainer])
 def test_every_override_is_one(ours):
     """A method that TRL renames would no longer be called. Those that only the trainers here have are named."""
-    own = {"_log_boxes"}
+    own = {"_log_boxes", "_part_loss", "_part_inputs", "_unit_bytes", "_tokens_seen"}
     theirs = GRPOTrainer if ours is BoxGRPOTrainer else SFTTrainer
     mine = [cls for cls in ours.__mro__ if cls.__module__.startswith("cropvlm")]
     methods = {name for cls in mine for name, value in vars(cls).items() if inspect.isfunction(value)}
@@ -84,9 +89,9 @@ def out_of_memory(*args, **kwargs):
 @pytest.mark.parametrize(
     ("method", "error", "what", "flag"),
     [
-        ("_generate_single_turn", RolloutTooLarge, "while 6 completions were written", "--steps_per_generation"),
-        ("_get_per_token_logps_and_entropies", MicroStepTooLarge, "of 3 completions", "--per_device_train_batch_size"),
-        ("_compute_loss", MicroStepTooLarge, "of 3 completions", "--per_device_train_batch_size"),
+        ("_generate_single_turn", RolloutTooLarge, "with 1 rows at once", "--rollout_batch_size"),
+        ("_get_per_token_logps_and_entropies", MicroStepTooLarge, "with 3 rows at once", "--micro_batch_size"),
+        ("_compute_loss", MicroStepTooLarge, "with 3 rows at once", "--micro_batch_size"),
     ],
 )
 def test_memory_that_runs_out_names_the_flag_to_lower(
@@ -102,12 +107,18 @@ def test_memory_that_runs_out_names_the_flag_to_lower(
     with pytest.raises(error, match=f"^out of memory .*{what}$"):
         trainer.train()
     assert json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())["global_step"] == 1
-    with pytest.raises(UserError, match=f"{flag} .*in a new run$"), training_remedies():
+    with pytest.raises(UserError, match=f"continue .*a lower {flag}"), training_remedies():
         raise error("out of memory")
 
 
 @pytest.mark.parametrize(
-    ("error", "flag"), [(MicroStepTooLarge, "gradient_checkpointing"), (BatchTooLarge, "reward_batch_size")]
+    ("error", "flag"),
+    [
+        (MicroStepTooLarge, "gradient_checkpointing"),
+        (MicroStepTooLarge, "micro_batch_size"),
+        (RolloutTooLarge, "rollout_batch_size"),
+        (BatchTooLarge, "reward_batch_size"),
+    ],
 )
 def test_a_flag_to_resume_with_leaves_the_run_the_same(error, flag):
     with pytest.raises(UserError, match=f"--resume_from_checkpoint True and .*--{flag}"), training_remedies():

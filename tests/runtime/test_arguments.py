@@ -10,9 +10,9 @@ from fake_server import KEY
 
 from cropvlm.cli import ArgumentParser, UserError
 from cropvlm.crops import UnreadableImage
+from cropvlm.runtime.arguments import add_api_flags, base_url, model_name, server_of
 from cropvlm.runtime.replies import CutOff, NoAnswers, Rejected, TimedOut
 from cropvlm.runtime.server import OPENAI, Server
-from cropvlm.runtime.server_arguments import add_api_flags, base_url, model_name, server_of, with_remedies
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,9 @@ def parse(*flags: str) -> Server | None:
 
 def test_the_server_that_the_flags_name():
     assert parse() is None
-    assert parse("--api_model", "m") == Server(OPENAI, "m", 7, "png", 8, 120.0)
+    assert vars(parse("--api_model", "m")) == vars(Server(OPENAI, "m", 7, "png", 8, 120.0))
     flags = ["--api_base", "http://a/v1", "--image_format", "jpeg", "--api_concurrency", "2", "--api_timeout", "0.5"]
-    assert parse("--api_model", "m", *flags) == Server("http://a/v1", "m", 7, "jpeg", 2, 0.5)
+    assert vars(parse("--api_model", "m", *flags)) == vars(Server("http://a/v1", "m", 7, "jpeg", 2, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,15 @@ def test_a_placeholder_is_no_secret(monkeypatch):
     assert model_name("empty-model") == "empty-model"
 
 
-def test_failures_name_the_flag_that_helps():
-    def outcomes():
+def test_failures_name_the_flag_that_helps(monkeypatch):
+    def outcomes(*_):
         yield 0, ["Coke", CutOff("cut off")]
         yield 1, [TimedOut("no reply"), Rejected("too small")]
         yield 2, UnreadableImage("unreadable")
         raise NoAnswers("a server answers nothing")
 
-    seen = with_remedies(outcomes())
+    monkeypatch.setattr(Server, "answer_rows", outcomes)
+    seen = parse("--api_model", "m").answer_rows([], lambda image: image)
     assert [str(text) for text in next(seen)[1]] == ["Coke", "cut off; raise --max_new_tokens"]
     timed_out, rejected = next(seen)[1]
     assert (type(timed_out), str(timed_out)) == (TimedOut, "no reply; raise --api_timeout")
@@ -114,5 +115,5 @@ def test_failures_name_the_flag_that_helps():
 
 
 def test_flags_are_parsed_without_slow_imports():
-    code = "import sys, cropvlm.runtime.server_arguments; print(sys.modules.keys() & {'openai', 'torch', 'httpx2'})"
+    code = "import sys, cropvlm.runtime.arguments; print(sys.modules.keys() & {'openai', 'torch', 'httpx2'})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -1,0 +1,63 @@
+"""What the tests of create_dataset.py share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from made_sets import RESPONSES, content
+
+import create_dataset
+from cropvlm.cli import run
+from cropvlm.teacher import responses
+from cropvlm.teacher.asking import PixelBudget
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, tiny_world, tiny_qwen):
+    """Run the script in this process, on the tiny world with the tiny teacher unless told otherwise; its exit code."""
+
+    def call(*flags: str) -> int:
+        defaults = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--output_path", tmp_path / "made"]
+        argv = ["create_dataset.py", *defaults, "--max_new_tokens", "8", *flags]
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        with pytest.raises(SystemExit) as ended:
+            run(create_dataset.main)
+        return ended.value.code
+
+    return call
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
+    ids = []
+
+    def ask_model(teacher, prompts, done):
+        def outcomes():
+            for i in sorted(set(range(len(prompts))) - set(done)):
+                ids.append(prompts.inspected[i]["question_id"])
+                yield i, [RESPONSES[i % len(RESPONSES)][0]]
+
+        return outcomes(), PixelBudget()
+
+    def response_records(outcomes, inspected, budget):
+        for i, texts in outcomes:
+            yield inspected[i] | {"teacher_response": texts[0], "size": [1000, 1000], "seen_size": [1000, 1000]}
+
+    monkeypatch.setattr(responses, "ask_model", ask_model)
+    monkeypatch.setattr(responses, "response_records", response_records)
+    return ids
+
+
+@pytest.fixture
+def pictures(tmp_path, tiny_world) -> Path:
+    """A saved data set of ten rows whose images are files in its folder: 0.png to 9.png."""
+    (tmp_path / "pictures").mkdir()
+    rows = content(tiny_world / "train")[:10]
+    for i, row in enumerate(rows):
+        picture = tmp_path / "pictures" / f"{i}.png"
+        picture.write_bytes(row["image"]["bytes"])
+        row["image"] = str(picture)
+    Dataset.from_list(rows).save_to_disk(tmp_path / "pictures")
+    return tmp_path / "pictures"

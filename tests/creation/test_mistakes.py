@@ -1,0 +1,95 @@
+"""create_dataset.py: mistakes by the user are one line, and nothing is lost or left behind."""
+
+import subprocess
+import sys
+
+import pytest
+from datasets import Dataset
+from made_sets import content, save_rows
+from processes import REPO
+
+from cropvlm.teacher import hub
+
+# Takes the flags, and prints the exit code and which heavy libraries were loaded on the way to it.
+PARSED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path("create_dataset.py", run_name="__main__")
+except SystemExit as ended:
+    heavy = {"torch", "transformers", "datasets", "accelerate", "openai", "qwen_vl_utils"} & set(sys.modules)
+    print(ended.code, sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(("flags", "code"), [(["--help"], 0), (["--growth", "1", "2", "3", "4", "nan"], 2)])
+def test_flags_are_read_before_anything_heavy_is_loaded(flags, code):
+    call = [sys.executable, "-c", PARSED, "create_dataset.py", *flags]
+    ended = subprocess.run(call, capture_output=True, text=True, cwd=REPO, check=True)
+    assert ended.stdout.splitlines()[-1] == f"{code} []"
+    assert len(ended.stderr.splitlines()) == (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_path", "no/such/folder"], "no/such/folder"),
+        (["--split", "nowhere"], "nowhere"),
+        (["--model_path", "{tmp}"], "no processor there"),
+        (["--max_samples", "1"], "a share of 0.5 for SFT holds not even one"),
+        (["--output_path", "/proc/nowhere/made"], "cannot write"),
+        (["--output_path", "{tmp}/taken"], "is not a saved data set; name another --output_path"),
+        (["--longest_edge", "3"], "unrecognized arguments"),
+        (["--batch_size", "0"], "--batch_size"),
+        # The tiny teacher's most are 19600.
+        (["--min_pixels", "30000"], "at least 30000 and at most 19600 pixels"),
+        (["--max_pixels", "783", "--min_pixels", "1"], "do not exist; change --min_pixels and --max_pixels"),
+        (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, message):
+    (tmp_path / "taken_sft").mkdir()
+    assert script(*[flag.replace("{tmp}", str(tmp_path)) for flag in flags]) == 2
+    error = capfd.readouterr().err.strip()
+    assert "usage:" not in error
+    last = error.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert not list(tmp_path.glob("*made*"))
+
+
+def test_a_source_is_not_replaced(script, tmp_path, tiny_world, capfd):
+    source = save_rows(tmp_path / "made_sft", content(tiny_world / "train")[:4])
+    before = content(source)
+    assert script("--dataset_path", str(source)) == 2
+    assert "are the same folder, or one lies in the other; name another --output_path" in capfd.readouterr().err
+    assert content(source) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["made_sft"]
+
+
+def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(hub, "prepare_repository", made.append)
+    monkeypatch.setattr(hub, "push", lambda repo, folders: None)
+    assert script("--push_to_hub", "me/boxes", "--dataset_path", "no/such/folder") == 2
+    assert script("--push_to_hub", "me/boxes", "--from_journal") == 2
+    assert made == []
+    assert script("--push_to_hub", "me/boxes") == 0
+    assert made == ["me/boxes"]
+
+
+def test_nothing_is_left_where_saving_fails(script, asked, tmp_path, monkeypatch, capfd):
+    assert script() == 0
+    before = content(tmp_path / "made_sft")
+    save_to_disk = Dataset.save_to_disk
+
+    def full_disk(self, folder, **options):
+        if "grpo" in str(folder):
+            raise OSError(28, "No space left on device")
+        save_to_disk(self, folder, **options)
+
+    monkeypatch.setattr(Dataset, "save_to_disk", full_disk)
+    assert script("--max_samples", "10") == 2
+    assert "No space left on device" in capfd.readouterr().err
+    assert content(tmp_path / "made_sft") == before  # the halves of the run before still stand
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.journal.jsonl", "made_grpo", "made_sft"]

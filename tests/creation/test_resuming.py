@@ -1,0 +1,262 @@
+"""create_dataset.py run again: after an interruption, from its journal, over changed images, by several processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from made_sets import RESPONSES, content, save_rows
+from processes import kill_launch, kill_script, launch_script, run_script
+
+from cropvlm.generation import FailedRow
+from cropvlm.teacher import responses, rows
+
+
+def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
+    assert script("--output_path", str(tmp_path / "undisturbed")) == 0
+    everyone = list(asked)
+    asked.clear()
+    whole = responses.response_records
+
+    def breaks(*args, **options):
+        for i, record in enumerate(whole(*args, **options)):
+            if i == 5:
+                raise RuntimeError("power cut")
+            yield record
+
+    monkeypatch.setattr(responses, "response_records", breaks)
+    with pytest.raises(RuntimeError):
+        script()
+    assert not (tmp_path / "made_sft").exists()
+    assert not (tmp_path / "made_grpo").exists()
+    monkeypatch.setattr(responses, "response_records", whole)
+    asked.clear()
+    assert script() == 0
+    assert asked == everyone[5:]
+    for part in ("sft", "grpo"):
+        assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
+
+
+def test_a_run_again_needs_no_teacher(script, asked, tmp_path):
+    assert script() == 0
+    asked.clear()
+    before = content(tmp_path / "made_sft")
+    assert script() == 0
+    assert asked == []
+    assert content(tmp_path / "made_sft") == before
+
+
+# create_dataset.py, which writes the number of rows of every batch into the file named first.
+COUNTED = """
+import sys
+from pathlib import Path
+import create_dataset
+from cropvlm import cli, generation
+batches, generate = Path(sys.argv.pop(1)), generation._generate_batch
+def note_and_generate(model, processor, items, *args):
+    with batches.open("a") as file:
+        print(len(items), file=file)
+    return generate(model, processor, items, *args)
+generation._generate_batch = note_and_generate
+cli.run(create_dataset.main)
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_and_go_on(tmp_path, tiny_world, tiny_qwen):
+    def command(output) -> list:
+        flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--output_path", tmp_path / output]
+        return ["-c", COUNTED, tmp_path / f"{output}.batches", *flags, "--max_new_tokens", "32", "--batch_size", "4"]
+
+    journal = tmp_path / "made.journal.jsonl"
+    kill_script(command("made"), journal, rows=5)  # in the second of three batches, or behind it
+    kept = journal.read_text()
+    assert not (tmp_path / "made_sft").exists()
+    for output in ("made", "undisturbed"):
+        run_script(command(output))
+    for part in ("sft", "grpo"):
+        assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
+    whole = kept[: kept.rindex("\n") + 1]
+    assert journal.read_text().startswith(whole)
+    assert sorted(journal.read_text().splitlines()) == sorted(
+        (tmp_path / "undisturbed.journal.jsonl").read_text().splitlines()
+    )
+    asked = {
+        name: sum(map(int, (tmp_path / f"{name}.batches").read_text().split())) for name in ("made", "undisturbed")
+    }
+    assert asked["undisturbed"] == 12
+    assert 12 <= asked["made"] <= 12 + 4  # over both runs: at most a batch twice
+
+
+def test_the_same_command_leaves_the_same_bytes(script, asked, tmp_path):
+    def everything() -> dict[str, bytes]:
+        return {
+            str(file): file.read_bytes() for part in ("sft", "grpo") for file in (tmp_path / f"made_{part}").iterdir()
+        }
+
+    assert script() == 0
+    first = everything()
+    assert {Path(name).name for name in first} >= {
+        "state.json",
+        "dataset_info.json",
+        "README.md",
+        "teacher_report.json",
+    }
+    assert script("--output_path", str(tmp_path / "made"), "--from_journal") == 0
+    assert everything() == first
+
+
+def test_records_that_hold_no_response_are_asked_for_again(script, asked, tmp_path):
+    assert script() == 0
+    before, everyone = content(tmp_path / "made_sft"), list(asked)
+    journal = tmp_path / "made.journal.jsonl"
+    header, *lines = journal.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[1]["teacher_response"] = None
+    rows[2]["size"] = "large"
+    rows[3] = {"question_id": rows[3]["question_id"]}
+    journal.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
+    assert script("--from_journal") == 2
+    asked.clear()
+    assert script() == 0
+    assert asked == everyone[1:4]
+    assert content(tmp_path / "made_sft") == before
+
+
+def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
+    assert script("--dataset_path", str(pictures)) == 0
+    everyone = list(asked)
+    asked.clear()
+    (pictures / "3.png").write_bytes((pictures / "9.png").read_bytes())
+    assert script("--dataset_path", str(pictures)) == 0
+    assert asked == [everyone[3]]
+
+
+def test_a_response_to_another_image_of_that_id_is_none(script, asked, tmp_path, tiny_world):
+    rows = content(tiny_world / "train")[:10]
+    assert script("--dataset_path", str(save_rows(tmp_path / "before", rows))) == 0
+    asked.clear()
+    rows[3]["image"], rows[1]["question"] = rows[9]["image"], "What else?"
+    assert script("--dataset_path", str(save_rows(tmp_path / "after", rows))) == 0
+    assert asked == [rows[1]["question_id"], rows[3]["question_id"]]
+
+
+def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictures, tmp_path, caplog):
+    assert script("--dataset_path", str(pictures)) == 0
+    before = content(tmp_path / "made_sft")
+    (pictures / "2.png").unlink()
+    assert script("--dataset_path", str(pictures), "--from_journal") == 3
+    assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
+        before[i]["question_id"] for i in (0, 1, 3, 4)
+    ]
+    assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
+
+
+def test_a_row_that_is_too_large_fails_alone(script, tmp_path, tiny_world, monkeypatch, caplog):
+    def generate_rows(model, processor, source, *, done, **options):
+        for i, texts in generate(model, processor, source, done=done, **options):
+            yield i, FailedRow("out of memory") if i == 1 and too_large else texts
+
+    generate, too_large = responses.generate_rows, [True]
+    monkeypatch.setattr(responses, "generate_rows", generate_rows)
+    rows = content(tiny_world / "train")[:8]
+    folder = str(save_rows(tmp_path / "rows", rows))
+    assert script("--dataset_path", folder) == 3
+    assert f"left out of the SFT part: {{'rows': 1}} ({rows[1]['question_id']})" in caplog.text
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["left_out"] == [{"question_id": rows[1]["question_id"], "error": "out of memory"}]
+    too_large.clear()
+    assert script("--dataset_path", folder) == 0  # asked for again
+    assert len(content(tmp_path / "made_sft")) == 4
+
+
+def test_another_teacher_does_not_mix_with_a_begun_journal(script, asked, tmp_path, capfd):
+    assert script() == 0
+    assert script("--max_pixels", "10000") == 2
+    assert "other settings (max_pixels None there, 10000 here)" in capfd.readouterr().err
+
+
+def test_the_journal_holds_raw_responses(script, asked, tmp_path):
+    assert script("--max_samples", "4") == 0
+    header, *rows = map(json.loads, (tmp_path / "made.journal.jsonl").read_text().splitlines())
+    assert header["settings"]["max_new_tokens"] == 8
+    assert [row["teacher_response"] for row in rows[:2]] == [text for text, _ in RESPONSES[:2]]
+    assert [row["readable"] for row in rows[2:]] == [True, True]  # of the GRPO part
+
+
+def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
+    def open_and_note(source):
+        opened.append(Path(source["path"]).name)
+        return open_image(source)
+
+    opened, open_image = [], rows.open_image
+    monkeypatch.setattr(rows, "open_image", open_and_note)
+    flags = ["--dataset_path", str(pictures)]
+    assert script(*flags) == 0
+    assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]
+    opened.clear()
+    (pictures / "8.png").write_bytes((pictures / "9.png").read_bytes()[:-500])
+    (pictures / "6.png").unlink()
+    assert script(*flags, "--from_journal") == 3
+    assert opened == ["8.png"]  # another file than before; that of 6 is not there
+    assert script(*flags, "--from_journal") == 3
+    assert opened == ["8.png"]
+    # All of them boxed: records of images alone are not responses. Then every row with a response is readable.
+    assert script(*flags, "--sft_share", "1.0") == 3
+    assert len(asked) == 5 + 3
+    assert script(*flags) == 3
+    assert opened == ["8.png"]
+
+
+def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
+    assert script("--max_samples", "10") == 0
+    asked.clear()
+    # Neither the teacher nor its settings are needed. 100x100 about (450, 450) at x1 and 200x200 about (900, 100).
+    flags = ["--max_samples", "10", "--from_journal", "--model_path", "gone", "--growth", "1", "1", "1", "1", "1"]
+    assert script(*flags) == 0
+    assert asked == []
+    boxes = [row["bbox"] for row in content(tmp_path / "made_sft")]
+    assert boxes == [[10, 20, 15, 22], [40, 40, 50, 50], [80, 0, 100, 20], [10, 10, 40, 40], [0, 0, 100, 100]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_samples", "12"], "has no response to 1 of 6 rows"),
+        (["--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
+        (["--growth", "1", "2", "3", "4", "0"], "--growth"),
+        (["--num_workers", "-1"], "expected 0 to 256 processes"),
+    ],
+)
+def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):
+    assert script("--max_samples", "10") == 0
+    assert script("--from_journal", *[flag.replace("{tmp}", str(tmp_path)) for flag in flags]) == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_accelerate_launch_splits_the_rows(script, tmp_path, tiny_world, tiny_qwen):
+    assert script("--max_new_tokens", "32") == 0
+    flags = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--max_new_tokens", "32", "--batch_size", "1"]
+    argv = ["create_dataset.py", *flags, "--output_path", tmp_path / "two"]
+    journals = [tmp_path / f"two{name}.journal.jsonl" for name in ("", ".rank1")]
+    kill_launch(argv, journals, rows=1)
+    kept = [journal.read_text().count("\n") - 1 for journal in journals]
+    done = launch_script(argv)
+    assert done.returncode == 0, done.stderr
+    assert f"{sum(kept)} of 12 responses are in" in done.stderr  # those of both processes
+    assert "6/6" in done.stderr  # the first process's half of the 12 rows
+    for part in ("sft", "grpo"):
+        assert content(tmp_path / f"two_{part}") == content(tmp_path / f"made_{part}")
+    assert [path.name for path in tmp_path.glob("two*.jsonl")] == ["two.journal.jsonl"]
+
+
+def test_the_next_run_takes_over_what_other_processes_did(script, asked, tmp_path):
+    assert script() == 0
+    everyone, journal = list(asked), tmp_path / "made.journal.jsonl"
+    header, *rows = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([header, *rows[:4]]))
+    (tmp_path / "made.rank3.journal.jsonl").write_text("".join([header, *rows[4:10]]))
+    asked.clear()
+    assert script() == 0
+    assert asked == everyone[10:]
+    assert not list(tmp_path.glob("*rank*"))

@@ -1,0 +1,144 @@
+"""create_dataset.py: what both parts hold, growth worked out by hand, and what is left out."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from made_sets import RESPONSES, content, save_rows
+from PIL import Image as PILImage
+
+
+def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
+    assert script() == 0
+    source = content(tiny_world / "train")
+    sft, grpo = content(tmp_path / "made_sft"), content(tmp_path / "made_grpo")
+    assert [row["question_id"] for row in sft + grpo] == [row["question_id"] for row in source]
+    assert len(sft) == 12  # 24 // 2
+    # Encoded images go through untouched, and so do all columns of the source.
+    assert [{key: row[key] for key in source[0]} for row in sft + grpo] == source
+    assert set(sft[0]) - set(source[0]) == {"bbox", "teacher_response", "source"}
+    assert set(grpo[0]) - set(source[0]) == {"source"}
+    assert {row["source"] for row in sft + grpo} == {"miniature"}
+    assert all(len(row["bbox"]) == 4 and isinstance(row["teacher_response"], str) for row in sft)
+
+
+def test_boxes_grow_by_area(script, asked, tmp_path):
+    assert script("--max_samples", "10") == 0
+    rows = content(tmp_path / "made_sft")
+    assert [row["bbox"] for row in rows] == [bbox for _, bbox in RESPONSES]
+    assert [row["teacher_response"] for row in rows] == [text for text, _ in RESPONSES]
+
+
+def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
+    # The slash is what a shell's completion puts behind the name of a folder.
+    assert script("--max_samples", "5", "--sft_share", "1.0", "--output_path", f"{tmp_path}/made/") == 0
+    assert len(content(tmp_path / "made_sft")) == 5
+    assert not (tmp_path / "made_grpo").exists()
+
+
+def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world, caplog):
+    rows = content(tiny_world / "train")[:8]
+    rows[2]["image"]["bytes"] = b"no image"
+    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 3
+    kept = [row["question_id"] for row in content(tmp_path / "made_sft")]
+    assert kept == [rows[i]["question_id"] for i in (0, 1, 3)]
+    assert str(rows[2]["question_id"]) in caplog.text
+
+
+def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
+    rows = content(tiny_world / "train")[:4]
+    for row in rows:
+        row["image"]["bytes"] = b"no image"
+    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
+    assert "none of the 4 images can be read" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_for_grpo_is_left_out(script, asked, tmp_path, tiny_world, caplog):
+    rows = content(tiny_world / "train")[:8]
+    rows[6]["image"]["bytes"] = rows[6]["image"]["bytes"][:-500]
+    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 3
+    assert [row["question_id"] for row in content(tmp_path / "made_grpo")] == [
+        rows[i]["question_id"] for i in (4, 5, 7)
+    ]
+    assert str(rows[6]["question_id"]) in caplog.text
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["left_out_of_grpo"] == {"no references": 0, "unreadable images": 1}
+
+
+def test_rows_without_references_alone(script, asked, tmp_path, tiny_world, capfd):
+    rows = content(tiny_world / "train")[:4]
+    for row in rows:
+        row["answers"] = []
+    folder = str(save_rows(tmp_path / "bare", rows))
+    assert script("--dataset_path", folder) == 2
+    assert "box them all with --sft_share 1.0" in capfd.readouterr().err
+    assert script("--dataset_path", folder, "--sft_share", "1.0") == 0
+    assert len(content(tmp_path / "made_sft")) == 4
+
+
+@pytest.mark.parametrize("ids", [None, [5, 5, 6, 7]])
+def test_a_concatenated_set_without_ids_of_its_own(script, asked, tmp_path, tiny_world, ids, caplog):
+    rows = [{key: row[key] for key in ("image", "question", "answers")} for row in content(tiny_world / "train")[:4]]
+    if ids:
+        rows = [row | {"question_id": question_id} for row, question_id in zip(rows, ids, strict=True)]
+    folder = str(save_rows(tmp_path / "concatenated", rows))
+    assert script("--dataset_path", folder) == 0
+    assert "row numbers" in caplog.text
+    assert asked == [0, 1]
+    asked.clear()
+    assert script("--dataset_path", folder) == 0  # the ids are the same at every run
+    assert asked == []
+    assert [row["question_id"] for part in ("sft", "grpo") for row in content(tmp_path / f"made_{part}")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert script("--dataset_path", folder, str(tiny_world), "--output_path", str(tmp_path / "mixed")) == 0
+    assert [row["question_id"] for row in content(tmp_path / "mixed_sft")[:2]] == ["concatenated/0", "concatenated/1"]
+
+
+def test_a_mixture(script, asked, tmp_path, tiny_world):
+    rows = content(tiny_world / "train")
+    for row in rows[:12]:
+        row["answers"] = [] if row is rows[10] else row["answers"]
+    signs, plates = save_rows(tmp_path / "signs", rows[:12]), save_rows(tmp_path / "plates", rows[12:])
+    assert script("--dataset_path", str(signs), f"{plates}=8") == 0
+    sft, grpo = content(tmp_path / "made_sft"), content(tmp_path / "made_grpo")
+    assert [row["source"] for row in sft] == ["signs"] * 6 + ["plates"] * 4
+    # Of the second half of signs one row has no references: there is nothing to reward its boxes by.
+    assert [row["source"] for row in grpo] == ["signs"] * 5 + ["plates"] * 4
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 0}
+    assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
+    assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
+
+
+def test_saved_sets_are_no_larger_than_their_sources(script, asked, tmp_path, tiny_world):
+    def arrow_bytes(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.glob("*.arrow"))
+
+    assert script() == 0
+    made = arrow_bytes(tmp_path / "made_sft") + arrow_bytes(tmp_path / "made_grpo")
+    assert made < 1.02 * arrow_bytes(tiny_world / "train")
+
+
+def test_saved_images_open_as_pictures(script, asked, tmp_path):
+    assert script() == 0
+    assert load_from_disk(str(tmp_path / "made_sft"))[0]["image"].size[0] > 100
+
+
+def test_report_and_card_lie_beside_the_rows(script, asked, tmp_path):
+    assert script("--max_samples", "10") == 0
+    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
+    assert report["responses"] == {"box": 4, "no list": 1}
+    # The areas of RESPONSES sorted, at indices 1 to 4
+    assert report["cut_points"] == pytest.approx([0.01, 0.04, 0.09, 1])
+    assert report["rows_by_fifth"] == [1, 1, 1, 1, 1]
+    with PILImage.open(tmp_path / "made_sft/teacher_report.png") as picture:
+        assert picture.size == (1440, 480)  # histogram and one line of five tiles of 240
+    card = (tmp_path / "made_sft/README.md").read_text()
+    assert "| miniature | miniature (a local folder) | see the source | 5 | 5 |" in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "made_grpo/README.md").read_text() == card
