@@ -9,7 +9,7 @@ and the optimiser's step), and the operations that are launched, as PyTorch disp
 trl     TRL's own `GRPOTrainer` with the paper's micro-steps of one prompt, every reward alone
 shared  train_grpo.py's trainer in the same micro-steps, with the tiles that the image processor makes
 levels  the same as on a GPU: 8-bit levels are handed over; cutting tiles from them belongs to the model there
-filled  the same with all prompts in one micro-step (`--per_device_train_batch_size 96 --gradient_accumulation_steps 1`)
+filled  the same with all prompts in one micro-step, which train_grpo.py chooses where memory holds them
 
 Before that, a model that only sleeps is asked for boxes, with images prepared in between, and by a worker meanwhile.
 """
@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cropvlm.encoding
 import cropvlm.models.likelihood
+import cropvlm.training.images
 import cropvlm.training.shared_images
 from cropvlm.cli import positive
 from cropvlm.generation import generate_rows
@@ -49,7 +50,7 @@ THIN_VISION = {"hidden_size": 12, "intermediate_size": 12, "num_attention_heads"
 VOCABULARY = {"vocab_size": 2048}
 WAYS = ("trl", "shared", "levels", "filled")
 TILING = (cropvlm.training.shared_images, cropvlm.models.likelihood)  # where training asks for the way of making tiles
-CUTTING = (cropvlm.training.shared_images, cropvlm.encoding)
+CUTTING = (cropvlm.training.images, cropvlm.encoding)
 
 
 class Operations(TorchDispatchMode):
@@ -83,7 +84,7 @@ def thin_models() -> Iterator[None]:
 
 
 class ModelTime:
-    """Adds up the CPU seconds of this process within the model, while its `timing` is entered."""
+    """Adds up the CPU seconds of this thread within the model, while its `timing` is entered."""
 
     def __init__(self):
         self.seconds, self._inside = 0.0, False
@@ -95,12 +96,12 @@ class ModelTime:
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
-            self._inside, start = True, time.process_time()
+            self._inside, start = True, time.thread_time()  # images are read in other threads meanwhile
             try:
                 return function(*args, **kwargs)
             finally:
                 self._inside = False
-                self.seconds += time.process_time() - start
+                self.seconds += time.thread_time() - start
 
         return call
 
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--rows", type=positive, default=256, help="asked of the model that sleeps")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # more would count the model's arithmetic as the host's
     print(f"{args.longest_edge} px, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"\n| {args.rows} images, and a model that sleeps | s |\n|---|---|")
     for way, seconds in overlap(args.rows, args.longest_edge).items():
