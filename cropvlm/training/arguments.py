@@ -165,7 +165,6 @@ class TrainerArguments:
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "share of the steps that warm up; another way to give warmup_steps"}
     )
-
     micro_batch_size: str = field(
         default="auto",
         metadata={"help": "rows or completions through the model at once: a number, or as many as memory holds"},
