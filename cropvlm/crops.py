@@ -122,7 +122,7 @@ def _file(source: Any) -> Path | io.BytesIO:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What EXIF says, 1 to 8 by its rules. Broken EXIF data do not make the pixels bad."""
+    """The orientation in EXIF, 1 to 8 by its rules. Broken EXIF data do not make the pixels bad."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:

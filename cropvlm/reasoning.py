@@ -1,4 +1,4 @@
-"""What a model that reasons first writes before its answer, in `<think>` tags or the like."""
+"""The thoughts that a model writes before its answer, in `<think>` tags or the like."""
 
 import re
 

@@ -20,7 +20,7 @@ MEASURED_MODEL = "SmolVLM-256M"  # in all lines but the teacher's
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage does. size: px at which its model sees images; None where that is the model's own.
+    """The work of a stage. size: px at which its model sees images; None where that is the model's own.
 
     reward: of GRPO. server: the model is not on this machine.
     """

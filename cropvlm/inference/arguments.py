@@ -101,7 +101,7 @@ def answerer(args: argparse.Namespace) -> TextModel:
 
 
 def identity(path: str, base: str | None, dtype: Any, attention: str | None) -> dict[str, Any]:
-    """What tells one model from another: the files of a local one and of its adapter's base, and how it computes."""
+    """Settings that tell one model from another: its files or commit, those of an adapter's base, how it computes."""
     from cropvlm.modeling import adapter_base
 
     files = {"model_files": fingerprint(path)}

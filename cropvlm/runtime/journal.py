@@ -1,4 +1,4 @@
-"""What a run keeps beside its output until that is written."""
+"""The records that a run keeps beside its output until that is written."""
 
 import json
 from collections.abc import Callable, Iterable

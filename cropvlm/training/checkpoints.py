@@ -30,7 +30,8 @@ INDIFFERENT = re.compile(
     "(hub_|log_|logging_|trackio_|vllm_server_|ddp_|activation_|gradient_checkpointing|report_to|run_name|project"
     "|dataloader_(?!drop_last)|do_|output_dir|resume_from_checkpoint|push_to_hub|disable_tqdm|gpu|merge|local_rank"
     "|use_cpu|debug|skip_memory_metrics|include_|num_completions_to_print|reward_batch_size"
-    "|micro_batch_size|rollout_batch_size|per_device_eval_batch_size|num_generations_eval|dataset_num_proc|torch_empty_cache_steps|enable_jit_checkpoint|dataset_path$)"
+    "|micro_batch_size|rollout_batch_size|per_device_eval_batch_size|num_generations_eval|dataset_num_proc"
+    "|torch_empty_cache_steps|enable_jit_checkpoint|dataset_path$)"
 )
 MEASURING = re.compile("(eval_|save_|metric_for_best_model|greater_is_better)")  # these choose the best checkpoint
 MODELS = ("base_model", "processor", "vqa_model")
