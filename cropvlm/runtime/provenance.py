@@ -34,8 +34,10 @@ def hub_commit(path: str) -> str | None:
 
     with contextlib.suppress(Exception):  # loaders go on with the cache as well, whatever the Hub answers
         return HfApi().model_info(path, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
-    cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=path, repo_type="model"), "refs", "main")
-    return cached.read_text() if cached.is_file() else None
+    with contextlib.suppress(Exception):  # no Hub id at all
+        folder = repo_folder_name(repo_id=path, repo_type="model")
+        return Path(constants.HF_HUB_CACHE, folder, "refs", "main").read_text()
+    return None
 
 
 def data_settings(source: dict[str, Any], rows: Any) -> dict[str, Any]:
