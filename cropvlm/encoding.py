@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -224,17 +225,18 @@ def process_image(processor: Any, image: Image.Image, dtype: torch.dtype | None)
 def read_levels(processor: Any, image: Image.Image, tiling: DeviceTiling) -> tuple[str, dict[str, Tensor]]:
     """Return the text that stands for `image` in a prompt, and its 8-bit levels, for `tiling` to cut.
 
-    An image that is larger than the model sees it is shrunk here: fewer bytes are handed over.
+    An image that is larger than the model sees it is shrunk here, as by its processor: fewer bytes are handed over.
     """
-    levels = torch.from_numpy(np.array(widened(image)))  # (H, W, 3) uint8
+    levels = np.array(widened(image))  # (H, W, 3) uint8
     if max(image.size) > (edge := tiling.size["longest_edge"]):
-        own = processor.image_processor
-        shrunk = own.resize(levels.permute(2, 0, 1), SizeDict(longest_edge=edge), resample=own.resample)  # (3, H, W)
-        levels = shrunk.permute(1, 2, 0).contiguous()
+        own, channels_first = processor.image_processor, levels.transpose(2, 0, 1)
+        given = channels_first if isinstance(own, PilBackend) else torch.from_numpy(channels_first)
+        shrunk = own.resize(given, SizeDict(longest_edge=edge), resample=own.resample)  # (3, H, W)
+        levels = np.ascontiguousarray(np.asarray(shrunk).transpose(1, 2, 0))
     size = (levels.shape[1], levels.shape[0])
     rows, columns = tiling.grid_of(size)
     placeholder = processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
-    return placeholder, {"levels": levels.flatten(), "size": torch.tensor([size])}
+    return placeholder, {"levels": torch.from_numpy(levels).flatten(), "size": torch.tensor([size])}
 
 
 def stop_token_ids(model: Any, processor: Any) -> list[int]:

@@ -13,6 +13,7 @@ from transformers.models.idefics3.image_processing_idefics3 import (
     Idefics3ImageProcessor,
     get_resize_output_image_size,
 )
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from cropvlm.models.resizing import FILTERS, resize
 
@@ -45,10 +46,11 @@ class DeviceTiling(Idefics3ImageProcessor):
 
 def tiling_of(processor: Any, device: torch.device) -> DeviceTiling | None:
     """Return how tiles are cut on `device`; None where the processor cuts them: on a CPU, where torchvision's LANCZOS
-    is faster, and for other families and filters.
+    is faster, and for other families and filters. Transformers resizes with PIL where torchvision lacks LANCZOS.
     """
     own = processor.image_processor
-    if device.type == "cpu" or type(own) is not Idefics3ImageProcessor or own.resample not in FILTERS:
+    known = type(own) in (Idefics3ImageProcessor, Idefics3ImageProcessorPil) and own.resample in FILTERS
+    if device.type == "cpu" or not known:
         return None
     names = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
     return DeviceTiling(**{name: getattr(own, name) for name in names})

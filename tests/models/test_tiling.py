@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.auto import image_processing_auto
 
 from cropvlm.encoding import encode_images, merge, model_inputs, prepare
 from cropvlm.modeling import load_model, load_processor
@@ -31,6 +32,23 @@ def the_image(prepared):
     """The tensors of the only image."""
     (image,) = prepared.images.values()
     return image.tensors
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_tiles_are_those_of_pil_where_torchvision_lacks_lanczos(size, processor, tiny_smolvlm, monkeypatch):
+    monkeypatch.setattr(
+        image_processing_auto,
+        "DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS",
+        image_processing_auto._LANCZOS_IMAGE_PROCESSORS,
+    )
+    by_pil = load_processor(str(tiny_smolvlm), longest_edge=processor.image_processor.size["longest_edge"])
+    assert type(by_pil.image_processor) is not type(processor.image_processor)
+    prompts = [answerer_prompt(QUESTION, [scene(*size)])]
+    theirs, ours = prepare(by_pil, prompts), prepare(by_pil, prompts, tiling=tiling_of(by_pil, GPU))
+    assert ours.input_ids == theirs.input_ids
+    given, expected = the_image(ours), the_image(theirs)["pixel_values"]
+    tiles = cut_tiles(ours.tiling, given["levels"], given["size"][0].tolist())
+    assert (tiles - expected).abs().max() * 127.5 < 2.01
 
 
 @pytest.mark.parametrize("size", SIZES)
