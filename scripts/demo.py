@@ -64,7 +64,7 @@ def load(path: str, longest_edge: int, gpu: int, max_new_tokens: int) -> Ask:
 
 
 def ask_server(server: Server, longest_edge: int, prompt: Prompt) -> str:
-    """Return the text of the model behind a server, or why there is none."""
+    """Return the text of the model behind a server, or the reason for its absence."""
     resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
     ((_, (text,)),) = server.answer_rows([[prompt]], resize)
     return str(text)

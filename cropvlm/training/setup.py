@@ -60,7 +60,7 @@ def settle_hardware(args: TrainingArguments) -> None:
         args.use_cpu = args.use_cpu or "LOCAL_RANK" in os.environ
         # What `accelerate launch` leaves where it was asked for several processes and starts one after all.
         if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and alone:
-            raise LaunchError("accelerate launch has started one process only, since there is no GPU")
+            raise LaunchError("accelerate launch has started one process only, for want of a GPU")
     if args.bf16 is None:
         args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
 

@@ -151,7 +151,7 @@ def test_a_signal_ends_all_stages_and_the_next_run_goes_on(tmp_path, number):
     assert sorted((tmp_path / "begun").read_text().split()) == ["one", "one", "two", "two"]
     assert (tmp_path / "one_sft").exists()
     assert (tmp_path / "two_sft").exists()
-    assert again.returncode == 2  # there are no predictions to report on
+    assert again.returncode == 2  # nothing to report on
     assert again.stderr.count("\n") == 1
 
 
