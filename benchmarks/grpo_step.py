@@ -37,11 +37,11 @@ from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cropvlm.boxes import format_bbox
 from cropvlm.cli import positive
 from cropvlm.crops import crop_or_corner, open_image
 from cropvlm.data import then_transform
 from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
-from cropvlm.prompts import bbox_completion
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.training.rows import prompt_rows
 from cropvlm.training.trl_overrides import BoxGRPOTrainer
@@ -246,7 +246,7 @@ def make_turns(number: int, processor: Any) -> list[list[int]]:
         (x1, y1), (width, height) = draw.integers(0, 40, 2).tolist(), draw.integers(20, 61, 2).tolist()
         if (box := (x1, y1, x1 + width, y1 + height)) not in boxes:
             boxes.append(box)
-    texts = [bbox_completion(box) for box in boxes]
+    texts = [format_bbox(box) for box in boxes]
     tokenizer = processor.tokenizer
     ids = tokenizer([f" {text}<end_of_utterance>" for text in texts], add_special_tokens=False)
     return ids["input_ids"]

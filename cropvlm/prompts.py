@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from cropvlm.boxes import format_bbox
 from cropvlm.reasoning import without_reasoning
 
 Messages = list[dict[str, Any]]
@@ -66,11 +65,6 @@ def answerer_prompt(question: str, images: Sequence[Image.Image], instruction: s
 def _user_turn(num_images: int, text: str) -> Messages:
     content = [{"type": "image"} for _ in range(num_images)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-
-
-def bbox_completion(bbox_pct: Sequence[int]) -> str:
-    """Return the assistant turn that the cropper learns: `[x1, y1, x2, y2].`"""
-    return format_bbox(bbox_pct)
 
 
 def answer_completion(answer: str) -> str:

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from cropvlm import prompts
+from cropvlm.boxes import format_bbox
 from miniature.world import COLORS, KINDS, LEXICON, QUESTIONS
 
 TILE = 64  # pixels; the miniature's stand-in for SmolVLM's 512
@@ -74,7 +75,7 @@ def sentences() -> list[str]:
             prompts.answerer_messages(question, 2),
         ):
             texts += [part["text"] for m in messages for part in m["content"] if part["type"] == "text"]
-    boxes = [prompts.bbox_completion((n, n + 1, 99 - n, 98)) for n in range(10, 40)]
+    boxes = [format_bbox((n, n + 1, 99 - n, 98)) for n in range(10, 40)]
     json_boxes = [
         f'```json\n[\n\t{{"bbox_2d": [{n}, {n + 9}, {n + 20}, {n + 40}], "label": "sign"}}\n]\n```' for n in range(60)
     ]

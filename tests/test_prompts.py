@@ -2,10 +2,10 @@
 
 import pytest
 
+from cropvlm.boxes import format_bbox
 from cropvlm.prompts import (
     answer_completion,
     answerer_messages,
-    bbox_completion,
     clean_answer,
     cropper_messages,
     teacher_messages,
@@ -60,7 +60,7 @@ def test_messages_share_no_state():
 
 
 def test_completions():
-    assert bbox_completion((1, 2, 30, 100)) == "[1, 2, 30, 100]."
+    assert format_bbox((1, 2, 30, 100)) == "[1, 2, 30, 100]."
     assert answer_completion("coca COLA") == "Coca cola."
     assert answer_completion("10:30") == "10:30."
     assert answer_completion("") == "."
@@ -101,7 +101,7 @@ def test_prompts_in_the_real_smolvlm_template(real_smolvlm):
     )
     assert processor.apply_chat_template(prompt, add_generation_prompt=True) == expected
     assert (
-        processor.apply_chat_template(prompt + assistant(bbox_completion((1, 2, 30, 40))))
+        processor.apply_chat_template(prompt + assistant(format_bbox((1, 2, 30, 40))))
         == expected + " [1, 2, 30, 40].<end_of_utterance>\n"
     )
     assert processor.apply_chat_template(answerer_messages(QUESTION, 2) + assistant(answer_completion("10:30"))) == (

@@ -7,13 +7,13 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from cropvlm.boxes import parse_bbox
+from cropvlm.boxes import format_bbox, parse_bbox
 from cropvlm.cli import UserError, listed, shorten
 from cropvlm.crops import UnreadableImage, image_size, open_image
 from cropvlm.data import load_rows, then_transform
 from cropvlm.encoding import chat_text, without_placeholders
 from cropvlm.modeling import END_OF_UTTERANCE
-from cropvlm.prompts import bbox_completion, cropper_messages
+from cropvlm.prompts import cropper_messages
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def bbox_problem(bbox: Any) -> str | None:
     if not all(0 <= value <= 100 for value in bbox):
         return "outside of 0..100"
     # The growth's truncation to whole percents makes some without an area.
-    return None if parse_bbox(bbox_completion(bbox)) else "without area"
+    return None if parse_bbox(format_bbox(bbox)) else "without area"
 
 
 def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
@@ -121,7 +121,7 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
         return {
             "prompt": [chat_text(processor, cropper_messages(question)) for question in batch["question"]],
             # The template would add a line break after the end of the turn, which inference never reaches.
-            "completion": [f" {bbox_completion(bbox)}{END_OF_UTTERANCE}" for bbox in batch["bbox"]],
+            "completion": [f" {format_bbox(bbox)}{END_OF_UTTERANCE}" for bbox in batch["bbox"]],
             "image": list(map(open_training_image, batch["image"], batch["question_id"])),
         }
 

@@ -10,8 +10,9 @@ from trainers import make_grpo_trainer as make_trainer
 from trl import GRPOTrainer
 
 from cropvlm import encoding, modeling
+from cropvlm.boxes import format_bbox
 from cropvlm.crops import open_image
-from cropvlm.prompts import bbox_completion, cropper_messages
+from cropvlm.prompts import cropper_messages
 from cropvlm.training import images
 from cropvlm.training import rows as training_rows
 from cropvlm.training import shared_images as sharing
@@ -30,7 +31,7 @@ def group_inputs(trainer):
     rows = [images[0]] * 3 + [images[1]] * 3
     text = processor.apply_chat_template(cropper_messages("What is it?"), add_generation_prompt=True)
     inputs = processor(text=[text] * 6, images=[[image] for image in rows], padding=True, return_tensors="pt")
-    turns = [processor.tokenizer(f" {bbox_completion((i, 3, 40 + 9 * i, 77))}")["input_ids"] for i in range(6)]
+    turns = [processor.tokenizer(f" {format_bbox((i, 3, 40 + 9 * i, 77))}")["input_ids"] for i in range(6)]
     longest = max(map(len, turns))
     return {
         "prompt_ids": inputs["input_ids"],
