@@ -30,14 +30,13 @@ import smolvlm
 import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Idefics3ForConditionalGeneration, Idefics3Model
+from transformers import GenerationMixin, Idefics3ForConditionalGeneration, Idefics3Model
 from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cropvlm.encoding
 import cropvlm.models.likelihood
-import cropvlm.training.images
 import cropvlm.training.shared_images
 from cropvlm.cli import positive
 from cropvlm.generation import generate_rows
@@ -50,7 +49,6 @@ THIN_VISION = {"hidden_size": 12, "intermediate_size": 12, "num_attention_heads"
 VOCABULARY = {"vocab_size": 2048}
 WAYS = ("trl", "shared", "levels", "filled")
 TILING = (cropvlm.training.shared_images, cropvlm.models.likelihood)  # where training asks for the way of making tiles
-CUTTING = (cropvlm.training.images, cropvlm.encoding)
 
 
 class Operations(TorchDispatchMode):
@@ -111,10 +109,15 @@ class ModelTime:
 
         on_a_gpu: hand images over as to one.
         """
-        parts = [(Idefics3ForConditionalGeneration, "forward"), (Idefics3Model, "get_image_features")]
-        parts += [(GRPOTrainer, "_get_per_token_logps_and_entropies")]  # the logits' arithmetic is in here
-        parts += [(Accelerator, "backward"), (torch.optim.AdamW, "step")]
-        parts += [(module, "cut_tiles") for module in CUTTING]
+        parts = [
+            (Idefics3ForConditionalGeneration, "forward"),
+            (Idefics3Model, "get_image_features"),
+            (cropvlm.encoding, "cut_tiles"),
+            (GenerationMixin, "_sample"),  # with the logits' arithmetic, as the next
+            (GRPOTrainer, "_get_per_token_logps_and_entropies"),
+            (Accelerator, "backward"),
+            (torch.optim.AdamW, "step"),
+        ]
         as_many_tiles = {"cpu": cropvlm.encoding.ENCODED_AT_ONCE["cuda"]}
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.dict(cropvlm.encoding.ENCODED_AT_ONCE, as_many_tiles))

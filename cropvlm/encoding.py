@@ -7,7 +7,6 @@ transformers takes such features as `mm_encoder_outputs`, in `forward` as in `ge
 and Qwen2.5-VL alike.
 """
 
-import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
@@ -76,14 +75,21 @@ def prepare(
     tiling: leaves the images as 8-bit levels, whose tiles `model_inputs` cuts on the model's device.
     """
     objects = {id(image): image for _, images in prompts for image in images}
-    read = functools.partial(process_image, processor, dtype=dtype)
-    if tiling is not None:
-        read = functools.partial(read_levels, processor, tiling=tiling)
-    with ThreadPoolExecutor() as threads:  # for GRPO's rewards; a worker's single row starts none
-        each = threads.map if tiling is not None and len(objects) > FEW_IMAGES else map
-        keys = dict(zip(objects, each(image_key, objects.values()), strict=True))
+    if tiling is None:
+        keys = {identity: image_key(np.asarray(image)) for identity, image in objects.items()}
         distinct = {keys[identity]: image for identity, image in objects.items()}
-        processed = dict(zip(distinct, each(read, distinct.values()), strict=True))
+        processed = {key: process_image(processor, image, dtype) for key, image in distinct.items()}
+    else:
+
+        def read(image: Image.Image) -> tuple[bytes, tuple[str, dict[str, Tensor]]]:
+            placeholder, tensors = read_levels(processor, image, tiling)
+            return image_key(tensors["levels"].numpy()), (placeholder, tensors)
+
+        with ThreadPoolExecutor() as threads:  # for GRPO's rewards; a worker's single row starts none
+            each = threads.map if len(objects) > FEW_IMAGES else map
+            keyed = dict(zip(objects, each(read, objects.values()), strict=True))
+        keys = {identity: key for identity, (key, _) in keyed.items()}
+        processed = dict(keyed.values())
     shown = [[keys[id(image)] for image in images] for _, images in prompts]
     texts, _ = processor.get_text_with_replacements(
         [chat_text(processor, messages) for messages, _ in prompts],
@@ -96,10 +102,10 @@ def prepare(
     return Prepared(processor.tokenizer(texts)["input_ids"], shown, images, tiling)
 
 
-def image_key(image: Image.Image) -> bytes:
-    """The same 16 bytes for images of the same pixels."""
-    digest = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
-    digest.update(image.tobytes())
+def image_key(levels: np.ndarray) -> bytes:
+    """The same 16 bytes for the same pixels. levels: (H, W, 3) uint8."""
+    digest = hashlib.blake2b(str(levels.shape).encode(), digest_size=16)
+    digest.update(levels)
     return digest.digest()
 
 
@@ -165,23 +171,23 @@ def encode_images(model: Any, prepared: Prepared) -> dict[bytes, Tensor]:
     if tiling is None:
         values = [tensors["pixel_values"].numel() for _, tensors in images]
     else:
-        values = [tiling.values_of(tensors["size"][0].tolist()) for _, tensors in images]
+        values = [tiling.values_of(tensors["levels"]) for _, tensors in images]
     features = []
     for part in encoded_at_once(values, model.device):
-        tensors = [_on_device(tensors, tiling, model.device) for _, tensors in images[part]]
-        inputs = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0] if name in accepted}
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)  # tiles that were cut here
+        inputs = on_device([image.tensors for image in images[part]], tiling, model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        inputs = {name: value for name, value in inputs.items() if name in accepted}
         features += model.get_image_features(**inputs, return_dict=True).pooler_output
     tokens = [image.tokens for image in images]
     return dict(zip(prepared.images, torch.cat(features).split(tokens), strict=True))
 
 
-def _on_device(tensors: dict[str, Tensor], tiling: DeviceTiling | None, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of an image on the device; its tiles are cut there if that is still to be done."""
+def on_device(images: list[dict[str, Tensor]], tiling: DeviceTiling | None, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of all images in a row on the device; their tiles are cut there if that is still to be done."""
+    moved = {name: [tensors[name].to(device, non_blocking=True) for tensors in images] for name in images[0]}
     if tiling is None:
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-    levels = tensors["levels"].to(device, non_blocking=True)
-    return {"pixel_values": cut_tiles(tiling, levels, tensors["size"][0].tolist())}
+        return {name: torch.cat(tensors) for name, tensors in moved.items()}
+    return {"pixel_values": cut_tiles(tiling, moved["levels"])}
 
 
 def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
@@ -233,10 +239,9 @@ def read_levels(processor: Any, image: Image.Image, tiling: DeviceTiling) -> tup
         given = channels_first if isinstance(own, PilBackend) else torch.from_numpy(channels_first)
         shrunk = own.resize(given, SizeDict(longest_edge=edge), resample=own.resample)  # (3, H, W)
         levels = np.ascontiguousarray(np.asarray(shrunk).transpose(1, 2, 0))
-    size = (levels.shape[1], levels.shape[0])
-    rows, columns = tiling.grid_of(size)
+    rows, columns = tiling.grid_of((levels.shape[1], levels.shape[0]))
     placeholder = processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
-    return placeholder, {"levels": torch.from_numpy(levels).flatten(), "size": torch.tensor([size])}
+    return placeholder, {"levels": torch.from_numpy(levels)}
 
 
 def stop_token_ids(model: Any, processor: Any) -> list[int]:

@@ -8,7 +8,7 @@ from transformers import ProcessorMixin
 
 from cropvlm.encoding import chat_text, drop_token, model_inputs, prepare, stop_token_ids
 from cropvlm.models.tiling import tiling_of
-from cropvlm.prompts import answer_completion, answerer_prompt
+from cropvlm.prompts import Messages, answer_completion, answerer_prompt
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def answer_log_likelihood(
 def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
     prompts = [answerer_prompt(question, images) for images, question, _ in rows]
     prepared = prepare(processor, prompts, model.dtype, tiling_of(processor, model.device))
-    turns = [_turn_ids(model, processor, prompt[0], answer) for prompt, (*_, answer) in zip(prompts, rows, strict=True)]
+    turns = _turn_ids(model, processor, prompts[0][0], [answer for *_, answer in rows])
     prepared.input_ids = [ids + turn for ids, turn in zip(prepared.input_ids, turns, strict=True)]
     inputs = model_inputs(model, prepared, processor.tokenizer.pad_token_id)
 
@@ -55,13 +55,13 @@ def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
     return token_log_probs.masked_fill(~in_turn, 0).sum(1).cpu()
 
 
-def _turn_ids(model, processor, messages, answer: str) -> list[int]:
-    """Token ids of the answer's turn, in which an image placeholder would stand for no image.
+def _turn_ids(model, processor, messages: Messages, answers: Sequence[str]) -> list[list[int]]:
+    """Token ids of each answer's turn, in which an image placeholder would stand for no image.
 
-    A template that leaves a space or line break open gets no second one.
+    A template that leaves a space or line break open gets no second one. messages: of one of the rows' prompts.
     """
     space = "" if chat_text(processor, messages)[-1].isspace() else " "
-    text = drop_token(answer_completion(answer), processor.image_token)
-    turn = processor.tokenizer(space + text, add_special_tokens=False)["input_ids"]
+    texts = [space + drop_token(answer_completion(answer), processor.image_token) for answer in answers]
     stop, eos = stop_token_ids(model, processor), processor.tokenizer.eos_token_id
-    return [*turn, eos if eos in stop else stop[0]]  # the one token that the model is trained to end its turn with
+    end = eos if eos in stop else stop[0]  # the one token that the model is trained to end its turn with
+    return [[*turn, end] for turn in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]

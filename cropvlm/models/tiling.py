@@ -33,13 +33,17 @@ class DeviceTiling(Idefics3ImageProcessor):
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (rows, columns) of the tiles of an image of `size` (width, height); (0, 0) if it is a single tile."""
-        image = torch.empty((3, size[1], size[0]), dtype=torch.uint8, device="meta")
-        cut = self([[image]], return_row_col_info=True, do_convert_rgb=False, return_tensors="pt")
-        return cut["rows"][0][0], cut["cols"][0][0]
+        if not self.do_image_splitting:
+            return 0, 0
+        image = torch.empty((1, 3, size[1], size[0]), dtype=torch.uint8, device="meta")
+        image = self.resize(image, SizeDict(longest_edge=self.size["longest_edge"]))
+        image = self.resize_for_vision_encoder(image, self.max_image_size["longest_edge"])
+        _, rows, columns = self.split_images(image, self.max_image_size)
+        return rows[0], columns[0]
 
-    def values_of(self, size: tuple[int, int]) -> int:
-        """Return the number of values of the tiles of an image of `size` (width, height)."""
-        rows, columns = self.grid_of(size)
+    def values_of(self, levels: Tensor) -> int:
+        """Return the number of values of an image's tiles. levels: (H, W, 3)."""
+        rows, columns = self.grid_of((levels.shape[1], levels.shape[0]))
         tiles = rows * columns + 1  # and the whole image
         return tiles * 3 * self.max_image_size["longest_edge"] ** 2
 
@@ -53,14 +57,14 @@ def tiling_of(processor: Any, device: torch.device) -> DeviceTiling | None:
     if device.type == "cpu" or not known:
         return None
     names = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
-    return DeviceTiling(**{name: getattr(own, name) for name in names})
+    return DeviceTiling(do_pad=False, **{name: getattr(own, name) for name in names})  # tiles are all of one size
 
 
-def cut_tiles(tiling: DeviceTiling, levels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the normalised tiles of an image, (tiles, 1, 3, T, T) float32, on the device of its levels.
+def cut_tiles(tiling: DeviceTiling, images: list[Tensor]) -> Tensor:
+    """Return the normalised tiles of all `images`, (tiles, 1, 3, T, T) float32, on the images' device.
 
-    levels: (H * W * 3,) uint8. size: (width, height).
+    images: 8-bit levels, (H, W, 3) uint8 each, of any sizes.
     """
-    image = levels.view(size[1], size[0], 3).permute(2, 0, 1)  # (3, H, W)
-    pixels = tiling([[image]], do_convert_rgb=False, return_tensors="pt")["pixel_values"]  # (1, tiles, 3, T, T)
+    channels_first = [image.permute(2, 0, 1) for image in images]
+    pixels = tiling([channels_first], do_convert_rgb=False, return_tensors="pt")["pixel_values"]  # (1, tiles, 3, T, T)
     return pixels.transpose(0, 1)

@@ -5,28 +5,20 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from cropvlm.encoding import process_image, read_levels
-from cropvlm.models.tiling import DeviceTiling, cut_tiles
+from cropvlm.models.tiling import DeviceTiling
 
 
 def read_image(processor: Any, image: Image.Image, tiling: DeviceTiling | None) -> tuple[str, dict[str, Tensor]]:
-    """Return the text that stands for `image` in a prompt, and what `tiles_of` makes its tiles of.
+    """Return the text that stands for `image` in a prompt, and what `on_device` makes its tiles of.
 
     With a `tiling` these are 8-bit levels, and several threads may read at once.
     """
     return process_image(processor, image, None) if tiling is None else read_levels(processor, image, tiling)
-
-
-def tiles_of(tensors: dict[str, Tensor], tiling: DeviceTiling | None, device: torch.device) -> Tensor:
-    """Return the tiles of an image on the model's device, (tiles, 1, 3, T, T) float32, cut there if it gets levels."""
-    if tiling is None:
-        return tensors["pixel_values"].to(device)
-    return cut_tiles(tiling, tensors["levels"].to(device), tensors["size"][0].tolist())
 
 
 class ReadAhead:

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cropvlm.encoding import encoded_at_once
+from cropvlm.encoding import encoded_at_once, on_device
 from cropvlm.models.tiling import tiling_of
-from cropvlm.training.images import ReadAhead, read_image, tiles_of
+from cropvlm.training.images import ReadAhead, read_image
 from cropvlm.training.rows import open_training_image
 
 # In a PIL image's `info`, which its copies keep: transformers copies a prompt together with its images.
@@ -90,7 +90,7 @@ class SharedImages:
             placeholder, tensors = prepared or read_image(self._image_processor, image, tiling)
             self._numbers[identity] = len(self._placeholders)
             self._placeholders.append(placeholder)
-            self._tiles.append(tiles_of(tensors, tiling, device).to(self._model.dtype))
+            self._tiles.append(on_device([tensors], tiling, device)["pixel_values"].to(self._model.dtype))
         return self._numbers[identity]
 
     def _get_image_features(

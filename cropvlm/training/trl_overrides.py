@@ -14,12 +14,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
+from cropvlm.encoding import on_device
 from cropvlm.models.tiling import tiling_of
 from cropvlm.rewards import completion_text
 from cropvlm.training.arguments import PolicyArguments
 from cropvlm.training.box_logging import box_figures, draw_groups, log_picture
 from cropvlm.training.evaluation import CropAccuracy
-from cropvlm.training.images import ImageCollator, tiles_of
+from cropvlm.training.images import ImageCollator
 from cropvlm.training.memory import MicroBatches, RolloutTooLarge, activation_bytes, generation_bytes, parts_of
 from cropvlm.training.pace import Pace
 from cropvlm.training.saving import save_card
@@ -44,6 +45,7 @@ class CropperTrainer:
         self.policy_arguments, self.pace = policy, Pace()
         self.crop_processor = crop_processor  # the policy's own, which takes images
         super().__init__(processing_class=processing_class, **kwargs)
+        self.config = self.model.config  # read here: finding it in a wrapped model takes a walk over all its modules
         self.micro_batches = MicroBatches(self.args.micro_batch_size, self.group, self.accelerator.num_processes)
 
     # Relies on: `Trainer.training_step` calling it once, with rows along dimension 0 of every tensor but scalars, and
@@ -56,11 +58,12 @@ class CropperTrainer:
         if self.is_deepspeed_enabled:  # counts the calls of backward
             return super().compute_loss(model, self._part_inputs(dict(inputs)), return_outputs, num_items_in_batch)
         units = len(next(iter(inputs.values())))
-        kept = {id(weight): weight.grad.clone() for weight in model.parameters() if weight.grad is not None}
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        kept = [None if weight.grad is None else weight.grad.clone() for weight in weights]
 
         def take(size: int) -> Tensor:
-            for weight in model.parameters():  # what an attempt that ran out of memory has left
-                weight.grad = weight.grad.copy_(kept[id(weight)]) if id(weight) in kept else None
+            for weight, grad in zip(weights, kept, strict=True):  # what an attempt that ran out of memory has left
+                weight.grad = None if grad is None else weight.grad.copy_(grad)
             *parts, last = parts_of(units, size)
             losses = [self._part_loss(model, inputs, part, units, num_items_in_batch) for part in parts]
             return sum(losses) + self._part_loss(model, inputs, last, units, num_items_in_batch, synchronize=True)
@@ -90,9 +93,11 @@ class CropperTrainer:
 
     def _unit_bytes(self, prompt_ids: Tensor, length: int) -> int:
         """About how much memory training takes for a row, or all of a prompt's. length: of a row's tokens, padded."""
-        processor, config = self.crop_processor, self.accelerator.unwrap_model(self.model).config
+        processor = self.crop_processor
         image_tokens = (prompt_ids == processor.image_token_id).sum(-1).max().item()
-        return activation_bytes(config, self.group * length, image_tokens / processor.image_seq_len, self._itemsize)
+        return activation_bytes(
+            self.config, self.group * length, image_tokens / processor.image_seq_len, self._itemsize
+        )
 
     @property
     def _itemsize(self) -> int:
@@ -160,8 +165,8 @@ class BoxSFTTrainer(CropperTrainer, SFTTrainer):
 
     def _part_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The tiles of all images in a row, (tiles, 1, 3, T, T): the model needs no padding between rows."""
-        tiles = [tiles_of(image, self.tiling, self.accelerator.device) for image in inputs.pop("images")]
-        return {**inputs, "pixel_values": torch.cat(tiles)}
+        images = [on_device([image], self.tiling, self.accelerator.device) for image in inputs.pop("images")]
+        return {**inputs, "pixel_values": torch.cat([image["pixel_values"] for image in images])}
 
     def _tokens_seen(self) -> int:
         return self._total_train_tokens
@@ -209,7 +214,7 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
             return [ids for part in chosen for ids in write(*part, *args)[0]]
 
         tokens = max(map(len, prompt_ids)) + self.max_completion_length
-        row_bytes = generation_bytes(self.accelerator.unwrap_model(self.model).config, tokens, self._itemsize)
+        row_bytes = generation_bytes(self.config, tokens, self._itemsize)
         return self.rollouts.run(write_all, len(prompt_ids), row_bytes, self.accelerator.device), None
 
     # Relies on: reference and old policy being asked without gradients for all completions, `batch_size` in a forward

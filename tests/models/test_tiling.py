@@ -47,7 +47,7 @@ def test_the_tiles_are_those_of_pil_where_torchvision_lacks_lanczos(size, proces
     theirs, ours = prepare(by_pil, prompts), prepare(by_pil, prompts, tiling=tiling_of(by_pil, GPU))
     assert ours.input_ids == theirs.input_ids
     given, expected = the_image(ours), the_image(theirs)["pixel_values"]
-    tiles = cut_tiles(ours.tiling, given["levels"], given["size"][0].tolist())
+    tiles = cut_tiles(ours.tiling, [given["levels"]])
     assert (tiles - expected).abs().max() * 127.5 < 2.01
 
 
@@ -59,12 +59,12 @@ def test_the_tiles_are_the_processors_to_two_levels(size, processor):
     ours = prepare(processor, prompts, tiling=tiling_of(processor, GPU))
     assert ours.input_ids == theirs.input_ids
     given, expected = the_image(ours), the_image(theirs)["pixel_values"]
-    tiles = cut_tiles(ours.tiling, given["levels"], given["size"][0].tolist())
+    tiles = cut_tiles(ours.tiling, [given["levels"]])
     levels = (tiles - expected).abs() * 127.5  # normalised to -1..1
     assert tiles.shape == expected.shape
     assert levels.max() < 2.01
     assert levels.mean() < 0.05
-    assert ours.tiling.values_of(given["size"][0].tolist()) == tiles.numel()
+    assert ours.tiling.values_of(given["levels"]) == tiles.numel()
 
 
 def test_an_image_is_handed_over_as_its_own_bytes_or_fewer(processor):
@@ -72,7 +72,7 @@ def test_an_image_is_handed_over_as_its_own_bytes_or_fewer(processor):
     prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(300, 200)])], tiling=tiling_of(processor, GPU))
     edge = processor.image_processor.size["longest_edge"]
     height = {64: 42, 128: 86, 256: 170}[edge]
-    assert the_image(prepared)["levels"].shape == (edge * height * 3,)
+    assert the_image(prepared)["levels"].shape == (height, edge, 3)
     assert the_image(prepared)["levels"].dtype == torch.uint8
 
 
@@ -84,10 +84,13 @@ def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
     tiling = tiling_of(processor, GPU)
     theirs = merge([prepare(processor, row) for row in rows])
     ours = merge([prepare(processor, row, tiling=tiling) for row in rows])
-    assert (ours.input_ids, ours.shown, [*ours.images]) == (theirs.input_ids, theirs.shown, [*theirs.images])
-    features = encode_images(model, theirs)
-    for key, image in encode_images(model, ours).items():
-        torch.testing.assert_close(image, features[key], rtol=0, atol=0.05)
+    assert ours.input_ids == theirs.input_ids
+    assert len(ours.images) == len(theirs.images) == 6  # each is shown by two rows
+    shown = []
+    for prepared in (ours, theirs):
+        features = encode_images(model, prepared)
+        shown.append(torch.cat([features[key] for keys in prepared.shown for key in keys]))
+    torch.testing.assert_close(*shown, rtol=0, atol=0.05)
     logits = [model(**model_inputs(model, prepared, 2)).logits[:, -1] for prepared in (ours, theirs)]
     torch.testing.assert_close(*logits, rtol=0, atol=0.05)
 

@@ -75,7 +75,7 @@ def test_a_worker_hands_over_levels(tiny_smolvlm, sft_rows, monkeypatch):
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
     batch = ImageCollator(collate, processor, tiling)(sft_rows)
     assert [image["levels"].dtype for image in batch["images"]] == [torch.uint8] * 2
-    assert [image["size"].tolist() for image in batch["images"]] == [[[128, 128]], [[128, 40]]]
+    assert [image["levels"].shape for image in batch["images"]] == [(128, 128, 3), (40, 128, 3)]
     assert b"PIL" not in pickle.dumps(batch)
     assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [5 * 16, 3 * 16]
 
