@@ -273,7 +273,8 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
         )
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         processor, reward_processor = models.processor(args.longest_edge), models.processor(TILE)
-        rows = prompt_rows(make_rows(args.prompts), processor.image_token)
+        rows = make_rows(args.prompts * (args.warmup_steps + args.steps))  # a step repeats no image of the last
+        rows = prompt_rows(rows, processor.image_token)
         if way == "ours":
             trainer_class = functools.partial(MeasuredOurs, policy=GRPOPolicyArguments(log_crops_every=0))
             reward = AnswerLikelihoodReward(answerer, reward_processor)
