@@ -50,14 +50,14 @@ def train(
     first = args.process_index == 0
     with disk_errors(args.output_dir), lock(folder / LOCK) if first else contextlib.nullcontext():
         if first and args.push_to_hub:
-            create_repo(args)  # whatever forbids it is known before hours of training
+            repo_id = create_repo(args)  # whatever forbids it is known before hours of training
         run = describe_run(args, policy)
         if not is_finished(args, policy, run):
             train_unfinished(args, policy, make_trainer, run)
         if first and policy.merge:
             add_merged(folder, frozen_dtype(args))
         if first and args.push_to_hub:
-            push(args)
+            push(args, repo_id)
 
 
 def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str, dict]) -> bool:
