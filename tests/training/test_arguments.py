@@ -129,6 +129,7 @@ def parse_yaml(text, types, tmp_path, monkeypatch):
         ("dataset_path: ''", "dataset_path is empty"),
         ("dataset: a", "unknown setting dataset"),
         ("env: 3", "expected lines of name: value"),
+        ("env: {a=b: 1}", "cannot be read"),
         ("- a", "expected lines of name: value"),
         ("a: [", "cannot be read"),
     ],
