@@ -102,7 +102,7 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
     """Load data, processor, policy and rewards, in this order, and join them."""
-    from cropvlm.training.evaluation import crop_accuracy, load_held_out_rows
+    from cropvlm.training.evaluation import CropAccuracy, load_held_out_rows
     from cropvlm.training.rows import load_training_rows, prompt_rows
     from cropvlm.training.trl_overrides import BoxGRPOTrainer
 
@@ -124,7 +124,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
         processing_class=processor,
     )
     if held_out is not None:
-        trainer.crop_accuracy = crop_accuracy(args, held_out, *answerer)
+        trainer.crop_accuracy = CropAccuracy(args, held_out, *answerer)
     return trainer
 
 

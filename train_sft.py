@@ -56,7 +56,7 @@ class SFTArguments(TrainerArguments, SFTConfig):
 
 def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     """Load data, processor and model, in this order, and join them."""
-    from cropvlm.training.evaluation import crop_accuracy, load_held_out_rows
+    from cropvlm.training.evaluation import CropAccuracy, load_held_out_rows
     from cropvlm.training.rows import load_training_rows, prompt_completion_rows
     from cropvlm.training.trl_overrides import BoxSFTTrainer
 
@@ -74,7 +74,7 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     )
     if held_out is not None:
         answerer = policy.load_answerer(frozen_dtype(args), args.device)
-        trainer.crop_accuracy = crop_accuracy(args, held_out, *answerer)
+        trainer.crop_accuracy = CropAccuracy(args, held_out, *answerer)
     return trainer
 
 
