@@ -41,9 +41,7 @@ def rehearse(args: TrainingArguments, policy: Any, make_trainer: Callable[[Train
     """Take one step with a toy model and toy rows in place of the real ones; seed again afterwards.
 
     args, policy: the settings, which stay as they are, for `make_trainer`.
-
-    Raises:
-        UserError: the trainer cannot be made, or a step cannot be taken.
+    Raises `UserError` where the trainer cannot be made or a step cannot be taken.
     """
     processor = policy.load_processor()
     with tempfile.TemporaryDirectory() as folder, _quiet():
