@@ -13,13 +13,14 @@ import os
 import sys
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
@@ -53,44 +54,28 @@ HOLDS = {"at least": operator.ge, "more than": operator.gt, "less than": operato
 class PolicyArguments:
     """The model to train and its data. Defaults are the paper's (training details)."""
 
-    base_model: str = field(
+    base_model: str = HfArg(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "model to train: Hub id, save_pretrained folder, or a PEFT adapter folder to train on"},
+        help="model to train: Hub id, save_pretrained folder, or a PEFT adapter folder to train on",
     )
-    processor: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of the processor; default: base_model's own"}
-    )
-    dataset_path: str = field(
-        default="datasets/cropvlm_dataset_sft", metadata={"help": "Hub id, or folder written by save_to_disk"}
-    )
-    split: str | None = field(default=None, metadata={"help": "split of dataset_path; default: train, or the only one"})
-    max_samples: int | None = field(default=None, metadata={"help": "train on the first so many rows only"})
-    data_type: Literal["roi"] = field(
-        default="roi", metadata={"help": "rows are regions of interest, the only type there is"}
-    )
-    longest_edge: int = field(
-        default=512, metadata={"help": "pixels of the longer image side that the policy sees (paper: 512, 1024, 2048)"}
-    )
-    vqa_model: str = field(
+    processor: str | None = HfArg(default=None, help="Hub id or folder of the processor; default: base_model's own")
+    dataset_path: str = HfArg(default="datasets/cropvlm_dataset_sft", help="Hub id, or folder written by save_to_disk")
+    split: str | None = HfArg(default=None, help="split of dataset_path; default: train, or the only one")
+    max_samples: int | None = HfArg(default=None, help="train on the first so many rows only")
+    data_type: Literal["roi"] = HfArg(default="roi", help="rows are regions of interest, the only type there is")
+    longest_edge: int = HfArg(default=512, help="pixels of the policy's longer image side (paper: 512, 1024, 2048)")
+    vqa_model: str = HfArg(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: Hub id or folder"},
+        help="frozen VLM for GRPO's reward and for --eval_dataset_path: Hub id or folder",
     )
-    vqa_longest_edge: int | None = field(
-        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees; None: its own way"}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "attention of every model, such as flash_attention_2; default: the library's"}
-    )
-    use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
-    lora_r: int = field(default=128, metadata={"help": "rank of the adapter"})
-    lora_alpha: int = field(default=256, metadata={"help": "scale of the adapter, before its division by the rank"})
-    lora_dropout: float = field(default=0.05, metadata={"help": "share of the adapter's inputs that are dropped"})
-    merge: bool = field(
-        default=False, metadata={"help": "write the adapter merged into its base to {output_dir}/merged as well"}
-    )
-    gpu: int | None = field(
-        default=None, metadata={"help": "index of the one GPU to use, -1 for the CPU; without a GPU the CPU is used"}
-    )
+    vqa_longest_edge: int | None = HfArg(default=512, help="the same for vqa_model; None: its own way")
+    attn_implementation: str | None = HfArg(default=None, help="such as flash_attention_2; default: the library's")
+    use_lora: bool = HfArg(default=True, help="train LoRA weights; False trains every weight")
+    lora_r: int = HfArg(default=128, help="rank of the adapter")
+    lora_alpha: int = HfArg(default=256, help="scale of the adapter, before its division by the rank")
+    lora_dropout: float = HfArg(default=0.05, help="share of the adapter's inputs that are dropped")
+    merge: bool = HfArg(default=False, help="write the adapter merged into its base to {output_dir}/merged as well")
+    gpu: int | None = HfArg(default=None, help="index of the one GPU to use; -1, or without a GPU, the CPU")
 
     def __post_init__(self):
         if self.merge and not self.use_lora:
@@ -146,17 +131,12 @@ class PolicyArguments:
 class TrainerArguments:
     """Settings that both trainers add to TRL's configuration; a mixin that comes before it among a class's bases."""
 
-    eval_dataset_path: str | None = field(
-        default=None, metadata={"help": "data set on which the accuracy with the current crops is measured"}
-    )
-    eval_split: str | None = field(default=None, metadata={"help": "its split; default: validation, or the only one"})
-    eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
-    warmup_ratio: float | None = field(
-        default=None, metadata={"help": "share of the steps that warm up; another way to give warmup_steps"}
-    )
-    micro_batch_size: str = field(
-        default="auto",
-        metadata={"help": "rows or completions through the model at once: a number, or as many as memory holds"},
+    eval_dataset_path: str | None = HfArg(default=None, help="data set to measure the accuracy with current crops on")
+    eval_split: str | None = HfArg(default=None, help="its split; default: validation, or the only one")
+    eval_max_samples: int | None = HfArg(default=None, help="its first so many rows only")
+    warmup_ratio: float | None = HfArg(default=None, help="share of steps that warm up, in place of warmup_steps")
+    micro_batch_size: str = HfArg(
+        default="auto", help="rows or completions through the model at once: a number, or as many as memory holds"
     )
 
     def __post_init__(self):
