@@ -47,9 +47,6 @@ class SFTArguments(TrainerArguments, SFTConfig):
     def __post_init__(self):
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         self.dataloader_num_workers = worker_count(self.dataloader_num_workers, "cuda" if on_gpu else "cpu")
-        if self.packing or self.padding_free:
-            flag = "--packing True" if self.packing else "--padding_free True"
-            raise UserError(f"{flag}: rows with images cannot be packed; leave the flag out")
         if self.max_length is not None:
             raise UserError(f"--max_length {self.max_length}: cutting a row would cut its image tokens; leave it out")
         super().__post_init__()

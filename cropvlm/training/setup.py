@@ -59,11 +59,10 @@ def settle_hardware(args: TrainingArguments) -> None:
         args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
 
 
-def start_logging(args: TrainingArguments, *argument_groups: Any) -> None:
+def start_logging(args: TrainingArguments, policy: Any) -> None:
     """Log to stderr, the resolved settings first."""
     cli.start_logging()
-    for group in argument_groups:
-        logger.info("%s: %s", type(group).__name__, vars(group))
+    logger.info("%s: %s", type(policy).__name__, vars(policy))
     logger.info("%s: %s", type(args).__name__, args.to_dict())
 
 
