@@ -59,7 +59,7 @@ def remedy(words: str, of: type[UserError] = UserError) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failure(words: str, kind: type[UserError] = UserError) -> Iterator[None]:
-    """Turn whatever a library raises into a `UserError` in one line that opens with `words`.
+    """Turn whatever a library raises into a `UserError` of one line that opens with `words`; the cause is logged.
 
     Loaders and clients raise what they like: besides OSError and ValueError also TypeError, UnpicklingError and so on.
     """
@@ -68,6 +68,7 @@ def failure(words: str, kind: type[UserError] = UserError) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        logger.debug("%s", words, exc_info=True)
         raise kind(f"{words} ({one_line(error)})") from error
 
 

@@ -66,12 +66,17 @@ class KindOfMistake(UserError):
     pass
 
 
-def test_whatever_a_library_raises_becomes_one_line_with_its_cause():
+def test_whatever_a_library_raises_becomes_one_line_with_its_cause(caplog):
     cause = TypeError("of a loader\n\tin two lines")
-    with pytest.raises(KindOfMistake) as caught, failure("m: cannot be loaded", KindOfMistake):
+    with (
+        caplog.at_level("DEBUG", logger="cropvlm"),
+        pytest.raises(KindOfMistake) as caught,
+        failure("m: cannot be loaded", KindOfMistake),
+    ):
         raise cause
     assert str(caught.value) == "m: cannot be loaded (of a loader in two lines)"
     assert caught.value.__cause__ is cause
+    assert "Traceback" in caplog.text
 
 
 @pytest.mark.parametrize("error", [UserError("m: a mistake"), KeyboardInterrupt()], ids=repr)
