@@ -259,10 +259,9 @@ def _config_flags(parser: Parser, path: str) -> list[str]:
             raise UserError(f"--config {path}: expected lines of name: value")
         os.environ |= {str(name): str(value) for name, value in settings.pop("env", {}).items()}  # as TRL's parser does
     hints = {name: hint for each in parser.dataclass_types for name, hint in typing.get_type_hints(each).items()}
-    names = {action.dest for action in parser._actions} - {"config", "help", "help_all"}
     flags = []
     for name, value in settings.items():
-        if name not in names:
+        if name not in hints:
             raise UserError(f"--config {path}: unknown setting {shorten(str(name))}")
         if value is None and type(None) in typing.get_args(hints[name]):
             parser.set_defaults(**{name: None})
