@@ -10,9 +10,10 @@ rollouts by vLLM are not tested. Dropout is off, so that policy, reference and r
 is plain k3. `scripts/configs/grpo_released.yaml` goes back to the released experiment where it differs.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
 from cropvlm.cli import UserError, run
@@ -32,62 +33,52 @@ from cropvlm.training.arguments import (
 class GRPOPolicyArguments(PolicyArguments):
     """The policy, its data and its reward."""
 
-    base_model: str = field(
+    base_model: str = HfArg(
         default="models/sft_512",
-        metadata={"help": "policy to start from: SFT adapter folder or checkpoint, or a merged model (new adapter)"},
+        help="policy to start from: SFT adapter folder or checkpoint, or a merged model (new adapter)",
     )
-    dataset_path: str = field(
-        default="datasets/cropvlm_dataset_grpo", metadata={"help": "Hub id, or folder written by save_to_disk"}
+    dataset_path: str = HfArg(default="datasets/cropvlm_dataset_grpo", help="Hub id, or folder written by save_to_disk")
+    reward: Literal["likelihood", "accuracy"] = HfArg(
+        default="likelihood", help="log-likelihood of the answer, or accuracy of the generated one"
     )
-    reward: Literal["likelihood", "accuracy"] = field(
-        default="likelihood", metadata={"help": "log-likelihood of the answer, or accuracy of the generated one"}
-    )
-    reward_batch_size: int | None = field(
-        default=None, metadata={"help": "completions scored in one forward pass; default: all of a step"}
-    )
-    log_crops_every: int = field(
-        default=50, metadata={"help": "steps between two pictures of boxes in {output_dir}/crops; 0 draws none"}
-    )
+    reward_batch_size: int | None = HfArg(default=None, help="completions scored at once; default: all of a step")
+    log_crops_every: int = HfArg(default=50, help="steps between pictures of boxes in {output_dir}/crops; 0 draws none")
 
 
 @dataclass
 class GRPOArguments(TrainerArguments, GRPOConfig):
     """TRL's `GRPOConfig` with the paper's values (training details)."""
 
-    output_dir: str = field(default="models/grpo_512", metadata={"help": "folder for adapter, checkpoints and card"})
+    output_dir: str = HfArg(default="models/grpo_512", help="folder for adapter, checkpoints and card")
     # 16 prompts x 6 completions per optimiser step, which go through the model `micro_batch_size` at a time.
-    num_generations: int = field(default=6, metadata={"help": "completions per prompt, G"})
-    per_device_train_batch_size: int = field(default=96, metadata={"help": "completions per batch"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per optimiser step"})
-    rollout_batch_size: str = field(
-        default="auto", metadata={"help": "completions written at once: a number, or as many as memory holds"}
-    )
+    num_generations: int = HfArg(default=6, help="completions per prompt, G")
+    per_device_train_batch_size: int = HfArg(default=96, help="completions per batch")
+    gradient_accumulation_steps: int = HfArg(default=1, help="batches per optimiser step")
+    rollout_batch_size: str = HfArg(default="auto", help="completions written at once: a number, or what memory holds")
     # A static cache lets transformers compile the decoding of rollouts on a GPU, which takes 38 s for each shape of
     # batch and prompt and pays over thousands of rollouts. Not the default: no whole run has been measured with it.
-    cache_implementation: str | None = field(
-        default=None, metadata={"help": "static: compile the rollouts' decoding on a GPU; with pad_to_multiple_of 64"}
+    cache_implementation: str | None = HfArg(
+        default=None, help="static: compile the rollouts' decoding on a GPU; with pad_to_multiple_of 64"
     )
-    temperature: float = field(default=0.8, metadata={"help": "of sampling, and of the log-probabilities"})
-    top_k: int = field(default=50, metadata={"help": "what transformers sampled with by default at the time"})
-    max_completion_length: int = field(default=MAX_BOX_TOKENS, metadata={"help": "tokens of a completion"})
+    temperature: float = HfArg(default=0.8, help="of sampling, and of the log-probabilities")
+    top_k: int = HfArg(default=50, help="what transformers sampled with by default at the time")
+    max_completion_length: int = HfArg(default=MAX_BOX_TOKENS, help="tokens of a completion")
     loss_type: str = "dr_grpo"
-    scale_rewards: str = field(default="none", metadata={"help": "divide advantages by the group's deviation or not"})
-    beta: float = field(default=0.01, metadata={"help": "weight of the KL divergence (k3) from the SFT model"})
-    use_bias_correction_kl: bool = field(default=False, metadata={"help": "weight k3 by the importance ratio"})
+    scale_rewards: str = HfArg(default="none", help="divide advantages by the group's deviation or not")
+    beta: float = HfArg(default=0.01, help="weight of the KL divergence (k3) from the SFT model")
+    use_bias_correction_kl: bool = HfArg(default=False, help="weight k3 by the importance ratio")
     learning_rate: float = 5e-6
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = field(default=WARMUP, metadata={"help": "steps, or below 1 the share of all steps"})
+    warmup_steps: float = HfArg(default=WARMUP, help="steps, or below 1 the share of all steps")
     max_grad_norm: float = 0.1
     num_train_epochs: float = 1.0
-    save_steps: float = field(default=150, metadata={"help": "steps between two checkpoints"})
+    save_steps: float = HfArg(default=150, help="steps between two checkpoints")
     logging_steps: float = 1
     seed: int = 42
     report_to: str = "tensorboard"
-    disable_dropout: bool = field(default=True, metadata={"help": "False: the adapter's dropout, as in SFT"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
-    num_generations_eval: int = field(
-        default=1, metadata={"help": "used only by TRL: evaluation decodes boxes greedily"}
-    )
+    disable_dropout: bool = HfArg(default=True, help="False: the adapter's dropout, as in SFT")
+    gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
+    num_generations_eval: int = HfArg(default=1, help="used only by TRL: evaluation decodes boxes greedily")
 
     def __post_init__(self):
         self.rollout_batch_size = count_or_auto("rollout_batch_size", self.rollout_batch_size)
@@ -102,7 +93,7 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
     """Load data, processor, policy and rewards, in this order, and join them."""
-    from cropvlm.training.evaluation import crop_accuracy, load_held_out_rows
+    from cropvlm.training.evaluation import CropAccuracy, load_held_out_rows
     from cropvlm.training.rows import load_training_rows, prompt_rows
     from cropvlm.training.trl_overrides import BoxGRPOTrainer
 
@@ -124,7 +115,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
         processing_class=processor,
     )
     if held_out is not None:
-        trainer.crop_accuracy = crop_accuracy(args, held_out, *answerer)
+        trainer.crop_accuracy = CropAccuracy(args, held_out, *answerer)
     return trainer
 
 

@@ -9,10 +9,11 @@ reaches with the current crops is measured. TRL's `SFTConfig` flags work beside 
 GPU.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.hf_argparser import HfArg
 from trl import SFTConfig
 
 from cropvlm.cli import UserError, run
@@ -24,31 +25,28 @@ from cropvlm.training.arguments import WARMUP, PolicyArguments, TrainerArguments
 class SFTArguments(TrainerArguments, SFTConfig):
     """TRL's `SFTConfig` with the paper's values (training details)."""
 
-    output_dir: str = field(default="models/sft_512", metadata={"help": "folder for adapter, checkpoints and card"})
+    output_dir: str = HfArg(default="models/sft_512", help="folder for adapter, checkpoints and card")
     # 16 rows per optimiser step, which go through the model `micro_batch_size` at a time.
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows per batch"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per optimiser step"})
+    per_device_train_batch_size: int = HfArg(default=16, help="rows per batch")
+    gradient_accumulation_steps: int = HfArg(default=1, help="batches per optimiser step")
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = field(default=WARMUP, metadata={"help": "steps, or below 1 the share of all steps"})
+    warmup_steps: float = HfArg(default=WARMUP, help="steps, or below 1 the share of all steps")
     num_train_epochs: float = 1.0
-    save_steps: float = field(default=100, metadata={"help": "steps between two checkpoints"})
+    save_steps: float = HfArg(default=100, help="steps between two checkpoints")
     logging_steps: float = 1
     seed: int = 42
     report_to: str = "tensorboard"
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
-    max_length: int | None = field(default=None, metadata={"help": "None: cutting a row would cut its image tokens"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "False: prompts are made of other columns"})
-    dataloader_num_workers: int | None = field(
-        default=None, metadata={"help": "processes that prepare images (default: 0; on a GPU the cores)"}
+    gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
+    max_length: int | None = HfArg(default=None, help="None: cutting a row would cut its image tokens")
+    remove_unused_columns: bool = HfArg(default=False, help="False: prompts are made of other columns")
+    dataloader_num_workers: int | None = HfArg(
+        default=None, help="processes that prepare images (default: 0; on a GPU the cores)"
     )
 
     def __post_init__(self):
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         self.dataloader_num_workers = worker_count(self.dataloader_num_workers, "cuda" if on_gpu else "cpu")
-        if self.packing or self.padding_free:
-            flag = "--packing True" if self.packing else "--padding_free True"
-            raise UserError(f"{flag}: rows with images cannot be packed; leave the flag out")
         if self.max_length is not None:
             raise UserError(f"--max_length {self.max_length}: cutting a row would cut its image tokens; leave it out")
         super().__post_init__()
@@ -56,7 +54,7 @@ class SFTArguments(TrainerArguments, SFTConfig):
 
 def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     """Load data, processor and model, in this order, and join them."""
-    from cropvlm.training.evaluation import crop_accuracy, load_held_out_rows
+    from cropvlm.training.evaluation import CropAccuracy, load_held_out_rows
     from cropvlm.training.rows import load_training_rows, prompt_completion_rows
     from cropvlm.training.trl_overrides import BoxSFTTrainer
 
@@ -74,7 +72,7 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     )
     if held_out is not None:
         answerer = policy.load_answerer(frozen_dtype(args), args.device)
-        trainer.crop_accuracy = crop_accuracy(args, held_out, *answerer)
+        trainer.crop_accuracy = CropAccuracy(args, held_out, *answerer)
     return trainer
 
 

@@ -57,6 +57,21 @@ def remedy(words: str, of: type[UserError] = UserError) -> Iterator[None]:
         raise UserError(f"{error}; {words}") from error
 
 
+@contextlib.contextmanager
+def failure(words: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turn whatever a library raises into a `UserError` of one line that opens with `words`; the cause is logged.
+
+    Loaders and clients raise what they like: besides OSError and ValueError also TypeError, UnpicklingError and so on.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        logger.debug("%s", words, exc_info=True)
+        raise kind(f"{words} ({one_line(error)})") from error
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's own, but for the usage block that it prints above a mistake, and with the module's docstring as is."""
 

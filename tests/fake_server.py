@@ -128,8 +128,8 @@ FATAL = {
 }
 # Faults of one row, unless the server answers no other, and what is said of them
 OF_A_ROW = {
-    "403": (error(403, "Not yours"), "refused by the server: error 403, 'Not yours'"),
-    "400": (error(400, f"{KEY} is too small"), "rejected by the server: error 400, '*** is too small'"),
+    "403": (error(403, "Not yours"), "the server sends error 403, 'Not yours'"),
+    "400": (error(400, f"{KEY} is too small"), "the server sends error 400, '*** is too small'"),
     "500": ((500, b"<html>oops</html>"), "the server sends error 500, '<html>oops</html>'"),
     "garbage": ((200, f"<html>{KEY}".encode()), "the reply is not a chat completion: '<html>***'"),
     "no choices": ({"choices": []}, """the reply is not a chat completion: '{"choices": []}'"""),

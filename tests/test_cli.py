@@ -16,6 +16,7 @@ from cropvlm.cli import (
     UserError,
     batch_size,
     factor,
+    failure,
     file_name,
     fraction,
     listed,
@@ -59,6 +60,30 @@ def test_a_mistake_of_the_users_is_one_line_and_code_2(capsys):
     out, err = capsys.readouterr()
     assert err == "error: split 'tset' is not there; there are: test, train\n"
     assert out == ""
+
+
+class KindOfMistake(UserError):
+    pass
+
+
+def test_whatever_a_library_raises_becomes_one_line_with_its_cause(caplog):
+    cause = TypeError("of a loader\n\tin two lines")
+    with (
+        caplog.at_level("DEBUG", logger="cropvlm"),
+        pytest.raises(KindOfMistake) as caught,
+        failure("m: cannot be loaded", KindOfMistake),
+    ):
+        raise cause
+    assert str(caught.value) == "m: cannot be loaded (of a loader in two lines)"
+    assert caught.value.__cause__ is cause
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("error", [UserError("m: a mistake"), KeyboardInterrupt()], ids=repr)
+def test_a_mistake_that_is_told_and_an_interrupt_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, failure("m: cannot be loaded", KindOfMistake):
+        raise error
+    assert caught.value is error
 
 
 def test_a_wrong_flag_is_one_line_without_the_usage_block(capsys):

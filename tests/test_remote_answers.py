@@ -140,7 +140,7 @@ def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxe
     assert [i for i, answer in enumerate(answers) if not answer] == [3]
     counts = read("predictions/world_base_answers.meta.json")["counts"]
     assert (counts["failed"], counts["empty_answers"]) == (1, 0)
-    assert "rejected by the server: error 400, 'too long'" in caplog.text
+    assert "the server sends error 400, 'too long'" in caplog.text
 
 
 def test_rows_without_an_answer_name_the_flag_that_helps(script, server, boxes, caplog):
@@ -177,7 +177,7 @@ def test_a_rejected_crop_leaves_the_answer_without_it(script, server, boxes):
     assert answers["base"] == ["Yes"] * 12
     assert answers["cropvlm"] == ["Yes", "", *["Yes"] * 10]
     failed = {mode: read(f"predictions/world_{mode}_answers.meta.json")["failed"] for mode in answers}
-    reason = "rejected by the server: error 400, 'too small'"
+    reason = "the server sends error 400, 'too small'"
     assert ([row["reason"] for row in failed["cropvlm"]], failed["base"]) == ([reason], [])
 
 

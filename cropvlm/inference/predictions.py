@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cropvlm.cli import UserError, listed, one_line, shorten
+from cropvlm.cli import UserError, failure, listed, shorten
 from cropvlm.runtime.files import check_writable, write_json
 from cropvlm.runtime.provenance import library_versions
 
@@ -97,21 +97,16 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
         "unknown": [i for i in record_ids if i not in known],
     }
     if any(faults.values()):
-        shown = {fault: listed([repr(i) for i in ids], limit=5) for fault, ids in faults.items()}
-        seen = "; ".join(f"{len(ids)} {fault}: {shown[fault]}" for fault, ids in faults.items() if ids)
+        seen = [f"{len(ids)} {fault}: {listed(list(map(repr, ids)), 5)}" for fault, ids in faults.items() if ids]
         expected = "give the data set, split and number of rows that it was made from"
-        raise UserError(f"the question_ids of {name} are not those of the data set ({seen}); {expected}")
+        raise UserError(f"the question_ids of {name} are not those of the data set ({'; '.join(seen)}); {expected}")
     answers = {record["question_id"]: record["answer"] for record in records}
     return [answers[i] for i in row_ids]
 
 
 def _read_json(path: str | Path) -> Any:
-    try:
+    with failure(f"cannot read {path}, expected a JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; name an existing JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({one_line(error)}); make it again") from error
 
 
 def is_record(record: Any) -> bool:

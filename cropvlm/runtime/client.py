@@ -104,23 +104,20 @@ class ChatClient:
 
     def explain(self, error: Exception) -> UserError | Rejected:
         """The error to raise for the user after all retries."""
-        match error:
-            case openai.APIStatusError():
-                return self._explain_status(error)
-            case openai.APIConnectionError(__cause__=BadReply() as cause):
+        if isinstance(error, openai.APIStatusError):
+            return self._explain_status(error)
+        if not isinstance(error, openai.APIConnectionError):
+            logger.debug("the client fails", exc_info=error)
+            return Rejected(f"the client fails ({type(error).__name__}: {quote(str(error))})")
+        match error.__cause__:
+            case BadReply() as cause:
                 return Rejected(str(cause))
-            case openai.APIConnectionError(
-                __cause__=httpx2.ReadTimeout() | httpx2.WriteTimeout() | httpx2.PoolTimeout()
-            ):
+            case httpx2.ReadTimeout() | httpx2.WriteTimeout() | httpx2.PoolTimeout():
                 return TimedOut(f"no complete reply within {self.timeout:g} s in {RETRIES + 1} attempts")
-            case openai.APIConnectionError(
-                __cause__=httpx2.ReadError() | httpx2.WriteError() | httpx2.RemoteProtocolError() as cause
-            ):
+            case httpx2.ReadError() | httpx2.WriteError() | httpx2.RemoteProtocolError() as cause:
                 return Rejected(f"the connection broke off ({type(cause).__name__})")
-            case openai.APIConnectionError(__cause__=cause):
+            case cause:
                 return NoAnswers(f"{self.base} cannot be reached ({type(cause).__name__}); {RESUME}")
-        logger.debug("the client fails", exc_info=error)
-        return Rejected(f"the client fails ({type(error).__name__}: {quote(str(error))})")
 
     def _explain_status(self, error: openai.APIStatusError) -> UserError | Rejected:
         status, headers = error.status_code, error.response.headers
@@ -136,11 +133,9 @@ class ChatClient:
             return NoAnswers(f"{self.base} redirects to another address (status {status}), which is not followed")
         if status in (402, 429) or (status == 503 and asks_to_wait):
             return UserError(f"{self.base} sends {said}; {RESUME}")
-        if status in (408, 409) or status >= 500:
-            return Rejected(f"the server sends {said}")
         if status == 403:
-            return Rejected(f"refused by the server: {said}; see whether the key in {KEY} allows it")
-        return Rejected(f"rejected by the server: {said}")
+            said += f"; see whether the key in {KEY} allows it"
+        return Rejected(f"the server sends {said}")
 
     async def close(self) -> None:
         """Close all connections."""

@@ -72,10 +72,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 def open_locked(path: Path) -> BinaryIO:
     """Open a file for appending and reading; it is locked until it is closed or this process ends.
 
-    Its folder is made if need be.
-
-    Raises:
-        UserError: another process holds it, or it cannot be written.
+    Its folder is made if need be. Raises `UserError` where another process holds it or it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

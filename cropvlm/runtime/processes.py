@@ -18,8 +18,7 @@ def rank() -> int:
 def num_processes() -> int:
     """The number of processes of this launch; 1 without a launcher, whatever the other variables say.
 
-    Raises:
-        UserError: the environment says several, but not all that a launcher says.
+    Raises `UserError` where the environment says several, but not all that a launcher says.
     """
     count = os.environ.get("WORLD_SIZE", "").strip()
     if count in ("", "1"):

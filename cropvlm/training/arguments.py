@@ -13,17 +13,18 @@ import os
 import sys
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
-from cropvlm.cli import UserError, batch_size, flag_error, one_line, remedy, shorten
+from cropvlm.cli import UserError, batch_size, failure, flag_error, remedy, shorten
 from cropvlm.training.setup import GPUError, LaunchError, settle_hardware, show_one_gpu
 
 logger = logging.getLogger(__name__)
@@ -32,76 +33,49 @@ WARMUP = 0.03  # share of all steps (paper, training details)
 
 # Where neither TRL nor transformers refuses a value before the first step is under way.
 LIMITS = (
-    (
-        "at least",
-        operator.ge,
-        dict.fromkeys(("log_crops_every", "seed", "data_seed", "dataloader_num_workers", "learning_rate"), 0)
-        | dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "beta", "epsilon"), 0)
-        | dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2", "adam_epsilon", "min_p", "top_k"), 0)
-        | dict.fromkeys(("lora_r", "lora_alpha", "reward_batch_size"), 1)
-        | dict.fromkeys(("max_samples", "eval_max_samples", "save_total_limit", "max_completion_length"), 1)
-        | dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 1)
-        | dict.fromkeys(("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"), 1)
-        | dict.fromkeys(("num_iterations", "num_generations_eval", "dataloader_prefetch_factor"), 1)
-        | {"longest_edge": 2, "vqa_longest_edge": 2, "num_generations": 2, "max_steps": -1},
-    ),
-    (
-        "more than",
-        operator.gt,
-        dict.fromkeys(("temperature", "top_p", "repetition_penalty", "num_train_epochs"), 0)
-        | dict.fromkeys(("save_steps", "logging_steps", "eval_steps"), 0),
-    ),
-    ("less than", operator.lt, dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2", "warmup_ratio"), 1)),
-    (
-        "at most",
-        operator.le,
-        dict.fromkeys(("top_p", "min_p", "top_entropy_quantile"), 1) | dict.fromkeys(("seed", "data_seed"), 2**32 - 1),
-    ),
+    ("at least", -1, "max_steps"),
+    ("at least", 0, "seed data_seed dataloader_num_workers log_crops_every lora_dropout warmup_steps warmup_ratio"),
+    ("at least", 0, "learning_rate weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"),
+    ("at least", 0, "beta epsilon top_k min_p"),
+    ("at least", 1, "lora_r lora_alpha reward_batch_size max_samples eval_max_samples save_total_limit"),
+    ("at least", 1, "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"),
+    ("at least", 1, "steps_per_generation generation_batch_size num_iterations num_generations_eval"),
+    ("at least", 1, "max_completion_length dataloader_prefetch_factor"),
+    ("at least", 2, "longest_edge vqa_longest_edge num_generations"),
+    ("more than", 0, "temperature top_p repetition_penalty num_train_epochs save_steps logging_steps eval_steps"),
+    ("less than", 1, "lora_dropout adam_beta1 adam_beta2 warmup_ratio"),
+    ("at most", 1, "top_p min_p top_entropy_quantile"),
+    ("at most", 2**32 - 1, "seed data_seed"),
 )
+HOLDS = {"at least": operator.ge, "more than": operator.gt, "less than": operator.lt, "at most": operator.le}
 
 
 @dataclass
 class PolicyArguments:
     """The model to train and its data. Defaults are the paper's (training details)."""
 
-    base_model: str = field(
+    base_model: str = HfArg(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "model to train: Hub id, save_pretrained folder, or a PEFT adapter folder to train on"},
+        help="model to train: Hub id, save_pretrained folder, or a PEFT adapter folder to train on",
     )
-    processor: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of the processor; default: base_model's own"}
-    )
-    dataset_path: str = field(
-        default="datasets/cropvlm_dataset_sft", metadata={"help": "Hub id, or folder written by save_to_disk"}
-    )
-    split: str | None = field(default=None, metadata={"help": "split of dataset_path; default: train, or the only one"})
-    max_samples: int | None = field(default=None, metadata={"help": "train on the first so many rows only"})
-    data_type: Literal["roi"] = field(
-        default="roi", metadata={"help": "rows are regions of interest, the only type there is"}
-    )
-    longest_edge: int = field(
-        default=512, metadata={"help": "pixels of the longer image side that the policy sees (paper: 512, 1024, 2048)"}
-    )
-    vqa_model: str = field(
+    processor: str | None = HfArg(default=None, help="Hub id or folder of the processor; default: base_model's own")
+    dataset_path: str = HfArg(default="datasets/cropvlm_dataset_sft", help="Hub id, or folder written by save_to_disk")
+    split: str | None = HfArg(default=None, help="split of dataset_path; default: train, or the only one")
+    max_samples: int | None = HfArg(default=None, help="train on the first so many rows only")
+    data_type: Literal["roi"] = HfArg(default="roi", help="rows are regions of interest, the only type there is")
+    longest_edge: int = HfArg(default=512, help="pixels of the policy's longer image side (paper: 512, 1024, 2048)")
+    vqa_model: str = HfArg(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        metadata={"help": "frozen VLM for GRPO's reward and for --eval_dataset_path: Hub id or folder"},
+        help="frozen VLM for GRPO's reward and for --eval_dataset_path: Hub id or folder",
     )
-    vqa_longest_edge: int | None = field(
-        default=512, metadata={"help": "pixels of the longer image side that vqa_model sees; None: its own way"}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "attention of every model, such as flash_attention_2; default: the library's"}
-    )
-    use_lora: bool = field(default=True, metadata={"help": "train LoRA weights; False trains every weight"})
-    lora_r: int = field(default=128, metadata={"help": "rank of the adapter"})
-    lora_alpha: int = field(default=256, metadata={"help": "scale of the adapter, before its division by the rank"})
-    lora_dropout: float = field(default=0.05, metadata={"help": "share of the adapter's inputs that are dropped"})
-    merge: bool = field(
-        default=False, metadata={"help": "write the adapter merged into its base to {output_dir}/merged as well"}
-    )
-    gpu: int | None = field(
-        default=None, metadata={"help": "index of the one GPU to use, -1 for the CPU; without a GPU the CPU is used"}
-    )
+    vqa_longest_edge: int | None = HfArg(default=512, help="the same for vqa_model; None: its own way")
+    attn_implementation: str | None = HfArg(default=None, help="such as flash_attention_2; default: the library's")
+    use_lora: bool = HfArg(default=True, help="train LoRA weights; False trains every weight")
+    lora_r: int = HfArg(default=128, help="rank of the adapter")
+    lora_alpha: int = HfArg(default=256, help="scale of the adapter, before its division by the rank")
+    lora_dropout: float = HfArg(default=0.05, help="share of the adapter's inputs that are dropped")
+    merge: bool = HfArg(default=False, help="write the adapter merged into its base to {output_dir}/merged as well")
+    gpu: int | None = HfArg(default=None, help="index of the one GPU to use; -1, or without a GPU, the CPU")
 
     def __post_init__(self):
         if self.merge and not self.use_lora:
@@ -157,17 +131,12 @@ class PolicyArguments:
 class TrainerArguments:
     """Settings that both trainers add to TRL's configuration; a mixin that comes before it among a class's bases."""
 
-    eval_dataset_path: str | None = field(
-        default=None, metadata={"help": "data set on which the accuracy with the current crops is measured"}
-    )
-    eval_split: str | None = field(default=None, metadata={"help": "its split; default: validation, or the only one"})
-    eval_max_samples: int | None = field(default=None, metadata={"help": "its first so many rows only"})
-    warmup_ratio: float | None = field(
-        default=None, metadata={"help": "share of the steps that warm up; another way to give warmup_steps"}
-    )
-    micro_batch_size: str = field(
-        default="auto",
-        metadata={"help": "rows or completions through the model at once: a number, or as many as memory holds"},
+    eval_dataset_path: str | None = HfArg(default=None, help="data set to measure the accuracy with current crops on")
+    eval_split: str | None = HfArg(default=None, help="its split; default: validation, or the only one")
+    eval_max_samples: int | None = HfArg(default=None, help="its first so many rows only")
+    warmup_ratio: float | None = HfArg(default=None, help="share of steps that warm up, in place of warmup_steps")
+    micro_batch_size: str = HfArg(
+        default="auto", help="rows or completions through the model at once: a number, or as many as memory holds"
     )
 
     def __post_init__(self):
@@ -233,8 +202,7 @@ class Parser(TrlParser):
         super().__init__(types, description=description, formatter_class=_OneLineAFlag, usage=usage)
         self.add_argument("--config", metavar="FILE.yaml", help="settings by name; a flag given beside it wins")
         self.add_argument("--help_all", action="help", help="list TRL's flags too")
-        bases = [base for each in types for base in each.__mro__ if not base.__module__.startswith("transformers")]
-        bases = [base for base in bases if not base.__module__.startswith("trl")]
+        bases = [base for each in types for base in each.__mro__ if base.__module__.split(".")[0] not in LIBRARIES]
         own = {name for base in bases for name in vars(base).get("__annotations__", {})}
         for action in self._actions:
             positive = not action.option_strings[0].startswith("--no_")
@@ -251,6 +219,7 @@ class Parser(TrlParser):
         raise flag_error(message)
 
 
+LIBRARIES = ("trl", "transformers")
 METAVARS = {"int": "N", "float": "X", "str": "TEXT", "string_to_bool": "BOOL"}
 
 
@@ -274,35 +243,25 @@ def parse(types: tuple[type, ...], description: str = "") -> tuple[Any, ...]:
     namespace = parser.parse_args(flags)
     if namespace.config is not None:
         with remedy(f"correct {namespace.config}"):
-            configured = _config_flags(parser, types, namespace.config)
+            configured = _config_flags(parser, namespace.config)
             parser.parse_args(configured)
         namespace = parser.parse_args([*configured, *flags])
     _check_limits(vars(namespace))
-    try:
-        return tuple(
-            each(**{known.name: getattr(namespace, known.name) for known in fields(each) if known.init})
-            for each in types
-        )
-    except UserError:
-        raise
-    except Exception as error:  # of a package that is missing, or of values that TRL or transformers refuse
-        raise UserError(f"arguments: {one_line(error)}") from error
+    with failure("these settings do not work"):  # a package is missing, or TRL or transformers refuse a value
+        return parser.parse_dict(vars(namespace), allow_extra_keys=True)
 
 
-def _config_flags(parser: Parser, types: tuple[type, ...], path: str) -> list[str]:
+def _config_flags(parser: Parser, path: str) -> list[str]:
     """The settings of a YAML file as flags, which argparse then checks like any other."""
-    try:
+    with failure(f"--config {path} cannot be read"):
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read ({one_line(error)})") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("env", {}), dict):
-        raise UserError(f"--config {path}: expected lines of name: value")
-    os.environ |= {str(name): str(value) for name, value in settings.pop("env", {}).items()}  # as TRL's parser does
-    hints = {name: hint for each in types for name, hint in typing.get_type_hints(each).items()}
-    names = {action.dest for action in parser._actions} - {"config", "help", "help_all"}
+        if not isinstance(settings, dict) or not isinstance(settings.get("env", {}), dict):
+            raise UserError(f"--config {path}: expected lines of name: value")
+        os.environ |= {str(name): str(value) for name, value in settings.pop("env", {}).items()}  # as TRL's parser does
+    hints = {name: hint for each in parser.dataclass_types for name, hint in typing.get_type_hints(each).items()}
     flags = []
     for name, value in settings.items():
-        if name not in names:
+        if name not in hints:
             raise UserError(f"--config {path}: unknown setting {shorten(str(name))}")
         if value is None and type(None) in typing.get_args(hints[name]):
             parser.set_defaults(**{name: None})
@@ -320,10 +279,10 @@ def _check_limits(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if any(isinstance(x, float) and not math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
             raise UserError(f"--{name} {value}: expected a finite number")
-    for words, holds, limits in LIMITS:
-        for name, limit in limits.items():
+    for words, limit, names in LIMITS:
+        for name in names.split():
             value = values.get(name)
-            if value is not None and not holds(value, limit):
+            if value is not None and not HOLDS[words](value, limit):
                 raise UserError(f"--{name} {value}: expected {words} {limit}")
     if values.get("max_steps") == 0:
         raise UserError("--max_steps 0: nothing would be trained; expected at least 1")

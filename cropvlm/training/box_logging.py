@@ -21,15 +21,12 @@ COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a
 def box_figures(texts: Sequence[str], rewards: Tensor, num_generations: int) -> dict[str, list[float]]:
     """Return the values whose means are logged, by the name that they are logged under.
 
-    Args:
-        texts: completions (N), a group's in a row.
-        rewards: their total rewards, (N,).
-        num_generations: completions in a group, G.
+    `boxes/valid` per completion (0 or 1); `boxes/area_pct` per valid box, in percent of the image;
+    `boxes/pairwise_iou` per pair of valid boxes of a group; `boxes/groups_without_spread` per group: 1 where all
+    rewards are exactly equal, so that no gradient but the KL's comes from it (TRL's `frac_reward_zero_std` misses those
+    whose mean rounds).
 
-    Returns: `boxes/valid` per completion (0 or 1); `boxes/area_pct` per valid box, in percent of the image;
-        `boxes/pairwise_iou` per pair of valid boxes of a group; `boxes/groups_without_spread` per group: 1 where all
-        rewards are exactly equal, so that no gradient but the KL's comes from it (TRL's `frac_reward_zero_std` misses
-        those whose mean rounds).
+    texts: completions (N), a group's in a row. rewards: their total rewards, (N,). num_generations: in a group, G.
     """
     bboxes = [parse_bbox(text) for text in texts]
     groups = [bboxes[i : i + num_generations] for i in range(0, len(bboxes), num_generations)]
@@ -57,10 +54,8 @@ def draw_groups(
 ) -> Image.Image:
     """Return a picture of the first groups of a step, side by side.
 
-    Args:
-        rows: with `image` (PIL) and `question`, (N), a group's in a row.
-        texts, rewards: of the completions, (N).
-        size: completions in a group, G.
+    rows: with `image` (PIL) and `question`, (N), a group's in a row. texts, rewards: of the completions, (N).
+    size: completions in a group, G.
     """
     starts = range(0, min(len(rows) - size + 1, PICTURE_PROMPTS * size), size)
     groups = [

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from cropvlm.cli import UserError, shorten
+from cropvlm.cli import UserError, listed, shorten
 from cropvlm.runtime.files import write_json
 from cropvlm.runtime.provenance import MODEL_FILES, hub_commit
 
@@ -35,7 +35,6 @@ INDIFFERENT = re.compile(
 )
 MEASURING = re.compile("(eval_|save_|metric_for_best_model|greater_is_better)")  # these choose the best checkpoint
 MODELS = ("base_model", "processor", "vqa_model")
-MOST_SHOWN = 5
 
 
 class DifferentRun(UserError):
@@ -62,24 +61,20 @@ def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
     found = []
     for name in sorted(theirs["settings"].keys() & ours["settings"].keys()):
         there, here = theirs["settings"][name], ours["settings"][name]
-        held_there, held_here = theirs["contents"].get(name), ours["contents"].get(name)
-        known = held_there is not None and held_here is not None
-        if (held_there != held_here) if known else (there != here):
-            shown = [shorten(repr(value)) for value in (there, here)]
-            found.append(
-                f"{name} {shown[0]} there, {shown[1]} here" if there != here else f"{name} {shown[1]} has changed"
-            )
+        held = [run["contents"].get(name) for run in (theirs, ours)]
+        if there != here and (None in held or held[0] != held[1]):
+            found.append(f"{name} {shorten(repr(there))} there, {shorten(repr(here))} here")
+        elif None not in held and held[0] != held[1]:
+            found.append(f"{name} {shorten(repr(here))} has changed")
     return found
 
 
 def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict]) -> None:
     """Raise `DifferentRun` where two runs differ. folder: what the other run has left."""
     if found := differences(theirs, ours):
-        shown = "; ".join(found[:MOST_SHOWN]) + ("; ..." if len(found) > MOST_SHOWN else "")
-        raise DifferentRun(
-            f"{folder} comes from a run with other settings ({shown}); "
-            "repeat that run's settings, name another output folder, or start anew without resuming"
-        )
+        shown = listed(found, limit=5, length=300, separator="; ")
+        remedy = "repeat that run's settings, name another output folder, or start anew without resuming"
+        raise DifferentRun(f"{folder} comes from a run with other settings ({shown}); {remedy}")
 
 
 def model_checksum(path: str | None) -> str | None:

@@ -1,6 +1,5 @@
 """The accuracy that an answerer reaches with the cropper's current boxes, for use while the cropper is trained."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -22,23 +21,16 @@ HELD_OUT_SPLIT = "validation"  # where the data set has it
 class CropAccuracy:
     """Boxes, crops and answers of held-out rows, all greedy, as the generating scripts make them.
 
-    Args:
-        rows: in the row schema, images encoded, every row with references.
-        answerer, answerer_processor: the frozen model that answers from `[full image, crop]`.
-        instruction: what follows the question.
-        score: (prediction, references) -> 0..1.
+    args: name their data set, whose instruction and score are used.
+    rows: in the row schema, images encoded, every row with references.
+    answerer, processor: the frozen model that answers from `[full image, crop]`.
     """
 
-    def __init__(
-        self,
-        rows: Dataset,
-        answerer: Any,
-        answerer_processor: Any,
-        instruction: str = BRIEF_ANSWER,
-        score: Callable[[str, Sequence[str]], float] = answer_accuracy,
-    ):
-        self.rows, self.answerer, self.answerer_processor = rows, answerer, answerer_processor
-        self.instruction, self.score = instruction, score
+    def __init__(self, args: TrainerArguments, rows: Dataset, answerer: Any, processor: Any):
+        benchmark = benchmark_for(args.eval_dataset_path, split=args.eval_split, default_split=HELD_OUT_SPLIT)
+        self.rows, self.answerer = rows, (answerer, processor)
+        self.instruction = BRIEF_ANSWER if benchmark.instruction is None else benchmark.instruction
+        self.score = letter_accuracy if benchmark.metric == "letter" else answer_accuracy
 
     def __call__(self, policy: Any, processor: Any, rank: int = 0, num_processes: int = 1) -> list[tuple[float, bool]]:
         """Return (score, whether its box was valid) of each row of process number `rank`'s share."""
@@ -54,12 +46,11 @@ class CropAccuracy:
         messages = [cropper_messages(row["question"]) for row in rows]
         full = [[image] for image in images]
         boxes = generate_texts(policy, processor, messages, full, max_new_tokens=MAX_BOX_TOKENS)
-        triples = zip(rows, images, boxes, strict=True)
         prompts = [
-            answerer_prompt(row["question"], full_and_crop(image, box), self.instruction) for row, image, box in triples
+            answerer_prompt(row["question"], full_and_crop(image, box), self.instruction)
+            for row, image, box in zip(rows, images, boxes, strict=True)
         ]
-        model = (self.answerer, self.answerer_processor)
-        answers = generate_texts(*model, *zip(*prompts, strict=True), max_new_tokens=MAX_ANSWER_TOKENS)
+        answers = generate_texts(*self.answerer, *zip(*prompts, strict=True), max_new_tokens=MAX_ANSWER_TOKENS)
         scores = [self.score(clean_answer(answer), row["answers"]) for answer, row in zip(answers, rows, strict=True)]
         return [(score, parse_bbox(box) is not None) for score, box in zip(scores, boxes, strict=True)]
 
@@ -71,10 +62,3 @@ def load_held_out_rows(args: TrainerArguments) -> Dataset | None:
     return load_training_rows(
         args.eval_dataset_path, args.eval_split, args.eval_max_samples, "answers", default_split=HELD_OUT_SPLIT
     )
-
-
-def crop_accuracy(args: TrainerArguments, rows: Dataset, answerer: Any, answerer_processor: Any) -> CropAccuracy:
-    """The measure on `rows`, with the instruction and the score of their data set."""
-    benchmark = benchmark_for(args.eval_dataset_path, split=args.eval_split, default_split=HELD_OUT_SPLIT)
-    score = letter_accuracy if benchmark.metric == "letter" else answer_accuracy
-    return CropAccuracy(rows, answerer, answerer_processor, benchmark.instruction or BRIEF_ANSWER, score)

@@ -29,8 +29,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from cropvlm.cli import failure
 from cropvlm.modeling import adapter_base
-from cropvlm.models.loading import NO_CODE, loading
+from cropvlm.models.loading import NO_CODE
 
 NEW_TOKENS = 2
 WIDTH = 8
@@ -40,16 +41,14 @@ def rehearse(args: TrainingArguments, policy: Any, make_trainer: Callable[[Train
     """Take one step with a toy model and toy rows in place of the real ones; seed again afterwards.
 
     args, policy: the settings, which stay as they are, for `make_trainer`.
-
-    Raises:
-        UserError: the trainer cannot be made, or a step cannot be taken.
+    Raises `UserError` where the trainer cannot be made or a step cannot be taken.
     """
     processor = policy.load_processor()
     with tempfile.TemporaryDirectory() as folder, _quiet():
         toy_rows(getattr(args, "generation_batch_size", 16)).save_to_disk(f"{folder}/rows")
         toys = _with_toy_rows(args, f"{folder}/rows"), _with_toy_models(policy, processor, f"{folder}/model")
         toys[1].dataset_path = f"{folder}/rows"
-        with loading("these settings cannot be trained with"):
+        with failure("these settings cannot be trained with"):
             _take_one_step(make_trainer(*toys))
     set_seed(args.seed)
 
@@ -69,7 +68,7 @@ def _with_toy_rows(args: TrainingArguments, rows: str) -> TrainingArguments:
 
 def _with_toy_models(policy: Any, processor: Any, folder: str) -> Any:
     """A copy of the settings that loads toys, kept in `folder`: TRL looks there for the reference of a whole model."""
-    with loading(f"{policy.base_model}: its configuration cannot be read"):
+    with failure(f"{policy.base_model}: its configuration cannot be read"):
         config = AutoConfig.from_pretrained(adapter_base(policy.base_model) or policy.base_model, **NO_CODE)
 
     def load(dtype: torch.dtype, device: Any = "cpu") -> Any:

@@ -25,8 +25,7 @@ def load_training_rows(
 ) -> Dataset:
     """Return the rows to train on, images encoded; those without a value in `column` are left out and named.
 
-    Raises:
-        UserError: no such data set, split or column, no row with a value in it, or an image that cannot be opened.
+    Raises `UserError` for a missing data set, split or column, no row with a value in it, or an unreadable image.
     """
     need = ("image", "question", "question_id", column)
     rows = load_rows(dataset_path, split, max_samples, default_split=default_split, need=need)
@@ -35,7 +34,7 @@ def load_training_rows(
     if len(lacking) == len(rows):
         raise UserError(f"{dataset_path}: no row has a value in the column {column!r}; there is nothing to train on")
     if lacking:
-        shown = listed([repr(i) for i in lacking])
+        shown = listed(list(map(repr, lacking)))
         logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, shown)
         rows = rows.select([i for i, value in enumerate(values) if value])
     _check_images(rows, dataset_path)
@@ -44,32 +43,25 @@ def load_training_rows(
 
 def _check_images(rows: Dataset, dataset_path: str) -> None:
     """Read every image's header: a missing or unreadable file must not end a run after hours."""
-    reasons = {}
+    errors = {}
     for row in rows.select_columns(["question_id", "image"]):
         try:
             image_size(row["image"])
         except UnreadableImage as error:
-            reasons[row["question_id"]] = error
-    if reasons:
-        ids = listed([repr(i) for i in reasons])
-        raise UserError(
-            f"{dataset_path}: {len(reasons)} rows cannot be trained on, question_id {ids}; "
-            f"the first has an {next(iter(reasons.values()))}; leave these rows out"
-        )
+            errors[row["question_id"]] = error
+    if errors:
+        seen = f"{len(errors)} rows cannot be trained on, question_id {listed(list(map(repr, errors)))}"
+        first = next(iter(errors.values()))
+        raise UserError(f"{dataset_path}: {seen}; the first has an {first}; leave these rows out")
 
 
 def open_training_image(source: Any, question_id: str | int) -> Image.Image:
-    """Return the image of a row, decoded.
-
-    Raises:
-        UserError: its header was good, but the rest is not.
-    """
+    """Return the image of a row, decoded; `UserError` where its header was good, but the rest is not."""
     try:
         return open_image(source)
     except UnreadableImage as error:
-        raise UserError(
-            f"question_id {shorten(repr(question_id))} has an {error}; leave the row out of the data set"
-        ) from error
+        row = f"question_id {shorten(repr(question_id))}"
+        raise UserError(f"{row} has an {error}; leave the row out of the data set") from error
 
 
 def check_units(bboxes: list[Any]) -> None:
@@ -102,10 +94,8 @@ def bbox_problem(bbox: Any) -> str | None:
 def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
     """Return rows that read as `prompt`, `completion` (texts) and `image` (PIL), made when they are needed.
 
-    Rows whose box is invalid are left out and counted: no crop can be cut from it.
-
-    Raises:
-        UserError: no box is valid, or they are not in percent.
+    Rows whose box is invalid are left out and counted. Raises `UserError` for boxes that are all invalid or not in
+    percent.
     """
     problems = list(map(bbox_problem, rows["bbox"][:]))
     counts = Counter(filter(None, problems))

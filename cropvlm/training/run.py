@@ -29,20 +29,15 @@ BASE_NOTE = "base_model.txt"  # in the output folder; scripts/train_grpo.sh read
 LOCK = "_lock"
 
 
-def train(
-    args: TrainingArguments,
-    policy: PolicyArguments,
-    make_trainer: Callable[[Any, Any], Trainer],
-) -> None:
+def train(args: TrainingArguments, policy: PolicyArguments, make_trainer: Callable[[Any, Any], Trainer]) -> None:
     """Train anew, or resume where `args` says so, and put the result into the output folder.
 
     A resumed run ends with the weights of one that was never stopped; one that had finished is left as it is.
 
     make_trainer: (args, policy) -> the trainer, with data and models loaded.
 
-    Raises:
-        UserError: the output folder cannot be written or is in use, the run to resume had other settings, the disk is
-            full, or the result cannot be pushed.
+    Raises `UserError` where the output folder cannot be written or is in use, the run to resume had other settings, the
+    disk is full, or the result cannot be pushed.
     """
     hide_hub_token(args)
     start_logging(args, policy)
@@ -50,24 +45,24 @@ def train(
     first = args.process_index == 0
     with disk_errors(args.output_dir), lock(folder / LOCK) if first else contextlib.nullcontext():
         if first and args.push_to_hub:
-            create_repo(args)  # whatever forbids it is known before hours of training
+            repo_id = create_repo(args)  # whatever forbids it is known before hours of training
         run = describe_run(args, policy)
         if not is_finished(args, policy, run):
             train_unfinished(args, policy, make_trainer, run)
         if first and policy.merge:
             add_merged(folder, frozen_dtype(args))
         if first and args.push_to_hub:
-            push(args)
+            push(args, repo_id)
 
 
 def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str, dict]) -> bool:
     """Whether the run is to be resumed and has left its result; `DifferentRun` where another run's result is there."""
-    record = read_record(Path(args.output_dir)) if resumes(args) is True else None
-    if record is None:
-        return False
-    check_same_run(Path(args.output_dir), record, add_rows(run, policy.dataset_path, None))
-    logger.warning("%s: finished before", args.output_dir)
-    return True
+    folder = Path(args.output_dir)
+    record = read_record(folder) if resumes(args) is True else None
+    if record:
+        check_same_run(folder, record, add_rows(run, policy.dataset_path, None))
+        logger.warning("%s: finished before", folder)
+    return record is not None
 
 
 def resumes(args: TrainingArguments) -> bool | Path:
@@ -79,10 +74,7 @@ def resumes(args: TrainingArguments) -> bool | Path:
 
 
 def train_unfinished(
-    args: TrainingArguments,
-    policy: PolicyArguments,
-    make_trainer: Callable[[Any, Any], Trainer],
-    run: dict[str, dict],
+    args: TrainingArguments, policy: PolicyArguments, make_trainer: Callable[[Any, Any], Trainer], run: dict[str, dict]
 ) -> None:
     """Train from the beginning or from a checkpoint to the end, and save the result."""
     wanted = resumes(args)
@@ -94,14 +86,12 @@ def train_unfinished(
     set_seed(args.seed)  # a fresh adapter's weights are drawn before the trainer seeds
     trainer = make_trainer(args, policy)
     run = add_rows(run, policy.dataset_path, trainer.train_dataset)
-    checkpoint = None
-    if found is not None:
+    if found:
         check_same_run(*found, run)
-        checkpoint = str(found[0])
     trainer.add_callback(CheckpointRecorder(run))
     trainer.accelerator.wait_for_everyone()  # until all have looked at what the folder holds
     if args.process_index == 0:
         forget_result(Path(args.output_dir))
         write_text(Path(args.output_dir) / BASE_NOTE, f"{policy.base_model}\n")  # for those who resume
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     save_result(trainer, policy, run)

@@ -6,7 +6,6 @@ record nobody takes the run for finished.
 """
 
 import contextlib
-import errno
 import logging
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from transformers import Trainer, TrainingArguments
 
-from cropvlm.cli import UserError, one_line
+from cropvlm.cli import UserError, failure
 from cropvlm.modeling import adapter_base, load_model, load_processor
 from cropvlm.runtime.provenance import library_versions
 from cropvlm.training.arguments import PolicyArguments, TrainerArguments, frozen_dtype
@@ -29,7 +28,7 @@ MERGED = "merged"
 WEIGHTS = ("adapter_model*", "model*.safetensors*")
 CONFIGS = ("adapter_config.json", "config.json", "generation_config.json")
 # How the libraries say that the disk is full: the system's words, and those of torch's writer, which gives no reason.
-FULL_DISK = ("No space left", "os error 28", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
+FULL_DISK = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")
 
 CARD = """---
 {card_data}
@@ -163,20 +162,16 @@ def merge(adapter: Path, merged: Path, dtype: Any) -> None:
     logger.info("merged model written")
 
 
-@contextlib.contextmanager
-def _repository(args: TrainingArguments) -> Iterator[str]:
-    """The run's repository on the Hub, made unless it is there; `UserError` for whatever goes wrong with it."""
+def create_repo(args: TrainingArguments) -> str:
+    """Make the run's repository on the Hub unless it is there; return its full name."""
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    try:
-        yield HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
-    except Exception as error:
-        logger.debug("push to the Hub", exc_info=True)
-        raise UserError(f"cannot push to {name} on the Hub ({one_line(error)}); {args.output_dir} stays") from error
+    with failure(f"cannot make or reach the repository {name} on the Hub"):
+        return HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
 
 
-def push(args: TrainingArguments) -> None:
+def push(args: TrainingArguments, repo_id: str) -> None:
     """Upload the result, without checkpoints, to its repository on the Hub."""
-    with _repository(args) as repo_id:
+    with failure(f"{args.output_dir} is whole, but cannot be pushed to {repo_id} on the Hub"):
         HfApi().upload_folder(
             repo_id=repo_id,
             folder_path=args.output_dir,
@@ -186,22 +181,12 @@ def push(args: TrainingArguments) -> None:
         )
 
 
-def create_repo(args: TrainingArguments) -> str:
-    """Make the repository on the Hub unless it is there; return its full name."""
-    with _repository(args) as repo_id:
-        return repo_id
-
-
 @contextlib.contextmanager
 def disk_errors(output_dir: str) -> Iterator[None]:
     """Raise `UserError` where the disk is full, whichever library has met that."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and not any(words in str(error) for words in FULL_DISK):
+        if isinstance(error, UserError) or not any(words in str(error) for words in FULL_DISK):
             raise
-        logger.debug("full disk", exc_info=True)
         raise UserError(f"{output_dir}: the disk is full; make room and resume from the newest checkpoint") from error

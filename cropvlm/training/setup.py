@@ -26,10 +26,7 @@ def show_one_gpu(index: int) -> None:
     """Let this process see only GPU number `index` of those visible now; none for a negative number.
 
     Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`. Without
-    any GPU nothing changes.
-
-    Raises:
-        GPUError: there are GPUs, but not this one.
+    any GPU nothing changes. Raises `GPUError` where there are GPUs, but not this one.
     """
     count = torch.cuda.device_count()  # unlike is_available(), this does not start CUDA
     if index >= count > 0:
@@ -44,14 +41,11 @@ def show_one_gpu(index: int) -> None:
 def settle_hardware(args: TrainingArguments) -> None:
     """Compute in bfloat16 on a GPU and in float32 on the CPU, there too with all processes, unless told otherwise.
 
-    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere.
-
-    Raises:
-        LaunchError: this process is alone, though the environment speaks of several.
-        UserError: the environment names several processes, but not all that a launcher sets.
+    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere. Raises `LaunchError` where this process
+    is alone, though the environment speaks of several, and `UserError` as `num_processes` does.
     """
     num_processes()  # raises where the environment speaks of several processes, but not as a launcher does
-    alone = _process_count() is None
+    alone = not os.environ.keys() & {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     for name in ("RANK", "LOCAL_RANK"):
         if name in os.environ and alone:
             raise LaunchError(f"{name} is set in the environment but WORLD_SIZE is not: unset it, or use a launcher")
@@ -65,17 +59,10 @@ def settle_hardware(args: TrainingArguments) -> None:
         args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
 
 
-def _process_count() -> str | None:
-    """The number of processes according to torch's launcher or MPI's; None if neither started this one."""
-    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    return next((os.environ[name] for name in names if name in os.environ), None)
-
-
-def start_logging(args: TrainingArguments, *argument_groups: Any) -> None:
+def start_logging(args: TrainingArguments, policy: Any) -> None:
     """Log to stderr, the resolved settings first."""
     cli.start_logging()
-    for group in argument_groups:
-        logger.info("%s: %s", type(group).__name__, vars(group))
+    logger.info("%s: %s", type(policy).__name__, vars(policy))
     logger.info("%s: %s", type(args).__name__, args.to_dict())
 
 

@@ -140,8 +140,8 @@ def test_a_rejected_row_fails_alone(server):
     server.react = lambda text, times: error(400, "image too small") if text in "ad" else f"Answer to {text}"
     outcomes = dict(ask(server, list("abcd")))
     assert {i: str(o[0]) for i, o in outcomes.items() if isinstance(o[0], Rejected)} == {
-        0: "rejected by the server: error 400, 'image too small'",
-        3: "rejected by the server: error 400, 'image too small'",
+        0: "the server sends error 400, 'image too small'",
+        3: "the server sends error 400, 'image too small'",
     }
     assert outcomes[1] == ["Answer to b"]
 
@@ -151,14 +151,14 @@ def test_a_rejected_prompt_leaves_the_others_of_its_row_alone(server):
     outcomes = dict(ask(server, [[f"{row} base", f"{row} crop"] for row in "abc"]))
     assert outcomes[0] == ["Answer to a base", "Answer to a crop"]
     assert outcomes[1][0] == "Answer to b base"
-    assert str(outcomes[1][1]) == "rejected by the server: error 400, 'too small'"
+    assert str(outcomes[1][1]) == "the server sends error 400, 'too small'"
     assert outcomes[2] == ["Answer to c base", "Answer to c crop"]
 
 
 def test_prompts_that_are_rejected_in_every_row_end_the_run(server):
     server.react = lambda text, times: error(400, "one image only") if "crop" in text else "Coke"
     outcomes, said = ask_in_vain(server, [[f"{row} base", f"{row} crop"] for row in range(30)])
-    assert "does not answer: rejected by the server: error 400, 'one image only'" in said
+    assert "does not answer: the server sends error 400, 'one image only'" in said
     assert outcomes == []
     assert sum(server.asked.values()) == 2 * 11
 
@@ -176,7 +176,7 @@ def test_a_call_that_is_rejected_for_every_row_ends_the_run(server, status):
 def test_rejections_without_end_are_not_taken_for_the_rows_fault(server):
     server.react = lambda text, times: "Coke" if text == "0" else error(400, "Your credit is used up")
     outcomes, said = ask_in_vain(server, map(str, range(30)))
-    assert "does not answer: rejected by the server: error 400, 'Your credit is used up'" in said
+    assert "does not answer: the server sends error 400, 'Your credit is used up'" in said
     assert outcomes == [(0, ["Coke"])]  # the others may be asked again
     assert sum(server.asked.values()) == 1 + 11
 

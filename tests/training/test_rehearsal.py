@@ -52,6 +52,8 @@ def test_settings_that_work_pass_and_nothing_changes(stage, options, tiny_smolvl
         ("sft", {"optim": "galore_adamw"}, "galore_torch"),
         ("sft", {"fsdp": "full_shard"}, "distributed training"),
         ("sft", {"assistant_only_loss": True}, "assistant_only_loss"),
+        ("sft", {"packing": True}, "Packing is not supported for vision datasets"),
+        ("sft", {"padding_free": True}, "Padding-free training is yet not supported for vision datasets"),
         ("sft", {"chat_template_path": "/none"}, "/none"),
         ("sft", {"save_strategy": "best"}, "metric_for_best_model"),
         ("sft", {"pad_to_multiple_of": 8}, "multiple of a value"),

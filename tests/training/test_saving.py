@@ -186,7 +186,7 @@ def test_the_result_is_pushed_without_checkpoints(hub_model_id, repo, hub, tmp_p
     args = SimpleNamespace(
         hub_model_id=hub_model_id, output_dir=str(folder), hub_private_repo=None, hub_revision="a_branch"
     )
-    saving.push(args)
+    saving.push(args, saving.create_repo(args))
     (upload,) = hub["uploads"]
     assert (upload["repo_id"], upload["folder_path"], upload["revision"]) == (repo, str(folder), "a_branch")
     assert set(upload["ignore_patterns"]) == {"_*", "checkpoint-*", ".*"}
@@ -199,10 +199,11 @@ def test_a_hub_that_refuses_is_one_line(hub, tmp_path, monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(HfApi, "upload_folder", refuse)
-    with pytest.raises(UserError, match=r"^cannot push to us/cropper on the Hub \(no route to host\); m stays$"):
-        saving.push(args)
+    message = r"^m is whole, but cannot be pushed to us/cropper on the Hub \(no route to host\)$"
+    with pytest.raises(UserError, match=message):
+        saving.push(args, "us/cropper")
     monkeypatch.setattr(HfApi, "create_repo", refuse)
-    with pytest.raises(UserError, match="^cannot push to us/cropper"):
+    with pytest.raises(UserError, match=r"^cannot make or reach .* us/cropper on the Hub \(no route to host\)$"):
         saving.create_repo(args)
 
 
