@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, failure
 from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids  # noqa: F401 (callers take them from here)
 from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
 from cropvlm.models.likelihood import answer_log_likelihood  # noqa: F401
-from cropvlm.models.loading import NO_CODE, device_and_dtype, loading
+from cropvlm.models.loading import NO_CODE, device_and_dtype
 from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of  # noqa: F401
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def load_full_model(path: str, dtype: torch.dtype, attn_implementation: str | No
     Raises `UserError`: no such model, or some of its weights are missing.
     """
     options = NO_CODE if attn_implementation is None else NO_CODE | {"attn_implementation": attn_implementation}
-    with loading(f"{path}: cannot be loaded as an image-text-to-text model"):
+    with failure(f"{path}: cannot be loaded as an image-text-to-text model"):
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cropvlm.benchmarks import Benchmark
-from cropvlm.cli import UserError, one_line, shorten
+from cropvlm.cli import UserError, failure, shorten
 from cropvlm.crops import UnreadableImage, image_size, open_image
 
 logger = logging.getLogger(__name__)
@@ -210,11 +210,9 @@ def _open_paths(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.
     folder = Path(source)
     is_remote = not folder.is_dir()
     if is_remote:
-        try:
-            named = [glob.escape(path) for path in paths if path]
+        named = [glob.escape(path) for path in paths if path]
+        with failure(f"{source}: its images cannot be downloaded"):
             folder = Path(huggingface_hub.snapshot_download(source, repo_type="dataset", allow_patterns=named))
-        except Exception as error:
-            raise UserError(f"{source}: its images cannot be downloaded: {one_line(error)}") from error
     # Not joined to a URL, so that messages show it as it is.
     full = [path if path is None or "://" in path else str(folder / path) for path in paths]
     if to_save or is_remote:

@@ -9,8 +9,8 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from cropvlm.cli import UserError
-from cropvlm.models.loading import check_model_path, loading
+from cropvlm.cli import UserError, failure
+from cropvlm.models.loading import check_model_path
 
 
 def is_adapter(path: str) -> bool:
@@ -29,7 +29,7 @@ def adapter_base(path: str) -> str | None:
 
 
 def _read_config(path: str) -> PeftConfig:
-    with loading(f"{path}: adapter_config.json cannot be read"):
+    with failure(f"{path}: adapter_config.json cannot be read"):
         return PeftConfig.from_pretrained(path)
 
 
@@ -42,7 +42,7 @@ def attach_adapter(model: torch.nn.Module, path: str, base: str, is_trainable: b
     kind = _read_config(path).peft_type
     if kind != PeftType.LORA:
         raise UserError(f"{path}: an adapter of type {getattr(kind, 'value', kind)}; expected LORA")
-    with loading(f"{path}: adapter of another base than {base}, or damaged"):
+    with failure(f"{path}: adapter of another base than {base}, or damaged"):
         with warnings.catch_warnings(action="ignore"):
             adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable, torch_device="cpu")
         # Loaded once more for the result, which from_pretrained keeps to itself: missing weights are only a warning
@@ -66,5 +66,5 @@ def merge_adapter(adapted: PeftModel, path: str) -> torch.nn.Module:
         weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, BaseTunerLayer) else None
         if parameters.count(id(weight)) > 1:  # merged, it would change the other one as well
             raise UserError(f"{path}: cannot be merged, {name} shares its weights with another part of the base")
-    with loading(f"{path}: the adapter cannot be merged into its base"):
+    with failure(f"{path}: the adapter cannot be merged into its base"):
         return adapted.merge_and_unload()

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, GenerationConfig
 
+from cropvlm.cli import failure
 from cropvlm.crops import widened
 from cropvlm.encoding import without_placeholders
-from cropvlm.models.loading import loading
 from cropvlm.prompts import Prompt, PromptSource, answerer_prompt
 
 # Families whose `get_image_features` and `mm_encoder_outputs` `cropvlm.encoding` relies on: model type, processor.
@@ -80,7 +80,7 @@ def check_takes_images(model: Any, processor: Any, source: PromptSource, config:
     config = GenerationConfig(**config.to_diff_dict() | {"max_new_tokens": 1, "min_new_tokens": None})
     for number in sorted({len(images) for _, images in _first_good(source)}):
         images = "an image" if number == 1 else f"{number} images at once"
-        with loading(f"{type(model).__name__} cannot answer from {images}"):
+        with failure(f"{type(model).__name__} cannot answer from {images}"):
             prompts = [answerer_prompt("Which?", [picture] * n) for n in range(1, number + 1)]
             rows = [prepare_alone(processor, [prompt], model.dtype) for prompt in prompts]
             lengths = [row.inputs[0]["input_ids"].shape[1] for row in rows]

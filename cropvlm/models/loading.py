@@ -1,19 +1,15 @@
-"""Models as they are loaded: the device, what a path names, and one line for whatever a loader raises."""
+"""Models as they are loaded: the device, and what a path names."""
 
 import contextlib
 import functools
-import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from cropvlm.cli import UserError, one_line
-
-logger = logging.getLogger(__name__)
+from cropvlm.cli import UserError, failure
 
 # No loader runs code from a model's folder, whatever stdin says.
 NO_CODE = {"trust_remote_code": False}
@@ -33,22 +29,6 @@ def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
     return torch.device("cuda", gpu), torch.bfloat16
 
 
-@contextlib.contextmanager
-def loading(failure: str) -> Iterator[None]:
-    """Turn whatever a loader raises into a `UserError` that opens with `failure`; the cause is logged for debugging.
-
-    Loaders parse files of any content: besides OSError and ValueError they let TypeError, AttributeError,
-    UnpicklingError and the like through.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        logger.debug("%s", failure, exc_info=True)
-        raise UserError(f"{failure} ({one_line(error)})") from error
-
-
 @functools.cache
 def check_model_path(path: str) -> None:
     """Ask once whether there is anything at `path`, before a loader looks for a dozen files one by one.
@@ -62,7 +42,7 @@ def check_model_path(path: str) -> None:
     parent = Path(path).parent
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)) or (parent.name and parent.is_dir()):
         raise UserError(f"{path}: no such folder; name a Hub id or the folder of a model or adapter")
-    with loading(f"{path}: neither a local folder nor available on the Hub"):
+    with failure(f"{path}: neither a local folder nor available on the Hub"):
         if any(isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "adapter_config.json")):
             return
         with contextlib.suppress(RemoteEntryNotFoundError):  # the repository exists: an adapter has no config.json

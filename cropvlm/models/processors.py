@@ -2,9 +2,9 @@
 
 from transformers import AutoProcessor, ProcessorMixin
 
-from cropvlm.cli import UserError, one_line
+from cropvlm.cli import UserError, failure, one_line
 from cropvlm.models.adapters import adapter_base
-from cropvlm.models.loading import NO_CODE, loading
+from cropvlm.models.loading import NO_CODE
 from cropvlm.models.qwen import ImageSizeError, budget_of
 from cropvlm.prompts import answerer_messages
 
@@ -28,7 +28,7 @@ def load_processor(
     processor = _first_processor([path, adapter_base(path)], path)
     processor.tokenizer.padding_side = "left"
     _set_image_size(processor, path, longest_edge, min_pixels, max_pixels)
-    with loading(f"{path}: its chat template cannot be applied"):
+    with failure(f"{path}: its chat template cannot be applied"):
         processor.apply_chat_template(answerer_messages("Which?", 1), add_generation_prompt=True, tokenize=False)
     return processor
 
@@ -37,7 +37,7 @@ def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
     reason: object = "only a tokenizer there"
     for candidate in filter(None, candidates):
         try:
-            with loading(candidate):
+            with failure(candidate):
                 # No backend named: transformers takes torchvision, which has LANCZOS as PIL does from 0.27 on, and
                 # before that PIL for the processors that need LANCZOS (Idefics3, SmolVLM).
                 processor = AutoProcessor.from_pretrained(candidate, **NO_CODE)

@@ -11,7 +11,7 @@ from datasets import load_from_disk
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError, one_line
+from cropvlm.cli import UserError, failure, remedy
 
 UNKNOWN_LICENCE = "see the source"
 
@@ -37,11 +37,9 @@ def prepare_repository(repo: str) -> None:
 
     Raises `UserError` if it cannot be written to.
     """
-    try:
+    login = "log in with `hf auth login` and name a repository of yours"
+    with remedy(login), failure(f"the repository {repo} cannot be made"):
         HfApi().create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-    except Exception as error:
-        message = f"the repository {repo} cannot be made: {one_line(error)}"
-        raise UserError(f"{message}; log in with `hf auth login` and name a repository of yours") from error
 
 
 def push(repo: str, folders: dict[str, Path]) -> None:
@@ -49,7 +47,7 @@ def push(repo: str, folders: dict[str, Path]) -> None:
 
     Raises `PushError`; what is saved here stays.
     """
-    try:
+    with failure(f"the data set cannot be sent to {repo}", PushError):
         for part, folder in folders.items():
             load_from_disk(str(folder)).push_to_hub(repo, config_name=part, split="train")
         first = next(iter(folders.values()))
@@ -59,5 +57,3 @@ def push(repo: str, folders: dict[str, Path]) -> None:
         card.push_to_hub(repo, repo_type="dataset")
         for path in sorted(first.glob("teacher_report.*")):
             HfApi().upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo, repo_type="dataset")
-    except Exception as error:
-        raise PushError(f"the data set cannot be sent to {repo}: {one_line(error)}") from error

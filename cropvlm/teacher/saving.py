@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import Dataset, Image
 
-from cropvlm.cli import UserError, one_line
+from cropvlm.cli import UserError, failure, one_line
 from cropvlm.teacher.sources import Source
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
@@ -30,13 +30,11 @@ def output_folders(target: str, sources: Sequence[Source]) -> dict[str, Path]:
     or a folder with anything else in it.
     """
     folders = {part: Path(f"{target}_{part}") for part in ("sft", "grpo")}
-    try:
+    with failure(f"cannot save to {target}", OutputError):  # such as a name that is too long
         for folder in folders.values():
             _check_replaceable(folder)
             for source in sources:
                 _check_apart(folder, source)
-    except OSError as error:  # such as a name that is too long
-        raise OutputError(f"cannot save to {target}: {one_line(error)}") from error
     return folders
 
 
