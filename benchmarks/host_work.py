@@ -134,20 +134,26 @@ def tiling_on_a_gpu(processor: Any, device: torch.device) -> Any:
 
 
 def step(way: str, prompts: int, longest_edge: int) -> tuple[float, int]:
-    """Take a GRPO step twice; return the process's own seconds outside of the model and its operations."""
+    """Return the process's own seconds outside of the model in a GRPO step, and the operations that it launches.
+
+    The seconds are half of what three steps take longer than one: a run's beginning and end are not in them.
+    """
     settings = {"geometry": "real", "model_path": None, "longest_edge": longest_edge, "prompts": prompts}
-    settings |= {"new_tokens": 16, "micro_prompts": prompts if way == "filled" else 1, "steps": 1, "warmup_steps": 0}
-    args = argparse.Namespace(**settings)
+    settings |= {"new_tokens": 16, "micro_prompts": prompts if way == "filled" else 1, "warmup_steps": 0}
     in_model = ModelTime()
     with thin_models(), in_model.timing(on_a_gpu=way in ("levels", "filled")):
-        models = grpo_step.Models(args)
+        models = grpo_step.Models(argparse.Namespace(**settings))
         answerer = models.model(torch.float32).eval().requires_grad_(False)
-        take = functools.partial(grpo_step.measure, "trl" if way == "trl" else "ours", models, answerer, args)
+
+        def own_seconds(steps: int) -> float:
+            in_model.seconds, args = 0.0, argparse.Namespace(**settings, steps=steps)
+            _, watch, _ = grpo_step.measure("trl" if way == "trl" else "ours", models, answerer, args)
+            return watch.processor_seconds - in_model.seconds
+
+        own_seconds(1)  # fills caches
         with Operations() as operations:
-            take()
-        in_model.seconds = 0.0
-        _, watch, _ = take()
-    return watch.processor_seconds - in_model.seconds, operations.count
+            own_seconds(1)
+        return (own_seconds(3) - own_seconds(1)) / 2, operations.count
 
 
 def overlap(rows: int, longest_edge: int) -> dict[str, float]:
