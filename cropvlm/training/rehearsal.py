@@ -127,6 +127,7 @@ def toy_model(processor: Any, tie_word_embeddings: bool) -> Idefics3ForCondition
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No log lines, warnings or progress bars: the real trainer gives them again."""
+    bars = not datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
@@ -135,5 +136,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-        datasets.enable_progress_bars()
-        transformers_logging.enable_progress_bar()
+        if bars[0]:
+            datasets.enable_progress_bars()
+        if bars[1]:
+            transformers_logging.enable_progress_bar()

@@ -2,6 +2,7 @@
 
 import random
 
+import datasets
 import pytest
 import torch
 from transformers import set_seed
@@ -42,6 +43,15 @@ def test_settings_that_work_pass_and_nothing_changes(stage, options, tiny_smolvl
     drawn = (random.random(), torch.rand(1).item())
     set_seed(42)
     assert drawn == (random.random(), torch.rand(1).item())
+
+
+def test_progress_bars_stay_off_where_the_user_wants_none(tiny_smolvlm, tmp_path):
+    datasets.disable_progress_bars()
+    try:
+        rehearse_stage("sft", tiny_smolvlm, tmp_path)
+        assert datasets.are_progress_bars_disabled()
+    finally:
+        datasets.enable_progress_bars()
 
 
 @pytest.mark.parametrize(
