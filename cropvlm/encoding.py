@@ -77,8 +77,8 @@ def prepare(
     objects = {id(image): image for _, images in prompts for image in images}
     if tiling is None:
         keys = {identity: image_key(np.asarray(image)) for identity, image in objects.items()}
-        distinct = {keys[identity]: image for identity, image in objects.items()}
-        processed = {key: process_image(processor, image, dtype) for key, image in distinct.items()}
+        by_key = {keys[identity]: image for identity, image in objects.items()}
+        processed = {key: process_image(processor, image, dtype) for key, image in by_key.items()}
     else:
 
         def read(image: Image.Image) -> tuple[bytes, tuple[str, dict[str, Tensor]]]:
@@ -99,7 +99,9 @@ def prepare(
         key: PreparedImage(placeholder.count(processor.image_token), tensors)
         for key, (placeholder, tensors) in processed.items()
     }
-    return Prepared(processor.tokenizer(texts)["input_ids"], shown, images, tiling)
+    distinct = list(dict.fromkeys(texts))  # crops that take as many tokens leave a group's prompts alike
+    input_ids = dict(zip(distinct, processor.tokenizer(distinct)["input_ids"], strict=True))
+    return Prepared([input_ids[text] for text in texts], shown, images, tiling)
 
 
 def image_key(levels: np.ndarray) -> bytes:

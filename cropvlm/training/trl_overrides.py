@@ -5,6 +5,7 @@ and transformers 5.23.0; tests/training/test_trl_overrides.py fails where that c
 """
 
 import contextlib
+import functools
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -58,11 +59,11 @@ class CropperTrainer:
         if self.is_deepspeed_enabled:  # counts the calls of backward
             return super().compute_loss(model, self._part_inputs(dict(inputs)), return_outputs, num_items_in_batch)
         units = len(next(iter(inputs.values())))
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        kept = [None if weight.grad is None else weight.grad.clone() for weight in weights]
+        kept = [None if weight.grad is None else weight.grad.clone() for weight in self._trained_weights]
 
         def take(size: int) -> Tensor:
-            for weight, grad in zip(weights, kept, strict=True):  # what an attempt that ran out of memory has left
+            # Undo what an attempt that ran out of memory has added.
+            for weight, grad in zip(self._trained_weights, kept, strict=True):
                 weight.grad = None if grad is None else weight.grad.copy_(grad)
             *parts, last = parts_of(units, size)
             losses = [self._part_loss(model, inputs, part, units, num_items_in_batch) for part in parts]
@@ -72,6 +73,10 @@ class CropperTrainer:
         unit_bytes = self._unit_bytes(tokens[0], sum(each.shape[-1] for each in tokens))
         loss = self.micro_batches.run(take, units, unit_bytes, self.accelerator.device)
         return loss.requires_grad_()  # for one more backward, which ends here
+
+    @functools.cached_property
+    def _trained_weights(self) -> list[Tensor]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def _part_loss(
         self, model: Any, inputs: Any, part: slice, units: int, num_items_in_batch: Any, synchronize: bool = False
