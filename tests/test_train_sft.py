@@ -1,6 +1,7 @@
 """Stage 1 on a tiny model: rows, labels, LoRA, a whole run, and what is refused before a model is loaded."""
 
 import json
+import shutil
 import sys
 
 import datasets
@@ -244,6 +245,24 @@ def test_mistakes_are_refused_before_a_model_is_loaded(flags, message, tiny_smol
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=message):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
+
+
+@pytest.mark.parametrize("name", ["base_model", "dataset_path", "the base of base_model"])
+def test_the_output_does_not_replace_what_the_run_reads(name, tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    """The result's weights would take the place of the base's, which the adapter is nothing without."""
+    base, data, adapter = tmp_path / "base", tmp_path / "data", tmp_path / "adapter"
+    shutil.copytree(tiny_smolvlm, base)
+    shutil.copytree(sft_data, data)
+    model = base
+    if name == "the base of base_model":
+        model = adapter
+        modeling.load_policy(str(base), PolicyArguments(lora_r=4).lora_config(), torch.float32).save_pretrained(model)
+    output = data if name == "dataset_path" else base
+    before = sorted(output.iterdir())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"is also {name}, which would be replaced"):
+        run_main(monkeypatch, *flags_for(model, data, output.name))
+    assert sorted(output.iterdir()) == before
 
 
 def broken_data(sft_data, folder, damage):
