@@ -225,7 +225,8 @@ def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
     rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(2))
     rows.add_column("bbox", [[0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 1.0, 1.0]]).save_to_disk(str(tmp_path / "data"))
     policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
-    assert len(make_trainer(tmp_path / "out", policy).train_dataset) == 2
+    completions = [row["completion"] for row in make_trainer(tmp_path / "out", policy).train_dataset]
+    assert completions == [f" [0, 0, {n}, {n}].<end_of_utterance>" for n in (100, 1)]
 
 
 @pytest.mark.parametrize(
