@@ -146,6 +146,7 @@ positive = partial(_integer, least=1, expected="a positive integer")
 workers = partial(_integer, least=0, most=256, expected="0 to 256 processes")
 # From one pixel no other side can be scaled.
 pixels = partial(_integer, least=2, most=16384, expected="2 to 16384 pixels")
+port = partial(_integer, least=1, most=65535, expected="a port, 1 to 65535")
 seconds = partial(_number, expected="a number of seconds above 0")
 factor = partial(_number, expected="a number above 0")
 fraction = partial(_number, most=1.0, expected="a number above 0 and up to 1, such as 0.5")
