@@ -34,7 +34,13 @@ from cropvlm.boxes import parse_bbox
 from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
 from cropvlm.data import benchmark_for, load_rows
 from cropvlm.inference.arguments import TextModel, add_common_flags, answerer, data_sources
-from cropvlm.inference.predictions import check_output, join_on_question_id, read_meta, read_predictions
+from cropvlm.inference.predictions import (
+    check_holds,
+    check_output,
+    join_on_question_id,
+    read_meta,
+    read_predictions,
+)
 from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
@@ -91,6 +97,7 @@ def boxes_and_sources(args: argparse.Namespace) -> list[tuple[BoxFile | None, di
 def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
     """The data set of a box file: what its meta says, unless flags say otherwise."""
     known = read_meta(bbox)
+    check_holds(bbox, "cropper", known)
     if args.dataset or args.dataset_path:
         (source,) = data_sources(args)
     elif known.get("dataset_path"):

@@ -17,7 +17,7 @@ from typing import Any
 from cropvlm.benchmarks import BENCHMARKS
 from cropvlm.cli import ArgumentParser, UserError, listed, nonempty, positive, run
 from cropvlm.data import benchmark_for, load_rows
-from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
+from cropvlm.inference.predictions import check_holds, join_on_question_id, meta_path, read_meta, read_predictions
 from cropvlm.metrics import METRIC_NAMES
 from cropvlm.runtime.files import check_writable, write_json
 
@@ -60,6 +60,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     # Load: the prediction files, and the rows that they answer.
     names = [name for name in (args.predictions_file, args.compare) if name]
     files = [read_predictions(name) for name in names]
+    for name in names:
+        check_holds(name, "answerer", read_meta(name))
     rows, source = load_references(args)
 
     # Join: every file's answers in the order of the rows.

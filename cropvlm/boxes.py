@@ -48,10 +48,10 @@ def validity(text: str) -> float:
     return float(parse_bbox(text) is not None)
 
 
-def format_bbox(bbox_pct: Sequence[int]) -> str:
-    """Return the words that the cropper is trained to write: `[x1, y1, x2, y2].`"""
+def format_bbox(bbox_pct: Sequence[float]) -> str:
+    """Return the words that the cropper is trained to write: `[x1, y1, x2, y2].`, whole numbers without decimals."""
     x1, y1, x2, y2 = bbox_pct
-    return f"[{x1}, {y1}, {x2}, {y2}]."
+    return f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}]."
 
 
 def parse_teacher_bbox(text: str) -> Bbox | None:

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -92,7 +94,10 @@ def run(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # an accent must not fail on an ASCII-only terminal
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main()
+        with _unwritable_output():
+            code = main()
+            if sys.stdout:
+                sys.stdout.flush()  # here, where an error can still be told
     except UserError as error:
         if error.__cause__ is not None:
             logger.debug("the error's cause:", exc_info=error)
@@ -101,7 +106,24 @@ def run(main: Callable[[], int | None]) -> None:
         line = re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
         print(f"error: {line}", file=sys.stderr)
         code = USER_ERROR
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:  # Python would try again as it ends, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
+
+
+@contextlib.contextmanager
+def _unwritable_output() -> Iterator[None]:
+    """Raise `UserError` where the disk is full, or the program that reads the output has ended, as `head` does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            raise
+        first = "" if error.errno == errno.EPIPE else "free space and "
+        raise UserError(f"cannot write: {error.strerror}; {first}run the same command again") from error
 
 
 class RedactingFormatter(logging.Formatter):
@@ -161,6 +183,7 @@ positive = partial(_integer, least=1, expected="a positive integer")
 workers = partial(_integer, least=0, most=256, expected="0 to 256 processes")
 # From one pixel no other side can be scaled.
 pixels = partial(_integer, least=2, most=16384, expected="2 to 16384 pixels")
+port = partial(_integer, least=1, most=65535, expected="a port, 1 to 65535")
 seconds = partial(_number, expected="a number of seconds above 0")
 factor = partial(_number, expected="a number above 0")
 fraction = partial(_number, most=1.0, expected="a number above 0 and up to 1, such as 0.5")

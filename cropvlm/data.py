@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cropvlm.benchmarks import Benchmark, benchmark_by_columns, find_benchmark, locate
-from cropvlm.cli import UserError
+from cropvlm.cli import UserError, one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -53,10 +53,13 @@ def load_rows(
     if max_samples is not None and max_samples < 1:
         raise UserError(f"max_samples is {max_samples}; expected at least 1")
     raw, benchmark, source = _load_published(dataset_path, split, dataset, default_split)
-    rows = schema.map_columns(raw, benchmark, str(dataset_path), need)
-    if max_samples is not None:
-        rows = rows.select(range(min(max_samples, len(rows))))
-    return schema.encode_images(rows, source, to_save) if "image" in need else rows
+    try:
+        rows = schema.map_columns(raw, benchmark, str(dataset_path), need)
+        if max_samples is not None:
+            rows = rows.select(range(min(max_samples, len(rows))))
+        return schema.encode_images(rows, source, to_save) if "image" in need else rows
+    except UnicodeDecodeError as error:  # tables are not checked when they are opened
+        raise UserError(f"{dataset_path}: text that is not UTF-8 ({one_line(error)}); expected UTF-8") from error
 
 
 def benchmark_for(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 from datasets.data_files import DataFilesDict
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from datasets.naming import camelcase_to_snakecase
 from datasets.packaged_modules.cache.cache import Cache
@@ -47,6 +48,10 @@ def load_published(
     except UserError:
         raise
     except Exception as error:  # those who parse cards, tables and archives raise whatever they like
+        if type(error) is DatasetGenerationError and error.__cause__:  # says nothing itself
+            error = error.__cause__
+        if isinstance(error, StopIteration):  # what datasets makes of an empty file
+            raise UserError(f"{source} has no rows") from error
         local = Path(source).is_dir()
         what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
         expected = f"expected a folder, a Hub id or one of {', '.join(BENCHMARKS)}"
@@ -114,16 +119,20 @@ def _open_split(
     source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
     """The rows of one split and its name, where the folder or the Hub can be read."""
+    local = Path(source).is_dir()
+    path = str(Path(source).absolute()) if local else source  # a bare `json` names one of datasets' own loaders
     # 1. The configuration: a benchmark's own, unless a copy has been published without it.
-    if known and known.config and not config and known.config in datasets.get_dataset_config_names(source):
+    if known and known.config and not config and known.config in datasets.get_dataset_config_names(path):
         config = known.config
     # 2. The split and its files: those that the card does not list come first. No rows are downloaded yet.
     unlisted = _unlisted_files(source, config, known)
     chosen = next((name for name in wanted if name in unlisted), None)
     if chosen:
-        builder = datasets.load_dataset_builder(source, data_files={chosen: unlisted[chosen]})
+        builder = datasets.load_dataset_builder(path, data_files={chosen: unlisted[chosen]})
     else:
-        builder = datasets.load_dataset_builder(source, config)
+        builder = datasets.load_dataset_builder(path, config)
+        if not (local or builder.repo_id):  # such a loader, which takes whatever lies in the current folder
+            raise ValueError(f"{source} is a kind of file")
         listed = [name for name, files in (builder.config.data_files or builder.info.splits or {}).items() if files]
         chosen = _choose_split(source, split, wanted, [*listed, *unlisted])
     # 3. The rows.

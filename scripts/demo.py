@@ -20,7 +20,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is sent anywhere
 from PIL import Image  # noqa: E402
 
 from cropvlm.boxes import format_bbox, parse_bbox  # noqa: E402
-from cropvlm.cli import ArgumentParser, UserError, positive, run  # noqa: E402
+from cropvlm.cli import ArgumentParser, UserError, nonempty, one_line, pixels, port, positive, run  # noqa: E402
 from cropvlm.crops import crop_or_full_image, open_image  # noqa: E402
 from cropvlm.drawing import draw_boxes  # noqa: E402
 from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, answerer_prompt, clean_answer, cropper_messages  # noqa: E402
@@ -35,12 +35,12 @@ Ask = Callable[[Prompt], str]  # a prompt to the text that the model writes
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", help="cropper: Hub id or folder (default: the miniature's)")
-    add("--vqa_model_path", default=str(ANSWERER), help="answerer: Hub id or folder (default: the miniature's SmolVLM)")
-    add("--longest_edge", type=positive, help="pixels at which both see images (default 512; miniature 64)")
+    add("--model_path", type=nonempty, help="cropper: Hub id or folder (default: the miniature's)")
+    add("--vqa_model_path", type=nonempty, default=str(ANSWERER), help="answerer (default: the miniature's SmolVLM)")
+    add("--longest_edge", type=pixels, help="pixels at which both see images (default 512; miniature 64)")
     add("--max_new_tokens", type=positive, default=64, help="of an answer (default 64)")
     add("--gpu", type=int, default=0, help="index of the GPU; without one the CPU")
-    add("--port", type=positive, default=7860, help="of the page on 127.0.0.1 (default 7860)")
+    add("--port", type=port, default=7860, help="of the page on 127.0.0.1 (default 7860)")
     add_api_flags(parser)
     args = parser.parse_args()
     if args.model_path is None and not CROPPER.is_dir():
@@ -133,7 +133,10 @@ def build(cropper: Ask, answerer: Ask, examples: list):
 
 def main() -> None:
     args = parse_args()
-    import gradio as gr
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise UserError(f"{error}; bash scripts/demo.sh installs what the page needs and starts it") from error
 
     from cropvlm.data import load_rows
 
@@ -143,7 +146,11 @@ def main() -> None:
     server, own = server_of(args), (args.vqa_model_path, args.longest_edge, args.gpu, args.max_new_tokens)
     answerer = functools.partial(ask_server, server, args.longest_edge) if server else load(*own)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no font from elsewhere
-    build(cropper, answerer, examples).launch(server_name="127.0.0.1", server_port=args.port, theme=theme, share=False)
+    page = build(cropper, answerer, examples)
+    try:
+        page.launch(server_name="127.0.0.1", server_port=args.port, theme=theme, share=False)
+    except OSError as error:
+        raise UserError(f"--port {args.port} cannot be used ({one_line(error)}); name another one") from error
 
 
 if __name__ == "__main__":

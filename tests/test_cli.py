@@ -22,6 +22,7 @@ from cropvlm.cli import (
     listed,
     nonempty,
     pixels,
+    port,
     positive,
     run,
     seconds,
@@ -122,6 +123,20 @@ def test_a_list_in_a_message_has_few_and_short_items():
     assert listed(["x" * 10**6], length=10) == "xxxxxxx..."
 
 
+PRINTING = "from cropvlm.cli import run; run(lambda: print('x' * {length}))"
+
+
+@pytest.mark.parametrize("length", [1, 100_000])  # written as Python ends, and before
+def test_output_that_cannot_be_written_is_one_line(length):
+    call = [sys.executable, "-c", PRINTING.format(length=length)]
+    reader, closed = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full, os.fdopen(closed, "w") as unread:
+        for stdout, problem in ((full, "No space left on device; free space and"), (unread, "Broken pipe;")):
+            done = subprocess.run(call, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+            assert (done.returncode, done.stderr) == (2, f"error: cannot write: {problem} run the same command again\n")
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:
@@ -136,6 +151,7 @@ def test_anything_else_keeps_its_traceback(error):
         (file_name, {"a": "a", "a.b": "a.b", "..": ".."}, ["", "../a", "a/b", "/a", "a/"]),
         (positive, {"1": 1, "007": 7, "10": 10}, ["", "0", "-1", "1.5", "1e3", "nan", "one", " 1", "9" * 5000]),
         (workers, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan", "100000"]),
+        (port, {"80": 80, "65535": 65535}, ["", "0", "-1", "65536", "http"]),
         (pixels, {"2": 2, "512": 512, "16384": 16384}, ["", "0", "1", "-512", "16385", "1e3", "nan"]),
         (batch_size, {"auto": "auto", "8": 8}, ["", "0", "-1", "Auto", "nan"]),
         (seconds, {"120": 120.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),

@@ -1,6 +1,7 @@
 """Every benchmark of the table on a small copy with its published columns and types, and what is refused."""
 
 import base64
+import json
 import logging
 import subprocess
 import sys
@@ -221,6 +222,43 @@ def test_a_broken_folder_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="is not a readable data set"):
         load_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        (
+            "a.jsonl",
+            '{"question": "Z\xf6e?", "question_id": 1, "image": "x.png"}\n'.encode("latin-1"),
+            "not UTF-8.*0xf6",
+        ),
+        (
+            "a.jsonl",
+            '{"question": "q", "question_id": 1, "image": "Z\xf6e.png"}\n'.encode("latin-1"),
+            "not UTF-8.*0xf6",
+        ),
+        ("a.csv", b"question,question_id,image\nZ\xf6e?,1,x.png\n", "can't decode byte 0xf6"),
+        ("a.jsonl", b"{]\n", "JSON parse error"),
+        ("a.jsonl", b"", "has no rows"),
+    ],
+    ids=["question", "path", "csv", "no JSON", "empty"],
+)
+def test_tables_that_cannot_be_read(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        load_rows(tmp_path)
+
+
+def test_a_folder_may_be_called_like_a_kind_of_file(tmp_path, monkeypatch):
+    """`datasets` itself takes `json` for its own loader, and with it every such file in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder, question in (("json", "in the folder"), (".", "beside it")):
+        row = {"question": question, "question_id": 1, "image": base64.b64encode(RED).decode()}
+        Path(folder).mkdir(exist_ok=True)
+        Path(folder, "a.jsonl").write_text(json.dumps(row))
+    assert load_rows("json")[0]["question"] == "in the folder"
+    with pytest.raises(UserError, match="csv is neither a local folder nor available on the Hub"):
+        load_rows("csv")
 
 
 def test_an_empty_split_beside_does_not_matter(tmp_path):

@@ -89,6 +89,24 @@ def test_without_a_model_it_says_what_to_run(tmp_path):
     assert "run bash scripts/miniature.sh, or give --model_path" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--model_path", "m"], "bash scripts/demo.sh installs what the page needs"),
+        (["--model_path", ""], "--model_path: expected a value"),
+        (["--model_path", "m", "--port", "99999"], "--port: '99999': expected a port, 1 to 65535"),
+        (["--model_path", "m", "--longest_edge", "1"], "--longest_edge: '1': expected 2 to 16384 pixels"),
+    ],
+)
+def test_mistakes_end_with_one_line(tmp_path, flags, problem):
+    (tmp_path / "gradio.py").write_text("raise ImportError('no gradio here')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    call = [sys.executable, ROOT / "scripts/demo.py", *flags]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert problem in done.stderr
+
+
 # The page in earnest: started as a user does, without flags, in a folder that looks like one after the miniature.
 GRADIO = ROOT / ".venv/demo/bin/python3"  # where scripts/demo.sh installs it
 CLIENT = """

@@ -359,6 +359,13 @@ def test_answers_do_not_replace_the_boxes(script, tiny_world, tmp_path, capsys):
     assert path.read_bytes() == before
 
 
+def test_answers_are_not_taken_for_boxes(script, boxes, capsys):
+    """All would be invalid, and every question answered from the full image twice."""
+    write_predictions("a.json", [], {"dataset_path": "d", "models": {"answerer": "m"}})
+    assert script("--bbox", "a.json") == 2
+    assert capsys.readouterr().err.endswith("error: a.json holds answers, by its meta file; expected boxes\n")
+
+
 def command(answerers, boxes, name, *flags) -> list:
     settings = ["--bbox", boxes, "--output_path", boxes.parent, "--name", name, "--vqa_model_path"]
     return [REPO / "generate_final_answers.py", *settings, answerers["smolvlm"], "--gpu", -1, *flags]

@@ -61,6 +61,7 @@ def test_messages_share_no_state():
 
 def test_completions():
     assert format_bbox((1, 2, 30, 100)) == "[1, 2, 30, 100]."
+    assert format_bbox((1.0, 2.5, 30.0, 100.0)) == "[1, 2.5, 30, 100]."  # a column of floats
     assert answer_completion("coca COLA") == "Coca cola."
     assert answer_completion("10:30") == "10:30."
     assert answer_completion("") == "."

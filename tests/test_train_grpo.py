@@ -107,6 +107,14 @@ def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, 
     assert trainer.generation_config.suppress_tokens == [trainer.model.config.image_token_id]
 
 
+def test_an_adapter_keeps_its_own_settings(sft_adapter, tiny_smolvlm, caplog):
+    """The flags are of a fresh adapter; the card lists what was trained."""
+    policy = train_grpo.GRPOPolicyArguments(base_model=str(sft_adapter), lora_r=128, lora_alpha=8, lora_dropout=0.05)
+    policy.load_policy(torch.float32, modeling.load_processor(str(tiny_smolvlm)))
+    assert (policy.lora_r, policy.lora_alpha, policy.lora_dropout) == (4, 8, 0.05)
+    assert "is an adapter, which keeps its own lora_r 4" in caplog.messages[-1]
+
+
 def test_the_policy_goes_on_from_the_adapter_with_a_frozen_copy(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
     weights = dict(trainer.model.named_parameters())

@@ -1,6 +1,7 @@
 """Stage 1 on a tiny model: rows, labels, LoRA, a whole run, and what is refused before a model is loaded."""
 
 import json
+import shutil
 import sys
 
 import datasets
@@ -224,7 +225,8 @@ def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
     rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(2))
     rows.add_column("bbox", [[0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 1.0, 1.0]]).save_to_disk(str(tmp_path / "data"))
     policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
-    assert len(make_trainer(tmp_path / "out", policy).train_dataset) == 2
+    completions = [row["completion"] for row in make_trainer(tmp_path / "out", policy).train_dataset]
+    assert completions == [f" [0, 0, {n}, {n}].<end_of_utterance>" for n in (100, 1)]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +246,24 @@ def test_mistakes_are_refused_before_a_model_is_loaded(flags, message, tiny_smol
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=message):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
+
+
+@pytest.mark.parametrize("name", ["base_model", "dataset_path", "the base of base_model"])
+def test_the_output_does_not_replace_what_the_run_reads(name, tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+    """The result's weights would take the place of the base's, which the adapter is nothing without."""
+    base, data, adapter = tmp_path / "base", tmp_path / "data", tmp_path / "adapter"
+    shutil.copytree(tiny_smolvlm, base)
+    shutil.copytree(sft_data, data)
+    model = base
+    if name == "the base of base_model":
+        model = adapter
+        modeling.load_policy(str(base), PolicyArguments(lora_r=4).lora_config(), torch.float32).save_pretrained(model)
+    output = data if name == "dataset_path" else base
+    before = sorted(output.iterdir())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"is also {name}, which would be replaced"):
+        run_main(monkeypatch, *flags_for(model, data, output.name))
+    assert sorted(output.iterdir()) == before
 
 
 def broken_data(sft_data, folder, damage):

@@ -215,6 +215,15 @@ def test_what_is_scored_is_not_overwritten(world, score, output):
     assert Path(output).read_bytes() == before
 
 
+@pytest.mark.parametrize("flags", [["--predictions_file", "boxes.json"], ["--compare", "boxes.json"]])
+def test_a_box_file_is_not_scored(world, score, flags):
+    world(VQA_ROWS, VQA_PREDICTIONS, models={"answerer": "m"})
+    world(VQA_ROWS, VQA_PREDICTIONS, "boxes.json", models={"cropper": "m", "cropper_base": None})
+    code, lines, error = score(*flags)
+    assert (code, lines) == (2, [])
+    assert error == "error: boxes.json holds boxes, by its meta file; expected answers\n"
+
+
 @pytest.mark.parametrize("wrong", [{"max_samples": "2"}, {"max_samples": True}, {"split": 1}, {"dataset_path": []}])
 def test_a_meta_file_of_wrong_types_is_refused(world, score, wrong):
     world(VQA_ROWS, VQA_PREDICTIONS, **wrong)

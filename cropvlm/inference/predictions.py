@@ -13,6 +13,8 @@ from cropvlm.cli import UserError, failure, listed, shorten
 from cropvlm.runtime.files import check_writable, write_json
 from cropvlm.runtime.provenance import library_versions
 
+KINDS = {"cropper": "boxes", "answerer": "answers"}  # role of a model in a meta file -> what it writes
+
 
 def meta_path(path: str | Path) -> Path:
     """The meta file of a prediction file: `textvqa_bbox.json` -> `textvqa_bbox.meta.json`."""
@@ -79,6 +81,17 @@ def read_meta(path: str | Path) -> dict:
             expected = f"expected a value of type {kind.__name__} or null"
             raise UserError(f"{meta_path(path)}: {key} is {shorten(repr(value))}, {expected}")
     return meta
+
+
+def check_holds(path: str | Path, role: str, meta: dict) -> None:
+    """Raise `UserError` where the meta of the file `path` names a model of the other role: its texts are another kind.
+
+    role: `cropper`, which writes boxes, or `answerer`.
+    """
+    models = meta.get("models")
+    named = [name for name in KINDS if isinstance(models, dict) and name in models]
+    if named and role not in named:
+        raise UserError(f"{path} holds {KINDS[named[0]]}, by its meta file; expected {KINDS[role]}")
 
 
 def join_on_question_id(records: list[dict], rows: Any, name: str = "the prediction file") -> list[str]:

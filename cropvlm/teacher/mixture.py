@@ -1,6 +1,7 @@
 """A training mixture: several data sets in one schema, ids that stay unique, each source halved for SFT and GRPO."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 
@@ -14,6 +15,11 @@ SCHEMA = ("image", "question", "question_id", "answers", "source")
 STRINGS = List(Value("string"))
 
 
+def share_of(share: float, rows: int) -> int:
+    """The number of rows in a share, rounded down: 29 for 0.29 of 100, where floats make it 28.999999999999996."""
+    return int(Fraction(str(share)) * rows)
+
+
 def load_source(source: Source, split: str | None, max_samples: int | None) -> Dataset:
     """Return the rows of one source, at most `max_samples`, with its name in `source`; images still encoded.
 
@@ -21,7 +27,7 @@ def load_source(source: Source, split: str | None, max_samples: int | None) -> D
     """
     rows = load_rows(source.path, split, max_samples, default_split="train", to_save=True)
     if source.limit is not None:
-        number = source.limit if isinstance(source.limit, int) else int(len(rows) * source.limit)
+        number = source.limit if isinstance(source.limit, int) else share_of(source.limit, len(rows))
         if number == 0:
             raise UserError(f"{source.path} has {len(rows)} rows; a share of {source.limit} holds not even one")
         rows = rows.select(range(min(number, len(rows))))
@@ -59,7 +65,7 @@ def halve(sources: list[Dataset], sft_share: float = 0.5) -> tuple[Dataset, Data
     Of n rows the first n // 2 go into the SFT part, as in the released experiment; both parts hold every source.
     Raises `UserError` if a source has no row for SFT.
     """
-    counts = [int(len(rows) * sft_share) for rows in sources]
+    counts = [share_of(sft_share, len(rows)) for rows in sources]
     for rows, count in zip(sources, counts, strict=True):
         if count == 0:
             name = rows[0]["source"]

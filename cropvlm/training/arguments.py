@@ -111,11 +111,21 @@ class PolicyArguments:
 
     def load_policy(self, dtype: torch.dtype, processor: Any) -> Any:
         """The model to train, on the CPU. dtype: of the weights that are not trained."""
-        from cropvlm.modeling import load_policy, stop_token_ids
+        from cropvlm.modeling import is_adapter, load_policy, stop_token_ids
 
         model = load_policy(self.base_model, self.lora_config(), dtype, self.attn_implementation)
+        if is_adapter(self.base_model):
+            self._keep_lora_of(model.peft_config["default"])
         model.generation_config.eos_token_id = stop_token_ids(model, processor)
         return model
+
+    def _keep_lora_of(self, adapter: Any) -> None:
+        """Take over the settings of the adapter that is trained on, for the model card; say so where flags differ."""
+        names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+        own = {name: getattr(adapter, key) for name, key in names.items()}
+        if differing := [f"{name} {value}" for name, value in own.items() if value != getattr(self, name)]:
+            logger.warning("%s is an adapter, which keeps its own %s", self.base_model, ", ".join(differing))
+        vars(self).update(own)
 
     def load_answerer(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
         """The frozen reward VLM, which also answers held-out questions, and its processor."""

@@ -8,9 +8,12 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments, set_seed
 
+from cropvlm.cli import UserError
+from cropvlm.modeling import adapter_base
 from cropvlm.runtime.files import lock, write_text
 from cropvlm.training.arguments import PolicyArguments, frozen_dtype
 from cropvlm.training.checkpoints import (
+    MODELS,
     CheckpointRecorder,
     add_rows,
     check_same_run,
@@ -36,12 +39,13 @@ def train(args: TrainingArguments, policy: PolicyArguments, make_trainer: Callab
 
     make_trainer: (args, policy) -> the trainer, with data and models loaded.
 
-    Raises `UserError` where the output folder cannot be written or is in use, the run to resume had other settings, the
-    disk is full, or the result cannot be pushed.
+    Raises `UserError` where the output folder cannot be written, is in use or holds what the run reads, the run to
+    resume had other settings, the disk is full, or the result cannot be pushed.
     """
     hide_hub_token(args)
     start_logging(args, policy)
     folder = Path(args.output_dir)
+    check_apart(folder, args, policy)
     first = args.process_index == 0
     with disk_errors(args.output_dir), lock(folder / LOCK) if first else contextlib.nullcontext():
         if first and args.push_to_hub:
@@ -53,6 +57,17 @@ def train(args: TrainingArguments, policy: PolicyArguments, make_trainer: Callab
             add_merged(folder, frozen_dtype(args))
         if first and args.push_to_hub:
             push(args, repo_id)
+
+
+def check_apart(folder: Path, args: TrainingArguments, policy: PolicyArguments) -> None:
+    """Raise `UserError` where the result would replace a model or data set that the run, or its result, needs."""
+    needed = {name: getattr(policy, name) for name in (*MODELS, "dataset_path")}
+    needed |= {"eval_dataset_path": args.eval_dataset_path}
+    if Path(policy.base_model).is_dir():
+        needed |= {"the base of base_model": adapter_base(policy.base_model)}
+    for name, path in needed.items():
+        if path and Path(path).is_dir() and Path(path).resolve() == folder.resolve():
+            raise UserError(f"the output folder {folder} is also {name}, which would be replaced; name another folder")
 
 
 def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str, dict]) -> bool:

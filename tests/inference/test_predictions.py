@@ -10,6 +10,7 @@ import pytest
 from cropvlm.cli import UserError
 from cropvlm.inference.predictions import (
     build_meta,
+    check_holds,
     join_on_question_id,
     meta_path,
     read_meta,
@@ -54,6 +55,11 @@ def test_meta_names_every_library_and_what_load_rows_needs():
 )
 def test_meta_path(name, meta):
     assert meta_path(Path("x") / name) == Path("x") / meta
+
+
+@pytest.mark.parametrize("models", [None, {}, "m", {"cropper": "m"}, {"server": "s"}])
+def test_what_a_file_holds_is_not_refused_unless_it_is_known(models):
+    check_holds("p.json", "cropper", {"models": models})
 
 
 def test_no_meta_file_is_an_empty_meta(tmp_path):

@@ -12,7 +12,7 @@ from published import BLUE, RED, docvqa, hrbench, infovqa, stvqa, textvqa
 from cropvlm import benchmarks
 from cropvlm.cli import UserError
 from cropvlm.teacher import mixture
-from cropvlm.teacher.mixture import halve
+from cropvlm.teacher.mixture import halve, share_of
 from cropvlm.teacher.sources import parse_source
 
 TEXT = Value("string")
@@ -73,6 +73,11 @@ def test_shares_and_caps(four_sources):
     sources = load_sources(["textvqa=0.5", "docvqa=2", "stvqa=99"], max_samples=7)
     assert [len(rows) for rows in sources] == [3, 2, 4]  # int(7 * 0.5), 2, all there are
     assert sources[1]["question_id"][:] == ["docvqa/49153", "docvqa/49154"]  # the first ones
+
+
+@pytest.mark.parametrize(("share", "rows", "part"), [(0.29, 100, 29), (0.5, 7, 3), (1e-9, 12, 0), (1.0, 5, 5)])
+def test_a_share_is_rounded_down(share, rows, part):
+    assert share_of(share, rows) == part
 
 
 def test_one_source_keeps_its_ids_and_columns(four_sources):
