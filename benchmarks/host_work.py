@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python3 benchmarks/host_work.py
 
 A GRPO step of 16 prompts x 6 completions at SmolVLM's real geometry (images, tiles, tokens, layers), with weights a few
-numbers wide. Printed are the training process's own CPU seconds outside of the model (its passes, log-probabilities
-and the optimiser's step), and the operations that are launched, as PyTorch dispatches them, views left out:
+numbers wide. Printed are the training process's own CPU seconds outside of the model (its passes, sampling,
+log-probabilities and the optimiser's step), and the operations that are launched, as PyTorch dispatches them, views
+left out:
 
 trl     TRL's own `GRPOTrainer` with the paper's micro-steps of one prompt, every reward alone
 shared  train_grpo.py's trainer in the same micro-steps, with the tiles that the image processor makes
