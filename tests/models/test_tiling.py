@@ -76,6 +76,17 @@ def test_an_image_is_handed_over_as_its_own_bytes_or_fewer(processor):
     assert the_image(prepared)["levels"].dtype == torch.uint8
 
 
+def test_images_are_cut_alike_alone_together_and_grouped_by_size_as_on_a_gpu(processor):
+    tiling = tiling_of(processor, GPU)
+    images = [torch.from_numpy(np.array(scene(*size))) for size in [*SIZES, SIZES[0]]]
+    alone = torch.cat([cut_tiles(tiling, [image]) for image in images])
+    channels_first = [image.permute(2, 0, 1) for image in images]
+    options = {"do_convert_rgb": False, "return_tensors": "pt", "disable_grouping": False}
+    grouped = tiling([channels_first], **options)["pixel_values"].transpose(0, 1)
+    assert torch.equal(cut_tiles(tiling, images), alone)
+    assert torch.equal(grouped, alone)
+
+
 @torch.inference_mode()
 def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
     model = load_model(str(tiny_smolvlm), device="cpu")
