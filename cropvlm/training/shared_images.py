@@ -27,6 +27,13 @@ IDENTITY = "identity"
 _identities = itertools.count()
 
 
+class SharedImage(Image.Image):
+    """An image that stays one where a prompt is copied deeply, as TRL does in every step: nobody changes its pixels."""
+
+    def __deepcopy__(self, memo: dict) -> Image.Image:
+        return self
+
+
 class SharedImages:
     """Stands between an Idefics3 (or SmolVLM) model and the processor that TRL is given.
 
@@ -73,6 +80,7 @@ class SharedImages:
         self.forget()
         read = self.read_ahead.results(rows)
         for image, prepared in read.values():
+            image.__class__ = SharedImage
             self._number(image, prepared)
         return [{**row, "image": read[row["question_id"]][0]} for row in rows]
 

@@ -116,11 +116,13 @@ def flat_gradient(model):
     return torch.cat([weight.grad.double().flatten() for weight in model.parameters() if weight.grad is not None])
 
 
-def test_every_image_is_decoded_and_preprocessed_once_a_step(
+def test_every_image_is_decoded_and_preprocessed_once_a_step_and_never_copied(
     sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
 ):
     """TRL reads the four prompts' rows four times, and asks for 12 rollouts' images and for the same 12 once more."""
-    opened, preprocessed = Counter(), []
+    opened, preprocessed, copied = Counter(), [], []
+    state = Image.Image.__getstate__
+    monkeypatch.setattr(Image.Image, "__getstate__", lambda image: copied.append(image) or state(image))
     read = sharing.open_training_image
     monkeypatch.setattr(sharing, "open_training_image", lambda source, i: opened.update([i]) or read(source, i))
     preprocess = images.process_image
@@ -131,6 +133,7 @@ def test_every_image_is_decoded_and_preprocessed_once_a_step(
     trainer.shared_images.read_ahead.threads.shutdown()
     assert list(opened.values()) == [1] * 12  # the third step's as well, during the second
     assert len(preprocessed) == 8
+    assert not copied
 
 
 def count_tiles(monkeypatch, model):
