@@ -5,6 +5,7 @@ import contextlib
 import errno
 import io
 import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -90,6 +91,8 @@ def run(main: Callable[[], int | None]) -> None:
     `accelerate launch` makes 1 of 2 and 3, and adds a traceback of its own (ChildFailedError) below the script's lines.
     Any exception but `UserError` keeps its traceback; the cause of a `UserError` is logged for `--verbose`.
     """
+    if sys.platform == "linux":  # Python 3.14 would pickle what a worker process gets, and start it anew, for seconds
+        multiprocessing.set_start_method("fork", force=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an accent must not fail on an ASCII-only terminal
             stream.reconfigure(errors="backslashreplace")

@@ -1,7 +1,9 @@
 """Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once per test run."""
 
 import importlib.util
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from real_files import QWEN, SHARED, SMOLVLM, real_files
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("unhurried")
+if sys.platform == "linux":
+    multiprocessing.set_start_method("fork", force=True)  # as `cropvlm.cli.run` does
 # Nothing is downloaded, and no test may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -235,6 +235,21 @@ def test_an_accent_on_a_terminal_that_only_knows_ascii():
     assert done.stderr == "datasets/\\xe9\nerror: no \\xe9\n"
 
 
+FORKSERVER = """
+import multiprocessing
+from cropvlm.cli import run
+multiprocessing.set_start_method("forkserver")
+run(lambda: print(multiprocessing.get_start_method()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's own way is kept")
+def test_worker_processes_are_forked_where_python_would_not():
+    """Rows are made by functions within functions, which cannot be pickled; forkserver is Python 3.14's default."""
+    done = subprocess.run([sys.executable, "-c", FORKSERVER], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("fork\n", "", 0)
+
+
 # What takes seconds to import, so that --help and a mistake in the flags would wait for it.
 SLOW_TO_IMPORT = {"torch", "transformers", "datasets", "accelerate", "peft", "trl", "openai", "pandas"}
 PARSE = f"""

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import train_sft
@@ -158,6 +159,19 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
     assert all(0 <= entry["eval_boxes/valid"] <= 1 for entry in measured)
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
     assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
+
+
+def test_measuring_leaves_the_weights_as_they_are(tiny_smolvlm, sft_data, tiny_world, tmp_path, monkeypatch):
+    """With the adapter's dropout, whose random numbers follow those that measuring draws."""
+    weights = []
+    for name in ("plain", "measured"):
+        flags = [*flags_for(tiny_smolvlm, sft_data, tmp_path / name), "--max_steps", 2, "--lora_dropout", 0.5]
+        if name == "measured":
+            flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 1]
+            flags += ["--eval_steps", 1, "--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
+        run_main(monkeypatch, *flags)
+        weights.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 def test_merge_needs_an_adapter(tiny_smolvlm, sft_data, tmp_path, monkeypatch):

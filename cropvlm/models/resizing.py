@@ -30,10 +30,11 @@ def resize(image: Tensor, size: tuple[int, int], resample: Resampling = Resampli
     if min(*size, *image.shape[-2:]) < 1:
         raise ValueError(f"cannot resize {tuple(image.shape[-2:])} to {size}; expected at least 1x1")
     height, width = size
-    if width != image.shape[-1]:
-        image = _to_levels(image.float() @ resize_matrix(image.shape[-1], width, resample, image.device).T)
-    if height != image.shape[-2]:
-        image = _to_levels(resize_matrix(image.shape[-2], height, resample, image.device) @ image.float())
+    with torch.autocast(image.device.type, enabled=False):  # bfloat16's 8 bits do not hold levels and halves
+        if width != image.shape[-1]:
+            image = _to_levels(image.float() @ resize_matrix(image.shape[-1], width, resample, image.device).T)
+        if height != image.shape[-2]:
+            image = _to_levels(resize_matrix(image.shape[-2], height, resample, image.device) @ image.float())
     return image
 
 

@@ -17,6 +17,7 @@ import datasets
 import torch
 from peft import get_peft_model
 from PIL import Image
+from safetensors.torch import save_model
 from transformers import (
     AutoConfig,
     Idefics3Config,
@@ -75,7 +76,10 @@ def _with_toy_models(policy: Any, processor: Any, folder: str) -> Any:
         model = toy_model(processor, config.tie_word_embeddings).to(device, dtype)
         if policy.attn_implementation is not None:
             model.set_attn_implementation(policy.attn_implementation)
-        model.save_pretrained(folder)
+        # Not `model.save_pretrained`, which writes in the first of several processes alone.
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        save_model(model, f"{folder}/model.safetensors", metadata={"format": "pt"})
         model.config.name_or_path = folder
         return model
 

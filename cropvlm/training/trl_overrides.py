@@ -148,7 +148,8 @@ class CropperTrainer:
         """Return and log accuracy (0 to 100) and share of valid boxes on the held-out rows, boxes greedy."""
         self.model.eval()
         process = (self.accelerator.process_index, self.accelerator.num_processes)
-        with self.accelerator.autocast():
+        # Training goes on with the random numbers it would have had: loading images in between draws some.
+        with torch.random.fork_rng(devices=[]), self.accelerator.autocast():
             results = gather_object(self.crop_accuracy(self.model, self.crop_processor, *process))
         scores, valid = zip(*results, strict=True)
         metrics = {

@@ -56,6 +56,14 @@ def test_any_size_to_any_size(shape, size, resample):
     assert difference(shape, size, resample).max() <= 1
 
 
+def test_the_levels_are_pillows_under_autocast():
+    """A trainer measures its crops there; in bfloat16 two of three levels would be others."""
+    with torch.autocast("cpu", torch.bfloat16):
+        levels = difference((300, 400), (96, 120), Resampling.LANCZOS)
+    assert levels.max() <= 1
+    assert (levels > 0).mean() < 1e-3
+
+
 def test_torchvisions_lanczos_is_the_same_to_two_levels():
     """Its weights have 16 bits."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 300, 400), dtype=np.uint8))

@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 from transformers import set_seed
+from transformers.distributed import mixin
 
 import train_grpo
 import train_sft
@@ -43,6 +44,13 @@ def test_settings_that_work_pass_and_nothing_changes(stage, options, tiny_smolvl
     drawn = (random.random(), torch.rand(1).item())
     set_seed(42)
     assert drawn == (random.random(), torch.rand(1).item())
+
+
+def test_every_process_has_the_reference_of_a_whole_model(tiny_smolvlm, tmp_path, monkeypatch):
+    """transformers' `save_pretrained` writes nothing in the second of two."""
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    rehearse_stage("grpo", tiny_smolvlm, tmp_path, use_lora=False)
 
 
 def test_progress_bars_stay_off_where_the_user_wants_none(tiny_smolvlm, tmp_path):
