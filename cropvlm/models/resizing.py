@@ -55,10 +55,12 @@ def resize_matrix(length: int, new_length: int, resample: Resampling, device: to
     centre = (torch.arange(new_length, dtype=torch.float64) + 0.5) * scale  # (new_length,)
     first = (centre - support * stretch + 0.5).long().clamp(min=0)
     last = (centre + support * stretch + 0.5).long().clamp(max=length)
-    pixel = torch.arange(length)
-    weights = weight((pixel + 0.5 - centre[:, None]) / stretch)  # (new_length, length)
-    weights = weights.masked_fill((pixel < first[:, None]) | (pixel >= last[:, None]), 0)
-    return (weights / weights.sum(1, keepdim=True)).float().to(device)
+    # Only the pixels under the filter: of all, sinc would take a quarter of a second at 2048 px.
+    pixel = first[:, None] + torch.arange(int(2 * support * stretch) + 2)  # (new_length, taps)
+    weights = weight((pixel + 0.5 - centre[:, None]) / stretch).masked_fill(pixel >= last[:, None], 0)
+    weights = (weights / weights.sum(1, keepdim=True)).float()
+    matrix = torch.zeros(new_length, length).scatter_add_(1, pixel.clamp(max=length - 1), weights)
+    return matrix.to(device)
 
 
 def _lanczos(x: Tensor) -> Tensor:
