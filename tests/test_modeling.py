@@ -101,6 +101,13 @@ def test_a_merged_model_keeps_its_rotary_frequencies_in_float32(adapter):
     assert merged.model.text_model.rotary_emb.inv_freq.dtype == torch.float32
 
 
+def test_an_adapter_is_merged_in_float32_and_rounded_once(adapter):
+    exact = dict(modeling.load_model(str(adapter), device="cpu").named_parameters())
+    merged = modeling.load_model(str(adapter), device="cpu", dtype=torch.bfloat16)
+    for name, weight in merged.named_parameters():
+        assert torch.equal(weight, exact[name].bfloat16()), name
+
+
 def test_the_base_of_an_adapter_may_have_moved(adapter, tiny_smolvlm, tmp_path):
     moved = tmp_path / "adapter"
     shutil.copytree(adapter, moved)

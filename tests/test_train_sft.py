@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 import train_sft
 from cropvlm import modeling
 from cropvlm.cli import UserError
+from cropvlm.crops import crop_bbox
 from cropvlm.data import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.prompts import cropper_messages
@@ -131,9 +132,10 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
 
     def generate_texts(model, processor, messages, images, **options):
         if len(images[0]) == 2:  # the answerer
+            assert all(crop == crop_bbox(full, (0, 0, 50, 25)) for full, crop in images)
             return [next(answers) for _ in images]
         assert model.training is False
-        return plain(model, processor, messages, images, **options)
+        return [" [0, 0, 50, 25]." for _ in plain(model, processor, messages, images, **options)]
 
     monkeypatch.setattr(evaluation, "generate_texts", generate_texts)
     monkeypatch.setattr(evaluation, "answer_accuracy", lambda answer, references: float(answer == "right"))
@@ -156,7 +158,7 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     measured = [entry for entry in state["log_history"] if "eval_accuracy" in entry]
     assert [(entry["step"], entry["eval_accuracy"]) for entry in measured] == [(1, 0), (2, 100)]
-    assert all(0 <= entry["eval_boxes/valid"] <= 1 for entry in measured)
+    assert [entry["eval_boxes/valid"] for entry in measured] == [1, 1]
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
     assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
 

@@ -67,6 +67,17 @@ def test_the_tiles_are_the_processors_to_two_levels(size, processor):
     assert ours.tiling.values_of(given["levels"]) == tiles.numel()
 
 
+def test_a_processor_that_does_not_split_keeps_to_one_tile(tiny_smolvlm):
+    processor = load_processor(str(tiny_smolvlm), longest_edge=256)
+    processor.image_processor.do_image_splitting = False
+    prompts = [answerer_prompt(QUESTION, [scene(300, 200)])]
+    theirs, ours = prepare(processor, prompts), prepare(processor, prompts, tiling=tiling_of(processor, GPU))
+    assert ours.input_ids == theirs.input_ids
+    tiles = cut_tiles(ours.tiling, [the_image(ours)["levels"]])
+    assert tiles.shape == the_image(theirs)["pixel_values"].shape == (1, 1, 3, 64, 64)
+    assert ours.tiling.values_of(the_image(ours)["levels"]) == tiles.numel()
+
+
 def test_an_image_is_handed_over_as_its_own_bytes_or_fewer(processor):
     """300x200 levels are 180,000 bytes; seen at 64 px the image is handed over as 64x42."""
     prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(300, 200)])], tiling=tiling_of(processor, GPU))

@@ -78,6 +78,8 @@ def test_a_figure(world, right_answers, tolerance, verdict):
         pytest.param({"none": 0, "sft": 4}, {"score": SFT, "over": NONE}, 4, "reproduced", id="interval above 0"),
         # 3 of 100: 0.97^100 = 4.8%, so the interval's lower end is 0.
         pytest.param({"none": 0, "sft": 3}, {"score": SFT, "over": NONE}, 3, "not reproduced", id="interval from 0"),
+        # The same 46 are right in both; unpaired, the error of the difference would be 7.
+        pytest.param({"none": 46, "sft": 50}, {"score": SFT, "over": NONE}, 4, "reproduced", id="paired by question"),
         pytest.param({"none": 9, "sft": 0}, {"score": SFT, "over": NONE}, -9, "not reproduced", id="the other way"),
         # (72 - 40) of (85 - 40) points are 71.1%; 31 of 45 are 68.9%.
         pytest.param(

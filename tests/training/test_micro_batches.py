@@ -189,6 +189,12 @@ def test_sizes_follow_the_memory(monkeypatch, caplog):
     assert run(MicroBatches("auto"), 10, fits=9) == 1
 
 
+def test_several_processes_take_the_size_that_fits_all(monkeypatch):
+    """Another process holds 2 units; with parts of another number this one would wait for it forever."""
+    monkeypatch.setattr(memory, "gather_object", lambda sizes: [*sizes, 2])
+    assert MicroBatches("auto", num_processes=2).run(lambda size: size, 8, 1, CPU) == 2
+
+
 @pytest.mark.parametrize(("size", "processes", "rows"), [(6, 1, 6), ("auto", 2, 12), ("auto", 1, 3)])
 def test_parts_that_may_not_be_smaller(size, processes, rows):
     """A fixed size, several processes, which would no longer keep in step, and a single unit."""

@@ -134,6 +134,7 @@ def test_every_image_is_decoded_and_preprocessed_once_a_step_and_never_copied(
     assert list(opened.values()) == [1] * 12  # the third step's as well, during the second
     assert len(preprocessed) == 8
     assert not copied
+    assert len(trainer.shared_images._tiles) == 4  # the first step's are gone
 
 
 def count_tiles(monkeypatch, model):

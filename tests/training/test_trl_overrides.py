@@ -75,11 +75,13 @@ def test_a_step_has_no_dropout(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     assert make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm).args.disable_dropout
 
 
-def test_rows_of_one_image_and_question_share_no_score_if_their_references_differ():
-    image = object.__new__(type("Image", (), {"width": 9, "height": 9, "crop": lambda self, box: box}))
-    rows = (["[0, 0, 50, 50]."] * 3, [image] * 3, ["Which?"] * 3, [["a"], ["b"], ["a"]])
+def test_rows_share_a_score_if_image_question_references_and_box_are_the_same():
+    """The last two rows show another image, and another question."""
+    one, other = (object.__new__(type("Image", (), {"width": 9, "height": 9, "crop": lambda *box: box})) for _ in "12")
+    images, references = [one] * 3 + [other, one], [["a"], ["b"], ["a"], ["a"], ["a"]]
+    rows = (["[0, 0, 50, 50]."] * 5, images, ["Which?"] * 4 + ["Where?"], references)
     crops, order = distinct_crops(*rows)
-    assert ([row for row, _ in crops], order) == ([0, 1], [0, 1, 0])
+    assert ([row for row, _ in crops], order) == ([0, 1, 3, 4], [0, 1, 0, 2, 3])
 
 
 def out_of_memory(*args, **kwargs):
