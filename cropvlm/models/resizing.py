@@ -43,7 +43,7 @@ def _to_levels(values: Tensor) -> Tensor:
     return (values + 0.5).floor().clamp(0, 255).to(torch.uint8)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)  # one of 2048 by 2048 takes 16 MiB of a GPU; to make it takes a millisecond
 def resize_matrix(length: int, new_length: int, resample: Resampling, device: torch.device) -> Tensor:
     """The weights with which each of `new_length` output pixels sums `length` input pixels, (new_length, length) fp32.
 
