@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
 # Settings that leave the weights as they are: where and how often something is written, shown, measured or pushed, and
-# on what the computation runs. Every other setting has to be the same when a run is resumed.
+# on what, and in how large parts, the computation runs (SFT's dropout draws other masks for other parts). Every other
+# setting has to be the same when a run is resumed.
 INDIFFERENT = re.compile(
     "(hub_|log_|logging_|trackio_|vllm_server_|ddp_|activation_|gradient_checkpointing|report_to|run_name|project"
     "|dataloader_(?!drop_last)|do_|output_dir|resume_from_checkpoint|push_to_hub|disable_tqdm|gpu|merge|local_rank"

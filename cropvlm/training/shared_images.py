@@ -22,7 +22,7 @@ from cropvlm.models.tiling import tiling_of
 from cropvlm.training.images import ReadAhead, read_image
 from cropvlm.training.rows import open_training_image
 
-# In a PIL image's `info`, which its copies keep: transformers copies a prompt together with its images.
+# In a PIL image's `info`, which its copies keep.
 IDENTITY = "identity"
 _identities = itertools.count()
 

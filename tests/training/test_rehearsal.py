@@ -5,8 +5,9 @@ import random
 import datasets
 import pytest
 import torch
-from transformers import set_seed
+from transformers import Idefics3ForConditionalGeneration, set_seed
 from transformers.distributed import mixin
+from trl import GRPOTrainer
 
 import train_grpo
 import train_sft
@@ -48,9 +49,13 @@ def test_settings_that_work_pass_and_nothing_changes(stage, options, tiny_smolvl
 
 def test_every_process_has_the_reference_of_a_whole_model(tiny_smolvlm, tmp_path, monkeypatch):
     """transformers' `save_pretrained` writes nothing in the second of two."""
+    trainers = []
+    make = GRPOTrainer.__init__
+    monkeypatch.setattr(GRPOTrainer, "__init__", lambda self, **given: make(self, **given) or trainers.append(self))
     monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
     monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
     rehearse_stage("grpo", tiny_smolvlm, tmp_path, use_lora=False)
+    assert [type(trainer.ref_model) for trainer in trainers] == [Idefics3ForConditionalGeneration]
 
 
 def test_progress_bars_stay_off_where_the_user_wants_none(tiny_smolvlm, tmp_path):
