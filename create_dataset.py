@@ -26,8 +26,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run, start_logging
-from cropvlm.teacher.arguments import add_flags, remedies, teacher_of
+from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run, start_logging
+from cropvlm.sets.teacher_flags import add_flags, remedies, teacher_of
 
 logger = logging.getLogger("cropvlm.create_dataset")
 
@@ -46,16 +46,16 @@ def create_dataset(args: argparse.Namespace) -> int:
     # Imported here, since they take seconds: a mistake in the flags is told at once.
     from transformers import set_seed
 
-    from cropvlm.runtime.journal import Journal
-    from cropvlm.runtime.processes import rank
-    from cropvlm.teacher.card import describe_sources, report_files, write_card
-    from cropvlm.teacher.growing import grow
-    from cropvlm.teacher.hub import prepare_repository, push
-    from cropvlm.teacher.mixture import halve, load_sources
-    from cropvlm.teacher.report import summarise
-    from cropvlm.teacher.responses import Asking, failed_rows, settings_in_journal, teacher_settings
-    from cropvlm.teacher.rows import with_boxes, with_readable_images, with_references
-    from cropvlm.teacher.saving import output_folders, save_whole
+    from cropvlm.runs.journal import Journal
+    from cropvlm.runs.processes import rank
+    from cropvlm.sets.card import describe_sources, report_files, write_card
+    from cropvlm.sets.hub import prepare_repository, push
+    from cropvlm.sets.mixture import halve, load_sources
+    from cropvlm.sets.responses import Asking, failed_rows, settings_in_journal, teacher_settings
+    from cropvlm.sets.saving import output_folders, save_whole
+    from cropvlm.sets.summary import summarise
+    from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references
+    from cropvlm.teacher import grow
 
     set_seed(SEED)
     teacher, target = teacher_of(args), args.output_path

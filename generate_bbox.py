@@ -17,17 +17,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import bbox_area_pct, parse_bbox
-from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
-from cropvlm.data import load_rows
-from cropvlm.inference.arguments import TextModel, add_common_flags, cropper, data_sources
-from cropvlm.inference.predictions import check_output
-from cropvlm.inference.prompt_sources import BoxPrompts
-from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
+from cropvlm.data.catalog import dataset_name
+from cropvlm.data.rows import load_rows
+from cropvlm.errors import UserError, remedy
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
-from cropvlm.runtime.arguments import add_api_flags, refuse_beside_server
-from cropvlm.runtime.provenance import data_settings
+from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
+from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
+from cropvlm.runs.predictions import check_output
+from cropvlm.runs.prompt_sources import BoxPrompts
+from cropvlm.runs.provenance import data_settings
+from cropvlm.runs.run import DuplicateOutput, Job, Output, Run
+from cropvlm.runs.text_models import TextModel, add_common_flags, cropper, data_sources
 
 
 def parse_args() -> argparse.Namespace:

@@ -29,23 +29,18 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import parse_bbox
-from cropvlm.cli import ArgumentParser, UserError, nonempty, pixels, positive, remedy, run, start_logging
-from cropvlm.data import benchmark_for, load_rows
-from cropvlm.inference.arguments import TextModel, add_common_flags, answerer, data_sources
-from cropvlm.inference.predictions import (
-    check_holds,
-    check_output,
-    join_on_question_id,
-    read_meta,
-    read_predictions,
-)
-from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts
-from cropvlm.inference.run import DuplicateOutput, Job, Output, Run
+from cropvlm.data.catalog import dataset_name
+from cropvlm.data.rows import benchmark_for, load_rows
+from cropvlm.errors import UserError, remedy
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
-from cropvlm.runtime.arguments import add_api_flags, refuse_beside_server
-from cropvlm.runtime.provenance import data_settings, hash_of
+from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
+from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
+from cropvlm.runs.predictions import check_holds, check_output, join_on_question_id, read_meta, read_predictions
+from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts
+from cropvlm.runs.provenance import data_settings, hash_of
+from cropvlm.runs.run import DuplicateOutput, Job, Output, Run
+from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources
 
 MODES = (BASE, CROPVLM)
 

@@ -3,7 +3,7 @@
     python3 train_grpo.py --base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo
 
 TRL's `GRPOTrainer` in its Dr. GRPO form; rollouts, advantages and loss are its own. What is changed stands in
-`cropvlm/training/trl_overrides.py`: the completions of a prompt share their image, a micro-batch holds whole groups,
+`cropvlm/trainers/trl_overrides.py`: the completions of a prompt share their image, a micro-batch holds whole groups,
 and boxes are logged. The policy starts from the SFT adapter; a frozen copy of it is the reference. The reward is
 validity plus what a frozen reward VLM makes of `[full image, crop]`. TRL's `GRPOConfig` flags work beside those below;
 rollouts by vLLM are not tested. Dropout is off, so that policy, reference and rollouts are one model; the KL divergence
@@ -16,9 +16,10 @@ from typing import Any, Literal
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
-from cropvlm.cli import UserError, run
+from cropvlm.errors import UserError
 from cropvlm.prompts import MAX_BOX_TOKENS
-from cropvlm.training.arguments import (
+from cropvlm.runs.cli import run
+from cropvlm.trainers.settings import (
     WARMUP,
     PolicyArguments,
     TrainerArguments,
@@ -93,9 +94,10 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
     """Load data, processor, policy and rewards, in this order, and join them."""
-    from cropvlm.training.evaluation import CropAccuracy, load_held_out_rows
-    from cropvlm.training.rows import load_training_rows, prompt_rows
-    from cropvlm.training.trl_overrides import BoxGRPOTrainer
+    from cropvlm.trainers.evaluation import CropAccuracy, load_held_out_rows
+    from cropvlm.trainers.training_data import load_training_rows
+    from cropvlm.trainers.trl_overrides import BoxGRPOTrainer
+    from cropvlm.training import prompt_rows
 
     rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "answers")
     needed = args.generation_batch_size // args.num_generations
@@ -129,7 +131,7 @@ def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> 
 
 def main() -> None:
     policy, args = parse((GRPOPolicyArguments, GRPOArguments), __doc__)
-    from cropvlm.training.run import train
+    from cropvlm.trainers.train import train
 
     with training_remedies():
         train(args, policy, make_trainer)

@@ -16,9 +16,10 @@ import torch
 from transformers.hf_argparser import HfArg
 from trl import SFTConfig
 
-from cropvlm.cli import UserError, run
-from cropvlm.runtime.processes import worker_count
-from cropvlm.training.arguments import WARMUP, PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
+from cropvlm.errors import UserError
+from cropvlm.runs.cli import run
+from cropvlm.runs.processes import worker_count
+from cropvlm.trainers.settings import WARMUP, PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
 
 
 @dataclass
@@ -54,9 +55,10 @@ class SFTArguments(TrainerArguments, SFTConfig):
 
 def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     """Load data, processor and model, in this order, and join them."""
-    from cropvlm.training.evaluation import CropAccuracy, load_held_out_rows
-    from cropvlm.training.rows import load_training_rows, prompt_completion_rows
-    from cropvlm.training.trl_overrides import BoxSFTTrainer
+    from cropvlm.trainers.evaluation import CropAccuracy, load_held_out_rows
+    from cropvlm.trainers.training_data import load_training_rows
+    from cropvlm.trainers.trl_overrides import BoxSFTTrainer
+    from cropvlm.training import prompt_completion_rows
 
     rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "bbox")
     held_out = load_held_out_rows(args)
@@ -78,7 +80,7 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
 
 def main() -> None:
     policy, args = parse((PolicyArguments, SFTArguments), __doc__)
-    from cropvlm.training.run import train
+    from cropvlm.trainers.train import train
 
     with training_remedies():
         train(args, policy, make_trainer)

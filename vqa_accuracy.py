@@ -14,12 +14,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import ArgumentParser, UserError, listed, nonempty, positive, run
-from cropvlm.data import benchmark_for, load_rows
-from cropvlm.inference.predictions import check_holds, join_on_question_id, meta_path, read_meta, read_predictions
+from cropvlm.data.catalog import BENCHMARKS
+from cropvlm.data.rows import benchmark_for, load_rows
+from cropvlm.errors import UserError, listed
 from cropvlm.metrics import METRIC_NAMES
-from cropvlm.runtime.files import check_writable, write_json
+from cropvlm.runs.cli import ArgumentParser, nonempty, positive, run
+from cropvlm.runs.files import check_writable, write_json
+from cropvlm.runs.predictions import check_holds, join_on_question_id, meta_path, read_meta, read_predictions
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,7 +56,7 @@ def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return everything that is printed and written."""
-    from cropvlm.scoring import ScoredRows
+    from cropvlm.runs.scoring import ScoredRows
 
     # Load: the prediction files, and the rows that they answer.
     names = [name for name in (args.predictions_file, args.compare) if name]

@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cropvlm.cli import positive
 from cropvlm.modeling import device_and_dtype
+from cropvlm.runs.cli import positive
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from synthetic import jpeg
 sys.path.insert(0, str(REPO))
 
 from cropvlm.boxes import format_bbox  # noqa: E402
-from cropvlm.cli import batch_size, positive
-from cropvlm.runtime.files import write_json
-from miniature.checkpoints import TILE, build_smolvlm, save  # noqa: E402
+from cropvlm.runs.cli import batch_size, positive
+from cropvlm.runs.files import write_json
+from miniature.tiny_models import TILE, build_smolvlm, save  # noqa: E402
 
 FEATURES = Features(
     {"image": Image(), "question": Value("string"), "question_id": Value("int64"), "answers": List(Value("string"))}

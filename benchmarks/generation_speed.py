@@ -35,15 +35,15 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cropvlm.boxes import format_bbox
-from cropvlm.cli import batch_size, positive
 from cropvlm.encoding import chat_text
 from cropvlm.generation import PromptSource, generate_rows, greedy
-from cropvlm.inference.prompt_sources import BASE, CROPVLM, AnswerPrompts, BoxPrompts
 from cropvlm.modeling import device_and_dtype, load_processor
 from cropvlm.prompts import BRIEF_ANSWER
-from cropvlm.runtime.processes import worker_count
-from miniature.checkpoints import TILE as SMALL_TILE
-from miniature.checkpoints import build_smolvlm
+from cropvlm.runs.cli import batch_size, positive
+from cropvlm.runs.processes import worker_count
+from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, BoxPrompts
+from miniature.tiny_models import TILE as SMALL_TILE
+from miniature.tiny_models import build_smolvlm
 
 
 def attention_flop(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

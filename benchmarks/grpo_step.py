@@ -38,15 +38,16 @@ from trl import GRPOTrainer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cropvlm.boxes import format_bbox
-from cropvlm.cli import positive
-from cropvlm.crops import crop_or_corner, open_image
-from cropvlm.data import then_transform
+from cropvlm.crops import crop_or_corner
+from cropvlm.data.images import open_image
+from cropvlm.data.rows import then_transform
 from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
-from cropvlm.training.rows import prompt_rows
-from cropvlm.training.trl_overrides import BoxGRPOTrainer
-from miniature.checkpoints import TILE as SMALL_TILE
-from miniature.checkpoints import build_smolvlm
+from cropvlm.runs.cli import positive
+from cropvlm.trainers.trl_overrides import BoxGRPOTrainer
+from cropvlm.training import prompt_rows
+from miniature.tiny_models import TILE as SMALL_TILE
+from miniature.tiny_models import build_smolvlm
 from train_grpo import GRPOArguments, GRPOPolicyArguments
 
 GRPO_ROWS = 31_000  # half of the paper's mixture

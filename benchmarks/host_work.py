@@ -37,11 +37,11 @@ from trl import GRPOTrainer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cropvlm.encoding
-import cropvlm.models.likelihood
-import cropvlm.training.shared_images
-from cropvlm.cli import positive
+import cropvlm.likelihood
+import cropvlm.trainers.shared_images
 from cropvlm.generation import generate_rows
 from cropvlm.models.tiling import tiling_of
+from cropvlm.runs.cli import positive
 
 THIN_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
 # An image token from each patch, 64 a tile as SmolVLM has; its 1,024 patches a tile are arithmetic alone.
@@ -49,7 +49,7 @@ THIN_VISION = {"hidden_size": 12, "intermediate_size": 12, "num_attention_heads"
 # The miniature's tokenizer has 683 tokens; the arithmetic of logits is not the host's work.
 VOCABULARY = {"vocab_size": 2048}
 WAYS = ("trl", "shared", "levels", "filled")
-TILING = (cropvlm.training.shared_images, cropvlm.models.likelihood)  # where training asks for the way of making tiles
+TILING = (cropvlm.trainers.shared_images, cropvlm.likelihood)  # where training asks for the way of making tiles
 
 
 class Operations(TorchDispatchMode):

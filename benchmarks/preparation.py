@@ -24,12 +24,13 @@ from transformers import Idefics3ImageProcessor, Idefics3Processor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cropvlm.cli import positive
-from cropvlm.crops import crop_bbox, open_image
+from cropvlm.crops import crop_bbox
+from cropvlm.data.images import open_image
 from cropvlm.encoding import Prepared, prepare
 from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import answerer_prompt
-from miniature.checkpoints import build_smolvlm
+from cropvlm.runs.cli import positive
+from miniature.tiny_models import build_smolvlm
 
 G = 6  # completions of a prompt
 QUESTION = "What is written on the red sign?"

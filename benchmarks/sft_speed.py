@@ -23,10 +23,10 @@ from transformers import PrinterCallback, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cropvlm.cli import batch_size, positive
-from cropvlm.runtime.processes import worker_count
-from cropvlm.training.arguments import PolicyArguments
-from miniature.checkpoints import build_smolvlm, save
+from cropvlm.runs.cli import batch_size, positive
+from cropvlm.runs.processes import worker_count
+from cropvlm.trainers.settings import PolicyArguments
+from miniature.tiny_models import build_smolvlm, save
 from train_sft import SFTArguments, make_trainer
 
 ROWS_A_STEP = 16

@@ -27,10 +27,10 @@ from synthetic import jpeg
 sys.path.insert(0, str(REPO))
 
 import create_dataset  # noqa: E402
-from cropvlm.cli import run  # noqa: E402
 from cropvlm.models.qwen import PixelBudget
-from cropvlm.teacher import responses
-from miniature.checkpoints import build_qwen, save  # noqa: E402
+from cropvlm.runs.cli import run  # noqa: E402
+from cropvlm.sets import responses
+from miniature.tiny_models import build_qwen, save  # noqa: E402
 
 AS_ON_A_GPU = "--as_on_a_gpu"  # first argument of the process that is watched with --real_budget
 

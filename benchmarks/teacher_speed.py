@@ -19,15 +19,15 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cropvlm.cli import batch_size, positive
-from cropvlm.crops import open_image
+from cropvlm.data.images import open_image
 from cropvlm.encoding import chat_text
 from cropvlm.generation import generate_rows, greedy
 from cropvlm.modeling import device_and_dtype
 from cropvlm.prompts import teacher_messages
-from cropvlm.runtime.processes import worker_count
-from cropvlm.teacher.asking import TeacherPrompts, inspect_rows
-from miniature.checkpoints import build_qwen
+from cropvlm.runs.cli import batch_size, positive
+from cropvlm.runs.processes import worker_count
+from cropvlm.sets.asking import TeacherPrompts, inspect_rows
+from miniature.tiny_models import build_qwen
 
 SFT_ROWS = 62_000  # half of the paper's four sources
 # Qwen2.5-VL-7B-Instruct, from its published configuration

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from cropvlm.reasoning import without_reasoning
+from cropvlm.prompts import without_reasoning
 
 Bbox = tuple[float, float, float, float]
 

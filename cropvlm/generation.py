@@ -16,9 +16,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
-from cropvlm.cli import one_line, shorten
-from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import Prepared, merge, model_inputs, named_stop_ids, prepare, stop_token_ids
+from cropvlm.errors import UnreadableImage, one_line, shorten
 from cropvlm.models.any_family import (
     PreparedAlone,
     check_takes_images,

@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from cropvlm.cli import UserError, failure
 from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids  # noqa: F401 (callers take them from here)
+from cropvlm.errors import UserError, failure
+from cropvlm.likelihood import answer_log_likelihood  # noqa: F401
 from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
-from cropvlm.models.likelihood import answer_log_likelihood  # noqa: F401
 from cropvlm.models.loading import NO_CODE, device_and_dtype
 from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of  # noqa: F401
 

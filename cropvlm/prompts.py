@@ -3,12 +3,11 @@
 `str.capitalize()` lower-cases the rest of a question. The paper's models were trained so; it stays.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from PIL import Image
-
-from cropvlm.reasoning import without_reasoning
 
 Messages = list[dict[str, Any]]
 # Chat messages with {"type": "image"} placeholders, and the images for them in order.
@@ -79,3 +78,18 @@ def clean_answer(text: str) -> str:
     'Coca cola'
     """
     return without_reasoning(text).strip().removesuffix(".").strip()
+
+
+# The opening tag is missing where a chat template puts it into the prompt, the closing one where the text was cut off.
+_REASONING = re.compile(
+    r"\A(?:.*</(?:think|thinking|reasoning)>)?(?:\s*<(?:think|thinking|reasoning)>.*)?", re.DOTALL | re.IGNORECASE
+)
+
+
+def without_reasoning(text: str) -> str:
+    """Return what follows the reasoning: the text after the last `</think>`, none where one stays open.
+
+    >>> without_reasoning("<think>A is red.</think> B")
+    ' B'
+    """
+    return _REASONING.sub("", text, count=1)

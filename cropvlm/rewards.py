@@ -10,13 +10,13 @@ from typing import Any
 from PIL import Image
 
 from cropvlm import boxes
-from cropvlm.cli import UserError
 from cropvlm.crops import crop_or_corner
+from cropvlm.errors import UserError
 from cropvlm.generation import generate_texts
+from cropvlm.likelihood import answer_log_likelihood
 from cropvlm.metrics import anls, most_common_answer, vqa_accuracy
 from cropvlm.models.any_family import shares_encodings
 from cropvlm.models.batches import Batches, BatchTooLarge
-from cropvlm.models.likelihood import answer_log_likelihood
 from cropvlm.prompts import answerer_messages, clean_answer
 
 # A completion as TRL hands it over: plain text, or one assistant message.

@@ -17,14 +17,14 @@ from PIL import Image
 
 from cropvlm import prompts
 from cropvlm.boxes import parse_teacher_bbox
-from cropvlm.cli import ArgumentParser, run
 from cropvlm.generation import generate_texts
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.qwen import qwen_size
-from cropvlm.teacher.asking import pixel_budget
-from miniature.checkpoints import TILE
+from cropvlm.runs.cli import ArgumentParser, run
+from cropvlm.sets.asking import pixel_budget
 from miniature.families import FAMILIES
 from miniature.lessons import one_image_turn
+from miniature.tiny_models import TILE
 from miniature.world import Placard, ask, draw_scene
 
 ZOOMS = (1.0, 1.5, 2.0, 3.0)

@@ -11,11 +11,12 @@ from pathlib import Path
 from PIL import Image
 
 from cropvlm.boxes import parse_bbox
-from cropvlm.cli import ArgumentParser, run
-from cropvlm.crops import crop_or_full_image, open_image
-from cropvlm.data import load_rows
-from cropvlm.drawing import INK, LINE, contact_sheet, tile
-from miniature.report import Setting, read_settings, verdict
+from cropvlm.crops import crop_or_full_image
+from cropvlm.data.images import open_image
+from cropvlm.data.rows import load_rows
+from cropvlm.runs.cli import ArgumentParser, run
+from cropvlm.runs.drawing import INK, LINE, contact_sheet, tile
+from miniature.table import Setting, read_settings, verdict
 
 COUNT, SIDE, COLOR = 4, 260, "#1f77b4"
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from miniature.checkpoints import TILE, build_llava, build_qwen, build_smolvlm
+from miniature.tiny_models import TILE, build_llava, build_qwen, build_smolvlm
 from miniature.world import COLORS
 
 MAX_PIXELS = 140 * 140  # of the teacher's images

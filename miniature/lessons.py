@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cropvlm import prompts
-from miniature.checkpoints import PLACE_LESSONS
 from miniature.families import FAMILIES
+from miniature.tiny_models import PLACE_LESSONS
 from miniature.world import COLORS, LEXICON, Placard, ask, draw_scene, fit_font
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from cropvlm.cli import ArgumentParser, run
-from miniature.checkpoints import save
+from cropvlm.runs.cli import ArgumentParser, run
 from miniature.conversations import Conversation
 from miniature.families import FAMILIES, SmolVLM
 from miniature.lessons import (
@@ -48,6 +47,7 @@ from miniature.lessons import (
     draw_scenes,
     make_example,
 )
+from miniature.tiny_models import save
 from miniature.world import COLORS, LEXICON
 
 logger = logging.getLogger("miniature.pretrain")

@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from cropvlm.cli import ArgumentParser, run
+from cropvlm.runs.cli import ArgumentParser, run
 
 COLORS = {
     "red": (200, 30, 35),

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cropvlm.cli import UserError
+from cropvlm.errors import UserError
 
 METRICS = ("score", "refusals")
 MEAN = "mean"  # as a figure's benchmark: over all benchmarks of the file

@@ -5,8 +5,10 @@ from typing import Any
 
 from PIL import Image
 
-from cropvlm.crops import UnreadableImage, full_and_crop, open_image
+from cropvlm.crops import full_and_crop
+from cropvlm.data.images import open_image
 from cropvlm.encoding import prepare
+from cropvlm.errors import UnreadableImage
 from cropvlm.models.any_family import SHARED, prepare_alone
 from cropvlm.models.processors import load_processor
 from cropvlm.prompts import answerer_prompt

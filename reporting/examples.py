@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image
 
 from cropvlm.boxes import Bbox
-from cropvlm.crops import UnreadableImage, crop_bbox, open_image
-from cropvlm.drawing import fit
+from cropvlm.crops import crop_bbox
+from cropvlm.data.images import open_image
+from cropvlm.errors import UnreadableImage
+from cropvlm.runs.drawing import fit
 from reporting.pairs import Pair
 
 IMAGE_SIDE, CROP_SIDE = 420, 280  # px of a thumbnail, at most

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cropvlm.boxes import bbox_area_pct
-from cropvlm.cli import UserError
+from cropvlm.errors import UserError
 from reporting.results import Result
 
 
@@ -21,7 +21,7 @@ class Pair:
 
     @cached_property
     def comparison(self) -> dict[str, Any]:
-        """The paired difference, its 95% interval and how many questions moved; see `cropvlm.scoring.compare`."""
+        """The paired difference, its 95% interval and how many questions moved; see `cropvlm.runs.scoring.compare`."""
         return self.after.scored.compare(self.before.scored)
 
     @cached_property

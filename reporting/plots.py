@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from cropvlm.boxes import bbox_area_pct
-from cropvlm.scoring import standard_error
+from cropvlm.runs.scoring import standard_error
 from reporting.pairs import Pair
 from reporting.results import Result
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cropvlm.inference.predictions import read_meta
+from cropvlm.runs.predictions import read_meta
 
 TABLE = Path(__file__).resolve().parents[1] / "benchmarks" / "README.md"
 # Kinds of work, as `benchmarks/gpu.sh` calls them.

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES, UserError
-from cropvlm.runtime.files import check_writable, write_json
+from cropvlm.errors import UserError
+from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
+from cropvlm.runs.files import check_writable, write_json
 from reporting import plots, tables
 from reporting.claims import Claims, Setting, read_claims
 from reporting.costs import costs

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from cropvlm.benchmarks import dataset_name
 from cropvlm.boxes import Bbox, parse_bbox
-from cropvlm.cli import UserError
-from cropvlm.data import benchmark_for, load_rows
-from cropvlm.inference.predictions import join_on_question_id, meta_path, read_meta, read_predictions
-from cropvlm.letters import option_letter
-from cropvlm.runtime.provenance import hash_of
-from cropvlm.scoring import ScoredRows
+from cropvlm.data.catalog import dataset_name
+from cropvlm.data.rows import benchmark_for, load_rows
+from cropvlm.errors import UserError
+from cropvlm.metrics import option_letter
+from cropvlm.runs.predictions import join_on_question_id, meta_path, read_meta, read_predictions
+from cropvlm.runs.provenance import hash_of
+from cropvlm.runs.scoring import ScoredRows
 
 logger = logging.getLogger(__name__)
 

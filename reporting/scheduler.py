@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES
+from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from reporting.plan import Stage
 
 GRACE = 30  # seconds between SIGTERM and SIGKILL

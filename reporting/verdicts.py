@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cropvlm.cli import UserError
-from cropvlm.scoring import bootstrap_means, interval_95
+from cropvlm.errors import UserError
+from cropvlm.runs.scoring import bootstrap_means, interval_95
 from reporting.claims import Claim, Claims, Figure, Setting
 from reporting.results import Result
 

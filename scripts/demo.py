@@ -20,12 +20,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is sent anywhere
 from PIL import Image  # noqa: E402
 
 from cropvlm.boxes import format_bbox, parse_bbox  # noqa: E402
-from cropvlm.cli import ArgumentParser, UserError, nonempty, one_line, pixels, port, positive, run  # noqa: E402
-from cropvlm.crops import crop_or_full_image, open_image  # noqa: E402
-from cropvlm.drawing import draw_boxes  # noqa: E402
+from cropvlm.crops import crop_or_full_image  # noqa: E402
+from cropvlm.data.images import open_image  # noqa: E402
+from cropvlm.errors import UserError, one_line  # noqa: E402
 from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, answerer_prompt, clean_answer, cropper_messages  # noqa: E402
-from cropvlm.runtime.arguments import add_api_flags, server_of  # noqa: E402
-from cropvlm.runtime.server import Server, fit_longest_edge  # noqa: E402
+from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, port, positive, run  # noqa: E402
+from cropvlm.runs.drawing import draw_boxes  # noqa: E402
+from cropvlm.runs.model_flags import add_api_flags, server_of  # noqa: E402
+from cropvlm.runs.server import Server, fit_longest_edge  # noqa: E402
 
 CROPPER, ANSWERER = ROOT / "models/miniature_grpo", ROOT / "miniature/models/smolvlm"
 WORLD = ROOT / "datasets/miniature"
@@ -138,7 +140,7 @@ def main() -> None:
     except ImportError as error:
         raise UserError(f"{error}; bash scripts/demo.sh installs what the page needs and starts it") from error
 
-    from cropvlm.data import load_rows
+    from cropvlm.data.rows import load_rows
 
     rows = load_rows(WORLD, "test", max_samples=6) if WORLD.is_dir() else []
     examples = [[open_image(row["image"]), row["question"]] for row in rows]

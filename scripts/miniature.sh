@@ -70,11 +70,11 @@ training_boxes() {
         "${TEACHER[@]}"
 }
 known_boxes() {
-    step "${P}_true_bbox.json" python3 -m miniature.boxes --dataset_path "$WORLD" --split test --column true_bbox \
+    step "${P}_true_bbox.json" python3 -m miniature.known_boxes --dataset_path "$WORLD" --split test --column true_bbox \
         --output "${P}_true_bbox.json"
     step "${WORLD}_teacher_sft" python3 create_dataset.py --dataset_path "$WORLD" --split test \
         --output_path "${WORLD}_teacher" --sft_share 1.0 "${TEACHER[@]}"
-    step "${P}_teacher_bbox.json" python3 -m miniature.boxes --dataset_path "${WORLD}_teacher_sft" --column bbox \
+    step "${P}_teacher_bbox.json" python3 -m miniature.known_boxes --dataset_path "${WORLD}_teacher_sft" --column bbox \
         --output "${P}_teacher_bbox.json" --of "$WORLD" --split test
 }
 together training_boxes known_boxes
@@ -119,7 +119,7 @@ for answers in "$P"_{base,true_cropvlm,teacher_cropvlm,sft_cropvlm} "$R"_{grpo_c
     score=$(python3 vqa_accuracy.py --predictions_file "${answers}_answers.json" --metric vqa | tail -n 1)
     echo "$(basename "$answers"): $score"
 done
-python3 -m miniature.report --dataset_path "$WORLD" --name "$NAME" --run "$RUN"
+python3 -m miniature.table --dataset_path "$WORLD" --name "$NAME" --run "$RUN"
 
 # Verdicts on the paper's claims: 3 where one is not reproduced.
 code=0

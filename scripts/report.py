@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cropvlm.cli import ArgumentParser, UserError, positive, run  # noqa: E402
+from cropvlm.errors import UserError  # noqa: E402
+from cropvlm.runs.cli import ArgumentParser, positive, run  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cropvlm.cli import COMPLETE_WITH_FAILURES, ArgumentParser, UserError, run  # noqa: E402
+from cropvlm.errors import UserError  # noqa: E402
+from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run  # noqa: E402
 from reporting.scheduler import Interrupted, Scheduler  # noqa: E402
 
 

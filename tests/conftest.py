@@ -15,7 +15,7 @@ from real_files import QWEN, SHARED, SMOLVLM, real_files
 settings.register_profile("unhurried", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("unhurried")
 if sys.platform == "linux":
-    multiprocessing.set_start_method("fork", force=True)  # as `cropvlm.cli.run` does
+    multiprocessing.set_start_method("fork", force=True)  # as `cropvlm.runs.cli.run` does
 # Nothing is downloaded, and no test may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -45,7 +45,7 @@ def checkpoints(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_smolvlm(checkpoints) -> Path:
     """A folder with an Idefics3 of 1 M random weights, 64-px tiles and SmolVLM's template."""
-    from miniature.checkpoints import build_smolvlm, save
+    from miniature.tiny_models import build_smolvlm, save
 
     return save(checkpoints / "smolvlm", *build_smolvlm())
 
@@ -53,7 +53,7 @@ def tiny_smolvlm(checkpoints) -> Path:
 @pytest.fixture(scope="session")
 def tiny_qwen(checkpoints) -> Path:
     """A folder with a Qwen2.5-VL of 1 M random weights."""
-    from miniature.checkpoints import build_qwen, save
+    from miniature.tiny_models import build_qwen, save
 
     return save(checkpoints / "qwen", *build_qwen())
 
@@ -61,7 +61,7 @@ def tiny_qwen(checkpoints) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llava(checkpoints) -> Path:
     """A folder with a LLaVA of 1 M random weights."""
-    from miniature.checkpoints import build_llava, save
+    from miniature.tiny_models import build_llava, save
 
     return save(checkpoints / "llava", *build_llava())
 
@@ -128,7 +128,7 @@ def hurried(monkeypatch):
     from fake_server import KEY, time_limit
     from openai import _base_client
 
-    from cropvlm.runtime import client
+    from cropvlm.runs import client
 
     monkeypatch.setattr(client, "RETRIES", 3)
     monkeypatch.setattr(_base_client, "INITIAL_RETRY_DELAY", 0.01)

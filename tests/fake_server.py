@@ -14,9 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage
-from cropvlm.runtime.server import Server
+from cropvlm.errors import UnreadableImage, UserError
+from cropvlm.runs.server import Server
 
 KEY = "sk-very-secret-0123456789"
 SOON = {"retry-after-ms": "5"}  # the client waits as long as it is told to

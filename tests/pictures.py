@@ -5,7 +5,7 @@ from PIL import Image
 from qwen_vl_utils import process_vision_info
 from transformers import Qwen2_5_VLProcessor
 
-from cropvlm.crops import UnreadableImage
+from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import answerer_messages
 
 QUESTION = "What is written on the red sign?"

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from cropvlm.inference.predictions import write_predictions
+from cropvlm.runs.predictions import write_predictions
 
 COUNT = 100
 

@@ -12,15 +12,9 @@ from PIL import Image, PngImagePlugin
 
 from cropvlm import crops
 from cropvlm.boxes import format_bbox
-from cropvlm.crops import (
-    UnreadableImage,
-    crop_bbox,
-    crop_or_corner,
-    crop_or_full_image,
-    encoded_image,
-    image_size,
-    open_image,
-)
+from cropvlm.crops import crop_bbox, crop_or_corner, crop_or_full_image
+from cropvlm.data.images import encoded_image, image_size, open_image
+from cropvlm.errors import UnreadableImage
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -12,10 +12,10 @@ from processes import REPO, kill_script, launch_script, run_script
 
 import generate_bbox
 from cropvlm import generation, modeling
-from cropvlm.cli import run
-from cropvlm.crops import UnreadableImage
-from cropvlm.inference.predictions import meta_path
+from cropvlm.errors import UnreadableImage
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.runs.cli import run
+from cropvlm.runs.predictions import meta_path
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ import torch
 from pictures import QUESTION, Pairs, as_authors_show, noise, pair
 
 from cropvlm import encoding, generation
-from cropvlm.cli import UserError
-from cropvlm.crops import UnreadableImage
 from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
+from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.generation import generate_rows, generate_texts, greedy, one_ahead
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models import batches

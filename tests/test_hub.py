@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIENT = """
 import json, sys
 import datasets
-from cropvlm.benchmarks import find_benchmark, locate
-from cropvlm.data import load_rows
-from cropvlm.repositories import load_published
+from cropvlm.data.catalog import find_benchmark, locate
+from cropvlm.data.rows import load_rows
+from cropvlm.data.repositories import load_published
 
 datasets.disable_progress_bars()
 for line in sys.stdin:
@@ -163,7 +163,7 @@ def smolvlm_of_512_px(tmp_path) -> Path:
     """A tiny SmolVLM with tiles of the real size, so that an image at the default resolution is a single one."""
     from transformers import Idefics3ForConditionalGeneration
 
-    from miniature.checkpoints import build_smolvlm, save
+    from miniature.tiny_models import build_smolvlm, save
 
     model, processor = build_smolvlm()
     model.config.vision_config.image_size, model.config.vision_config.patch_size = 512, 64

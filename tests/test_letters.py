@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cropvlm.letters import option_letter
+from cropvlm.metrics import option_letter
 
 LETTERS = {
     "alone": ("B", "B"),

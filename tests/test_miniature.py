@@ -11,11 +11,12 @@ from datasets import DatasetDict
 from PIL import Image
 
 from cropvlm.boxes import format_bbox
-from cropvlm.data import load_rows
-from cropvlm.inference.predictions import read_predictions, write_predictions
+from cropvlm.data.rows import load_rows
 from cropvlm.metrics import vqa_accuracy
 from cropvlm.modeling import load_model, load_processor
-from miniature import boxes, report
+from cropvlm.runs.predictions import read_predictions, write_predictions
+from miniature import known_boxes as boxes
+from miniature import table as report
 from miniature.families import FAMILIES
 from miniature.world import draw_row, write_world
 

@@ -11,8 +11,8 @@ from pictures import as_authors_show
 from PIL import Image
 
 from cropvlm import modeling
-from cropvlm.cli import UserError
 from cropvlm.encoding import model_inputs, prepare
+from cropvlm.errors import UserError
 from cropvlm.prompts import answerer_messages
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=modeling.LORA_TARGETS, init_lora_weights=False)

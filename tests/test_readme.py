@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import create_dataset
-from cropvlm.benchmarks import BENCHMARKS
-from cropvlm.cli import UserError
-from cropvlm.teacher.arguments import teacher_of
-from cropvlm.teacher.responses import teacher_settings
+from cropvlm.data.catalog import BENCHMARKS
+from cropvlm.errors import UserError
+from cropvlm.sets.responses import teacher_settings
+from cropvlm.sets.teacher_flags import teacher_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -61,7 +61,7 @@ def parse(call: list[str], monkeypatch) -> None:
     def stop(*_):
         raise Parsed
 
-    monkeypatch.setattr("cropvlm.training.run.train", stop)
+    monkeypatch.setattr("cropvlm.trainers.train.train", stop)
     with pytest.raises(Parsed):
         module.main()
 
@@ -183,7 +183,7 @@ def test_the_benchmarks_are_those_of_the_table():
 
 def test_the_examples_of_files_are_what_they_claim(tmp_path):
     from cropvlm.boxes import parse_bbox
-    from cropvlm.inference.predictions import read_predictions
+    from cropvlm.runs.predictions import read_predictions
 
     (example,) = [text for language, text in BLOCKS if language == "json"]
     (tmp_path / "example.json").write_text(example)

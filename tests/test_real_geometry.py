@@ -18,8 +18,8 @@ import train_grpo
 import train_sft
 from cropvlm import modeling
 from cropvlm.rewards import completion_text
-from cropvlm.training.arguments import PolicyArguments
-from cropvlm.training.shared_images import SharedImages
+from cropvlm.trainers.settings import PolicyArguments
+from cropvlm.trainers.shared_images import SharedImages
 
 pytestmark = pytest.mark.slow
 BOXES = [[0, 5, 100, 95], [12, 0, 13, 100]]

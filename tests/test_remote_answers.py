@@ -13,10 +13,10 @@ from fake_server import KEY, LASTING, OF_A_ROW, FakeServer, completion, error, o
 from PIL import Image
 
 import generate_final_answers
-from cropvlm.cli import run
-from cropvlm.inference.predictions import build_meta, write_predictions
 from cropvlm.modeling import load_model, load_processor
-from cropvlm.runtime.server import fit_longest_edge
+from cropvlm.runs.cli import run
+from cropvlm.runs.predictions import build_meta, write_predictions
+from cropvlm.runs.server import fit_longest_edge
 
 pytestmark = pytest.mark.usefixtures("hurried")
 

@@ -10,9 +10,9 @@ from datasets import load_from_disk
 from fake_server import KEY, error, open_url
 
 import generate_bbox
-from cropvlm.cli import run
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import OUTLINE
+from cropvlm.runs.cli import run
 
 pytestmark = pytest.mark.usefixtures("hurried")
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from cropvlm import rewards
-from cropvlm.cli import UserError
+from cropvlm.errors import UserError
 from cropvlm.rewards import completion_text
-from cropvlm.training.checkpoints import RECORD, read_record
-from cropvlm.training.trl_overrides import BoxGRPOTrainer
+from cropvlm.trainers.checkpoints import RECORD, read_record
+from cropvlm.trainers.trl_overrides import BoxGRPOTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESUME = ["--resume_from_checkpoint", "True"]
@@ -246,7 +246,7 @@ def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, 
     folder = copy(finished, tmp_path / "run", *without)
     if not without:
         monkeypatch.setattr(importlib.import_module("train_sft"), "make_trainer", None)  # nothing is loaded
-    monkeypatch.setattr("cropvlm.training.run.rehearse", lambda *_: None)
+    monkeypatch.setattr("cropvlm.trainers.train.rehearse", lambda *_: None)
     monkeypatch.setattr(Trainer, "training_step", None)
     train("train_sft", [*flags, "--output_dir", folder, *RESUME])
     assert weights(folder) == weights(finished)
@@ -307,7 +307,7 @@ def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finis
     def stop(self, **options):
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr("cropvlm.training.run.rehearse", lambda *_: None)
+    monkeypatch.setattr("cropvlm.trainers.train.rehearse", lambda *_: None)
     monkeypatch.setattr(Trainer, "train", stop)
     with pytest.raises(RuntimeError, match="stopped"):
         train("train_sft", [*flags, "--output_dir", folder, "--seed", 7])

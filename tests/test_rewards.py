@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cropvlm import generation, rewards
+from cropvlm import generation, likelihood, rewards
 from cropvlm.crops import crop_bbox
 from cropvlm.encoding import model_inputs
 from cropvlm.modeling import answer_log_likelihood, load_model, load_processor
-from cropvlm.models import batches, likelihood
+from cropvlm.models import batches
 
 TEN = ["stop"] * 7 + ["halt"] * 2 + ["sign"]
 

@@ -18,14 +18,15 @@ from trainers import make_grpo_trainer as make_trainer
 import train_grpo
 import train_sft
 from cropvlm import modeling
-from cropvlm.cli import UserError
-from cropvlm.crops import open_image
-from cropvlm.data import load_rows
+from cropvlm.data.images import open_image
+from cropvlm.data.rows import load_rows
 from cropvlm.encoding import prepare
+from cropvlm.errors import UserError
 from cropvlm.prompts import cropper_messages
-from cropvlm.training import evaluation, trl_overrides
-from cropvlm.training.images import ReadAhead
-from cropvlm.training.rows import load_training_rows, open_training_image, prompt_completion_rows, prompt_rows
+from cropvlm.trainers import evaluation, trl_overrides
+from cropvlm.trainers.images import ReadAhead
+from cropvlm.trainers.training_data import load_training_rows, open_training_image
+from cropvlm.training import prompt_completion_rows, prompt_rows
 
 
 def flags_for(model, vqa_model, data, output):

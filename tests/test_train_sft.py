@@ -13,13 +13,13 @@ from transformers import AutoModelForImageTextToText
 
 import train_sft
 from cropvlm import modeling
-from cropvlm.cli import UserError
 from cropvlm.crops import crop_bbox
-from cropvlm.data import load_rows
+from cropvlm.data.rows import load_rows
 from cropvlm.encoding import prepare
+from cropvlm.errors import UserError
 from cropvlm.prompts import cropper_messages
-from cropvlm.training import evaluation
-from cropvlm.training.arguments import PolicyArguments
+from cropvlm.trainers import evaluation
+from cropvlm.trainers.settings import PolicyArguments
 
 BOX = [10, 20, 30, 40]
 

@@ -9,10 +9,10 @@ import datasets
 import pytest
 
 import vqa_accuracy
-from cropvlm import repositories
-from cropvlm.benchmarks import Benchmark
-from cropvlm.cli import run
-from cropvlm.inference.predictions import write_predictions
+from cropvlm.data import repositories
+from cropvlm.data.catalog import Benchmark
+from cropvlm.runs.cli import run
+from cropvlm.runs.predictions import write_predictions
 
 REPO = Path(__file__).resolve().parents[1]
 

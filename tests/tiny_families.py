@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from miniature.checkpoints import (
+from miniature.tiny_models import (
     LLAVA_TEMPLATE,
     QWEN_TEMPLATE,
     SMOLVLM_TEMPLATE,

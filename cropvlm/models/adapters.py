@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from cropvlm.cli import UserError, failure
+from cropvlm.errors import UserError, failure
 from cropvlm.models.loading import check_model_path
 
 

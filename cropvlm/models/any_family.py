@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, GenerationConfig
 
-from cropvlm.cli import failure
 from cropvlm.crops import widened
 from cropvlm.encoding import without_placeholders
+from cropvlm.errors import failure
 from cropvlm.prompts import Prompt, PromptSource, answerer_prompt
 
 # Families whose `get_image_features` and `mm_encoder_outputs` `cropvlm.encoding` relies on: model type, processor.

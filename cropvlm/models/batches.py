@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from cropvlm.cli import UserError
 from cropvlm.crops import widen_strip
+from cropvlm.errors import UserError
 from cropvlm.models.tiling import tiling_of
 from cropvlm.prompts import PromptSource
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from cropvlm.cli import UserError, failure
+from cropvlm.errors import UserError, failure
 
 # No loader runs code from a model's folder, whatever stdin says.
 NO_CODE = {"trust_remote_code": False}

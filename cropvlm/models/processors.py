@@ -2,7 +2,7 @@
 
 from transformers import AutoProcessor, ProcessorMixin
 
-from cropvlm.cli import UserError, failure, one_line
+from cropvlm.errors import UserError, failure, one_line
 from cropvlm.models.adapters import adapter_base
 from cropvlm.models.loading import NO_CODE
 from cropvlm.models.qwen import ImageSizeError, budget_of

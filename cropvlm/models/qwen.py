@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from cropvlm.cli import UserError
 from cropvlm.crops import widen_strip
+from cropvlm.errors import UserError
 
 MAX_RATIO = 200  # of the sides that qwen-vl-utils takes
 

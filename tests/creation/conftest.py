@@ -8,9 +8,9 @@ from datasets import Dataset
 from made_sets import RESPONSES, content
 
 import create_dataset
-from cropvlm.cli import run
-from cropvlm.teacher import responses
-from cropvlm.teacher.asking import PixelBudget
+from cropvlm.runs.cli import run
+from cropvlm.sets import responses
+from cropvlm.sets.asking import PixelBudget
 
 
 @pytest.fixture

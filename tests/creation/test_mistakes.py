@@ -8,7 +8,7 @@ from datasets import Dataset
 from made_sets import content, save_rows
 from processes import REPO
 
-from cropvlm.teacher import hub
+from cropvlm.sets import hub
 
 # Takes the flags, and prints the exit code and which heavy libraries were loaded on the way to it.
 PARSED = """

@@ -8,7 +8,8 @@ from made_sets import RESPONSES, content, save_rows
 from processes import kill_launch, kill_script, launch_script, run_script
 
 from cropvlm.generation import FailedRow
-from cropvlm.teacher import responses, rows
+from cropvlm.sets import responses
+from cropvlm.sets import usable_rows as rows
 
 
 def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ import json
 from fake_server import error, open_url
 from made_sets import content, save_rows
 
-from cropvlm.runtime import server as remote
-from cropvlm.teacher import responses
+from cropvlm.runs import server as remote
+from cropvlm.sets import responses
 
 
 def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):

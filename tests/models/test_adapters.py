@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cropvlm import modeling
-from cropvlm.cli import UserError
 from cropvlm.encoding import model_inputs, prepare
+from cropvlm.errors import UserError
 from cropvlm.prompts import answerer_messages
 
 TARGETS = ["q_proj", "v_proj", "fc1", "proj"]

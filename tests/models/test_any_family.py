@@ -6,7 +6,7 @@ from pictures import Pairs, noise, pair
 from tiny_families import BUILD, save_family
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cropvlm.cli import UserError
+from cropvlm.errors import UserError
 from cropvlm.generation import generate_rows, generate_texts
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.any_family import shares_encodings

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers.models.auto import image_processing_auto
 
 from cropvlm import modeling
-from cropvlm.cli import UserError
 from cropvlm.encoding import process_image
+from cropvlm.errors import UserError
 
 CODE = "open('ran', 'w')\nfrom transformers import PretrainedConfig\nclass C(PretrainedConfig): pass\n"
 

@@ -9,7 +9,8 @@ from pictures import as_authors_show
 from PIL import Image
 from qwen_vl_utils import fetch_image, smart_resize
 
-from cropvlm.crops import open_image, widen_strip
+from cropvlm.crops import widen_strip
+from cropvlm.data.images import open_image
 from cropvlm.encoding import process_image
 from cropvlm.modeling import load_processor
 from cropvlm.models.qwen import ImageSizeError, PixelBudget, qwen_image, qwen_size

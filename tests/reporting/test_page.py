@@ -9,7 +9,7 @@ from browsers import find, press, requested_urls
 from PIL import Image
 from reporting_worlds import write_answers, write_boxes, write_rows
 
-from cropvlm import scoring
+from cropvlm.runs import scoring
 from reporting import results
 from reporting.examples import CROP_SIDE, IMAGE_SIDE, PICTURE_BYTES, data_uri
 from reporting.report import compare_files, write

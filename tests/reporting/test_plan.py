@@ -11,7 +11,7 @@ import pytest
 import yaml
 from reporting_worlds import write_answers
 
-from cropvlm.cli import UserError
+from cropvlm.errors import UserError
 from reporting.claims import read_claims
 from reporting.plan import Stage, chosen, hours_left, only_command, stages
 from reporting.rates import (

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_folder, write_rows
 
-from cropvlm import scoring
-from cropvlm.cli import UserError
-from cropvlm.inference.predictions import meta_path
+from cropvlm.errors import UserError
+from cropvlm.runs import scoring
+from cropvlm.runs.predictions import meta_path
 from reporting import results, tables
 from reporting.report import FILES, compare_files, judge_folder, summary, write
 

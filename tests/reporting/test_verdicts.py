@@ -6,8 +6,8 @@ import pytest
 import yaml
 from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_folder, write_rows
 
-from cropvlm import scoring
-from cropvlm.cli import UserError
+from cropvlm.errors import UserError
+from cropvlm.runs import scoring
 from reporting import results
 from reporting.claims import read_claims
 from reporting.report import judge_folder

@@ -1,0 +1,135 @@
+"""The table of benchmarks: where each is published, its columns, its question and its score."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cropvlm.errors import UserError, one_line
+
+LETTERS = ("A", "B", "C", "D")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a data set is published, how its columns map to the row schema, how it is asked and scored.
+
+    columns: schema name -> published name, where they differ.
+    data_files: split -> files in the repository, for splits that the data set's card does not list.
+    options: columns of the options, appended to the question one per line.
+    metric: vqa, anls or letter. instruction: follows the question; None for the paper's brief answer.
+    """
+
+    name: str
+    hub_id: str
+    split: str
+    metric: str
+    config: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    data_files: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    instruction: str | None = None
+
+    def source_columns(self, names: Collection[str]) -> dict[str, str]:
+        """Schema column -> the column of `names` that it is made from: the published one, else the schema's own."""
+        found = {}
+        for column in ("question", "question_id", "answers"):
+            published = self.columns.get(column, column)
+            if published in names or column in names:
+                found[column] = published if published in names else column
+        return found
+
+
+DOCVQA = {
+    "hub_id": "lmms-lab/DocVQA",
+    "split": "validation",
+    "metric": "anls",
+    "columns": {"question_id": "questionId"},
+}
+
+HRBENCH = {
+    "hub_id": "DreamMr/HR-Bench",
+    "config": "hrbench_version_split",
+    "metric": "letter",
+    "columns": {"question_id": "index", "answers": "answer"},
+    "options": LETTERS,
+    "instruction": "Answer the option letter directly.",
+}
+
+# Hub ids move: this is the only place that knows them, and every script takes another id or a folder instead.
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("textvqa", "lmms-lab/textvqa", "validation", "vqa"),
+        Benchmark("docvqa", config="DocVQA", data_files={"train": "DocVQA/train-*.parquet"}, **DOCVQA),
+        Benchmark("infovqa", config="InfographicVQA", data_files={"train": "InfographicVQA/train-*.parquet"}, **DOCVQA),
+        Benchmark("stvqa", "danjacobellis/stvqa_task1", "train", "anls", columns={"answers": "answer"}),
+        Benchmark(
+            "vstar",
+            "craigwu/vstar_bench",
+            "test",
+            "letter",
+            columns={"question": "text", "answers": "label"},
+            # The folders' own JSON files always put the right option first.
+            data_files={"test": "test_questions.jsonl"},
+            instruction="Answer with the option's letter from the given choices directly.",
+        ),
+        Benchmark("hrbench4k", split="hrbench_4k", **HRBENCH),
+        Benchmark("hrbench8k", split="hrbench_8k", **HRBENCH),
+    )
+}
+
+
+def locate(dataset_path: str | Path) -> tuple[str, str | None]:
+    """Folder or Hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
+    path = str(dataset_path)
+    if not path.strip():
+        raise UserError("the data set has an empty name; expected a benchmark, a folder or a Hub id")
+    if path in BENCHMARKS:
+        return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
+    try:
+        if Path(path).exists():
+            return path, None
+    except OSError as error:  # a name that is too long
+        raise UserError(one_line(error)) from error
+    if ":" in path:
+        source, config = path.rsplit(":", 1)
+        return source, config or None
+    return path, None
+
+
+def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benchmark | None:
+    """The benchmark that is named, or whose Hub id this is; None for any other data set.
+
+    The owner in a Hub id is not compared, since Hub ids move. Raises `UserError` for an unknown `dataset`.
+    """
+    name = dataset or str(dataset_path)
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if dataset:
+        raise UserError(f"unknown benchmark {dataset!r}; expected one of {', '.join(BENCHMARKS)}")
+    source, config = locate(dataset_path)
+    if Path(source).is_dir():
+        return None
+    wanted = (source.rsplit("/", 1)[-1].lower(), config)
+    known = {(b.hub_id.rsplit("/", 1)[-1].lower(), b.config): b for b in reversed(BENCHMARKS.values())}
+    return known.get(wanted)
+
+
+def benchmark_by_columns(names: Collection[str]) -> Benchmark:
+    """The benchmark that published columns fit; textvqa, whose columns are the schema's own, where none does."""
+    if not {"question", "question_id"} <= set(names):
+        for name in ("hrbench4k", "vstar", "docvqa", "stvqa"):  # those with the most columns of their own first
+            benchmark = BENCHMARKS[name]
+            question = benchmark.columns.get("question", "question")
+            if {question, *benchmark.columns.values(), *benchmark.options} <= set(names):
+                return benchmark
+    return BENCHMARKS["textvqa"]
+
+
+def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
+    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the Hub id."""
+    source, config = locate(dataset_path)
+    if benchmark := find_benchmark(dataset_path, dataset):
+        return benchmark.name
+    name = Path(source).resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
+    return f"{name}_{config}" if config else name

@@ -1,0 +1,91 @@
+"""Data sets in the one row schema, from a folder or the Hugging Face Hub.
+
+Every row has `image`, `question` (str), `question_id` (str or int, unique), `answers` (list of non-empty str, empty
+without references) and whatever other columns its source has (`bbox` in the SFT part). Images stay encoded:
+`{"bytes": ..., "path": ...}`, which `cropvlm.data.images.open_image` opens.
+
+`datasets` takes seconds to import, so only the functions that load a data set do.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cropvlm.data.catalog import Benchmark, benchmark_by_columns, find_benchmark, locate
+from cropvlm.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import datasets
+
+NEEDED = ("image", "question", "question_id")
+
+
+def load_rows(
+    dataset_path: str | Path,
+    split: str | None = None,
+    max_samples: int | None = None,
+    *,
+    dataset: str | None = None,
+    default_split: str | None = None,
+    need: tuple[str, ...] = NEEDED,
+    to_save: bool = False,
+) -> "datasets.Dataset":
+    """The rows of a data set in the one row schema, images still encoded.
+
+    Args:
+        dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, folder written by `save_to_disk` (with or without
+            splits), or a folder with a copy of a Hub repository.
+        split: None takes `default_split`, else the benchmark's own, else the only one.
+        max_samples: the first so many rows; None takes all.
+        dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known Hub id or the
+            columns decide.
+        default_split: the split to take where none is asked for and the data set has it; a warning says if not.
+        need: columns of the schema that the caller uses; without `image` that column stays as published.
+        to_save: the rows will be saved or published: `image` becomes a column that `save_to_disk` can embed, and an
+            image file outside of the data set is an error.
+
+    Returns: a `Dataset`, memory-mapped; iterating over it holds one row at a time.
+    Raises `UserError` for a missing folder, data set, split or column, values that no schema column can hold, no rows,
+    or no readable image.
+    """
+    from cropvlm.data import schema
+
+    if max_samples is not None and max_samples < 1:
+        raise UserError(f"max_samples is {max_samples}; expected at least 1")
+    raw, benchmark, source = _load_published(dataset_path, split, dataset, default_split)
+    try:
+        rows = schema.map_columns(raw, benchmark, str(dataset_path), need)
+        if max_samples is not None:
+            rows = rows.select(range(min(max_samples, len(rows))))
+        return schema.encode_images(rows, source, to_save) if "image" in need else rows
+    except UnicodeDecodeError as error:  # tables are not checked when they are opened
+        raise UserError(f"{dataset_path}: text that is not UTF-8 ({one_line(error)}); expected UTF-8") from error
+
+
+def benchmark_for(
+    dataset_path: str | Path, dataset: str | None = None, split: str | None = None, default_split: str | None = None
+) -> Benchmark:
+    """The entry of `BENCHMARKS` for a data set; textvqa's for one with the schema's own columns.
+
+    The columns of a folder or an unknown Hub id decide, for which the split is opened as by `load_rows`.
+    """
+    known = find_benchmark(dataset_path, dataset)
+    return known or _load_published(dataset_path, split, dataset, default_split)[1]
+
+
+def _load_published(
+    dataset_path: str | Path, split: str | None, dataset: str | None, default_split: str | None
+) -> tuple["datasets.Dataset", Benchmark, str]:
+    """The data set as published, its benchmark, and the folder or Hub id that image paths are relative to."""
+    from cropvlm.data import repositories
+
+    known = find_benchmark(dataset_path, dataset)
+    source, config = locate(dataset_path)
+    raw = repositories.load_published(source, config, known, split, default_split)
+    return raw, known or benchmark_by_columns(raw.column_names), source
+
+
+def then_transform(rows: "datasets.Dataset", transform: Callable[[dict], dict]) -> "datasets.Dataset":
+    """`rows` read through `transform`, after the transform that they have; `with_transform` would replace that one."""
+    first = rows.format["format_kwargs"].get("transform")
+    return rows.with_transform(transform if first is None else lambda batch: transform(first(batch)))

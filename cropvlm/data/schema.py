@@ -1,0 +1,250 @@
+"""The one row schema: published columns become `question`, `question_id`, `answers` and encoded `image`."""
+
+import ast
+import base64
+import glob
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cropvlm.data.catalog import Benchmark
+from cropvlm.data.images import image_size, open_image
+from cropvlm.errors import UnreadableImage, UserError, failure, shorten
+
+logger = logging.getLogger(__name__)
+
+ENCODED = datasets.Image(decode=False)
+
+
+def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
+    """Replace the published text columns by the schema's. The images are neither read nor copied.
+
+    path: what messages call the data set. need: columns that must be there; ids are made where none are published.
+    Raises `UserError` for a missing column, a question or id of the wrong type, and references in an unknown form.
+    """
+    names = raw.column_names
+    sources = benchmark.source_columns(names)
+    if missing := [name for name in need if name not in {*sources, *names, "question_id"}]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(names)}")
+    columns = {}
+    if "question" in sources:
+        columns["question"] = pa.array(_questions(raw, benchmark, sources["question"], path), pa.string())
+    if "question_id" in {*sources, *need}:
+        ids = _question_ids(raw, benchmark, sources.get("question_id"), path)
+        beyond_int64 = isinstance(ids[0], int) and max(ids) >= 2**63
+        columns["question_id"] = pa.array(ids, pa.uint64() if beyond_int64 else None)
+    if "answers" in sources:
+        columns["answers"] = pa.array(_references(raw, sources["answers"], path), pa.list_(pa.string()))
+    replaced = {*columns, *sources.values(), *benchmark.options}
+    others = raw.remove_columns([name for name in names if name in replaced])
+    text = datasets.Dataset.from_dict(columns)
+    return datasets.concatenate_datasets([others, text], axis=1) if others.column_names else text
+
+
+def _questions(raw: datasets.Dataset, benchmark: Benchmark, source: str, path: str) -> list[str]:
+    """The questions, with their options one per line; an option that is null or blank is left out."""
+    questions = list(raw[source])
+    for i, question in enumerate(questions):
+        if not isinstance(question, str):
+            raise UserError(f"{path}: row {i} has the question {shorten(repr(question))}; expected a string")
+    if benchmark.options and set(benchmark.options) <= set(raw.column_names):
+        options = zip(*(raw[letter] for letter in benchmark.options), strict=True)
+        for i, texts in enumerate(options):
+            named = zip(benchmark.options, texts, strict=True)
+            lines = [f"{letter}. {text}" for letter, text in named if not _is_missing(text)]
+            questions[i] = "\n".join([questions[i], *lines])
+    elif benchmark.instruction:  # V* has it in the text already; the prompt adds it once
+        questions = [question.removesuffix(benchmark.instruction).rstrip() for question in questions]
+    return questions
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, NaN (a blank among the numbers of a CSV file) or white space."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str | None, path: str) -> list[str] | list[int]:
+    """The published ids; the row numbers where some are missing or two rows share one, which a warning says."""
+    ids = list(raw[source]) if source else []
+    if any(value is None or value != value for value in ids):  # NaN: a blank among the numbers of a CSV file
+        reason = "rows without a question_id"
+    else:
+        for i, value in enumerate(ids):
+            if type(value) not in (str, int) or type(value) is not type(ids[0]):
+                seen = f"row {i} has the question_id {shorten(repr(value))}"
+                raise UserError(f"{path}: {seen}; expected a string or an integer, of one type in all rows")
+        if benchmark.options and "cycle_category" in raw.column_names and len(set(ids)) < len(ids):
+            ids = [f"{i}_{cycle}" for i, cycle in zip(ids, raw["cycle_category"], strict=True)]  # HR-Bench
+        if ids and len(set(ids)) == len(ids):
+            return ids
+        reason = "several rows with one question_id" if ids else "no question_id"
+    logger.warning("%s has %s: the row numbers serve as ids", path, reason)
+    return list(range(len(raw)))
+
+
+def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]]:
+    """The references of each row as non-empty strings; an empty list where none are published.
+
+    Known forms: a string, a number, an object with `answer` or `text`, a list of these (also written as JSON or Python
+    text, as CSV files hold it), a class label. Nulls and blanks do not count.
+    """
+    feature = raw.features[source]
+    while hasattr(feature, "feature"):  # of a list
+        feature = feature.feature
+    labels = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    references = []
+    for i, value in enumerate(_parse_lists(list(raw[source]))):
+        try:
+            references.append(list(_flatten(value, labels)))
+        except (TypeError, IndexError) as error:
+            expected = 'expected strings, numbers, or lists or {"answer": ...} objects of them'
+            raise UserError(f"{path}: row {i} has the answers {shorten(repr(value))}; {expected}") from error
+    return references
+
+
+def _flatten(value: Any, labels: list[str] | None) -> Iterator[str]:
+    match value:
+        case {"answer": nested} | {"text": nested}:
+            yield from _flatten(nested, labels)
+        case list():
+            for item in value:
+                yield from _flatten(item, labels)
+        case _ if _is_missing(value):
+            return
+        case int() if labels:
+            yield from _flatten(labels[value] if value >= 0 else None, None)
+        case float() if value.is_integer():
+            yield str(int(value))
+        case str() | int() | float() | Decimal() if not isinstance(value, bool):
+            yield str(value)
+        case _:
+            raise TypeError(value)
+
+
+def _parse_lists(values: list) -> list:
+    """Lists for a column of texts that are all lists, such as '["stop", "halt"]'; any other column as it is."""
+    texts = [value for value in values if not _is_missing(value)]
+    if not texts or not all(isinstance(text, str) and text.strip()[0] + text.strip()[-1] == "[]" for text in texts):
+        return values
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return [None if _is_missing(value) else parse(value.strip()) for value in values]
+        except Exception:  # not of this notation
+            continue
+    return values
+
+
+def encode_images(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.Dataset:
+    """Let `image` yield `{"bytes": ..., "path": ...}`, whether it is published encoded, as base64 or as a path.
+
+    source: folder or Hub id that paths are relative to. to_save: see `cropvlm.data.rows.load_rows`.
+    Raises `UserError` for a column of another kind, or without a single readable image.
+    """
+    if getattr(rows.features["image"], "dtype", None) in ("string", "large_string"):
+        if any(map(_is_base64_image, itertools.islice(filter(None, rows["image"]), 100))):
+            rows = _save_base64(rows) if to_save else rows.with_transform(_decode_base64)
+        else:
+            rows = _open_paths(rows, source, to_save)
+    else:
+        try:
+            rows = rows.cast_column("image", ENCODED)
+        except Exception as error:
+            raise UserError(f"{source}: expected images in the column image, not {rows.features['image']}") from error
+        if to_save:
+            folders = [source, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+            _refuse_outside(_paths_without_bytes(rows), folders, source)
+    _require_readable_image(rows, source)
+    return rows
+
+
+def _is_base64_image(text: str) -> bool:
+    try:
+        return bool(image_size(_base64_bytes(text)))
+    except UnreadableImage:
+        return False
+
+
+def _base64_bytes(text: str | None) -> bytes:
+    """The bytes that base64 or a data URL holds, padded or not; empty for any other text: an unreadable image."""
+    try:
+        return base64.b64decode((text or "").rpartition("base64,")[2] + "==")
+    except ValueError:  # binascii.Error is one; a character beyond ASCII raises it bare
+        return b""
+
+
+def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if "image" in batch:
+        batch["image"] = [{"bytes": _base64_bytes(text), "path": None} for text in batch["image"]]
+    return batch
+
+
+def _save_base64(rows: datasets.Dataset) -> datasets.Dataset:
+    """Decode a column of base64 into the cache of `datasets`, since a transform cannot be saved."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "cropvlm"
+    cache.mkdir(parents=True, exist_ok=True)
+    images = rows.select_columns(["image"])
+    images = images.map(
+        _decode_base64,
+        batched=True,
+        batch_size=16,
+        features=datasets.Features({"image": ENCODED}),
+        cache_file_name=str(cache / f"{images._fingerprint}.arrow"),
+        desc="base64 images",
+    )
+    return datasets.concatenate_datasets([rows.remove_columns("image"), images], axis=1)
+
+
+def _open_paths(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.Dataset:
+    """Turn a column of paths into images. Of a repository on the Hub, just the files that are named are downloaded."""
+    paths = list(rows["image"])
+    folder = Path(source)
+    is_remote = not folder.is_dir()
+    if is_remote:
+        named = [glob.escape(path) for path in paths if path]
+        with failure(f"{source}: its images cannot be downloaded"):
+            folder = Path(huggingface_hub.snapshot_download(source, repo_type="dataset", allow_patterns=named))
+    # Not joined to a URL, so that messages show it as it is.
+    full = [path if path is None or "://" in path else str(folder / path) for path in paths]
+    if to_save or is_remote:
+        _refuse_outside(full, [folder], source)
+    images = [None if path is None else {"path": path, "bytes": None} for path in full]
+    column = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": ENCODED}))
+    return datasets.concatenate_datasets([rows.remove_columns("image"), column], axis=1)
+
+
+def _paths_without_bytes(rows: datasets.Dataset) -> Iterator[str | None]:
+    """The path of each image that is not in the table itself, else None. Read from Arrow: no image is copied."""
+    for batch in rows.select_columns(["image"]).with_format("arrow").iter(1000):
+        content, path = (pc.struct_field(batch["image"], name) for name in ("bytes", "path"))
+        yield from pc.if_else(pc.is_null(content), path, None).to_pylist()
+
+
+def _refuse_outside(paths: Iterable[str | None], folders: Iterable[Any], source: str) -> None:
+    """Raise `UserError` for a path that leaves all of `folders`: a data set could publish the user's own files."""
+    roots = tuple(os.path.normpath(Path(folder).absolute()) + os.sep for folder in folders)
+    for i, path in enumerate(paths):
+        # Links are not resolved: those of the Hub's cache, and of users, lead elsewhere.
+        if path and "://" not in path and not os.path.normpath(Path(path).absolute()).startswith(roots):
+            raise UserError(f"{source}: row {i} names the image {shorten(path)}, which lies outside of the data set")
+
+
+def _require_readable_image(rows: datasets.Dataset, source: str) -> None:
+    """Raise `UserError` where no image opens; stops at the first that does."""
+    reason = None
+    for row in rows.select_columns(["image"]):
+        try:
+            open_image(row["image"])
+            return
+        except UnreadableImage as error:
+            reason = reason or error
+    raise UserError(f"{source}: none of the {len(rows)} images can be read; the first is an {reason}")

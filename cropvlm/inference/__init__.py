@@ -1,1 +1,0 @@
-"""Steps 4 and 5: boxes and answers."""

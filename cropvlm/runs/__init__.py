@@ -1,0 +1,1 @@
+"""Infrastructure for long runs: files, journal, processes, provenance, predictions, servers, flags."""

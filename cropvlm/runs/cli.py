@@ -1,0 +1,149 @@
+"""Start and end of every script: flag types, logging, and one line on stderr with exit code 2 for a user's mistake."""
+
+import argparse
+import contextlib
+import errno
+import io
+import logging
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NoReturn
+
+from cropvlm.errors import UserError, shorten
+from cropvlm.runs.secret import redact
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR = 2
+COMPLETE_WITH_FAILURES = 3
+
+
+def flag_error(message: str) -> UserError:
+    """A mistake in the flags, in argparse's words, where a value may be very long."""
+    return UserError(f"{' '.join(shorten(word, 200) for word in message.split())}; --help lists the flags")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's own, but for the usage block that it prints above a mistake, and with the module's docstring as is."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise flag_error(message)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit: 0 complete, 3 complete with failures listed, 2 for a user's mistake.
+
+    `accelerate launch` makes 1 of 2 and 3, and adds a traceback of its own (ChildFailedError) below the script's lines.
+    Any exception but `UserError` keeps its traceback; the cause of a `UserError` is logged for `--verbose`.
+    """
+    if sys.platform == "linux":  # Python 3.14 would pickle what a worker process gets, and start it anew, for seconds
+        multiprocessing.set_start_method("fork", force=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an accent must not fail on an ASCII-only terminal
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _unwritable_output():
+            code = main()
+            if sys.stdout:
+                sys.stdout.flush()  # here, where an error can still be told
+    except UserError as error:
+        if error.__cause__ is not None:
+            logger.debug("the error's cause:", exc_info=error)
+        line = redact(" ".join(str(error).split()))
+        # The value of an unknown flag: a key given as --api_key, for one.
+        line = re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
+        print(f"error: {line}", file=sys.stderr)
+        code = USER_ERROR
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:  # Python would try again as it ends, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code or 0)
+
+
+@contextlib.contextmanager
+def _unwritable_output() -> Iterator[None]:
+    """Raise `UserError` where the disk is full, or the program that reads the output has ended, as `head` does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            raise
+        first = "" if error.errno == errno.EPIPE else "free space and "
+        raise UserError(f"cannot write: {error.strerror}; {first}run the same command again") from error
+
+
+class RedactingFormatter(logging.Formatter):
+    """Keeps the key for a server out of the log, whoever logs it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def start_logging(args: argparse.Namespace | None = None) -> None:
+    """Log to stderr: what this project says, with the resolved settings first, and the warnings of its libraries.
+
+    Their information, such as a line for each HTTP request, is left out. `args.verbose` adds this project's details.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
+    for name in ("cropvlm", "miniature", "__main__"):
+        logging.getLogger(name).setLevel(level)
+    if args is not None:
+        logger.info("%s", " ".join(f"{key}={value}" for key, value in vars(args).items()))
+
+
+# Flag types: what argparse calls with the text of a flag. Their errors say what was expected.
+
+
+def nonempty(text: str) -> str:
+    """The type of flags that name something. An empty text is what an unset variable of the shell leaves."""
+    if text.strip():
+        return text
+    raise argparse.ArgumentTypeError("expected a value, got an empty text; leave the flag out for its default")
+
+
+def file_name(text: str) -> str:
+    """The type of flags that name a file within a folder."""
+    if "/" not in nonempty(text):
+        return text
+    raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a name without a slash")
+
+
+def _integer(text: str, least: int, expected: str, most: int = 10**15) -> int:
+    if text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")
+
+
+def _number(text: str, expected: str, most: float = sys.float_info.max) -> float:
+    """`text` as a number above 0; `float` takes nan, and makes inf of 1e400."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= most:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")
+
+
+positive = partial(_integer, least=1, expected="a positive integer")
+workers = partial(_integer, least=0, most=256, expected="0 to 256 processes")
+# From one pixel no other side can be scaled.
+pixels = partial(_integer, least=2, most=16384, expected="2 to 16384 pixels")
+port = partial(_integer, least=1, most=65535, expected="a port, 1 to 65535")
+seconds = partial(_number, expected="a number of seconds above 0")
+factor = partial(_number, expected="a number above 0")
+fraction = partial(_number, most=1.0, expected="a number above 0 and up to 1, such as 0.5")
+
+
+def batch_size(text: str) -> int | str:
+    """The type of `--batch_size`: a positive number or `auto`."""
+    return text if text == "auto" else _integer(text, 1, "a positive integer or auto")

@@ -1,0 +1,116 @@
+"""Files written whole or not at all."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cropvlm.errors import UserError
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write `obj` as JSON, as `write_text` does; a list gets one line per record.
+
+    Text is escaped to ASCII, so that any str a model or a server returned (lone surrogates too) survives.
+    """
+    if isinstance(obj, list):
+        text = "[" + ",".join("\n" + json.dumps(record, allow_nan=False) for record in obj) + "\n]\n"
+    else:
+        text = json.dumps(obj, indent=2, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all: a temporary file in the same folder becomes `path`.
+
+    A link at `path` is replaced, not followed. What a killed run left of its temporary file is removed.
+    Raises `UserError` where the file cannot be written; an older one stays as it is.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _remove_leftovers(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(path: str | Path) -> None:
+    """Make the folder of the file `path`; `UserError` where `path` cannot be written. Nothing else is left behind."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it is a folder or a device; name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The error to raise where writing `path` ends with `error`: a full disk, a read-only folder, a long name."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free space there and run the same command again" if full else "name another output"
+    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
+
+
+def open_locked(path: Path) -> BinaryIO:
+    """Open a file for appending and reading; it is locked until it is closed or this process ends.
+
+    Its folder is made if need be. Raises `UserError` where another process holds it or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise UserError(f"{path} is not a regular file; move it, or name another output")
+            file = path.open("a+b", buffering=0)  # after an error, nothing waits to be written again
+            try:
+                # A record lock belongs to this process alone. flock would pass to forked preprocessing
+                # workers, and those outlive a killed parent by seconds: the rerun would be refused.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise UserError(f"another run is writing here ({path} is locked); wait for it to end") from None
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which is removed afterwards. Raises `UserError` as `open_locked` does."""
+    with open_locked(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name that is not taken: a user's own file or link is neither replaced nor followed."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _remove_leftovers(path: Path) -> None:
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
+    for file in path.parent.iterdir():
+        if leftover.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+            file.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""Prediction files: records, meta file, atomic writing, joining on question_id.
+
+A prediction file is a JSON list of `{"question_id": ..., "answer": ...}` in data set order. No torch in here.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cropvlm.errors import UserError, failure, listed, shorten
+from cropvlm.runs.files import check_writable, write_json
+from cropvlm.runs.provenance import library_versions
+
+KINDS = {"cropper": "boxes", "answerer": "answers"}  # role of a model in a meta file -> what it writes
+
+
+def meta_path(path: str | Path) -> Path:
+    """The meta file of a prediction file: `textvqa_bbox.json` -> `textvqa_bbox.meta.json`."""
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".json") + ".meta.json")
+
+
+def build_meta(
+    source: dict[str, Any], models: dict[str, str | None], settings: dict, counts: dict, failed: Sequence[dict] = ()
+) -> dict[str, Any]:
+    """The content of a meta file: the arguments as given, and the versions of the installed libraries.
+
+    source: keyword arguments of `load_rows`, by which the next stage sees the same rows. counts: rows,
+    invalid boxes, seconds and the like. failed: `question_id` and `reason` of each row without an answer.
+    """
+    return {
+        **{key: source.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")},
+        "models": models,
+        "settings": settings,
+        "versions": library_versions(),
+        "counts": counts,
+        "failed": list(failed),
+    }
+
+
+def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None:
+    """Write the meta file, then the prediction file: where the latter exists, both are complete.
+
+    Only `question_id` (str or int, type kept) and `answer` (str) of each record are written.
+    Raises `UserError` where a file cannot be written.
+    """
+    check_output(path)
+    write_json(meta_path(path), meta)
+    write_json(path, [{"question_id": r["question_id"], "answer": r["answer"]} for r in records])
+
+
+def check_output(path: str | Path) -> None:
+    """Make the folder of a prediction file, and see that it and its meta file can be written; `UserError` if not."""
+    check_writable(path)
+    check_writable(meta_path(path))
+
+
+def read_predictions(path: str | Path) -> list[dict]:
+    """The records of a prediction file, in its order. Raises `UserError` for any other file."""
+    records = _read_json(path)
+    wrong = [record for record in records if not is_record(record)] if isinstance(records, list) else [records]
+    if wrong:
+        expected = 'expected a JSON list of {"question_id": ..., "answer": ...}'
+        raise UserError(f"{path} is not a prediction file: it holds {shorten(repr(wrong[0]))}, {expected}")
+    return records
+
+
+def read_meta(path: str | Path) -> dict:
+    """The meta of the prediction file `path`; empty without a meta file. Raises `UserError` for any other content."""
+    if not meta_path(path).exists():
+        return {}
+    meta = _read_json(meta_path(path))
+    if not isinstance(meta, dict):
+        raise UserError(f"{meta_path(path)} is not a meta file: it holds {shorten(repr(meta))}, expected an object")
+    kinds = {"dataset_path": str, "dataset": str, "split": str, "max_samples": int, "settings": dict, "failed": list}
+    for key, kind in kinds.items():
+        value = meta.get(key)
+        if value is not None and type(value) is not kind:
+            expected = f"expected a value of type {kind.__name__} or null"
+            raise UserError(f"{meta_path(path)}: {key} is {shorten(repr(value))}, {expected}")
+    return meta
+
+
+def check_holds(path: str | Path, role: str, meta: dict) -> None:
+    """Raise `UserError` where the meta of the file `path` names a model of the other role: its texts are another kind.
+
+    role: `cropper`, which writes boxes, or `answerer`.
+    """
+    models = meta.get("models")
+    named = [name for name in KINDS if isinstance(models, dict) and name in models]
+    if named and role not in named:
+        raise UserError(f"{path} holds {KINDS[named[0]]}, by its meta file; expected {KINDS[role]}")
+
+
+def join_on_question_id(records: list[dict], rows: Any, name: str = "the prediction file") -> list[str]:
+    """The answers of `records` in the order of `rows`, joined on `question_id` (7 and "7" are two ids).
+
+    rows: a `datasets.Dataset` or a list of dicts, with `question_id`. name: what the message calls `records`.
+    Raises `UserError`, naming a few, if ids are missing, duplicate or unknown.
+    """
+    # The column alone: going through the rows of a Dataset would read every image.
+    row_ids = list(rows["question_id"]) if hasattr(rows, "column_names") else [row["question_id"] for row in rows]
+    record_ids = [record["question_id"] for record in records]
+    known, given = set(row_ids), set(record_ids)
+    faults = {
+        "missing": [i for i in row_ids if i not in given],
+        "duplicate": [i for i, count in Counter(record_ids).items() if count > 1],
+        "unknown": [i for i in record_ids if i not in known],
+    }
+    if any(faults.values()):
+        seen = [f"{len(ids)} {fault}: {listed(list(map(repr, ids)), 5)}" for fault, ids in faults.items() if ids]
+        expected = "give the data set, split and number of rows that it was made from"
+        raise UserError(f"the question_ids of {name} are not those of the data set ({'; '.join(seen)}); {expected}")
+    answers = {record["question_id"]: record["answer"] for record in records}
+    return [answers[i] for i in row_ids]
+
+
+def _read_json(path: str | Path) -> Any:
+    with failure(f"cannot read {path}, expected a JSON file"):
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+
+
+def is_record(record: Any) -> bool:
+    """Whether this is a dict with a `question_id` (str or int) and an `answer` (str), whatever else it holds."""
+    if not isinstance(record, dict):
+        return False
+    return type(record.get("question_id")) in (str, int) and isinstance(record.get("answer"), str)

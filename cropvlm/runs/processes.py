@@ -1,0 +1,72 @@
+"""Rows split over the processes of `accelerate launch`."""
+
+import datetime
+import os
+from typing import Any
+
+from cropvlm.errors import UserError
+
+# What torch's launcher, which `accelerate launch` starts, sets for every one of its processes.
+LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def rank() -> int:
+    """The number of this process among those of one launch; 0 without a launcher."""
+    return int(os.environ["RANK"]) if num_processes() > 1 else 0
+
+
+def num_processes() -> int:
+    """The number of processes of this launch; 1 without a launcher, whatever the other variables say.
+
+    Raises `UserError` where the environment says several, but not all that a launcher says.
+    """
+    count = os.environ.get("WORLD_SIZE", "").strip()
+    if count in ("", "1"):
+        return 1
+    if all(os.environ.get(name) for name in LAUNCHER_VARIABLES):
+        numbers = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+        if all(number.isdecimal() for number in (count, *numbers)) and int(numbers[0]) < int(count):
+            return int(count)
+    seen = ", ".join(f"{name}={os.environ.get(name, '')}" for name in LAUNCHER_VARIABLES)
+    raise UserError(f"the environment names several processes as no launcher does ({seen}); unset WORLD_SIZE")
+
+
+def device_index(gpu: int) -> int:
+    """The GPU of this process: `gpu`, or one of its own among several processes unless `gpu` asks for the CPU."""
+    return int(os.environ["LOCAL_RANK"]) if num_processes() > 1 and gpu >= 0 else gpu
+
+
+def worker_count(num_workers: int | None, device_type: str) -> int:
+    """The number of processes that prepare images. By default none on a CPU: the model needs the cores itself."""
+    if num_workers is not None:
+        return num_workers
+    if device_type == "cpu":
+        return 0
+    processes_here = int(os.environ["LOCAL_WORLD_SIZE"]) if num_processes() > 1 else 1
+    return max(1, min(16, len(os.sched_getaffinity(0)) // processes_here - 1))
+
+
+def shard(rows: Any) -> Any:
+    """This process's share of `rows`, a Dataset or a list (or None): consecutive rows."""
+    if rows is None or num_processes() == 1:
+        return rows
+    start, stop = (len(rows) * r // num_processes() for r in (rank(), rank() + 1))
+    return rows[start:stop] if isinstance(rows, list) else rows.select(range(start, stop))
+
+
+def exchange(items: list) -> list:
+    """The items of all processes, on each of them; waits for the slowest."""
+    if num_processes() == 1:
+        return items
+    from accelerate import PartialState  # imports torch
+    from accelerate.utils import gather_object
+
+    # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
+    PartialState(cpu=True, timeout=datetime.timedelta(days=7))
+    return gather_object(items)
+
+
+def gather(records: list[dict], ids: list) -> list[dict]:
+    """The records of all processes in the order of `ids`."""
+    by_id = {record["question_id"]: record for record in exchange(records)}
+    return [by_id[i] for i in ids]

@@ -1,0 +1,143 @@
+"""The flags that `generate_bbox.py` and `generate_final_answers.py` share, and the data and models that they name."""
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cropvlm.data.catalog import BENCHMARKS
+from cropvlm.errors import UserError, remedy
+from cropvlm.runs.cli import file_name, nonempty, positive
+from cropvlm.runs.model_flags import add_local_flags, server_of
+from cropvlm.runs.processes import device_index, worker_count
+from cropvlm.runs.provenance import fingerprint
+from cropvlm.runs.run import Generate
+from cropvlm.runs.server import Server, fit_longest_edge
+
+DEFAULT_DATASET = "lmms-lab/textvqa"
+# Of SmolVLM unless told otherwise: the paper's smallest cropper, and the size at which the reward VLM sees images.
+LONGEST_EDGE = 512
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that both scripts share."""
+    add = parser.add_argument
+    add("--dataset_path", type=nonempty, help=f"benchmark, Hub id (id:config) or local folder ({DEFAULT_DATASET})")
+    add(
+        "--dataset",
+        nargs="+",
+        choices=BENCHMARKS,
+        metavar="NAME",
+        help=f"benchmarks ({' '.join(BENCHMARKS)}); beside --dataset_path: whose columns it has",
+    )
+    add("--split", type=nonempty, help="default: the benchmark's own, or the only one")
+    add("--name", type=file_name, help="{name} of the files; default: the data set's")
+    add("--max_samples", type=positive, help="only the first so many rows")
+    add_local_flags(parser)
+    add("--verbose", action="store_true", help="log every text, and the cause of an error")
+
+
+def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The data sets that the flags name, each as keyword arguments of `cropvlm.data.rows.load_rows`."""
+    common = {"split": args.split, "max_samples": args.max_samples}
+    datasets = args.dataset or []
+    if len(datasets) > 1 and (args.dataset_path or args.name):
+        raise UserError("several --dataset go with neither --dataset_path nor --name; run them one by one")
+    if args.dataset_path is None and datasets:
+        return [{"dataset_path": name, "dataset": None} | common for name in datasets]
+    path = DEFAULT_DATASET if args.dataset_path is None else args.dataset_path
+    return [{"dataset_path": path, "dataset": datasets[0] if datasets else None} | common]
+
+
+@dataclass
+class TextModel:
+    """The model that generates the texts of a run, on this machine or behind a server.
+
+    settings: what determines its text for a prompt. names: what the meta file says of it.
+    longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
+    """
+
+    settings: dict[str, Any]
+    names: dict[str, str | None]
+    generate: Generate
+    longest_edge: int | None
+
+
+def cropper(args: argparse.Namespace) -> TextModel:
+    """The model that writes the boxes."""
+    if server := server_of(args):
+        return remote_model(server, "cropper", args.longest_edge)
+    from cropvlm.modeling import BaseModelError, ImageSizeError, load_model, load_processor
+
+    device, dtype = device_of(args)
+    path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
+    longest_edge = LONGEST_EDGE if args.longest_edge is None else args.longest_edge
+    with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
+        processor = load_processor(path, longest_edge)
+    settings = {"model_path": path, "base_model_path": base} | identity(path, base, dtype, attention)
+    load = functools.partial(load_model, path, base, device, dtype, attn_implementation=attention)
+    load = remedy("name the one to use with --base_model_path", BaseModelError)(load)
+    names = {"cropper": path, "cropper_base": base}
+    return TextModel(settings, names, local_generator(args, load, processor), longest_edge)
+
+
+def answerer(args: argparse.Namespace) -> TextModel:
+    """The frozen VLM that answers."""
+    if server := server_of(args):
+        return remote_model(server, "answerer", args.longest_edge)
+    from cropvlm.modeling import ImageSizeError, load_model, load_processor, longest_edge_of
+
+    device, dtype = device_of(args)
+    path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
+    with remedy("leave --longest_edge, --min_pixels and --max_pixels out", ImageSizeError):
+        processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels)
+    own = longest_edge_of(processor)
+    if longest_edge is None and own is not None:
+        longest_edge = min(own, LONGEST_EDGE)
+        processor = load_processor(path, longest_edge)
+    settings = {"vqa_model_path": path} | identity(path, None, dtype, attention)
+    load = functools.partial(load_model, path, None, device, dtype, attn_implementation=attention)
+    return TextModel(settings, {"answerer": path}, local_generator(args, load, processor), longest_edge)
+
+
+def identity(path: str, base: str | None, dtype: Any, attention: str | None) -> dict[str, Any]:
+    """Settings that tell one model from another: its files or commit, those of an adapter's base, how it computes."""
+    from cropvlm.modeling import adapter_base
+
+    files = {"model_files": fingerprint(path)}
+    files |= {"base_model_files": fingerprint(adapter_base(path) if base is None else base)}
+    return files | {"dtype": str(dtype)} | ({"attn_implementation": attention} if attention else {})
+
+
+def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The device that this process uses, and the dtype of the model there."""
+    from cropvlm.modeling import device_and_dtype
+
+    index = device_index(args.gpu)
+    with remedy("name one that does with --gpu"):
+        return device_and_dtype(index)
+
+
+def local_generator(args: argparse.Namespace, load: Callable[[], Any], processor: Any) -> Generate:
+    """Generates with `processor` and the model that `load` returns; it is called once, for the first rows to do."""
+    load = functools.cache(load)
+
+    def generate(prompts, done):
+        from cropvlm.generation import generate_rows
+
+        model = load()
+        processes = worker_count(args.num_workers, model.device.type)
+        options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": processes}
+        return generate_rows(model, processor, prompts, done=done, **options)
+
+    return generate
+
+
+def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:
+    """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
+    # Not the address: it may change during a run.
+    settings = {"api_model": server.model, "image_format": server.image_format}
+    names = {role: server.model, "server": server.base}
+    resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
+    return TextModel(settings, names, lambda prompts, done: server.answer_rows(prompts, resize, done), longest_edge)

@@ -1,0 +1,101 @@
+"""Files beside the rows: the report as JSON and as a picture, and the card, the data set's page on the Hub."""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from datasets import Dataset
+
+from cropvlm.sets.hub import licence
+from cropvlm.sets.sources import Source
+from cropvlm.sets.summary import draw_report
+from cropvlm.teacher import GrownBox
+
+CARD = """---
+license:
+{licences}
+task_categories:
+- visual-question-answering
+tags:
+- cropvlm
+---
+
+# Training data of CropVLM
+
+Images and questions from the sources below. Each row of the SFT part has a box that helps to answer its
+question (`bbox`: x1, y1, x2, y2 in percent of width and height), outlined by a teacher model and grown
+if small. No human drew a box. The GRPO part holds the other rows, without boxes. Images are the
+sources' own files, byte for byte.
+
+| source | from | licence | SFT rows | GRPO rows |
+|---|---|---|---|---|
+{table}
+
+- Teacher: {teacher}, greedy, at most {settings[max_new_tokens]} new tokens, images of {least} to {most} pixels
+- Prompt: `{prompt!r}`
+- Responses: {responses}. A response without a box counts as the whole image.
+- Cut points of relative area: {cut_points}
+- Growth of the area, smallest fifth first: {fifths}
+- Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}
+
+`teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.
+"""
+
+
+def report_files(report: dict, boxes: list[GrownBox], rows: Dataset) -> dict[str, bytes]:
+    """Return the files of the report by name. boxes: of the rows, in order."""
+    picture = io.BytesIO()
+    draw_report(boxes, rows).save(picture, "PNG")
+    return {"teacher_report.json": json.dumps(report, indent=2).encode(), "teacher_report.png": picture.getvalue()}
+
+
+def describe_sources(sources: Sequence[Source], parts: Mapping[str, Dataset]) -> list[dict]:
+    """Return `name`, `path`, `licence` and the number of rows in each part (`sft`, `grpo`) of every source."""
+    counts = {part: Counter(rows["source"]) for part, rows in parts.items()}
+    return [
+        {"name": source.name, "path": source.path, "licence": licence(source.path)}
+        | {part: count[source.name] for part, count in counts.items()}
+        for source in sources
+    ]
+
+
+def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
+    """Return the data set's card: Markdown with a YAML head.
+
+    report: as `summarise` returns it. settings: of the teacher, as its journal holds them. sources: `name`, `path`,
+    `licence` and the number of rows in `sft` and `grpo` of each.
+    """
+    table = [
+        f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
+    ]
+    fifths = zip(report["rows_by_fifth"], report["growth"], strict=True)
+    return CARD.format(
+        licences="\n".join(f"- {name}" for name in _licences(sources)),
+        table="\n".join(table),
+        teacher=_public(settings["model_path"]),
+        settings=settings,
+        least=settings["min_pixels"] or "its own minimum",
+        most=settings["max_pixels"] or "its own maximum",
+        prompt=settings["prompt"][0]["content"][-1]["text"],
+        responses=", ".join(f"{count} {kind}" for kind, count in report["responses"].items()),
+        cut_points=", ".join(f"{100 * point:.3f}%" for point in report["cut_points"]),
+        fifths=", ".join(f"{rows} rows x{factor:g}" for rows, factor in fifths),
+        versions=", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers")),
+    )
+
+
+def _licences(sources: list[dict]) -> list[str]:
+    """The licences of all sources as the Hub names them, each once: `other` for what is unknown."""
+    named = [name for s in sources for name in s["licence"].split(", ")]
+    known = [name if re.fullmatch(r"[A-Za-z][\w.+-]*", name) else "other" for name in named]
+    return list(dict.fromkeys(known))
+
+
+def _public(path: str) -> str:
+    """A Hub id unchanged; for a local folder, existing or not, its name without its location."""
+    is_local = Path(path).exists() or path.startswith(("/", ".", "~"))
+    return f"{Path(path).name} (a local folder)" if is_local else path

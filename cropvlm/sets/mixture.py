@@ -1,0 +1,75 @@
+"""A training mixture: several data sets in one schema, ids that stay unique, each source halved for SFT and GRPO."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+from datasets import Dataset, List, Value, concatenate_datasets
+
+from cropvlm.data.rows import load_rows
+from cropvlm.errors import UserError
+from cropvlm.sets.sources import Source
+
+SCHEMA = ("image", "question", "question_id", "answers", "source")
+STRINGS = List(Value("string"))
+
+
+def share_of(share: float, rows: int) -> int:
+    """The number of rows in a share, rounded down: 29 for 0.29 of 100, where floats make it 28.999999999999996."""
+    return int(Fraction(str(share)) * rows)
+
+
+def load_source(source: Source, split: str | None, max_samples: int | None) -> Dataset:
+    """Return the rows of one source, at most `max_samples`, with its name in `source`; images still encoded.
+
+    Nothing but the table is changed: encoded images are neither decoded nor copied.
+    """
+    rows = load_rows(source.path, split, max_samples, default_split="train", to_save=True)
+    if source.limit is not None:
+        number = source.limit if isinstance(source.limit, int) else share_of(source.limit, len(rows))
+        if number == 0:
+            raise UserError(f"{source.path} has {len(rows)} rows; a share of {source.limit} holds not even one")
+        rows = rows.select(range(min(number, len(rows))))
+    if "answers" not in rows.column_names:  # such rows can be boxed
+        rows = rows.add_column("answers", [[]] * len(rows), feature=STRINGS)
+    if "source" in rows.column_names:
+        rows = rows.remove_columns("source")
+    return rows.add_column("source", [source.name] * len(rows))
+
+
+def load_sources(sources: Sequence[Source], split: str | None = None, max_samples: int | None = None) -> list[Dataset]:
+    """Return the rows of every source; of several, only the schema's columns, with ids `name/id`.
+
+    max_samples: the first so many rows of each. Raises `UserError` for two sources of one name, and as `load_rows`.
+    """
+    for one, other in combinations(sources, 2):
+        if Path(one.path) == Path(other.path):
+            raise UserError(f"{one.path} is given twice; name each source once")
+        if one.name == other.name:
+            raise UserError(f"{one.path} and {other.path} are both called {one.name}, so ids could collide; rename one")
+    loaded = [load_source(source, split, max_samples) for source in sources]
+    return loaded if len(loaded) == 1 else [_in_schema(rows) for rows in loaded]
+
+
+def _in_schema(rows: Dataset) -> Dataset:
+    ids = [f"{source}/{i}" for source, i in zip(rows["source"], rows["question_id"], strict=True)]
+    others = rows.select_columns([name for name in SCHEMA if name != "question_id"])
+    rows = others.add_column("question_id", ids, feature=Value("string")).select_columns(list(SCHEMA))
+    return rows.cast_column("answers", STRINGS)
+
+
+def halve(sources: list[Dataset], sft_share: float = 0.5) -> tuple[Dataset, Dataset | None]:
+    """Return SFT and GRPO part: the first `sft_share` of the rows of each source, and the rest (None if empty).
+
+    Of n rows the first n // 2 go into the SFT part, as in the released experiment; both parts hold every source.
+    Raises `UserError` if a source has no row for SFT.
+    """
+    counts = [share_of(sft_share, len(rows)) for rows in sources]
+    for rows, count in zip(sources, counts, strict=True):
+        if count == 0:
+            name = rows[0]["source"]
+            raise UserError(f"{name} has {len(rows)} rows; a share of {sft_share} for SFT holds not even one")
+    first = [rows.select(range(count)) for rows, count in zip(sources, counts, strict=True)]
+    rest = [rows.select(range(n, len(rows))) for rows, n in zip(sources, counts, strict=True) if n < len(rows)]
+    return concatenate_datasets(first), concatenate_datasets(rest) if rest else None

@@ -1,0 +1,95 @@
+"""The flags of `create_dataset.py`. Importing this takes neither torch nor datasets: a mistake is told at once."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cropvlm.boxes import GROWTH
+from cropvlm.errors import UserError, remedy, shorten
+from cropvlm.runs.cli import factor, fraction, nonempty, positive
+from cropvlm.runs.model_flags import add_api_flags, add_local_flags, refuse_beside_server, server_of
+from cropvlm.sets.asking import DEFAULT_TEACHER, Teacher
+from cropvlm.sets.sources import Source, parse_source
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `create_dataset.py`."""
+    add = parser.add_argument
+    add(
+        "--dataset_path",
+        nargs="+",
+        type=source,
+        default=[parse_source("lmms-lab/textvqa")],
+        metavar="SOURCE",
+        help="benchmarks, Hub ids (id:config) or folders, each with a share or a cap if you like:"
+        " docvqa=0.5 stvqa=10000 (default lmms-lab/textvqa)",
+    )
+    add("--split", type=nonempty, help="default: train, or the only one")
+    add("--max_samples", type=positive, help="only the first rows of each source, both parts together")
+    add("--sft_share", type=fraction, default=0.5, help="of each source's rows to box (default 0.5; 1: no GRPO part)")
+    add("--model_path", type=nonempty, default=DEFAULT_TEACHER, help=f"teacher: Hub id or folder ({DEFAULT_TEACHER})")
+    add_api_flags(parser)
+    add("--output_path", type=output_path, default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
+    add("--growth", type=factor, nargs=5, default=GROWTH, help="area multipliers, smallest fifth first (45 10 4 2 1)")
+    add("--from_journal", action="store_true", help="grow and save again, without the teacher")
+    add("--push_to_hub", type=nonempty, metavar="REPO", help="send both parts and the card there as well")
+    add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
+    add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
+    add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
+    add_local_flags(parser)
+    add("--verbose", action="store_true", help="log every response")
+
+
+def source(text: str) -> Source:
+    """The type of `--dataset_path`."""
+    try:
+        return parse_source(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def teacher_of(args: argparse.Namespace) -> Teacher:
+    """The teacher that the flags name. Raises `UserError` for flags that do not fit each other."""
+    refuse_beside_server(args)
+    server = server_of(args)
+    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
+        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
+    return Teacher(
+        model_path=server.model if server else args.model_path,
+        server=server,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        gpu=args.gpu,
+        attn_implementation=args.attn_implementation,
+    )
+
+
+@contextlib.contextmanager
+def remedies() -> Iterator[None]:
+    """Add to errors of making the data set which flag sets them right."""
+    from cropvlm.modeling import ImageSizeError
+    from cropvlm.sets.hub import PushError
+    from cropvlm.sets.responses import MissingResponses
+    from cropvlm.sets.saving import OutputError
+    from cropvlm.sets.usable_rows import NoReferences
+
+    with (
+        remedy("name another --output_path", OutputError),
+        remedy("change --min_pixels and --max_pixels or leave them out", ImageSizeError),
+        remedy("leave --from_journal out to ask the teacher", MissingResponses),
+        remedy("box them all with --sft_share 1.0", NoReferences),
+        remedy("all is saved here, push again with --from_journal", PushError),
+    ):
+        yield
+
+
+def output_path(text: str) -> str:
+    """The type of `--output_path`: a path that ends in a name. A slash at its end, as of completion, is dropped."""
+    path = Path(nonempty(text))
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a path whose last part is a name")
+    return str(path)

@@ -1,0 +1,92 @@
+"""Rows that training can use: with a box or references, and an image that can be read. The others are named."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from datasets import Dataset
+from tqdm import tqdm
+
+from cropvlm.data.images import open_image
+from cropvlm.errors import UnreadableImage, UserError, listed
+from cropvlm.runs.journal import Journal
+from cropvlm.sets.asking import inspect_rows
+from cropvlm.teacher import GrownBox
+
+logger = logging.getLogger(__name__)
+
+
+class NoReferences(UserError):
+    """No row that is left for GRPO has references."""
+
+
+def with_boxes(rows: Dataset, records: Sequence[dict], boxes: Sequence[GrownBox | None]) -> Dataset:
+    """Return the rows that have a box, with `bbox` (4 ints, percent) and `teacher_response` from box and record."""
+    columns = {
+        "bbox": [box and list(box.bbox_pct) for box in boxes],
+        # Half a surrogate pair, which an older journal may hold, cannot be written as UTF-8.
+        "teacher_response": [
+            (record.get("teacher_response") or "").encode("utf-8", "replace").decode() for record in records
+        ],
+    }
+    # Columns go in before rows go out: adding one to a selection of rows, datasets would first copy all the images.
+    rows = rows.remove_columns([name for name in columns if name in rows.column_names])
+    for name, values in columns.items():
+        rows = rows.add_column(name, values)
+    kept = [i for i, box in enumerate(boxes) if box]
+    return _leave_out_others(rows, kept, "unreadable images or failed rows, left out of the SFT part")
+
+
+def with_references(rows: Dataset | None) -> Dataset | None:
+    """Return the rows of the GRPO part that have references, which the reward needs.
+
+    Raises `NoReferences` if none has.
+    """
+    if rows is None:
+        return None
+    kept = [i for i, answers in enumerate(rows["answers"]) if answers]
+    if not kept:
+        raise NoReferences(f"none of the {len(rows)} rows for GRPO has references")
+    return _leave_out_others(rows, kept, "no references, left out of the GRPO part")
+
+
+def with_readable_images(rows: Dataset, journal: Journal) -> Dataset:
+    """Return the rows of the GRPO part whose image can be decoded: training would stop at another, hours from now.
+
+    The results are kept in the journal, beside the teacher's responses, so that no image is decoded at every run.
+    Raises `UserError` if no image can be.
+    """
+
+    def is_known(record: dict) -> bool:
+        kept = journal.rows.get(record["question_id"], {})
+        return "error" in record or (kept.get("key") == record["key"] and not kept.get("rejected"))
+
+    def decode(i: int) -> dict:
+        try:
+            open_image(rows[i]["image"])
+        except UnreadableImage as error:
+            return inspected[i] | {"error": str(error)}
+        return inspected[i] | {"readable": True}
+
+    columns = rows.select_columns(["image", "question", "question_id"])
+    inspected = list(inspect_rows(tqdm(columns, unit="row", desc="image sizes")))
+    unknown = [i for i, record in enumerate(inspected) if not is_known(record)]
+    with ThreadPoolExecutor(max_workers=4) as threads:  # few: a scan of 100 megapixels takes 300 MB
+        for record in tqdm(threads.map(decode, unknown), total=len(unknown), unit="row", desc="GRPO images"):
+            journal.append([record])
+    records = [record if "error" in record else journal.rows[record["question_id"]] for record in inspected]
+    kept = [i for i, record in enumerate(records) if "error" not in record]
+    if not kept:
+        raise UserError(f"none of the {len(rows)} images of the GRPO part can be read; check the data set")
+    return _leave_out_others(rows, kept, "unreadable images, left out of the GRPO part")
+
+
+def _leave_out_others(rows: Dataset, kept: list[int], reason: str) -> Dataset:
+    """The rows `kept`; the others are counted by source and named in the log."""
+    if len(kept) == len(rows):
+        return rows
+    left_out = rows.select_columns(["source", "question_id"]).select(sorted(set(range(len(rows))) - set(kept)))
+    ids = listed([str(i) for i in left_out["question_id"]])
+    logger.warning("%s: %s (%s)", reason, dict(Counter(left_out["source"])), ids)
+    return rows.select(kept)

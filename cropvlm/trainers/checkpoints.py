@@ -1,0 +1,185 @@
+"""Checkpoints that are whole and belong to the run that resumes from them.
+
+Every checkpoint and every finished model holds a record, `run.json`, written last: the settings that determine the
+weights, what the models and rows behind them contain, and a checksum of each file.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import TrainerCallback, TrainingArguments
+
+from cropvlm.errors import UserError, listed, shorten
+from cropvlm.runs.files import write_json
+from cropvlm.runs.provenance import MODEL_FILES, hub_commit
+
+logger = logging.getLogger(__name__)
+
+RECORD = "run.json"
+# Settings that leave the weights as they are: where and how often something is written, shown, measured or pushed, and
+# on what, and in how large parts, the computation runs (SFT's dropout draws other masks for other parts). Every other
+# setting has to be the same when a run is resumed.
+INDIFFERENT = re.compile(
+    "(hub_|log_|logging_|trackio_|vllm_server_|ddp_|activation_|gradient_checkpointing|report_to|run_name|project"
+    "|dataloader_(?!drop_last)|do_|output_dir|resume_from_checkpoint|push_to_hub|disable_tqdm|gpu|merge|local_rank"
+    "|use_cpu|debug|skip_memory_metrics|include_|num_completions_to_print|reward_batch_size"
+    "|micro_batch_size|rollout_batch_size|per_device_eval_batch_size|num_generations_eval|dataset_num_proc"
+    "|torch_empty_cache_steps|enable_jit_checkpoint|dataset_path$)"
+)
+MEASURING = re.compile("(eval_|save_|metric_for_best_model|greater_is_better)")  # these choose the best checkpoint
+MODELS = ("base_model", "processor", "vqa_model")
+
+
+class DifferentRun(UserError):
+    """A checkpoint or a finished model comes from a run with other settings."""
+
+
+def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
+    """Return what determines the weights: `settings` by name, and `contents`, checksums of models in local folders."""
+    settings = vars(policy) | args.to_dict() | {"processes": args.world_size * max(1, args.n_gpu)}
+    left_out = [INDIFFERENT] if args.load_best_model_at_end else [INDIFFERENT, MEASURING]
+    kept = {name: value for name, value in settings.items() if not any(names.match(name) for names in left_out)}
+    contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
+    return {"settings": json.loads(json.dumps(kept, default=str)), "contents": contents}
+
+
+def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str, dict]:
+    """Return the description of a run with the rows it trains on, or only their path where they are not loaded."""
+    contents = {} if rows is None else {"dataset_path": rows_checksum(rows)}
+    return {"settings": run["settings"] | {"dataset_path": path}, "contents": run["contents"] | contents}
+
+
+def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
+    """Return what two runs differ in, in words. A path counts by what it holds, where both runs know that."""
+    found = []
+    for name in sorted(theirs["settings"].keys() & ours["settings"].keys()):
+        there, here = theirs["settings"][name], ours["settings"][name]
+        held = [run["contents"].get(name) for run in (theirs, ours)]
+        if there != here and (None in held or held[0] != held[1]):
+            found.append(f"{name} {shorten(repr(there))} there, {shorten(repr(here))} here")
+        elif None not in held and held[0] != held[1]:
+            found.append(f"{name} {shorten(repr(here))} has changed")
+    return found
+
+
+def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict]) -> None:
+    """Raise `DifferentRun` where two runs differ. folder: what the other run has left."""
+    if found := differences(theirs, ours):
+        shown = listed(found, limit=5, length=300, separator="; ")
+        remedy = "repeat that run's settings, name another output folder, or start anew without resuming"
+        raise DifferentRun(f"{folder} comes from a run with other settings ({shown}); {remedy}")
+
+
+def model_checksum(path: str | None) -> str | None:
+    """Return a checksum of the model in a local folder, with an adapter's base; the commit of a Hub id."""
+    if path is None or not Path(path).is_dir():
+        return path and hub_commit(path)
+    base = None
+    with contextlib.suppress(Exception):  # whatever such a file holds
+        base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = _model_files(base) or base
+    return hashlib.sha256(repr((_model_files(path), base)).encode()).hexdigest()
+
+
+def _model_files(path: str) -> list[tuple[str, str]]:
+    files = {file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()}
+    return sorted((file.name, _checksum(file)) for file in files if file.name != "training_args.bin")
+
+
+def rows_checksum(rows: Dataset) -> str:
+    """Return a checksum of the rows' questions, references, boxes and images, in their order."""
+    digest = hashlib.sha256()
+    names = [name for name in ("question_id", "question", "answers", "bbox", "image") if name in rows.column_names]
+    for batch in rows.select_columns(names).with_format("arrow").iter(100):
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True, default=_short).encode())
+    return digest.hexdigest()
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_record(folder: Path, run: dict[str, dict], files: Iterable[Path]) -> None:
+    """Write the record that makes `folder` whole. files: those that belong to it, with paths from `folder` on."""
+    write_json(folder / RECORD, run | {"files": {str(file): _checksum(folder / file) for file in sorted(files)}})
+
+
+def read_record(folder: Path) -> dict[str, dict] | None:
+    """Return the record of a checkpoint or finished model; None unless all of its files are as they were written."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        whole = all(_checksum(folder / file) == checksum for file, checksum in record["files"].items())
+        described = all(record[part] and isinstance(record[part], dict) for part in ("settings", "contents"))
+        return record if whole and described else None
+    except Exception:  # whatever a damaged file holds, such as lists nested a thousand deep
+        return None
+
+
+def can_resume(args: TrainingArguments, step: int, max_steps: int) -> bool:
+    """Whether a run that resumes from the checkpoint of `step` ends with the weights of one that was never stopped.
+
+    Not without the optimizer, nor while GRPO has completions left to train on, which no checkpoint holds.
+    """
+    micro_steps = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)  # of one generation
+    nothing_left = step >= max_steps or step * args.gradient_accumulation_steps % micro_steps == 0
+    return not args.save_only_model and nothing_left
+
+
+class CheckpointRecorder(TrainerCallback):
+    """Writes the record of each checkpoint once all processes have written their files."""
+
+    def __init__(self, run: dict[str, dict]):
+        self.run = run
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()
+        if args.should_save and can_resume(args, state.global_step, state.max_steps):
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+            write_record(folder, self.run, (file for file in files if file.name != RECORD))
+
+
+def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict] | None:
+    """Return the newest whole checkpoint of `run` in a folder and its record; None, with a warning, without one.
+
+    Raises `DifferentRun` where all whole checkpoints there are of runs with other settings.
+    """
+    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*")]
+    other = None
+    for _, path in sorted(((int(match[1]), path) for match, path in matches if match), reverse=True):
+        record = read_record(path)
+        if record is None:
+            logger.warning("%s is damaged, incomplete or no place to resume from: looking for the one before", path)
+        elif found := differences(record, run):
+            logger.warning("%s comes from a run with other settings (%s)", path, found[0])
+            other = other or (path, record)
+        else:
+            logger.warning("resuming from %s", path)
+            return path, record
+    if other:
+        check_same_run(*other, run)
+    logger.warning("no whole checkpoint in %s: starting anew", output_dir)
+    return None
+
+
+def named_checkpoint(path: Path, run: dict[str, dict]) -> tuple[Path, dict]:
+    """Return `path` and its record; `UserError` unless it is a whole checkpoint of `run`."""
+    record = read_record(path)
+    if record is None:
+        raise UserError(f"{path}: no whole checkpoint; name another one, or True for the newest that is whole")
+    check_same_run(path, record, run)
+    return path, record

@@ -1,0 +1,72 @@
+"""Hardware and logging of a training run. Light enough to be imported before the flags are read."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from cropvlm.errors import UserError
+from cropvlm.runs import cli
+from cropvlm.runs.processes import num_processes
+
+logger = logging.getLogger(__name__)
+
+
+class GPUError(UserError):
+    """There are GPUs, but not the one that was asked for."""
+
+
+class LaunchError(UserError):
+    """This process is alone, though the environment speaks of several."""
+
+
+def show_one_gpu(index: int) -> None:
+    """Let this process see only GPU number `index` of those visible now; none for a negative number.
+
+    Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`. Without
+    any GPU nothing changes. Raises `GPUError` where there are GPUs, but not this one.
+    """
+    count = torch.cuda.device_count()  # unlike is_available(), this does not start CUDA
+    if index >= count > 0:
+        visible = "GPU 0 is" if count == 1 else f"GPUs 0 to {count - 1} are"
+        raise GPUError(f"GPU {index} does not exist: {visible} visible")
+    if count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = list(map(str, range(count))) if visible is None else visible.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index >= 0 else ""
+
+
+def settle_hardware(args: TrainingArguments) -> None:
+    """Compute in bfloat16 on a GPU and in float32 on the CPU, there too with all processes, unless told otherwise.
+
+    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere. Raises `LaunchError` where this process
+    is alone, though the environment speaks of several, and `UserError` as `num_processes` does.
+    """
+    num_processes()  # raises where the environment speaks of several processes, but not as a launcher does
+    alone = not os.environ.keys() & {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
+    for name in ("RANK", "LOCAL_RANK"):
+        if name in os.environ and alone:
+            raise LaunchError(f"{name} is set in the environment but WORLD_SIZE is not: unset it, or use a launcher")
+    if not torch.accelerator.is_available():
+        # Without GPUs, processes find one another only where the CPU was asked for: else each would train alone.
+        args.use_cpu = args.use_cpu or "LOCAL_RANK" in os.environ
+        # What `accelerate launch` leaves where it was asked for several processes and starts one after all.
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and alone:
+            raise LaunchError("accelerate launch has started one process only, for want of a GPU")
+    if args.bf16 is None:
+        args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
+
+
+def start_logging(args: TrainingArguments, policy: Any) -> None:
+    """Log to stderr, the resolved settings first."""
+    cli.start_logging()
+    logger.info("%s: %s", type(policy).__name__, vars(policy))
+    logger.info("%s: %s", type(args).__name__, args.to_dict())
+
+
+def hide_hub_token(args: TrainingArguments) -> None:
+    """Move the Hub token to where only the Hub's client looks: transformers pickles its arguments into checkpoints."""
+    if args.hub_token:
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None

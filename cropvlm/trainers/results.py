@@ -1,0 +1,192 @@
+"""Files that a training run leaves behind: model, processor, model card, merged model, a copy on the Hub.
+
+All files of a result are written into a folder of their own and moved to their places when they are whole, the weights
+after the others and the run's record last. Without weights no loader takes the folder for a model, and without its
+record nobody takes the run for finished.
+"""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from transformers import Trainer, TrainingArguments
+
+from cropvlm.errors import UserError, failure
+from cropvlm.modeling import adapter_base, load_model, load_processor
+from cropvlm.runs.provenance import library_versions
+from cropvlm.trainers.checkpoints import RECORD, write_record
+from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "_unfinished"  # in the output folder; the Hub's upload leaves out what begins with an underscore
+MERGED = "merged"
+WEIGHTS = ("adapter_model*", "model*.safetensors*")
+CONFIGS = ("adapter_config.json", "config.json", "generation_config.json")
+# How the libraries say that the disk is full: the system's words, and those of torch's writer, which gives no reason.
+FULL_DISK = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")
+
+CARD = """---
+{card_data}
+---
+
+# {name}
+
+A cropper of [CropVLM](https://huggingface.co/papers/2511.19820), trained by {stage}: it reads an image and a question
+and writes the box, in percent of width and height, that helps another vision-language model to answer.
+
+```bash
+python3 generate_bbox.py --model_path {path} --longest_edge {longest_edge}
+```
+
+## Origin
+
+- base model: `{base}`
+- trained from: `{start}`
+- data: `{data}`, {rows} rows
+
+## Figures after {steps} steps
+
+{figures}
+
+## Settings
+
+{settings}
+
+## Versions
+
+{versions}
+"""
+
+
+def save_card(trainer: Any, folder: str | Path, name: str) -> None:
+    """Write the model card of a run, as it stands now, into a folder."""
+    args, policy = trainer.args, trainer.policy_arguments
+    base = adapter_base(policy.base_model) or policy.base_model
+    data = ModelCardData(
+        base_model=None if Path(base).is_dir() else base,
+        datasets=None if Path(policy.dataset_path).is_dir() else [policy.dataset_path.split(":")[0]],
+        library_name="peft" if hasattr(trainer.model, "peft_config") else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=sorted({"cropvlm", *trainer._tag_names}),
+    )
+    names = TrainerArguments.__annotations__ | type(args).__annotations__
+    own_settings = {name: getattr(args, name) for name in names}
+    card = CARD.format(
+        card_data=data.to_yaml(),
+        name=name,
+        stage=trainer._name,
+        path=args.hub_model_id or args.output_dir,
+        longest_edge=policy.longest_edge,
+        base=base,
+        start=policy.base_model,
+        data=policy.dataset_path,
+        rows=len(trainer.train_dataset),
+        steps=trainer.state.global_step,
+        figures=_listed(latest_figures(trainer.state.log_history)),
+        settings=_listed(vars(policy) | own_settings),
+        versions=_listed(library_versions()),
+    )
+    ModelCard(card).save(Path(folder) / "README.md")
+
+
+def latest_figures(log_history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last logged value of each figure."""
+    latest = {key: value for entry in log_history for key, value in entry.items() if isinstance(value, (int, float))}
+    # `train_runtime` and the like are sums over the time since the last resume.
+    return {key: f"{value:.4g}" for key, value in latest.items() if key != "step" and not key.startswith("train_")}
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return "\n".join(f"- {key}: {value}" for key, value in values.items()) or "- none"
+
+
+def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict]) -> None:
+    """Put adapter (or model), processor, card, merged model and record into the output folder, whole or not at all."""
+    folder = Path(trainer.args.output_dir)
+    new = folder / UNFINISHED
+    if "ref" in getattr(trainer.model, "peft_config", {}):
+        trainer.model.delete_adapter("ref")  # TRL's frozen copy of the SFT adapter: only checkpoints need it
+    if trainer.args.should_save:
+        shutil.rmtree(new, ignore_errors=True)  # of a run that was killed here
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(new), _internal_call=True)  # the call of a user would push what is there so far
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        save_card(trainer, new, folder.absolute().name)
+        if policy.merge:
+            merge(new, new / MERGED, frozen_dtype(trainer.args))
+        _put_in_place(new, folder, run)
+
+
+def _put_in_place(new: Path, folder: Path, run: dict[str, dict]) -> None:
+    """Replace the result in `folder` by the one in `new`."""
+    # Not the card, which a user may edit, nor the merged model, which can be made again.
+    files = [Path(file.name) for file in new.iterdir() if file.is_file() and file.name != "README.md"]
+    forget_result(folder)
+    for pattern in (*WEIGHTS, *CONFIGS):  # an adapter may replace a whole model, or the other way round
+        for old in folder.glob(pattern):
+            old.unlink()
+    if (folder / MERGED).exists():
+        (folder / MERGED).rename(new / "replaced")
+    weights = sorted(path for pattern in WEIGHTS for path in new.glob(pattern))  # an index comes after its shards
+    others = [path for path in new.iterdir() if path not in weights and path.name != "replaced"]
+    for path in (*others, *weights):
+        path.replace(folder / path.name)
+    shutil.rmtree(new)
+    write_record(folder, run, files)
+
+
+def forget_result(folder: Path) -> None:
+    """Mark the result in a folder, if there is one, as not finished."""
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def add_merged(folder: Path, dtype: Any) -> None:
+    """Write the merged model of a finished adapter to `folder/merged` unless it is there."""
+    if not (folder / MERGED).exists():
+        new = folder / UNFINISHED
+        shutil.rmtree(new, ignore_errors=True)
+        merge(folder, new, dtype)
+        new.rename(folder / MERGED)
+
+
+def merge(adapter: Path, merged: Path, dtype: Any) -> None:
+    """Write the adapter in one folder, merged into its base, to another, with its processor."""
+    load_model(str(adapter), device="cpu", dtype=dtype).save_pretrained(merged)
+    load_processor(str(adapter)).save_pretrained(merged)
+    logger.info("merged model written")
+
+
+def create_repo(args: TrainingArguments) -> str:
+    """Make the run's repository on the Hub unless it is there; return its full name."""
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    with failure(f"cannot make or reach the repository {name} on the Hub"):
+        return HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+
+
+def push(args: TrainingArguments, repo_id: str) -> None:
+    """Upload the result, without checkpoints, to its repository on the Hub."""
+    with failure(f"{args.output_dir} is whole, but cannot be pushed to {repo_id} on the Hub"):
+        HfApi().upload_folder(
+            repo_id=repo_id,
+            folder_path=args.output_dir,
+            commit_message="End of training",
+            ignore_patterns=["_*", "checkpoint-*", ".*"],
+            revision=args.hub_revision,
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(output_dir: str) -> Iterator[None]:
+    """Raise `UserError` where the disk is full, whichever library has met that."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not any(words in str(error) for words in FULL_DISK):
+            raise
+        raise UserError(f"{output_dir}: the disk is full; make room and resume from the newest checkpoint") from error

@@ -1,0 +1,117 @@
+"""No image is encoded twice in GRPO: a group's completions share one preprocessing and, in each place, one encoding.
+
+TRL hands every completion its own copy of the image: to the rollouts, to the reference, to the policy. Here the
+processor that TRL calls gives out a number in place of an image's pixels, and the model looks the numbers up where it
+would encode pixels. All that TRL does between the two (pad, shuffle, split, move) happens to small integers. Gradients
+flow through the one encoding as they would through the copies.
+"""
+
+import copy
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from cropvlm.encoding import encoded_at_once, on_device
+from cropvlm.models.tiling import tiling_of
+from cropvlm.trainers.images import ReadAhead, read_image
+from cropvlm.trainers.training_data import open_training_image
+
+# In a PIL image's `info`, which its copies keep.
+IDENTITY = "identity"
+_identities = itertools.count()
+
+
+class SharedImage(Image.Image):
+    """An image that stays one where a prompt is copied deeply, as TRL does in every step: nobody changes its pixels."""
+
+    def __deepcopy__(self, memo: dict) -> Image.Image:
+        return self
+
+
+class SharedImages:
+    """Stands between an Idefics3 (or SmolVLM) model and the processor that TRL is given.
+
+    Args:
+        model: the policy, with or without PEFT around it. Its `get_image_features` still takes pixels as well.
+        processor: the model's processor; it stays as it is.
+
+    Attributes:
+        processor: a copy of `processor` whose `pixel_values` are numbers, (prompts, images of a prompt) int64.
+        read_ahead: the data collator, which has the images of the next step's rows read while this one runs.
+    """
+
+    def __init__(self, model: Any, processor: Any):
+        self._image_processor = processor
+        self._model = self.bind(model)
+        self.processor = copy.copy(processor)
+        # A plain function: saving the processor copies its attributes deeply, a bound method with all it is bound to.
+        self.processor._process_images = lambda images, **kwargs: self.number_images(images)
+        self.read_ahead = ReadAhead(self._read)
+        self.forget()
+
+    def bind(self, model: Any) -> Any:
+        """Let `model` take numbers in place of pixels, for its own encoder; return the part of it that encodes."""
+        encoding = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        encoding.get_image_features = functools.partial(self._get_image_features, encoding.get_image_features)
+        return encoding
+
+    def forget(self) -> None:
+        """Drop all images; numbers given out before become invalid."""
+        self._numbers: dict[int, int] = {}  # identity of an image -> its number
+        self._placeholders: list[str] = []  # by number: the text that stands for the image in a prompt
+        self._tiles: list[Tensor] = []  # by number: (tiles, 1, C, H, W)
+
+    def number_images(self, images: list[list[Image.Image]]) -> tuple[dict[str, Tensor], list[str]]:
+        """Preprocess the images not seen before; return the numbers of all, and the texts that stand for them."""
+        numbers = [[self._number(image) for image in row] for row in images]
+        return {"pixel_values": torch.tensor(numbers)}, [self._placeholders[n] for row in numbers for n in row]
+
+    def open(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Drop the last step's images; return the rows with their images decoded, preprocessed and numbered.
+
+        The rows of a prompt get the same object.
+        """
+        self.forget()
+        read = self.read_ahead.results(rows)
+        for image, prepared in read.values():
+            image.__class__ = SharedImage
+            self._number(image, prepared)
+        return [{**row, "image": read[row["question_id"]][0]} for row in rows]
+
+    def _read(self, source: Any, question_id: Any) -> tuple[Image.Image, tuple | None]:
+        """Decode an image and, for a GPU, read its levels; a CPU's preprocessing does not bear several threads."""
+        image = open_training_image(source, question_id)
+        tiling = tiling_of(self._image_processor, self._model.device)
+        return image, None if tiling is None else read_image(self._image_processor, image, tiling)
+
+    def _number(self, image: Image.Image, prepared: tuple[str, dict[str, Tensor]] | None = None) -> int:
+        identity = image.info.setdefault(IDENTITY, next(_identities))
+        if identity not in self._numbers:
+            device = self._model.device
+            tiling = tiling_of(self._image_processor, device)
+            placeholder, tensors = prepared or read_image(self._image_processor, image, tiling)
+            self._numbers[identity] = len(self._placeholders)
+            self._placeholders.append(placeholder)
+            self._tiles.append(on_device([tensors], tiling, device)["pixel_values"].to(self._model.dtype))
+        return self._numbers[identity]
+
+    def _get_image_features(
+        self, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Encode as a model does; of numbered images each distinct one once, its features placed at every copy."""
+        if pixel_values.is_floating_point():
+            return encode(pixel_values, pixel_attention_mask, **kwargs)
+        numbers = pixel_values.flatten().tolist()
+        distinct = list(dict.fromkeys(numbers))
+        features: dict[int, Tensor] = {}
+        for part in encoded_at_once([self._tiles[n].numel() for n in distinct], self._model.device):
+            tiles = [self._tiles[n] for n in distinct[part]]
+            encoded = torch.stack(list(encode(torch.cat(tiles), **kwargs).pooler_output))  # (tiles, tokens of one, D)
+            features |= zip(distinct[part], encoded.split([len(each) for each in tiles]), strict=True)
+        return BaseModelOutputWithPooling(pooler_output=[features[n].flatten(0, 1) for n in numbers])

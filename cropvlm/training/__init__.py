@@ -1,1 +1,0 @@
-"""Steps 2 and 3: SFT and GRPO."""

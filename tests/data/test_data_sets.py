@@ -1,0 +1,160 @@
+"""The paper's benchmarks, from copies with their published columns through stages 4 to 6, several at once."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from published import COPY_OF, write_copies
+
+import generate_bbox
+import generate_final_answers
+import vqa_accuracy
+from cropvlm import generation
+from cropvlm.data import catalog as benchmarks
+from cropvlm.prompts import BRIEF_ANSWER
+from cropvlm.runs.cli import run
+from cropvlm.runs.journal import Journal
+
+# What a model may answer to the two rows of each, and the score (see below).
+ANSWERS = {
+    "textvqa": (["nokia", "you"], 50),  # all ten agree; none of ten
+    "docvqa": (["0.281", "x"], 90),  # 0.280 is one edit of five characters away, 0.8; exact
+    "infovqa": (["4", "Five"], 100),  # the case does not count
+    "stvqa": (["b", "zzz"], 50),
+    "vstar": (["B", "The answer is B"], 50),  # B and A are right
+    "hrbench4k": (["A. red", "Blue"], 50),  # "Blue" is not a letter; cycles 0 and 1 have a row each: (100 + 0) / 2
+    "hrbench8k": (["(a)", "B"], 100),
+}
+INSTRUCTIONS = dict.fromkeys(ANSWERS, BRIEF_ANSWER) | {
+    "vstar": "Answer with the option's letter from the given choices directly.",
+    "hrbench4k": "Answer the option letter directly.",
+    "hrbench8k": "Answer the option letter directly.",
+}
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Run a script in an empty folder, with copies of the benchmarks in the Hub's place; its exit code."""
+    write_copies(tmp_path / "copies")
+    for name, copy in COPY_OF.items():
+        moved = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, moved)
+    monkeypatch.chdir(tmp_path)
+
+    def call(module, *flags) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
+        with pytest.raises(SystemExit) as ended:
+            run(module.main)
+        return ended.value.code
+
+    return call
+
+
+def read(path: str) -> list | dict:
+    return json.loads(Path(path).read_text())
+
+
+def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch):
+    model = ["--max_new_tokens", 2, "--gpu", -1]
+    assert script(generate_bbox, "--model_path", tiny_smolvlm, "--dataset", *ANSWERS, "--longest_edge", 64, *model) == 0
+    boxes = [f"predictions/{name}_bbox.json" for name in ANSWERS]
+    assert [read(path)[0].keys() for path in boxes] == [{"question_id", "answer"}] * 7
+
+    asked = {}  # by benchmark: the last line of its prompts
+
+    def answer(model, processor, prompts, **_):
+        name = list(ANSWERS)[len(asked)]
+        asked[name] = {messages[0]["content"][-1]["text"].split("\n")[-1] for i in (0, 1) for messages, _ in prompts[i]}
+        return ((i, [text, f" {text}.\n"]) for i, text in enumerate(ANSWERS[name][0]))
+
+    monkeypatch.setattr(generation, "generate_rows", answer)
+    assert script(generate_final_answers, "--bbox", *boxes, "--vqa_model_path", tiny_smolvlm, *model) == 0
+    assert asked == {name: {instruction} for name, instruction in INSTRUCTIONS.items()}
+    for name, (_, score) in ANSWERS.items():
+        for mode in ("base", "cropvlm"):
+            file = f"predictions/{name}_{mode}_answers.json"
+            assert script(vqa_accuracy, "--predictions_file", file, "--output", "score.json") == 0
+            result = read("score.json")
+            assert result["score"] == pytest.approx(score), name
+            assert result["metric"] == benchmarks.BENCHMARKS[name].metric
+    assert result["by_cycle_category"].keys() == {"0", "1"}
+    assert result["by_category"].keys() == {"single", "cross"}
+
+
+def test_the_baseline_of_all_benchmarks_at_once(script, tiny_smolvlm):
+    flags = ["--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 1, "--gpu", -1]
+    assert script(generate_final_answers, "--dataset", *ANSWERS, "--modes", "base", *flags) == 0
+    assert [len(read(f"predictions/{name}_base_answers.json")) for name in ANSWERS] == [2] * 7
+
+
+SCRIPTS = {
+    generate_bbox: ["--model_path", "model", "--longest_edge", 64],
+    generate_final_answers: ["--vqa_model_path", "model", "--modes", "base"],
+}
+
+
+@pytest.fixture
+def generated(monkeypatch, tiny_smolvlm, tmp_path) -> list:
+    """The rows done before each generation, of which the second is interrupted after a row."""
+    calls = []
+
+    def generate(model, processor, prompts, *, done, **_):
+        calls.append(done)
+        for i in sorted({0, 1} - set(done)):
+            yield i, ["[0, 0, 50, 50]."]
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "generate_rows", generate)
+    (tmp_path / "model").symlink_to(tiny_smolvlm)
+    return calls
+
+
+@pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
+def test_a_data_set_that_is_done_is_not_done_again_after_an_interruption(script, generated, module):
+    flags = ["--dataset", "textvqa", "stvqa", "vstar", "--gpu", -1, *SCRIPTS[module]]
+    with pytest.raises(KeyboardInterrupt):
+        script(module, *flags)
+    assert len(list(Path("predictions").glob("*.jsonl"))) == 2  # of the one that is done, too
+    assert script(module, *flags) == 0
+    assert generated == [[], [], [0], []]  # the rest of stvqa, and vstar
+    assert not list(Path("predictions").glob("*.jsonl"))
+    assert script(module, *flags) == 0
+    assert generated[4:] == [[], [], []]  # a finished run is not an interrupted one
+
+
+@pytest.mark.parametrize("removed", [1, 2])
+@pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
+def test_a_kill_while_journals_are_removed_costs_nothing(script, generated, monkeypatch, module, removed):
+    flags = ["--dataset", "textvqa", "stvqa", "vstar", "--gpu", -1, *SCRIPTS[module]]
+    generated += [[], []]  # none is interrupted
+    remove, times = Journal.remove, []
+
+    def killed(journal):
+        times.append(journal)
+        if len(times) > removed:
+            raise KeyboardInterrupt
+        remove(journal)
+
+    monkeypatch.setattr(Journal, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        script(module, *flags)
+    monkeypatch.setattr(Journal, "remove", remove)
+    assert len(list(Path("predictions").glob("*.jsonl"))) == 3 - removed
+    assert script(module, *flags) == 0
+    assert len(generated) == 5
+    assert not list(Path("predictions").glob("*.jsonl"))
+
+
+def test_one_file_for_two_data_sets_is_refused(script, tiny_smolvlm, capsys):
+    assert script(generate_bbox, "--model_path", tiny_smolvlm, "--dataset", "stvqa", "stvqa") == 2
+    assert "predictions/stvqa_bbox.json would be written 2 times" in capsys.readouterr().err
+
+
+def test_several_data_sets_in_one_folder(script, tiny_smolvlm, generated):
+    flags = ["--model_path", "model", "--longest_edge", 64, "--dataset", "stvqa", "vstar", "--output", "boxes"]
+    generated += [[], []]  # none is interrupted
+    assert script(generate_bbox, *flags) == 0
+    assert sorted(path.name for path in Path("boxes").glob("*_bbox.json")) == ["stvqa_bbox.json", "vstar_bbox.json"]

@@ -1,0 +1,277 @@
+"""Every benchmark of the table on a small copy with its published columns and types, and what is refused."""
+
+import base64
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from published import BLUE, IMAGE, IMAGES, RED, TEXT, hrbench, table, textvqa, write_copies, write_docvqa
+
+from cropvlm.data.images import open_image
+from cropvlm.data.rows import benchmark_for, load_rows
+from cropvlm.errors import UserError
+
+DOCVQA_TEST = "  - split: test\n    path: DocVQA/test-*\n"
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("copies")
+    write_copies(folder)
+    datasets.DatasetDict(train=textvqa(), validation=textvqa().select([1, 0])).save_to_disk(folder / "splits")
+    return folder
+
+
+HR_QUESTION = "What color is the bus?\nA. red\nB. blue\nC. cannot tell\nD. green"
+EXPECTED = [
+    # name, copy, ids, first question, first answers, columns that are kept
+    ("textvqa", "textvqa", [34602, 34603], "what is it?", ["nokia"] * 10, {"image_id", "ocr_tokens"}),
+    ("docvqa", "docvqa", ["49153", "24580"], "what is it?", ["0.28", "0.280"], {"docId", "question_types"}),
+    ("infovqa", "docvqa", ["98313", "98314"], "what is it?", ["4"], {"ocr"}),
+    ("stvqa", "stvqa", [0, 1], "what is it?", ["a", "b"], {"path"}),
+    ("vstar", "vstar", ["0", "1"], "What is the color of the cup?\n(A) red\n(B) blue", ["B"], {"category"}),
+    ("hrbench4k", "hrbench", [0, 1], HR_QUESTION, ["A"], {"category", "cycle_category"}),
+    ("hrbench8k", "hrbench", [0, 1], HR_QUESTION, ["A"], {"category", "cycle_category"}),
+]
+
+
+@pytest.mark.parametrize(("name", "copy", "ids", "question", "answers", "kept"), EXPECTED)
+def test_a_published_copy_comes_in_the_row_schema(copies, name, copy, ids, question, answers, kept):
+    rows = load_rows(copies / copy, dataset=name)
+    assert list(rows["question_id"]) == ids
+    assert set(rows.column_names) == {"image", "question", "question_id", "answers"} | kept
+    assert rows[0]["question"] == question
+    assert rows[0]["answers"] == answers
+    # The encoded bytes themselves, and no PIL image: nothing was decoded on the way.
+    assert [row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes() for row in rows] == [RED, BLUE]
+    assert open_image(rows[1]["image"]).size == (8, 6)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_docvqa_splits_beside_the_default(copies, split):
+    rows = load_rows(copies / "docvqa", split, dataset="docvqa")
+    assert list(rows["question_id"]) == (["337", "338"] if split == "train" else ["49153", "24580"])
+    assert rows["answers"][:] == ([["0.28", "0.280"], ["x"]] if split == "train" else [[], []])
+
+
+def test_a_copy_is_told_by_its_columns(copies):
+    names = [benchmark_for(copies / name).name for name in ("textvqa", "stvqa")]
+    assert names == ["textvqa", "stvqa"]
+    assert benchmark_for(copies / "hrbench", split="hrbench_4k").name == "hrbench4k"
+    assert benchmark_for(f"{copies}/docvqa:DocVQA", split="test").metric == "anls"
+    assert list(load_rows(f"{copies}/docvqa:DocVQA", "test")["question_id"]) == ["49153", "24580"]
+
+
+def test_a_benchmark_may_lie_in_the_schemas_own_columns(copies):
+    rows = load_rows(copies / "textvqa", dataset="docvqa")
+    assert list(rows["question_id"]) == [34602, 34603]
+    assert benchmark_for(copies / "textvqa", "docvqa").metric == "anls"
+
+
+def test_stvqa_with_published_ids_keeps_them(tmp_path):
+    # lmms-lab/ST-VQA: a test split without answers
+    table(
+        {"question_id": TEXT, "question": TEXT, "image": IMAGE}, question_id=["t1"], question=["q"], image=IMAGES[:1]
+    ).save_to_disk(tmp_path)
+    rows = load_rows(tmp_path, dataset="stvqa")
+    assert rows["question_id"][:] == ["t1"]
+    assert "answers" not in rows.column_names
+
+
+def test_hrbench_with_one_index_for_all_cycles_gets_unique_ids(tmp_path):
+    rows = hrbench().remove_columns("index").add_column("index", [5, 5])
+    rows.save_to_disk(tmp_path)
+    assert load_rows(tmp_path, max_samples=1)["question_id"][:] == ["5_0"]
+
+
+def test_images_are_left_alone_where_none_are_needed(copies):
+    rows = load_rows(copies / "hrbench", "hrbench_4k", need=("question_id", "answers"))
+    assert rows[0]["image"] == base64.b64encode(RED).decode()
+
+
+def test_paths_as_images_are_relative_to_the_folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(RED)
+    table(
+        {"question_id": TEXT, "question": TEXT, "image": TEXT}, question_id=["1"], question=["q"], image=["a.jpg"]
+    ).save_to_disk(tmp_path)
+    assert open_image(load_rows(tmp_path)[0]["image"]).size == (8, 6)
+
+
+def test_splits(copies):
+    assert list(load_rows(copies / "splits", "validation")["question_id"]) == [34603, 34602]
+    assert list(load_rows(copies / "splits", default_split="train")["question_id"]) == [34602, 34603]
+    assert list(load_rows(copies / "splits", dataset="textvqa")["question_id"]) == [34603, 34602]
+    assert list(load_rows(copies / "textvqa", default_split="train")["question_id"]) == [34602, 34603]
+
+
+@pytest.mark.parametrize("config", ["DocVQA", "InfographicVQA"])
+@pytest.mark.parametrize("named", [False, True])
+def test_training_rows_of_a_copy_whose_card_does_not_list_them(tmp_path, caplog, config, named):
+    path, dataset = f"{tmp_path}:{config}", {"DocVQA": "docvqa", "InfographicVQA": "infovqa"}[config]
+    source = {"dataset_path": tmp_path, "dataset": dataset} if named else {"dataset_path": path}
+    write_docvqa(tmp_path)
+    assert list(load_rows(**source, default_split="train")["question_id"]) == ["337", "338"]
+    assert caplog.text == ""
+    for file in tmp_path.glob("*/t*.parquet"):  # train and test
+        file.unlink()
+    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace(DOCVQA_TEST, ""))
+    rows = load_rows(**source, default_split="train")
+    assert list(rows["question_id"]) == (["49153", "24580"] if config == "DocVQA" else ["98313", "98314"])
+    assert "has no split train: its rows are of validation" in caplog.text
+
+
+def test_a_saved_set_of_another_split_is_said(tmp_path, caplog):
+    textvqa().to_parquet(tmp_path / "rows.parquet")
+    alone = datasets.load_dataset("parquet", data_files={"validation": str(tmp_path / "rows.parquet")})["validation"]
+    alone.save_to_disk(tmp_path / "alone")
+    datasets.DatasetDict(validation=textvqa()).save_to_disk(tmp_path / "dict")
+    for name in ("alone", "dict"):
+        load_rows(tmp_path / name, default_split="train")
+        assert f"{tmp_path}/{name} has no split train: its rows are of validation" in caplog.text
+    caplog.clear()
+    load_rows(tmp_path / "dict", "validation", default_split="train")  # asked for
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("max_samples", "rows"), [(1, 1), (2, 2), (9, 2), (None, 2)])
+def test_max_samples(copies, max_samples, rows):
+    assert len(load_rows(copies / "textvqa", max_samples=max_samples)) == rows
+
+
+def test_bbox_and_other_columns_of_the_sft_part_are_kept(tmp_path):
+    textvqa().add_column("bbox", [[0, 0, 50, 100], [1, 2, 3, 4]]).save_to_disk(tmp_path)
+    rows = load_rows(tmp_path, need=("image", "question", "bbox"))
+    assert rows["bbox"][:] == [[0, 0, 50, 100], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "problem"),
+    [
+        ("FOLDER/nothing", {}, "no data set at .*nothing: no such folder"),
+        ("datasets/nothing", {}, "no such folder"),
+        ("FOLDER/vstar/test_questions.jsonl", {}, "no such folder"),
+        ("FOLDER/vstar/direct_attributes", {"dataset": "textvqa"}, "has no"),
+        ("FOLDER/textvqa", {"dataset": "imagenet"}, "unknown benchmark 'imagenet'; expected one of textvqa, "),
+        ("FOLDER/textvqa", {"split": "train"}, "has no splits, but 'train' was asked for"),
+        ("FOLDER/splits", {"split": "test"}, "has no split 'test'; there are: train, validation"),
+        ("FOLDER/splits", {}, "has several splits; choose one: train, validation"),
+        ("FOLDER/docvqa", {"dataset": "docvqa", "split": "x"}, "has no split 'x'; there are: validation, test, train"),
+        ("FOLDER/docvqa", {}, "DocVQA"),
+        ("FOLDER/textvqa", {"need": ("image", "bbox")}, "has no column bbox; its columns are: image_id, "),
+        ("FOLDER/textvqa", {"max_samples": 0}, "max_samples is 0; expected at least 1"),
+        (
+            "nobody/nothing",
+            {},
+            "nobody/nothing is neither a local folder nor available .*; expected a folder",
+        ),
+        ("no such id", {}, "is neither a local folder nor available on the Hub"),
+        ("x" * 300, {}, "File name too long: 'x{90,96}[.]{3}"),
+        ("a\0b", {}, "is neither a local folder nor available on the Hub"),
+        ("", {}, "the data set has an empty name"),
+    ],
+)
+def test_what_is_refused(copies, monkeypatch, path, arguments, problem):
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
+    with pytest.raises(UserError, match=problem) as error:
+        load_rows(path.replace("FOLDER", str(copies)), **arguments)
+    assert "\n" not in str(error.value)
+    assert logging.getLogger("huggingface_hub").level == logging.WARNING
+
+
+def one_row(**columns) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"question_id": [1, 2], "question": ["q", "r"], "image": [RED, BLUE]} | columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (one_row().select([]), "has no rows"),
+        (one_row(question_id=[1.5, 2.5]), "row 0 has the question_id 1.5"),
+        (one_row(question=["q", None]), "row 1 has the question None"),
+        (one_row(image=[1, 2]), "expected images in the column image, not Value"),
+        (one_row().remove_columns("image"), "has no column image"),
+    ],
+    ids=["no rows", "float id", "null question", "image numbers", "no image"],
+)
+def test_bad_rows_are_refused(tmp_path, rows, problem):
+    rows.save_to_disk(tmp_path)
+    with pytest.raises(UserError, match=problem):
+        load_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", ""),
+        ("state.json", "{}"),
+        ("state.json", '{"_data_files": [{"filename": "gone.arrow"}]}'),
+        ("dataset_info.json", "nonsense"),
+        ("dataset_info.json", "[]"),
+        ("data-00000-of-00001.arrow", "nonsense"),
+        ("dataset_dict.json", "{}"),
+        ("dataset_dict.json", '{"splits": ["gone"]}'),
+    ],
+)
+def test_a_broken_folder_is_refused(tmp_path, name, content):
+    textvqa().save_to_disk(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="is not a readable data set"):
+        load_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        (
+            "a.jsonl",
+            '{"question": "Z\xf6e?", "question_id": 1, "image": "x.png"}\n'.encode("latin-1"),
+            "not UTF-8.*0xf6",
+        ),
+        (
+            "a.jsonl",
+            '{"question": "q", "question_id": 1, "image": "Z\xf6e.png"}\n'.encode("latin-1"),
+            "not UTF-8.*0xf6",
+        ),
+        ("a.csv", b"question,question_id,image\nZ\xf6e?,1,x.png\n", "can't decode byte 0xf6"),
+        ("a.jsonl", b"{]\n", "JSON parse error"),
+        ("a.jsonl", b"", "has no rows"),
+    ],
+    ids=["question", "path", "csv", "no JSON", "empty"],
+)
+def test_tables_that_cannot_be_read(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        load_rows(tmp_path)
+
+
+def test_a_folder_may_be_called_like_a_kind_of_file(tmp_path, monkeypatch):
+    """`datasets` itself takes `json` for its own loader, and with it every such file in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder, question in (("json", "in the folder"), (".", "beside it")):
+        row = {"question": question, "question_id": 1, "image": base64.b64encode(RED).decode()}
+        Path(folder).mkdir(exist_ok=True)
+        Path(folder, "a.jsonl").write_text(json.dumps(row))
+    assert load_rows("json")[0]["question"] == "in the folder"
+    with pytest.raises(UserError, match="csv is neither a local folder nor available on the Hub"):
+        load_rows("csv")
+
+
+def test_an_empty_split_beside_does_not_matter(tmp_path):
+    datasets.DatasetDict(train=textvqa(), test=textvqa().select([])).save_to_disk(tmp_path)
+    assert len(load_rows(tmp_path, "train")) == 2
+    with pytest.raises(UserError, match="has no rows"):
+        load_rows(tmp_path, "test")
+
+
+def test_neither_torch_nor_transformers_is_imported(copies):
+    code = (
+        "import sys; from cropvlm.data.rows import load_rows; rows = load_rows(sys.argv[1], 'hrbench_4k'); "
+        "list(rows), rows['answers'][:]; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, copies / "hrbench"], cwd=REPO, check=False)
+    assert done.returncode == 0

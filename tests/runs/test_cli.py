@@ -1,0 +1,287 @@
+"""Start and end of the scripts: flags, logging, exit code, and one line on stderr for a user's mistake."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cropvlm.errors import UserError, failure, listed
+from cropvlm.runs.cli import (
+    COMPLETE_WITH_FAILURES,
+    USER_ERROR,
+    ArgumentParser,
+    batch_size,
+    factor,
+    file_name,
+    fraction,
+    nonempty,
+    pixels,
+    port,
+    positive,
+    run,
+    seconds,
+    start_logging,
+    workers,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def exit_code(main) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    return caught.value.code
+
+
+def raising(error: Exception):
+    def main():
+        raise error
+
+    return main
+
+
+def test_the_exit_codes_are_those_of_the_design():
+    assert (USER_ERROR, COMPLETE_WITH_FAILURES) == (2, 3)
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (COMPLETE_WITH_FAILURES, 3)])
+def test_the_result_of_main_is_the_exit_code(result, code, capsys):
+    assert exit_code(lambda: result) == code
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_of_the_users_is_one_line_and_code_2(capsys):
+    assert exit_code(raising(UserError("split 'tset' is not there;\n  there are:\n\ttest, train"))) == 2
+    out, err = capsys.readouterr()
+    assert err == "error: split 'tset' is not there; there are: test, train\n"
+    assert out == ""
+
+
+class KindOfMistake(UserError):
+    pass
+
+
+def test_whatever_a_library_raises_becomes_one_line_with_its_cause(caplog):
+    cause = TypeError("of a loader\n\tin two lines")
+    with (
+        caplog.at_level("DEBUG", logger="cropvlm"),
+        pytest.raises(KindOfMistake) as caught,
+        failure("m: cannot be loaded", KindOfMistake),
+    ):
+        raise cause
+    assert str(caught.value) == "m: cannot be loaded (of a loader in two lines)"
+    assert caught.value.__cause__ is cause
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("error", [UserError("m: a mistake"), KeyboardInterrupt()], ids=repr)
+def test_a_mistake_that_is_told_and_an_interrupt_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, failure("m: cannot be loaded", KindOfMistake):
+        raise error
+    assert caught.value is error
+
+
+def test_a_wrong_flag_is_one_line_without_the_usage_block(capsys):
+    assert exit_code(lambda: ArgumentParser("A script.").parse_args(["--colour", "red"])) == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --colour red; --help lists the flags\n"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--api_key", "sk-1"], ["--api_key=sk-1"], ["--hub_token", "sk-1"], ["-key", "sk-1"]]
+)
+def test_the_value_of_an_unknown_flag_for_a_key_is_not_shown(capsys, flags):
+    assert exit_code(lambda: ArgumentParser("A script.").parse_args(flags)) == 2
+    err = capsys.readouterr().err
+    assert f"unrecognized arguments: {flags[0].partition('=')[0]} ***" in err
+    assert "sk-1" not in err
+
+
+def test_the_key_is_shown_neither_in_an_error_nor_in_the_log(capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123")
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+    def main():
+        start_logging(argparse.Namespace(verbose=True, model="sk-0123"))
+        raise UserError("'sk-0123' is not a number") from ValueError("sk-0123")
+
+    assert exit_code(main) == 2
+    err = capsys.readouterr().err
+    assert "sk-0123" not in err
+    assert err.splitlines()[0] == "verbose=True model=***"
+    assert err.splitlines()[-1] == "error: '***' is not a number"
+
+
+def test_a_list_in_a_message_has_few_and_short_items():
+    assert listed(["1", "'a'"]) == "1, 'a'"
+    assert listed(list("abcd"), limit=3, separator="; ") == "a; b; c; ..."
+    assert listed(["x" * 10**6], length=10) == "xxxxxxx..."
+
+
+PRINTING = "from cropvlm.runs.cli import run; run(lambda: print('x' * {length}))"
+
+
+@pytest.mark.parametrize("length", [1, 100_000])  # written as Python ends, and before
+def test_output_that_cannot_be_written_is_one_line(length):
+    call = [sys.executable, "-c", PRINTING.format(length=length)]
+    reader, closed = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full, os.fdopen(closed, "w") as unread:
+        for stdout, problem in ((full, "No space left on device; free space and"), (unread, "Broken pipe;")):
+            done = subprocess.run(call, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+            assert (done.returncode, done.stderr) == (2, f"error: cannot write: {problem} run the same command again\n")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
+def test_anything_else_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as caught:
+        run(raising(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("flag_type", "good", "bad"),
+    [
+        (nonempty, {"a": "a", " a b ": " a b "}, ["", " ", "\t\n"]),
+        (file_name, {"a": "a", "a.b": "a.b", "..": ".."}, ["", "../a", "a/b", "/a", "a/"]),
+        (positive, {"1": 1, "007": 7, "10": 10}, ["", "0", "-1", "1.5", "1e3", "nan", "one", " 1", "9" * 5000]),
+        (workers, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan", "100000"]),
+        (port, {"80": 80, "65535": 65535}, ["", "0", "-1", "65536", "http"]),
+        (pixels, {"2": 2, "512": 512, "16384": 16384}, ["", "0", "1", "-512", "16385", "1e3", "nan"]),
+        (batch_size, {"auto": "auto", "8": 8}, ["", "0", "-1", "Auto", "nan"]),
+        (seconds, {"120": 120.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),
+        (factor, {"45": 45.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),
+        (fraction, {"1": 1.0, "0.5": 0.5}, ["", "0", "-0.5", "1.01", "nan", "inf", "half"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_flag_types(flag_type, good, bad):
+    for text, value in good.items():
+        assert flag_type(text) == value
+        assert type(flag_type(text)) is type(value)
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="expected") as error:
+            flag_type(text)
+        assert len(str(error.value)) < 200
+
+
+def test_a_long_value_is_cut_in_the_message(capsys):
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--count", type=positive)
+    assert exit_code(lambda: parser.parse_args(["--count", "9" * 5000])) == 2
+    assert exit_code(lambda: parser.parse_args(["--" + "x" * 5000])) == 2
+    assert max(map(len, capsys.readouterr().err.splitlines())) < 400
+
+
+@pytest.fixture
+def logged():
+    """Loggers as they were, afterwards."""
+    loggers = [logging.getLogger(name) for name in (None, "cropvlm", "miniature", "__main__")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def test_the_log_is_this_projects_own(logged, caplog):
+    start_logging(argparse.Namespace(verbose=False, gpu=0))
+    assert caplog.messages == ["verbose=False gpu=0"]
+    for name in ("httpx", "huggingface_hub.utils._http", "openai", "transformers.trainer", "cropvlm.data.rows"):
+        logging.getLogger(name).info("HTTP Request: GET %s", name)
+        logging.getLogger(name).warning("warning of %s", name)
+    assert [text for text in caplog.messages if text.startswith("HTTP")] == ["HTTP Request: GET cropvlm.data.rows"]
+    assert len([text for text in caplog.messages if text.startswith("warning")]) == 5
+
+
+def test_verbose_logs_the_cause_of_an_error(logged, caplog, capsys):
+    def main():
+        try:
+            raise KeyError("deep down")
+        except KeyError as error:
+            raise UserError("cannot be read") from error
+
+    start_logging()
+    assert exit_code(main) == 2
+    assert "deep down" not in caplog.text
+    start_logging(argparse.Namespace(verbose=True))
+    assert exit_code(main) == 2
+    assert "KeyError: 'deep down'" in caplog.text
+    assert capsys.readouterr().err.splitlines() == ["error: cannot be read"] * 2
+
+
+ACCENT = """
+import logging, sys
+from cropvlm.runs.cli import UserError, run, start_logging
+def main():
+    start_logging()
+    print("datasets/é_sft: 4 rows")
+    logging.getLogger("cropvlm").info("datasets/é")
+    raise UserError("no é")
+run(main)
+"""
+
+
+def test_an_accent_on_a_terminal_that_only_knows_ascii():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", ACCENT]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "datasets/\\xe9_sft: 4 rows\n"
+    assert done.stderr == "datasets/\\xe9\nerror: no \\xe9\n"
+
+
+FORKSERVER = """
+import multiprocessing
+from cropvlm.runs.cli import run
+multiprocessing.set_start_method("forkserver")
+run(lambda: print(multiprocessing.get_start_method()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's own way is kept")
+def test_worker_processes_are_forked_where_python_would_not():
+    """Rows are made by functions within functions, which cannot be pickled; forkserver is Python 3.14's default."""
+    done = subprocess.run([sys.executable, "-c", FORKSERVER], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("fork\n", "", 0)
+
+
+# What takes seconds to import, so that --help and a mistake in the flags would wait for it.
+SLOW_TO_IMPORT = {"torch", "transformers", "datasets", "accelerate", "peft", "trl", "openai", "pandas"}
+PARSE = f"""
+import runpy, sys
+script, *flags = sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as ended:
+    print(ended.code, *sorted({SLOW_TO_IMPORT} & sys.modules.keys()))
+"""
+BBOX, ANSWERS = ("generate_bbox.py", "--model_path", "m"), ("generate_final_answers.py", "--modes", "base")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate_bbox.py", "--help"),
+        ("generate_bbox.py",),
+        (*BBOX, "--dataset_path", ""),
+        (*BBOX, "--longest_edge", "1"),
+        (*BBOX, "--dataset", "textvqa", "docvqa", "--output", "one.json"),
+        (*BBOX, "--name", "../.."),
+        ("generate_final_answers.py", "--help"),
+        ("generate_final_answers.py",),
+        (*ANSWERS, "--vqa_model_path", ""),
+        (*ANSWERS, "--api_base", "http://localhost:8000/v1"),
+        (*ANSWERS, "--bbox", "no_such_file.json"),
+    ],
+    ids=" ".join,
+)
+def test_help_and_mistakes_come_before_slow_imports(command, tmp_path):
+    command = [sys.executable, "-c", PARSE, str(ROOT / command[0]), *command[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ("0" if "--help" in command else "2")
+    assert done.stderr.count("\n") == ("--help" not in command) or "no_such_file" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,67 @@
+"""Tiles and contact sheets: sizes and pixels worked out by hand."""
+
+import numpy as np
+from PIL import Image
+
+from cropvlm.runs.drawing import LINE, contact_sheet, draw_boxes, fit, tile
+
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
+
+
+def test_fit_keeps_the_aspect_ratio_and_at_least_a_pixel():
+    assert fit(Image.new("RGB", (200, 100)), (50, 50)).size == (50, 25)
+    assert fit(Image.new("RGB", (2, 1)), (50, 10)).size == (20, 10)  # enlarged
+    assert fit(Image.new("RGB", (1000, 1)), (50, 50)).size == (50, 1)
+
+
+def test_a_box_is_drawn_on_a_copy_inside_its_edges():
+    image = Image.new("RGB", (100, 50))
+    drawn = draw_boxes(image, [((10, 20, 50, 100), "red")], width=1)  # 10..50 x 10..50 px, the last exclusive
+    red = np.argwhere((np.asarray(drawn) == RED).all(-1))
+    assert red.min(0).tolist() == [10, 10]
+    assert red.max(0).tolist() == [49, 49]
+    assert len(red) == 4 * 39  # a frame of 40 x 40
+    assert image.getcolors() == [(5000, BLACK)]
+
+
+def test_a_sliver_and_the_whole_image_are_drawn():
+    drawn = draw_boxes(Image.new("RGB", (10, 10)), [((0, 0, 100, 100), "red"), ((99.9, 0, 100, 0.1), "white")], 1)
+    assert drawn.getpixel((0, 0)) == drawn.getpixel((9, 9)) == RED
+    assert drawn.getpixel((9, 0)) == WHITE
+
+
+def test_tile_scales_the_box_with_the_image_and_writes_below():
+    picture = tile(
+        Image.new("RGB", (400, 200)),
+        (100, 100 + LINE),
+        boxes=[((50, 50, 100, 100), "red")],
+        frame="white",
+        lines=[("a question", "red")],
+    )
+    assert picture.size == (100, 100 + LINE)
+    assert picture.getpixel((50, 25)) == RED  # the image became 100 x 50
+    assert picture.getpixel((0, 0)) == picture.getpixel((99, 49)) == WHITE  # the frame, over the box
+    assert picture.getpixel((20, 20)) == BLACK
+    assert (np.asarray(picture)[100:] != 255).any()
+    assert (np.asarray(picture)[51:100] == 255).all()
+
+
+def test_an_empty_tile_holds_its_text_alone():
+    picture = np.asarray(tile(None, (100, LINE), lines=[("heading", "black")]))
+    assert (picture != 255).any()
+    assert tile(None, (5, 5)).getcolors() == [(25, WHITE)]
+
+
+def test_text_of_any_script_and_length_is_drawn():
+    picture = tile(Image.new("RGB", (4, 4), WHITE), (60, 60), lines=[("東京 \U0001f600 \n\x00 \ud800" * 100, "black")])
+    assert picture.size == (60, 60)
+    assert (np.asarray(picture)[60 - LINE :] != 255).any()
+
+
+def test_contact_sheet_cells():
+    tiles = [Image.new("RGB", size, "red") for size in ((10, 20), (30, 5), (1, 1))]
+    sheet = contact_sheet(tiles, columns=2, padding=2)
+    assert sheet.size == (2 * 34, 24 + 5)  # rows of 20 and 1 px and their padding
+    assert sheet.getpixel((2, 2)) == sheet.getpixel((11, 21)) == RED
+    assert sheet.getpixel((34 + 2, 2)) == sheet.getpixel((2, 24 + 2)) == RED
+    assert sheet.getpixel((12, 22)) == sheet.getpixel((34 + 2, 24 + 2)) == WHITE

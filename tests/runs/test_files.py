@@ -1,0 +1,121 @@
+"""Files are written whole or not at all, and nothing else is touched or left behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cropvlm.errors import UserError
+from cropvlm.runs.files import check_writable, write_json
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def test_a_file_is_a_json_list_with_a_record_per_line(tmp_path):
+    write_json(tmp_path / "a.json", [{"question_id": 1, "answer": "a"}, {"question_id": 2, "answer": "b"}])
+    expected = '[\n{"question_id": 1, "answer": "a"},\n{"question_id": 2, "answer": "b"}\n]\n'
+    assert (tmp_path / "a.json").read_text() == expected
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", ["old"])
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match="a.json: No space left on device"):
+        write_json(tmp_path / "a.json", ["new"])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == ["old"]
+
+
+def test_check_writable_makes_the_folder_and_nothing_else(tmp_path):
+    check_writable(tmp_path / "a" / "b" / "c.json")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["a", "a/b"]
+
+
+@pytest.mark.parametrize("name", [".", "file/a.json", "x" * 300, "/proc/a.json", "/dev/null"])
+def test_unwritable_outputs_are_refused(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        check_writable(tmp_path / name)
+
+
+def test_nothing_is_written_but_the_file(tmp_path):
+    """Links and files at names that a temporary file might have are the user's own."""
+    (tmp_path / "mine").write_text("mine")
+    names = [".a.json.tmp", "a.json.tmp", ".a.json.12345678.tmp.bak", ".b.json.12345678.tmp"]
+    for name in names[:2]:
+        (tmp_path / name).symlink_to("mine")
+    for name in names[2:]:
+        (tmp_path / name).write_text("mine")
+    check_writable(tmp_path / "a.json")
+    write_json(tmp_path / "a.json", ["new"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.json", "mine", *names])
+    assert {(tmp_path / name).read_text() for name in names} == {"mine"}
+    assert (tmp_path / names[0]).is_symlink()
+
+
+def test_a_link_in_the_files_place_is_replaced_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a.json").symlink_to("mine")
+    write_json(tmp_path / "a.json", ["new"])
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "a.json").is_symlink()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        patched.setattr(Path, "unlink", lambda *_, **__: None)  # as where SIGKILL lets nothing be tidied up
+        with pytest.raises(KeyboardInterrupt):
+            write_json(tmp_path / "a.json", ["first"])
+    (left,) = (p.name for p in tmp_path.iterdir())
+    assert re.fullmatch(r"\.a\.json\.[0-9a-f]{8}\.tmp", left)
+    write_json(tmp_path / "a.json", ["second"])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "a.json", ["new"])
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL = """
+import resource, signal, sys
+from cropvlm.runs.cli import UserError
+from cropvlm.runs.files import write_json
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))  # a file that grows beyond it is an OSError
+try:
+    write_json(sys.argv[1], [{"question_id": i, "answer": "a"} for i in range(10_000)])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 300_000])
+def test_a_disk_that_fills_up_is_one_line(tmp_path, limit):
+    command = [sys.executable, "-c", FULL, tmp_path / "a.json", str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=True)
+    assert done.stdout == f"cannot write {tmp_path}/a.json: File too large; name another output\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_files_have_the_permissions_of_others(tmp_path):
+    (tmp_path / "other").touch()
+    write_json(tmp_path / "a.json", [])
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "other").stat().st_mode

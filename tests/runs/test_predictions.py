@@ -1,0 +1,142 @@
+"""Prediction files, their meta files, and the join."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+
+from cropvlm.errors import UserError
+from cropvlm.runs.predictions import (
+    build_meta,
+    check_holds,
+    join_on_question_id,
+    meta_path,
+    read_meta,
+    read_predictions,
+    write_predictions,
+)
+
+REPO = Path(__file__).resolve().parents[2]
+RECORDS = [
+    {"question_id": 7, "answer": "stop"},
+    {"question_id": "7", "answer": ""},
+    {"question_id": "docvqa/é", "answer": 'Größe "1"\n\u2028 \ud800'},  # a lone surrogate: servers do send them
+]
+
+
+def test_predictions_survive_the_round_trip_with_the_type_of_their_ids(tmp_path):
+    path = tmp_path / "new folder" / "a_bbox.json"
+    write_predictions(path, [{**record, "note": "not written"} for record in RECORDS], {"split": "test"})
+    assert read_predictions(path) == RECORDS
+    assert read_meta(path) == {"split": "test"}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a_bbox.json", "a_bbox.meta.json"]
+
+
+def test_meta_names_every_library_and_what_load_rows_needs():
+    source = {"dataset_path": "d", "split": None, "max_samples": 3}
+    meta = build_meta(source, models={"cropper": "m"}, settings={"s": 1}, counts={"rows": 3})
+    assert {"torch", "transformers", "datasets"} <= meta.pop("versions").keys()
+    assert meta == {
+        "dataset_path": "d",
+        "dataset": None,
+        "split": None,
+        "max_samples": 3,
+        "models": {"cropper": "m"},
+        "settings": {"s": 1},
+        "counts": {"rows": 3},
+        "failed": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "meta"), [("a.json", "a.meta.json"), ("a_v1.5", "a_v1.5.meta.json"), ("a.b.json", "a.b.meta.json")]
+)
+def test_meta_path(name, meta):
+    assert meta_path(Path("x") / name) == Path("x") / meta
+
+
+@pytest.mark.parametrize("models", [None, {}, "m", {"cropper": "m"}, {"server": "s"}])
+def test_what_a_file_holds_is_not_refused_unless_it_is_known(models):
+    check_holds("p.json", "cropper", {"models": models})
+
+
+def test_no_meta_file_is_an_empty_meta(tmp_path):
+    assert read_meta(tmp_path / "a.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "expected a JSON file"),
+        (b'[{"question_id": 1, "ans', "expected a JSON file"),
+        (b"\xff\xfe\x00", "expected a JSON file"),
+        (b"[" * 100_000, "expected a JSON file"),
+        (b'{"7": "a"}', "it holds {'7': 'a'}, expected a JSON list"),
+        (b'["a"]', "it holds 'a', expected"),
+        (b'[{"question_id": 1, "answer": 5}]', "it holds {'question_id': 1, 'answer': 5}, expected"),
+        (b'[{"question_id": 1, "answer": "a"}, {"question_id": 1.0, "answer": "a"}]', "it holds {'question_id': 1.0"),
+        (b'[{"question_id": true, "answer": "a"}]', "it holds {'question_id': True"),
+        (b'[{"answer": "a"}]', "it holds {'answer': 'a'}"),
+        (b'[{"question_id": null, "answer": "a"}]', "it holds {'question_id': None"),
+    ],
+    ids=[
+        *("empty", "cut", "not UTF-8", "deep", "an object", "no records", "answer a number"),
+        *("float id", "boolean id", "no id", "id null"),
+    ],
+)
+def test_garbage_is_refused_in_one_line(tmp_path, content, problem):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=problem) as error:
+        read_predictions(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing.json, .* \(.*No such file"):
+        read_predictions(tmp_path / "nothing.json")
+    with pytest.raises(UserError, match="Is a directory"):
+        read_predictions(tmp_path)
+
+
+ROWS = [{"question_id": 3}, {"question_id": "3"}, {"question_id": 1}]
+
+
+def test_join_follows_the_rows_and_keeps_types_apart():
+    records = [{"question_id": i, "answer": repr(i)} for i in (1, "3", 3)]
+    assert join_on_question_id(records, ROWS) == ["3", "'3'", "1"]
+
+
+def test_join_takes_a_dataset():
+    rows = datasets.Dataset.from_dict({"question_id": ["b", "a"]})
+    records = [{"question_id": "a", "answer": "1"}, {"question_id": "b", "answer": "2"}]
+    assert join_on_question_id(records, rows) == ["2", "1"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [
+        ([3, 1], r"\(1 missing: '3'\)"),
+        ([3, "3", 1, 1], r"\(1 duplicate: 1\)"),
+        ([3, "3", 1, "1"], r"\(1 unknown: '1'\)"),
+        ([3, "3", "1"], r"\(1 missing: 1; 1 unknown: '1'\)"),
+        ([3, "3", 1, *range(10, 17)], r"\(7 unknown: 10, 11, 12, 13, 14, \.\.\.\)"),
+        ([], r"\(3 missing: 3, '3', 1\)"),
+    ],
+    ids=["missing", "duplicate", "unknown", "other type", "many", "none"],
+)
+def test_join_refuses_in_one_line(ids, problem):
+    records = [{"question_id": i, "answer": "x"} for i in ids]
+    with pytest.raises(UserError, match=problem) as error:
+        join_on_question_id(records, ROWS, "p.json")
+    assert "p.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_neither_torch_nor_transformers_is_imported():
+    heavy = "{'torch', 'transformers', 'datasets'}"
+    code = f"import sys, cropvlm.runs.predictions; sys.exit(bool({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0

@@ -1,0 +1,101 @@
+"""Rows split over processes, and which environments say that there are several."""
+
+import pytest
+from datasets import Dataset
+
+from cropvlm.errors import UserError
+from cropvlm.runs.processes import (
+    LAUNCHER_VARIABLES,
+    device_index,
+    exchange,
+    gather,
+    num_processes,
+    rank,
+    shard,
+    worker_count,
+)
+
+LAUNCHED = {"WORLD_SIZE": "3", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "3"}
+LAUNCHED |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def set_to(**variables):
+        for name in LAUNCHER_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_to
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"RANK": "1"},
+        {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "0"},
+        {"WORLD_SIZE": ""},
+        {"WORLD_SIZE": "1", "RANK": "1"},
+        LAUNCHED | {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
+    ],
+    ids=["nothing", "a rank alone", "ranks alone", "empty", "one process of rank 1", "a launch of one"],
+)
+def test_one_process(environment, variables):
+    environment(**variables)
+    assert (num_processes(), rank(), device_index(3), device_index(-1)) == (1, 0, 3, -1)
+    assert shard([1, 2, 3]) == [1, 2, 3]
+    assert exchange([1]) == [1]
+    assert worker_count(None, "cuda") >= 1
+
+
+def test_three_processes(environment):
+    environment(**LAUNCHED)
+    assert (num_processes(), rank(), device_index(0), device_index(-1)) == (3, 1, 1, -1)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "1"},
+        {"WORLD_SIZE": "two"},
+        LAUNCHED | {"RANK": "3"},
+        LAUNCHED | {"RANK": "-1"},
+        LAUNCHED | {"LOCAL_RANK": "a"},
+        LAUNCHED | {"WORLD_SIZE": "0"},
+        LAUNCHED | {"MASTER_PORT": ""},
+    ],
+    ids=["size", "size and rank", "a word", "rank too large", "negative", "local rank", "none", "no port"],
+)
+def test_an_environment_that_no_launcher_makes_is_refused(environment, variables):
+    environment(**variables)
+    for ask in (num_processes, rank):
+        with pytest.raises(UserError, match="as no launcher does .*RANK=.*; unset WORLD_SIZE"):
+            ask()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 10])
+def test_shards_are_all_rows_in_order(environment, rows):
+    shared = {"list": [], "Dataset": []}
+    for i in range(3):
+        environment(**LAUNCHED | {"RANK": str(i)})
+        shared["list"] += shard(list(range(rows)))
+        shared["Dataset"] += list(shard(Dataset.from_dict({"i": list(range(rows))}))["i"])
+        assert shard(None) is None
+    assert shared == {"list": list(range(rows)), "Dataset": list(range(rows))}
+
+
+def test_gather_restores_the_order(environment):
+    environment()
+    records = [{"question_id": i} for i in ("b", 1, "a")]
+    assert gather(records, ["a", "b", 1]) == [{"question_id": i} for i in ("a", "b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "expected"), [(3, "cuda", 3), (0, "cuda", 0), (None, "cpu", 0), (2, "cpu", 2)]
+)
+def test_worker_count(environment, given, device, expected):
+    environment()
+    assert worker_count(given, device) == expected

@@ -1,0 +1,91 @@
+"""Means over cycles, standard errors by question, the paired bootstrap: worked out by hand."""
+
+import datasets
+import numpy as np
+import pytest
+
+from cropvlm.errors import UserError
+from cropvlm.runs import scoring
+
+
+def test_every_row_with_references_is_scored():
+    answers = [["yes"] * 10, ["no"] * 10, [], ["no"] * 10]
+    rows = datasets.Dataset.from_dict({"question_id": list("abcd"), "answers": answers})
+    scored = scoring.ScoredRows(rows, ["Yes", "yes", "yes", "<think>yes?</think>\nno."], "vqa")
+    assert scored.scores.tolist() == [100, 0, 100]
+    assert (scored.indices, scored.without_references) == ([0, 1, 3], ["c"])
+    with pytest.raises(UserError, match="none of the 1 rows has references"):
+        scoring.ScoredRows(rows.select([2]), ["yes"], "vqa")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        pytest.param(" nokia.", " nokia.", id="unchanged without reasoning"),
+        pytest.param("<think>B?</think>\n\nA.", "A", id="after reasoning cleaned"),
+        pytest.param("</think>a</think>b", "b", id="the last end counts"),
+        pytest.param("<think>B", "", id="reasoning that does not end"),
+        pytest.param("<thinking>B?</thinking> A.", "A", id="reasoning in another tag"),
+    ],
+)
+def test_final_answer(text, answer):
+    assert scoring.final_answer(text) == answer
+
+
+def test_every_cycle_weighs_the_same():
+    assert scoring.cycle_weights(None, 4).tolist() == [0.25] * 4
+    assert scoring.cycle_weights(["0", "0", "0", 1], 4) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+def test_cycles_of_a_question_share_a_key():
+    questions = ["What?\nA. red\nB. blue", "What?\nA. blue\nB. red", "Who?\nA. red\nB. blue"]
+    rows = datasets.Dataset.from_dict({"question": questions, "cycle_category": ["0", "1", "0"]})
+    first, second, third = scoring.question_keys(rows)
+    assert first == second != third
+    assert scoring.question_keys(rows.remove_columns("cycle_category")) == ["0", "1", "2"]
+
+
+def test_standard_error_by_hand():
+    # 100, 60, 0: mean 53.33, squared deviations 46.67^2 + 6.67^2 + 53.33^2 = 5066.7; sqrt(/ 2) = 50.33; / sqrt(3)
+    values, weights = np.array([100.0, 60, 0]), np.full(3, 1 / 3)
+    assert scoring.standard_error(values, weights, ["a", "b", "c"]) == pytest.approx(29.06, abs=0.01)
+    assert scoring.standard_error(values, weights, ["a", "a", "a"]) is None
+
+
+def test_rows_of_one_question_count_once():
+    # Ten questions of which six are right, each in four rows that agree: 100 * sqrt(0.6 * 0.4 / 9) = 16.33.
+    values = np.repeat([100.0] * 6 + [0.0] * 4, 4)
+    questions = [str(i // 4) for i in range(40)]
+    assert scoring.standard_error(values, np.full(40, 1 / 40), questions) == pytest.approx(16.33, abs=0.01)
+
+
+def test_score_groups():
+    weights = np.array([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    groups = scoring.score_groups(np.array([100.0, 0, 100, 100]), weights, ["b", "b", 7, "b"])
+    # b: (1/6 + 1/2) of 1/6 + 1/6 + 1/2
+    assert groups == {
+        "7": {"score": pytest.approx(100), "questions": 1},
+        "b": {"score": pytest.approx(80), "questions": 3},
+    }
+    assert list(groups) == ["7", "b"]
+
+
+def test_the_interval_covers_at_its_rate(monkeypatch):
+    """About 95 of 100 intervals contain a true difference of 0; 88 is 3 standard errors below."""
+    monkeypatch.setattr(scoring, "RESAMPLES", 400)
+    rng = np.random.default_rng(1)
+    weights = scoring.cycle_weights(None, 60)
+    questions = list(map(str, range(60)))
+    pairs = [rng.choice([0, 100], size=(2, 60)) for _ in range(100)]
+    intervals = [scoring.compare(*pair, weights, questions)["interval_95"] for pair in pairs]
+    assert 88 <= sum(low <= 0 <= high for low, high in intervals) <= 100
+
+
+def test_compare_counts():
+    scores, others = np.array([100.0, 0, 60, 0]), np.array([0.0, 30, 60, 0])
+    result = scoring.compare(scores, others, np.full(4, 1 / 4), list("abcd"))
+    assert (result["better"], result["worse"], result["equal"]) == (1, 1, 2)
+    assert result["difference"] == pytest.approx(17.5)  # (100 - 30) / 4
+    assert result["other_score"] == pytest.approx(22.5)
+    low, high = result["interval_95"]
+    assert low < 17.5 < high

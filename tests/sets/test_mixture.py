@@ -1,0 +1,143 @@
+"""Mixtures: the paper's four sources with their published columns, brought to one schema; shares, caps and halves."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
+from hypothesis import given
+from hypothesis import strategies as st
+from published import BLUE, RED, docvqa, hrbench, infovqa, stvqa, textvqa
+
+from cropvlm.data import catalog as benchmarks
+from cropvlm.errors import UserError
+from cropvlm.sets import mixture
+from cropvlm.sets.mixture import halve, share_of
+from cropvlm.sets.sources import parse_source
+
+TEXT = Value("string")
+
+
+def load_sources(entries: list[str], **options) -> list[Dataset]:
+    return mixture.load_sources(list(map(parse_source, entries)), **options)
+
+
+# Of each source: two rows as published, and the column and values of the ids that more of them get.
+PUBLISHED = {
+    "textvqa": (textvqa, "question_id", Value("int32"), range),
+    "docvqa": (docvqa, "questionId", TEXT, lambda rows: [str(49153 + i) for i in range(rows)]),
+    "infovqa": (lambda: infovqa(answers=(None, ["5", "five"])), "questionId", TEXT, lambda rows: map(str, range(rows))),
+    "stvqa": (stvqa, None, None, None),
+}
+
+
+def published(name: str, rows: int) -> Dataset:
+    """So many rows with the columns and types of the published data set. Of infovqa the first has no references."""
+    make_pair, column, feature, ids = PUBLISHED[name]
+    repeated = concatenate_datasets([make_pair()] * (rows // 2 + 1)).select(range(rows))
+    if column is None:
+        return repeated
+    return repeated.remove_columns(column).add_column(column, list(ids(rows)), feature=feature)
+
+
+@pytest.fixture
+def four_sources(tmp_path, monkeypatch) -> Path:
+    """Copies of the Hub's repositories, in the table under their names: 8, 6, 5 and 4 rows."""
+    files = {
+        "textvqa": "textvqa/data/train-00000-of-00001.parquet",
+        "docvqa": "DocVQA/DocVQA/train-00000-of-00001.parquet",
+        "infovqa": "DocVQA/InfographicVQA/train-00000-of-00001.parquet",
+        "stvqa": "stvqa/data/train-00000-of-00001.parquet",
+    }
+    for rows, (name, file) in zip((8, 6, 5, 4), files.items(), strict=True):
+        (tmp_path / file).parent.mkdir(parents=True)
+        published(name, rows).to_parquet(tmp_path / file)
+        copy = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / file.split("/")[0]))
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, copy)
+    return tmp_path
+
+
+def test_the_four_published_schemas_become_one(four_sources):
+    sources = load_sources(["textvqa", "docvqa", "infovqa", "stvqa"])
+    assert [len(rows) for rows in sources] == [8, 6, 5, 4]
+    for rows in sources:
+        assert rows.column_names == ["image", "question", "question_id", "answers", "source"]
+        assert rows.features == sources[0].features
+    assert [rows["question_id"][0] for rows in sources] == ["textvqa/0", "docvqa/49153", "infovqa/0", "stvqa/0"]
+    assert [rows["source"][0] for rows in sources] == ["textvqa", "docvqa", "infovqa", "stvqa"]
+    assert sources[2]["answers"][:2] == [[], ["5", "five"]]  # null references: an empty list
+    assert sources[3][2]["image"]["bytes"] == RED
+
+
+def test_shares_and_caps(four_sources):
+    sources = load_sources(["textvqa=0.5", "docvqa=2", "stvqa=99"], max_samples=7)
+    assert [len(rows) for rows in sources] == [3, 2, 4]  # int(7 * 0.5), 2, all there are
+    assert sources[1]["question_id"][:] == ["docvqa/49153", "docvqa/49154"]  # the first ones
+
+
+@pytest.mark.parametrize(("share", "rows", "part"), [(0.29, 100, 29), (0.5, 7, 3), (1e-9, 12, 0), (1.0, 5, 5)])
+def test_a_share_is_rounded_down(share, rows, part):
+    assert share_of(share, rows) == part
+
+
+def test_one_source_keeps_its_ids_and_columns(four_sources):
+    (rows,) = load_sources(["textvqa"])
+    assert rows["question_id"][:] == list(range(8))
+    assert {"image_id", "ocr_tokens", "source"} <= set(rows.column_names)
+
+
+def test_a_source_without_references_can_be_boxed(tmp_path):
+    published("textvqa", 3).remove_columns("answers").save_to_disk(str(tmp_path / "bare"))
+    (rows,) = load_sources([str(tmp_path / "bare")])
+    assert rows["answers"][:] == [[], [], []]
+
+
+def test_the_same_source_twice(four_sources):
+    with pytest.raises(UserError, match="docvqa is given twice"):
+        load_sources(["docvqa", "stvqa", "docvqa=2"])
+
+
+def test_two_folders_of_one_name(tmp_path):
+    folders = [str(tmp_path / parent / "boxes") for parent in ("a", "b")]
+    with pytest.raises(UserError, match=f"{folders[0]} and {folders[1]} are both called boxes.*; rename one"):
+        load_sources(folders)
+
+
+def test_images_that_are_text(tmp_path):
+    hrbench().save_to_disk(str(tmp_path / "text"))  # base64
+    (rows,) = load_sources([str(tmp_path / "text")])
+    rows.save_to_disk(str(tmp_path / "saved"))
+    saved = load_from_disk(str(tmp_path / "saved")).cast_column("image", Image(decode=False))
+    assert [image["bytes"] for image in saved["image"]] == [RED, BLUE]
+
+
+def test_every_source_is_halved(four_sources):
+    sft, grpo = halve(load_sources(["textvqa", "docvqa", "infovqa"]))
+    # 8 // 2 = 4, 6 // 2 = 3 and 5 // 2 = 2 rows first
+    assert sft["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 2
+    assert grpo["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 3
+    assert grpo["question_id"][4] == "docvqa/49156"
+
+
+def test_a_share_of_one_leaves_no_grpo_part(four_sources):
+    sft, grpo = halve(load_sources(["textvqa"]), 1.0)
+    assert (len(sft), grpo) == (8, None)
+
+
+def test_a_source_too_small_for_a_half(four_sources):
+    with pytest.raises(UserError, match="docvqa has 1 rows; a share of 0.5 for SFT holds not even one"):
+        halve(load_sources(["textvqa", "docvqa=1"]))
+
+
+@given(sizes=st.lists(st.integers(min_value=2, max_value=40), min_size=1, max_size=4))
+def test_halves_are_every_row_once_in_order(sizes):
+    sources = [
+        Dataset.from_dict({"question_id": [f"{k}/{i}" for i in range(n)], "source": [str(k)] * n})
+        for k, n in enumerate(sizes)
+    ]
+    sft, grpo = halve(sources)
+    assert len(sft) == sum(n // 2 for n in sizes)
+    assert sorted([*sft["question_id"], *grpo["question_id"]]) == sorted(
+        f"{k}/{i}" for k, n in enumerate(sizes) for i in range(n)
+    )
+    assert set(sft["source"]) == set(grpo["source"])

@@ -1,0 +1,225 @@
+"""Saving both parts or none, in folders of this script's own, with nothing of the user's replaced."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Image
+from published import BLUE, RED
+
+from cropvlm.sets import saving
+from cropvlm.sets.saving import OutputError, output_folders, save_whole
+from cropvlm.sets.sources import parse_source
+
+
+def make_rows(images: list[dict], **columns) -> Dataset:
+    ids = list(range(len(images)))
+    columns = {"image": images, "question": ["What?"] * len(ids), "question_id": ids} | columns
+    return Dataset.from_dict(columns).cast_column("image", Image(decode=False))
+
+
+@pytest.fixture
+def parts() -> dict[str, Dataset]:
+    red, blue = ({"bytes": image, "path": None} for image in (RED, BLUE))
+    return {"sft": make_rows([red, blue]), "grpo": make_rows([blue])}
+
+
+FILES = {"sft": {"README.md": b"card", "teacher_report.json": b"{}"}, "grpo": {"README.md": b"card"}}
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """The content of every file and the target of every link under a folder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
+    return {
+        str(path.relative_to(folder)): str(path.readlink())
+        if path.is_symlink()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
+
+
+def save_source(folder: Path) -> Path:
+    make_rows([{"bytes": RED, "path": None}]).save_to_disk(folder)
+    return folder
+
+
+def test_saved_twice_is_saved_alike_and_leaves_nothing_else(parts, tmp_path):
+    save_whole(str(tmp_path / "x"), parts, FILES)
+    first = snapshot(tmp_path)
+    assert {name.split("/")[0] for name in first} == {"x_sft", "x_grpo"}
+    assert "x_sft/teacher_report.json" in first
+    save_whole(str(tmp_path / "x"), parts, FILES)
+    assert snapshot(tmp_path) == first
+
+
+def test_the_fingerprint_depends_on_the_rows_alone(parts, tmp_path):
+    # As another history of the same rows gives them: by default each step of it changes the fingerprint.
+    copy = {part: rows.add_column("more", [0] * len(rows)).remove_columns("more") for part, rows in parts.items()}
+    assert copy["sft"]._fingerprint != parts["sft"]._fingerprint
+    for target, rows in (("x", parts), ("y", copy)):
+        save_whole(str(tmp_path / target), rows, FILES)
+    assert snapshot(tmp_path / "x_sft") == snapshot(tmp_path / "y_sft")
+    save_whole(str(tmp_path / "z"), {"sft": parts["sft"].add_column("bbox", [[0, 0, 9, 9]] * 2)}, FILES)
+    assert (tmp_path / "z_sft/state.json").read_text() != (tmp_path / "x_sft/state.json").read_text()
+
+
+def test_images_that_are_files_are_taken_in(tmp_path):
+    picture = tmp_path / "private" / "red.png"
+    picture.parent.mkdir()
+    picture.write_bytes(RED)
+    save_whole(str(tmp_path / "x"), {"sft": make_rows([{"bytes": None, "path": str(picture)}])}, {"sft": {}})
+    saved = Dataset.load_from_disk(str(tmp_path / "x_sft")).cast_column("image", Image(decode=False))
+    assert saved[0]["image"] == {"bytes": RED, "path": "red.png"}
+    assert not any(b"private" in file.read_bytes() for file in (tmp_path / "x_sft").iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("unexpected pos 64 vs 0"),
+        Exception("No space left on device (os error 28)"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("part", ["sft", "grpo"])
+def test_what_was_there_stays_where_saving_fails(parts, tmp_path, monkeypatch, error, part):
+    save_whole(str(tmp_path / "x"), parts, FILES)
+    before, save_to_disk = snapshot(tmp_path), Dataset.save_to_disk
+
+    def fails(rows, folder, **options):
+        save_to_disk(rows, folder, **options)
+        if Path(folder).name == part:
+            raise error
+
+    monkeypatch.setattr(Dataset, "save_to_disk", fails)
+    with pytest.raises(OutputError, match="cannot save"):
+        save_whole(str(tmp_path / "x"), {name: rows.select([0]) for name, rows in parts.items()}, FILES)
+    assert snapshot(tmp_path) == before
+    monkeypatch.setattr(Dataset, "save_to_disk", save_to_disk)
+    save_whole(str(tmp_path / "x"), {"sft": parts["sft"].select([0])}, FILES)
+    assert len(Dataset.load_from_disk(str(tmp_path / "x_sft"))) == 1
+
+
+def events(monkeypatch, stop: int) -> list:
+    """Let the `stop`-th change of a name or a removal end the run, as SIGKILL would: nothing is cleaned up."""
+
+    class Killed(BaseException):
+        pass
+
+    seen = []
+
+    def ends_at(function):
+        def call(*args, **options):
+            seen.append(function)
+            if len(seen) >= stop:
+                raise Killed
+            return function(*args, **options)
+
+        return call
+
+    for name in ("rename", "rmdir", "unlink", "mkdir", "touch"):
+        monkeypatch.setattr(Path, name, ends_at(getattr(Path, name)))
+    monkeypatch.setattr(saving.shutil, "rmtree", ends_at(saving.shutil.rmtree))
+    return [Killed, seen]
+
+
+@pytest.mark.parametrize("stop", range(1, 11))
+def test_a_killed_run_is_made_good_by_the_next(parts, tmp_path, stop):
+    target = str(tmp_path / "x")
+    save_whole(target, parts, FILES)
+    whole = snapshot(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        killed, _ = events(patch, stop)
+        with pytest.raises(killed):
+            save_whole(target, parts, FILES)
+    save_whole(target, parts, FILES)
+    assert snapshot(tmp_path) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x_grpo", "x_sft"]
+
+
+def folder_of_the_user(work: Path) -> None:
+    work.mkdir()
+    (work / "notes.txt").write_text("mine")
+
+
+def link_of_the_user(work: Path) -> None:
+    (work.parent / "mine").mkdir()
+    (work.parent / "mine/notes.txt").write_text("mine")
+    work.symlink_to("mine")
+
+
+@pytest.mark.parametrize("make", [folder_of_the_user, link_of_the_user, lambda work: work.write_text("mine")])
+def test_what_has_the_temporary_name_is_not_touched(parts, tmp_path, make):
+    make(tmp_path / ".x.tmp")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match=r"\.x\.tmp is in the way"):
+        save_whole(str(tmp_path / "x"), parts, FILES)
+    assert snapshot(tmp_path) == before
+
+
+# The source as the user names it and where the parts would go, in a folder with the saved set `x_sft`, its links
+# `link` and `up/x_sft`, the saved set `x_grpo/inner` in a saved set, and the folder `up` around the link.
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("x_sft", "x"),
+        ("./x_sft", "x"),
+        ("x_sft/", "x"),
+        ("up/../x_sft", "x"),
+        ("{tmp}/x_sft", "x"),
+        ("x_sft", "{tmp}/x"),
+        ("x_sft", "up/../x"),
+        ("link", "x"),
+        ("{tmp}/link", "x"),
+        ("x_sft=0.5", "x"),
+        ("x_sft:default", "x"),
+        ("x_grpo/inner", "x"),  # the source lies in what would be replaced
+        ("x_sft", "x_sft/y"),  # the parts would lie in the source
+        ("link", "x_sft/y"),
+        ("up", "up/y"),
+        (".", "y"),
+    ],
+)
+def test_an_output_that_is_a_source(tmp_path, monkeypatch, source, target):
+    save_source(tmp_path / "x_sft")
+    save_source(tmp_path / "x_grpo")
+    save_source(tmp_path / "x_grpo/inner")
+    (tmp_path / "link").symlink_to("x_sft")
+    (tmp_path / "up").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sources = [parse_source(source.format(tmp=tmp_path))]
+    with pytest.raises(OutputError, match="is the same folder|one lies in the other|would be lost"):
+        output_folders(target.format(tmp=tmp_path), sources)
+
+
+def test_an_output_that_is_a_link(tmp_path):
+    (tmp_path / "x_sft").symlink_to(save_source(tmp_path / "elsewhere"))
+    with pytest.raises(OutputError, match="x_sft is a symbolic link"):
+        output_folders(str(tmp_path / "x"), [])
+
+
+def test_an_output_that_holds_other_files(tmp_path):
+    (save_source(tmp_path / "x_sft") / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"x_sft holds notes\.txt"):
+        output_folders(str(tmp_path / "x"), [])
+
+
+def test_an_output_that_is_no_saved_data_set(tmp_path):
+    (tmp_path / "x_grpo").mkdir()
+    with pytest.raises(OutputError, match="x_grpo exists and is not a saved data set"):
+        output_folders(str(tmp_path / "x"), [])
+
+
+def test_outputs_beside_their_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_source(tmp_path / "x")
+    save_source(tmp_path / "x_sft")  # of an earlier run; `train_sft.py` may have cached something there
+    (tmp_path / "x_sft/cache-0123.arrow").touch()
+    sources = [parse_source("x"), parse_source("textvqa=5"), parse_source("someone/x_sft")]
+    assert output_folders("x", sources) == {"sft": Path("x_sft"), "grpo": Path("x_grpo")}
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(OutputError, match="File name too long"):
+        output_folders(str(tmp_path / ("x" * 300)), [])

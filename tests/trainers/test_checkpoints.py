@@ -1,0 +1,306 @@
+"""Which checkpoint a run resumes from, and what makes two runs the same."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+
+import train_grpo
+import train_sft
+from cropvlm.errors import UserError
+from cropvlm.trainers import checkpoints
+from cropvlm.trainers.checkpoints import (
+    RECORD,
+    DifferentRun,
+    add_rows,
+    check_same_run,
+    describe_run,
+    differences,
+    model_checksum,
+    named_checkpoint,
+    newest_checkpoint,
+    read_record,
+    rows_checksum,
+    write_record,
+)
+from cropvlm.trainers.settings import PolicyArguments
+
+RUN = {"settings": {"seed": 1, "base_model": "models/a"}, "contents": {"base_model": None}}
+OTHER = {"settings": {"seed": 2, "base_model": "models/a"}, "contents": {"base_model": None}}
+
+
+def write_checkpoint(folder: Path, step: int, run: dict | None = RUN) -> Path:
+    """A checkpoint of two files, one of them in a folder; run None: without its record."""
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "ref").mkdir(parents=True)
+    for name in ("optimizer.pt", "ref/adapter_model.safetensors"):
+        (checkpoint / name).write_text(f"{name} of step {step}")
+    if run is not None:
+        write_record(checkpoint, run, [Path("optimizer.pt"), Path("ref/adapter_model.safetensors")])
+    return checkpoint
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "ref/adapter_model.safetensors", RECORD])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "overwritten", "a folder"])
+def test_a_checkpoint_is_whole_or_not(name, damage, tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 7)
+    assert read_record(checkpoint)["settings"] == RUN["settings"]
+    file = checkpoint / name
+    content = file.read_bytes()
+    if damage == "overwritten":
+        file.write_bytes(b"\0" * len(content))
+    else:
+        file.unlink()
+        if damage == "a folder":
+            file.mkdir()
+        elif damage != "missing":
+            file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    assert read_record(checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[]",
+        "{}",
+        '{"files": {}}',
+        '{"files": [], "settings": {}, "contents": {}}',
+        '{"files": {}, "settings": {"seed": 1}, "contents": ["base"]}',
+        "null",
+        "[" * 100_000,
+        '{"files": {"a\\u0000b": "0"}, "settings": {}, "contents": {}}',
+    ],
+    ids=range(8),
+)
+def test_a_record_that_is_none(record, tmp_path):
+    (tmp_path / RECORD).write_text(record)
+    assert read_record(tmp_path) is None
+
+
+def test_a_setting_of_great_length_is_shortened():
+    there, here = ({"settings": {"config": [i] * 10**5}, "contents": {}} for i in (1, 2))
+    assert len(differences(there, here)[0]) < 250
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"base_model_name_or_path": 1}', "\ud83d"], ids=range(4))
+def test_an_adapter_configuration_of_nonsense_has_a_checksum(content, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(content, errors="surrogatepass")
+    assert len(model_checksum(str(tmp_path))) == 64
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path, caplog):
+    write_checkpoint(tmp_path, 9)
+    expected = write_checkpoint(tmp_path, 10)
+    write_checkpoint(tmp_path, 11, None)
+    (write_checkpoint(tmp_path, 100) / "optimizer.pt").unlink()
+    for name in ("checkpoint-200.bak", "checkpoint-7-old", "checkpoint-"):  # a user's copies
+        shutil.copytree(expected, tmp_path / name)
+    path, record = newest_checkpoint(str(tmp_path), RUN)
+    assert (path, record["settings"]) == (expected, RUN["settings"])
+    assert caplog.text.count("is damaged, incomplete") == 2
+    assert f"resuming from {expected}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["new", "damaged"])
+def test_without_a_whole_checkpoint_training_starts_anew_and_says_so(name, tmp_path, caplog):
+    (write_checkpoint(tmp_path / "damaged", 2) / "optimizer.pt").unlink()
+    assert newest_checkpoint(str(tmp_path / name), RUN) is None
+    assert f"no whole checkpoint in {tmp_path / name}: starting anew" in caplog.text
+
+
+def test_checkpoints_of_another_run_are_refused_or_passed_over(tmp_path, caplog):
+    mine = write_checkpoint(tmp_path, 3)
+    theirs = write_checkpoint(tmp_path, 8, OTHER)
+    assert newest_checkpoint(str(tmp_path), RUN)[0] == mine
+    assert f"{theirs} comes from a run with other settings (seed 2 there, 1 here)" in caplog.text
+    shutil.rmtree(mine)
+    with pytest.raises(DifferentRun, match=r"checkpoint-8 comes from .* \(seed 2 there, 1 here\)"):
+        newest_checkpoint(str(tmp_path), RUN)
+
+
+def test_a_checkpoint_that_is_named(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 3)
+    assert named_checkpoint(checkpoint, RUN)[0] == checkpoint
+    with pytest.raises(DifferentRun, match="seed 1 there, 2 here"):
+        named_checkpoint(checkpoint, OTHER)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        named_checkpoint(tmp_path, RUN)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [1, 2, 3, 4, 5]),
+        ({"gradient_accumulation_steps": 4, "steps_per_generation": 8}, [2, 4, 5]),  # 2 steps a generation
+        ({"gradient_accumulation_steps": 4, "num_iterations": 3}, [3, 5]),  # 3, the last step of all besides
+        ({"save_only_model": True}, []),
+    ],
+)
+def test_steps_after_which_a_run_can_resume(options, steps, tmp_path):
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    assert [step for step in range(1, 6) if checkpoints.can_resume(args, step, 5)] == steps
+
+
+def describe_sft(tmp_path, policy=None, **options):
+    args = train_sft.SFTArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    return describe_run(args, PolicyArguments(**(policy or {})))
+
+
+def describe_grpo(tmp_path, policy=None, **options):
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    return describe_run(args, train_grpo.GRPOPolicyArguments(**(policy or {})))
+
+
+SFT = {"seed": 7, "data_seed": 7, "max_steps": 3, "num_train_epochs": 2, "warmup_steps": 5, "learning_rate": 1e-7}
+SFT |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "lr_scheduler_type": "linear", "bf16": True}
+SFT |= {"weight_decay": 0.1, "optim": "adamw_torch", "max_grad_norm": 0.5, "dataloader_drop_last": True}
+GRPO = {"beta": 0.1, "temperature": 1, "num_generations": 3, "top_k": 0, "max_completion_length": 8}
+GRPO |= {"disable_dropout": False, "reward_weights": [1, 2]}
+SFT_POLICY = dict.fromkeys(("longest_edge", "lora_r", "lora_alpha", "max_samples"), 64)
+SFT_POLICY |= dict.fromkeys(("split", "processor", "base_model", "vqa_model"), "another")
+SFT_POLICY |= {"lora_dropout": 0, "use_lora": False}
+GRPO_POLICY = {"reward": "accuracy", "vqa_longest_edge": 64}
+
+
+@pytest.mark.parametrize(
+    ("describe", "changed"),
+    [
+        *((describe_sft, {name: value}) for name, value in SFT.items()),
+        *((describe_grpo, {name: value}) for name, value in GRPO.items()),
+        *((describe_sft, {"policy": {name: value}}) for name, value in SFT_POLICY.items()),
+        *((describe_grpo, {"policy": {name: value}}) for name, value in GRPO_POLICY.items()),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else value.__name__,
+)
+def test_what_determines_the_weights_has_to_be_the_same(describe, changed, tmp_path):
+    (name,) = changed.get("policy", changed)
+    found = differences(describe(tmp_path), describe(tmp_path, **changed))
+    assert len(found) == 1
+    assert found[0].startswith(f"{name} ")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"logging_steps": 5},
+        {"save_steps": 7},
+        {"save_total_limit": 1},
+        {"disable_tqdm": True},
+        {"dataloader_num_workers": 2},
+        {"gradient_checkpointing": True},
+        {"resume_from_checkpoint": "True"},
+        {"push_to_hub": True, "hub_model_id": "me/cropper", "hub_token": "hf_x"},
+        {"run_name": "another"},
+        {"per_device_eval_batch_size": 3},
+        {"policy": {"merge": True}},
+        {"policy": {"dataset_path": "moved"}},  # its rows are compared when they are loaded
+    ],
+    ids=str,
+)
+def test_what_leaves_the_weights_as_they_are_may_change(changed, tmp_path):
+    assert differences(describe_sft(tmp_path), describe_sft(tmp_path / "elsewhere", **changed)) == []
+
+
+def test_the_measure_has_to_be_the_same_where_it_chooses_the_best_checkpoint(tmp_path):
+    options = {"load_best_model_at_end": True, "eval_dataset_path": "d", "save_steps": 4, "eval_steps": 2}
+    found = differences(describe_sft(tmp_path, **options), describe_sft(tmp_path, **options | {"eval_steps": 4}))
+    assert found == ["eval_steps 2 there, 4 here"]
+
+
+def test_a_description_holds_no_token_and_survives_json(tmp_path):
+    run = describe_grpo(tmp_path, hub_token="hf_SECRET", push_to_hub=True)
+    assert "hf_SECRET" not in json.dumps(run)
+    assert differences(json.loads(json.dumps(run)), run) == []
+
+
+def test_a_setting_that_one_side_does_not_know_is_not_compared():
+    """As of another version of the libraries."""
+    newer = {"settings": RUN["settings"] | {"a_new_option": None}, "contents": {"base_model": None}}
+    assert differences(RUN, newer) == []
+
+
+def test_many_differences_are_cut():
+    settings = {f"setting_{i}": i for i in range(9)}
+    theirs = {"settings": settings, "contents": {}}
+    with pytest.raises(DifferentRun, match=r"setting_5 5 there, -5 here; \.\.\.\)"):
+        check_same_run(Path("m"), theirs, {"settings": {key: -i for key, i in settings.items()}, "contents": {}})
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    """An adapter folder and its base, as far as checksums go."""
+    for folder, files in (("base", ["config.json", "model.safetensors"]), ("adapter", ["adapter_model.safetensors"])):
+        (tmp_path / folder).mkdir()
+        for name in files:
+            (tmp_path / folder / name).write_text(name)
+    config = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    return tmp_path / "adapter"
+
+
+def test_a_model_counts_by_what_it_holds(adapter):
+    expected = model_checksum(str(adapter))
+    shutil.move(adapter, adapter.with_name("moved"))
+    adapter = adapter.with_name("moved")
+    (adapter / "README.md").write_text("no part of the model")
+    (adapter / "training_args.bin").write_text("nor is this")
+    (adapter / "checkpoint-3").mkdir()
+    assert model_checksum(str(adapter)) == expected
+    assert model_checksum("hub/id") is None
+    for file in (adapter / "adapter_model.safetensors", adapter.with_name("base") / "model.safetensors"):
+        before = model_checksum(str(adapter))
+        content, times = file.read_text(), file.stat()
+        file.write_text(content[::-1])
+        assert times.st_size == file.stat().st_size
+        assert model_checksum(str(adapter)) != before
+
+
+def test_a_base_under_another_path_is_the_same_and_a_changed_one_is_not(adapter, tmp_path):
+    before = describe_sft(tmp_path, {"base_model": str(adapter)})
+    shutil.copytree(adapter, tmp_path / "copy")
+    assert differences(before, describe_sft(tmp_path, {"base_model": str(tmp_path / "copy")})) == []
+    (adapter / "adapter_model.safetensors").write_text("other weights")
+    found = differences(before, describe_sft(tmp_path, {"base_model": str(adapter)}))
+    assert found == [f"base_model '{adapter}' has changed"]
+
+
+def test_rows_count_by_what_they_hold(tiny_world, tmp_path):
+    rows = datasets.load_from_disk(str(tiny_world))["train"].cast_column("image", datasets.Image(decode=False))
+    rows = rows.add_column("bbox", [[i, i, 50, 60] for i in range(len(rows))]).select(range(6))
+    rows.save_to_disk(str(tmp_path / "copy"))
+    expected = rows_checksum(rows)
+    assert rows_checksum(datasets.load_from_disk(str(tmp_path / "copy"))) == expected
+    assert rows_checksum(rows.with_transform(lambda batch: {"other": batch["question"]})) == expected
+    assert rows_checksum(rows.add_column("ocr_tokens", ["x"] * 6)) == expected
+
+    image = {"bytes": rows[1]["image"]["bytes"][:-1] + b"\0", "path": None}
+    changes = {"question": "What?", "bbox": [0, 0, 9, 9], "answers": ["other"] * 10, "image": image}
+    for name, value in changes.items():
+        changed = rows.map(lambda row, i, name=name, value=value: {name: value} if i == 3 else {}, with_indices=True)
+        assert rows_checksum(changed) != expected, name
+    assert rows_checksum(rows.select([1, 0, 2, 3, 4, 5])) != expected
+    assert rows_checksum(rows.select(range(5))) != expected
+
+
+def test_other_rows_are_another_run(tmp_path):
+    rows = datasets.Dataset.from_dict({"question_id": [1], "question": ["What?"]})
+    theirs = add_rows(RUN, "data/a", rows)
+    assert differences(theirs, RUN) == []  # before they are loaded
+    assert differences(theirs, add_rows(RUN, "data/b", rows)) == []  # the same rows elsewhere
+    other = rows.map(lambda row: {"question": "Who?"})
+    assert differences(theirs, add_rows(RUN, "data/a", other)) == ["dataset_path 'data/a' has changed"]
+    assert differences(theirs, add_rows(RUN, "data/b", other)) == ["dataset_path 'data/a' there, 'data/b' here"]
+
+
+def test_every_indifferent_setting_exists():
+    """A name that no argument has any more would be dead; one that is matched by accident would be dangerous."""
+    known = {field.name for types in ((PolicyArguments, train_sft.SFTArguments), (train_grpo.GRPOPolicyArguments,
+             train_grpo.GRPOArguments)) for each in types for field in dataclasses.fields(each)}  # fmt: skip
+    matched = {name for name in known if checkpoints.INDIFFERENT.match(name)}
+    for word in checkpoints.INDIFFERENT.pattern.strip("()").replace("(?!drop_last)", "").replace("$", "").split("|"):
+        assert any(name.startswith(word) for name in matched), word
+    kept = known - matched
+    assert {"seed", "longest_edge", "bf16", "dataloader_drop_last", "reward", "processor", "data_seed"} <= kept

@@ -1,0 +1,115 @@
+"""The hardware of a training run: one GPU of several, processes on the CPU, a launcher's traces in the environment."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cropvlm.errors import UserError
+from cropvlm.runs.processes import LAUNCHER_VARIABLES
+from cropvlm.trainers.hardware import hide_hub_token, settle_hardware, show_one_gpu
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def launch(monkeypatch):
+    """The environment of the second of two processes."""
+    values = {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    for name, value in (values | {"MASTER_PORT": 29500}).items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "left"),
+    [(None, 0, "0"), (None, 1, "1"), ("4,6", 1, "6"), ("GPU-1a,GPU-2b", 0, "GPU-1a"), (None, -1, ""), ("4,6", -1, "")],
+)
+def test_one_gpu_is_left_to_be_seen(visible, index, left, monkeypatch):
+    see_gpus(monkeypatch, 2, visible)
+    show_one_gpu(index)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+@pytest.mark.parametrize("visible", [None, "4,6"])
+def test_a_gpu_that_is_not_there_is_refused(visible, monkeypatch):
+    """Else it would hide all the others, and training would be on the CPU."""
+    see_gpus(monkeypatch, 2, visible)
+    with pytest.raises(UserError, match="^GPU 2 does not exist: GPUs 0 to 1 are visible$"):
+        show_one_gpu(2)
+
+
+@pytest.mark.parametrize("index", [0, 3, -1])
+def test_without_a_gpu_nothing_changes(index, monkeypatch):
+    see_gpus(monkeypatch, 0, None)
+    show_one_gpu(index)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def see_gpus(monkeypatch, count, visible):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # to be put back in the end
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+def test_a_single_gpu_is_not_called_a_range(monkeypatch):
+    see_gpus(monkeypatch, 1, None)
+    with pytest.raises(UserError, match="^GPU 1 does not exist: GPU 0 is visible$"):
+        show_one_gpu(1)
+
+
+def test_processes_on_the_cpu_find_one_another(monkeypatch):
+    """Without being told of the CPU, each would train alone and write over the other."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = SimpleNamespace(use_cpu=False, bf16=None, fp16=False)
+    settle_hardware(args)
+    assert not args.use_cpu
+    launch(monkeypatch)
+    settle_hardware(args)
+    assert args.use_cpu
+    assert not args.bf16
+
+
+def test_one_process_in_place_of_several_is_refused(monkeypatch):
+    """`accelerate launch --num_processes 2` starts one on a machine without a GPU, at half the intended batch."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    args = SimpleNamespace(use_cpu=True, bf16=None, fp16=False)
+    settle_hardware(args)  # one was asked for
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="one process only"):
+        settle_hardware(args)
+    launch(monkeypatch)
+    settle_hardware(args)
+
+
+def test_several_processes_without_a_launcher_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="as no launcher does"):
+        settle_hardware(SimpleNamespace(use_cpu=True, bf16=None, fp16=False))
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])
+def test_half_of_a_launchers_environment_is_refused(name, monkeypatch):
+    """As left over in a shell: the process would take itself for one of several."""
+    monkeypatch.setenv(name, "1")
+    args = SimpleNamespace(use_cpu=True, bf16=None, fp16=False)
+    with pytest.raises(UserError, match=f"{name} is set in the environment but WORLD_SIZE is not"):
+        settle_hardware(args)
+
+
+def test_the_hub_token_is_kept_from_what_is_pickled(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "before")
+    args = SimpleNamespace(hub_token=None)
+    hide_hub_token(args)
+    assert os.environ["HF_TOKEN"] == "before"
+    args.hub_token = "hf_of_the_flag"
+    hide_hub_token(args)
+    assert (args.hub_token, os.environ["HF_TOKEN"]) == (None, "hf_of_the_flag")

@@ -1,0 +1,88 @@
+"""Images read ahead of the step that needs them, and handed to a GPU as 8-bit levels."""
+
+import pickle
+import threading
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from cropvlm import modeling
+from cropvlm.models.tiling import DeviceTiling
+from cropvlm.trainers import images, shared_images, trl_overrides
+from cropvlm.trainers.images import ImageCollator, ReadAhead
+
+
+def rows_of(ids):
+    return [{"question_id": i, "image": f"image {i}"} for i in ids]
+
+
+def test_each_image_is_read_once_while_its_step_waits():
+    """TRL fetches the rows of a step once a micro-step; those of the step before are still there meanwhile."""
+    read = []
+    ahead = ReadAhead(lambda source, i: read.append(i) or f"{source}, read by {threading.current_thread().name}")
+    first, second, third = rows_of([1, 1, 2, 2]), rows_of([3, 3, 4, 4]), rows_of([5, 5, 1, 1])
+    for rows in (first, first, second):
+        assert ahead(rows) is rows
+    results = ahead.results(first)
+    assert list(results) == [1, 2]
+    assert results[1].startswith("image 1, read by ThreadPoolExecutor")
+    ahead(third)
+    ahead.results(second)
+    ahead.results(third)
+    assert sorted(read) == [1, 2, 3, 4, 5]
+    ahead(first)
+    assert list(ahead.results(first)) == [1, 2]
+    assert sorted(read) == [1, 2, 2, 3, 4, 5]  # 2 was forgotten meanwhile
+
+
+def test_an_image_that_cannot_be_read_fails_the_step_that_needs_it():
+    def read(source, i):
+        raise OSError(f"cannot read {source}")
+
+    ahead = ReadAhead(read)
+    ahead(rows_of([1]))
+    with pytest.raises(OSError, match="cannot read image 1"):
+        ahead.results(rows_of([1]))
+
+
+def test_rows_that_a_worker_fetches_are_read_when_they_are_asked_for():
+    ahead = ReadAhead(lambda source, i: source)
+    rows = next(iter(DataLoader(rows_of([1, 2]), batch_size=2, collate_fn=ahead, num_workers=1)))
+    assert ahead.results(rows) == {1: "image 1", 2: "image 2"}
+
+
+def use_device_tiling(monkeypatch):
+    """Let the CPU do as a GPU does: get 8-bit levels and cut the tiles itself."""
+
+    def tiling_of(processor, device):
+        own = processor.image_processor
+        names = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor")
+        return DeviceTiling(**{name: getattr(own, name) for name in names})
+
+    monkeypatch.setattr(trl_overrides, "tiling_of", tiling_of)
+    monkeypatch.setattr(shared_images, "tiling_of", tiling_of)
+    monkeypatch.setattr(images, "process_image", None)
+    return tiling_of
+
+
+def test_a_worker_hands_over_levels(tiny_smolvlm, sft_rows, monkeypatch):
+    """Of a 128-px image 5 tiles of 64 x 64 x 3 in float32 are 240 kB, its levels 48 kB; no PIL image is pickled."""
+    processor = modeling.load_processor(tiny_smolvlm, 128)
+    tiling = use_device_tiling(monkeypatch)(processor, torch.device("cpu"))
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    batch = ImageCollator(collate, processor, tiling)(sft_rows)
+    assert [image["levels"].dtype for image in batch["images"]] == [torch.uint8] * 2
+    assert [image["levels"].shape for image in batch["images"]] == [(128, 128, 3), (40, 128, 3)]
+    assert b"PIL" not in pickle.dumps(batch)
+    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [5 * 16, 3 * 16]
+
+
+@pytest.fixture
+def sft_rows():
+    return [
+        {"image": Image.new("RGB", size, "red"), "prompt": "<image>Where?", "completion": f" {size}."}
+        for size in ((128, 128), (128, 40))
+    ]

@@ -1,0 +1,215 @@
+"""Files that a training run leaves behind: whole or not at all, wherever it is killed; on a full disk; on the Hub."""
+
+import errno
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from huggingface_hub import HfApi
+from kills import run_forked
+from safetensors import SafetensorError
+from trainers import make_grpo_trainer
+
+import train_sft
+from cropvlm.errors import UserError
+from cropvlm.trainers import results as saving
+from cropvlm.trainers.checkpoints import RECORD, read_record, write_record
+from cropvlm.trainers.settings import PolicyArguments
+
+RUN = {"settings": {"seed": 1}, "contents": {"base_model": "checksum"}}
+OTHER = {"settings": {"seed": 0}, "contents": {"base_model": "checksum"}}
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_smolvlm, tiny_world, tmp_path_factory):
+    """An SFT trainer that has yet to be trained, and its policy's arguments, with a merged model."""
+    rows = datasets.load_from_disk(str(tiny_world))["train"]
+    data, output = (tmp_path_factory.mktemp(name) for name in ("data", "output"))
+    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(data))
+    policy = PolicyArguments(
+        base_model=str(tiny_smolvlm), dataset_path=str(data), longest_edge=64, lora_r=4, merge=True
+    )
+    args = train_sft.SFTArguments(output_dir=str(output), report_to="none", use_cpu=True)
+    return train_sft.make_trainer(args, policy), policy
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Contents of its files, except those that name the folder or come before the training."""
+    names = (RECORD, "training_args.bin", "README.md")
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in names]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def loads(folder: Path) -> bool:
+    """Whether a loader would take the folder for a model, of one kind or the other."""
+    return any((folder / name).exists() for name in ("adapter_model.safetensors", "model.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["nothing", "the result of another run and a half one"])
+def test_a_result_is_whole_wherever_its_saving_is_killed(before, sft, tmp_path, monkeypatch):
+    """At each of its file-system events: not finished, and saved again then; or finished, and whole.
+
+    Whoever loads the folder in between finds the one model or the other, or none.
+    """
+    trainer, policy = sft
+
+    def save(folder: Path, kill_at: int | None = None) -> tuple[int, int]:
+        monkeypatch.setattr(trainer.args, "output_dir", str(folder))
+        return run_forked(lambda: saving.save_result(trainer, policy, RUN), kill_at)
+
+    def prepare(folder: Path) -> Path:
+        folder.mkdir()
+        if before != "nothing":
+            shutil.copytree(expected, folder, dirs_exist_ok=True)
+            (folder / "adapter_model.safetensors").write_bytes(b"the weights of another run")
+            (folder / "merged" / "model.safetensors").write_bytes(b"the merged weights of another run")
+            write_record(folder, OTHER, [Path("adapter_model.safetensors")])
+            (folder / saving.UNFINISHED).mkdir()
+            (folder / saving.UNFINISHED / "stale.bin").write_bytes(b"of the run that was killed")
+        return folder
+
+    expected = tmp_path / "expected"
+    assert save(expected)[0] == 0
+    whole = contents(expected)
+    assert {"adapter_model.safetensors", "adapter_config.json", "merged/model.safetensors"} <= whole.keys()
+    assert read_record(expected)["settings"] == RUN["settings"]
+    points = save(prepare(tmp_path / "count"))[1]
+    assert points > 20
+    assert contents(tmp_path / "count") == whole
+    for point in range(points):
+        folder = prepare(tmp_path / f"killed-{point}")
+        assert save(folder, point)[0] == -signal.SIGKILL
+        record = read_record(folder)
+        if record is not None and record["settings"] == RUN["settings"]:
+            assert contents(folder) == whole, point
+        if loads(folder) and (folder / "adapter_model.safetensors").read_bytes() == whole["adapter_model.safetensors"]:
+            held = contents(folder)
+            assert {name: held.get(name) for name in whole} == whole, point
+        if (folder / "merged").exists() and before == "nothing":
+            merged = {name: held for name, held in contents(folder).items() if name.startswith("merged/")}
+            assert merged == {name: held for name, held in whole.items() if name.startswith("merged/")}, point
+        if point % 5 == 0:
+            assert save(folder)[0] == 0
+            assert contents(folder) == whole, point
+            assert read_record(folder)["settings"] == RUN["settings"]
+            assert not [*folder.glob(".*"), *folder.glob("_*")], point
+        shutil.rmtree(folder)
+
+
+def test_a_whole_model_takes_the_place_of_an_adapter(tmp_path):
+    """No file of the adapter is left, by which a loader would take the folder for one."""
+    old = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "merged/model.safetensors", "mine.txt"]
+    new = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    new += ["model.safetensors.index.json", "tokenizer.json"]
+    for folder, names in ((tmp_path, old), (tmp_path / saving.UNFINISHED, new)):
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(f"{folder.name} {name}")
+    saving._put_in_place(tmp_path / saving.UNFINISHED, tmp_path, RUN)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*new, "mine.txt", RECORD])
+    assert (tmp_path / "tokenizer.json").read_text() == f"{saving.UNFINISHED} tokenizer.json"
+    assert read_record(tmp_path)["settings"] == RUN["settings"]
+    assert read_record(tmp_path)["files"].keys() == set(new)
+
+
+def test_the_merged_model_and_the_card_may_go_or_change(sft, tmp_path, monkeypatch):
+    """The one can be made again, the other is edited on the Hub."""
+    trainer, policy = sft
+    monkeypatch.setattr(trainer.args, "output_dir", str(tmp_path))
+    saving.save_result(trainer, policy, RUN)
+    merged = contents(tmp_path / "merged")
+    (tmp_path / "README.md").write_text("edited")
+    shutil.rmtree(tmp_path / "merged")
+    assert read_record(tmp_path) is not None
+    saving.add_merged(tmp_path, saving.frozen_dtype(trainer.args))
+    assert contents(tmp_path / "merged") == merged
+    assert not (tmp_path / saving.UNFINISHED).exists()
+
+
+def test_the_frozen_copy_of_the_sft_adapter_is_not_saved(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    trainer = make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
+    assert "ref" in trainer.model.peft_config
+    saving.save_result(trainer, trainer.policy_arguments, RUN)
+    assert not list(tmp_path.rglob("ref"))
+
+
+def test_the_figures_are_those_of_the_whole_run():
+    """Not the sums over the time since the last resume."""
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.23456, "text": "x"}, {"step": 2, "train_loss": 0.0}]
+    assert saving.latest_figures(log) == {"loss": "1.235"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # the tokenizers library
+        RuntimeError("[enforce fail at inline_container.cc:860] . PytorchStreamWriter failed writing file data/3"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+    ],
+    ids=lambda error: f"{type(error).__name__} {str(error)[-24:]}",
+)
+def test_a_full_disk_is_one_line(error):
+    with pytest.raises(UserError, match="^models/x: the disk is full; make room"), saving.disk_errors("models/x"):
+        raise error
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="else"), saving.disk_errors("models/x"):
+        raise RuntimeError("something else")
+
+
+@pytest.fixture
+def hub(monkeypatch) -> dict[str, list]:
+    """The calls that the Hub gets."""
+    calls = {"repositories": [], "uploads": []}
+
+    def create_repo(self, name, **options):
+        calls["repositories"].append(name)
+        return SimpleNamespace(repo_id=name if "/" in name else f"me/{name}")
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls["uploads"].append(options))
+    return calls
+
+
+@pytest.mark.parametrize(("hub_model_id", "repo"), [("us/cropper", "us/cropper"), (None, "me/sft_512")])
+def test_the_result_is_pushed_without_checkpoints(hub_model_id, repo, hub, tmp_path):
+    folder = tmp_path / "sft_512"
+    args = SimpleNamespace(
+        hub_model_id=hub_model_id, output_dir=str(folder), hub_private_repo=None, hub_revision="a_branch"
+    )
+    saving.push(args, saving.create_repo(args))
+    (upload,) = hub["uploads"]
+    assert (upload["repo_id"], upload["folder_path"], upload["revision"]) == (repo, str(folder), "a_branch")
+    assert set(upload["ignore_patterns"]) == {"_*", "checkpoint-*", ".*"}
+
+
+def test_a_hub_that_refuses_is_one_line(hub, tmp_path, monkeypatch):
+    args = SimpleNamespace(hub_model_id="us/cropper", output_dir="m", hub_private_repo=None, hub_revision=None)
+
+    def refuse(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(HfApi, "upload_folder", refuse)
+    message = r"^m is whole, but cannot be pushed to us/cropper on the Hub \(no route to host\)$"
+    with pytest.raises(UserError, match=message):
+        saving.push(args, "us/cropper")
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    with pytest.raises(UserError, match=r"^cannot make or reach .* us/cropper on the Hub \(no route to host\)$"):
+        saving.create_repo(args)
+
+
+def test_the_card_names_the_repository(sft, tmp_path, monkeypatch):
+    trainer, policy = sft
+    monkeypatch.setattr(trainer.args, "hub_model_id", "me/cropper")
+    monkeypatch.setattr(trainer.args, "output_dir", str(tmp_path))
+    trainer.create_model_card()
+    assert "--model_path me/cropper" in (tmp_path / "README.md").read_text()

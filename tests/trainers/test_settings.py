@@ -1,0 +1,179 @@
+"""Flags and configuration files: what is taken, what is refused, and what --help lists."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_grpo
+import train_sft
+from cropvlm.errors import UserError
+from cropvlm.trainers.settings import PolicyArguments, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "scripts" / "configs"
+HEAVY = ("datasets", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "cropvlm.modeling")
+SFT = (PolicyArguments, train_sft.SFTArguments)
+GRPO = (train_grpo.GRPOPolicyArguments, train_grpo.GRPOArguments)
+
+
+@pytest.mark.parametrize("longest_edge", [512, 1024, 2048])
+@pytest.mark.parametrize(("stage", "types"), [("sft", SFT), ("grpo", GRPO)])
+def test_configs_are_the_defaults_but_for_the_size(stage, types, longest_edge, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"train_{stage}.py", "--use_cpu", "True"])
+    plain_policy, plain_args = parse(types)
+    sys.argv += ["--config", str(CONFIGS / f"{stage}_{longest_edge}.yaml")]
+    policy, args = parse(types)
+    assert policy.longest_edge == longest_edge
+    assert args.output_dir == f"models/{stage}_{longest_edge}"
+    assert policy.base_model == (
+        "HuggingFaceTB/SmolVLM-256M-Instruct" if stage == "sft" else f"models/sft_{longest_edge}"
+    )
+    sized = {"longest_edge", "base_model"}
+    assert {k: v for k, v in vars(policy).items() if k not in sized} == {
+        k: v for k, v in vars(plain_policy).items() if k not in sized
+    }
+    names = set(types[1].__annotations__) - {"output_dir"}
+    assert {name: getattr(args, name) for name in names} == {name: getattr(plain_args, name) for name in names}
+
+
+def test_the_command_line_goes_before_the_config(monkeypatch):
+    flags = ["--config", str(CONFIGS / "grpo_1024.yaml"), "--learning_rate", "1e-3", "--use_cpu", "True"]
+    monkeypatch.setattr(sys, "argv", ["train_grpo.py", *flags])
+    policy, args = parse(GRPO)
+    assert (policy.longest_edge, args.learning_rate, args.beta) == (1024, 1e-3, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("types", "flag", "value", "expected"),
+    [
+        *((SFT, flag, "0", "at least 1") for flag in ("--lora_r", "--lora_alpha", "--max_samples")),
+        *((types, "--longest_edge", "1", "at least 2") for types in (SFT, GRPO)),
+        *((types, "--per_device_train_batch_size", "0", "at least 1") for types in (SFT, GRPO)),
+        *((types, "--gradient_accumulation_steps", "0", "at least 1") for types in (SFT, GRPO)),
+        *((types, "--vqa_longest_edge", "0", "at least 2") for types in (SFT, GRPO)),
+        *((types, "--lora_dropout", "2.0", "less than 1") for types in (SFT, GRPO)),
+        *((SFT, f"--{name}", "nan", "a finite number") for name in ("learning_rate", "warmup_steps", "lora_dropout")),
+        *((SFT, f"--{name}", "-1", "at least 0") for name in ("seed", "data_seed", "dataloader_num_workers")),
+        *((SFT, f"--{name}", "0.0", "more than 0") for name in ("num_train_epochs", "save_steps", "logging_steps")),
+        (SFT, "--learning_rate", "-1.0", "at least 0"),
+        (SFT, "--weight_decay", "inf", "a finite number"),
+        (SFT, "--max_steps", "0", "at least 1"),
+        (SFT, "--max_steps", "-5", "at least -1"),
+        (SFT, "--seed", str(2**32), "at most"),
+        (SFT, "--warmup_ratio", "1.0", "less than 1"),
+        (SFT, "--remove_unused_columns", "True", "leave it out"),
+        (SFT, "--train_sampling_strategy", "group_by_length", "leave it out"),
+        *((types, "--report_to", "foo", "none, all or what is installed: .*tensorboard") for types in (SFT, GRPO)),
+        (SFT, "--max_length", "8", "would cut its image tokens"),
+        (GRPO, "--num_generations", "0", "at least 2"),
+        (GRPO, "--max_completion_length", "0", "at least 1"),
+        (GRPO, "--steps_per_generation", "0", "at least 1"),
+        (GRPO, "--generation_batch_size", "0", "at least 1"),
+        (GRPO, "--temperature", "0.0", "more than 0"),
+        (GRPO, "--top_p", "2.0", "at most 1"),
+        (GRPO, "--min_p", "2.0", "at most 1"),
+        (GRPO, "--beta", "-1.0", "at least 0"),
+        (GRPO, "--reward_batch_size", "0", "at least 1"),
+        (GRPO, "--reward_batch_size", "-1", "at least 1"),
+        (GRPO, "--log_crops_every", "-1", "at least 0"),
+    ],
+)
+def test_values_that_cannot_be_trained_with(types, flag, value, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", flag, value, "--use_cpu", "True"])
+    with pytest.raises(UserError, match=f"^{flag} {value}: .*{expected}"):
+        parse(types)
+
+
+def test_a_value_of_great_length_is_shortened(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lora_r", "x" * 10**6])
+    with pytest.raises(UserError, match="lora_r.*--help lists the flags") as caught:
+        parse(SFT)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "flags", [["--dataset_path", ""], ["--dataset_path="], ["--dataset_path", " "], ["--config", ""]]
+)
+def test_an_empty_value_is_refused(flags, monkeypatch):
+    """As left by a shell variable that is not set; it would mean the default."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(UserError, match=f"^{flags[0].strip('=')} '': the value is empty"):
+        parse(SFT)
+
+
+def parse_yaml(text, types, tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--use_cpu", "True", f"--config={tmp_path / 'c.yaml'}"])
+    return parse(types)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("longest_edge: 64.0", "--longest_edge.*invalid int value: '64.0'"),
+        ("max_samples: 8.0", "--max_samples.*invalid int value"),
+        ("lora_r: null", "--lora_r.*invalid int value: 'None'"),
+        ("seed: 1.5", "--seed.*invalid int value"),
+        ("seed: true", "--seed.*invalid int value"),
+        ("seed: [1, 2]", "unrecognized arguments: 2"),
+        ("longest_edge: {a: 1}", "--longest_edge.*invalid int value"),
+        ("learning_rate: fast", "--learning_rate.*invalid float value"),
+        ("use_lora: maybe", "--use_lora"),
+        ("data_type: foo", "--data_type.*invalid choice"),
+        ("dataset_path: ''", "dataset_path is empty"),
+        ("dataset: a", "unknown setting dataset"),
+        ("env: 3", "expected lines of name: value"),
+        ("env: {a=b: 1}", "cannot be read"),
+        ("- a", "expected lines of name: value"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_setting_of_another_type_in_a_config_is_refused(line, expected, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=rf"{expected}[\s\S]*; correct {tmp_path / 'c.yaml'}$"):
+        parse_yaml(line, SFT, tmp_path, monkeypatch)
+
+
+def test_what_a_config_may_hold(tmp_path, monkeypatch):
+    text = "vqa_longest_edge: null\nprocessor: null\nuse_lora: false\nlearning_rate: 5.0e-6\nmax_samples: 8\n"
+    text += "lr_scheduler_kwargs: {num_cycles: 1}\nreward_weights: [1, 0.5]\nbf16: null\nenv: {CROPVLM_X: 1}\n"
+    monkeypatch.setenv("CROPVLM_X", "0")
+    policy, args = parse_yaml(text, GRPO, tmp_path, monkeypatch)
+    assert (policy.vqa_longest_edge, policy.processor, policy.use_lora, policy.max_samples) == (None, None, False, 8)
+    assert (args.learning_rate, args.reward_weights, args.lr_scheduler_kwargs) == (5e-6, [1, 0.5], {"num_cycles": 1})
+    assert os.environ["CROPVLM_X"] == "1"
+
+
+def test_the_released_warmup_ratio(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--use_cpu", "True", "--warmup_ratio", "0.1"])
+    assert parse(SFT)[1].warmup_steps == 0.1
+    sys.argv += ["--warmup_steps", "5"]
+    with pytest.raises(UserError, match="--warmup_ratio 0.1: .*leave one out"):
+        parse(SFT)
+
+
+@pytest.mark.parametrize(("script", "types"), [(train_sft, SFT), (train_grpo, GRPO)])
+def test_help_is_this_projects_and_help_all_is_trls_too(script, types, monkeypatch, capsys):
+    helps = {}
+    for flag in ("--help", "--help_all"):
+        monkeypatch.setattr(sys, "argv", ["train.py", flag])
+        with pytest.raises(SystemExit, match="0"):
+            parse(types, script.__doc__)
+        helps[flag] = capsys.readouterr().out
+    shown = {flag: set(re.findall(r"^  --(\w+)", text, re.M)) for flag, text in helps.items()}
+    assert helps["--help"].count("\n") < 80
+    own = {name for each in types for name in each.__annotations__} | {"config", "help_all", "eval_dataset_path"}
+    assert own <= shown["--help"] < shown["--help_all"]
+    assert "weight_decay" in shown["--help_all"] - shown["--help"]
+    assert "(default: 0.03)" in helps["--help"]
+
+
+@pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
+def test_flags_are_read_without_what_only_training_needs(script):
+    """Neither the trainers, nor `datasets`, nor the models: each takes seconds."""
+    code = f"import sys, {script}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

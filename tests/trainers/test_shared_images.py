@@ -1,0 +1,242 @@
+"""A group's completions share their image: what is encoded how often, and that losses and gradients stay the same."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trainers import make_grpo_trainer as make_trainer
+from trl import GRPOTrainer
+
+from cropvlm import encoding, modeling
+from cropvlm import training as training_rows
+from cropvlm.boxes import format_bbox
+from cropvlm.data.images import open_image
+from cropvlm.prompts import cropper_messages
+from cropvlm.trainers import images
+from cropvlm.trainers import shared_images as sharing
+from cropvlm.trainers.shared_images import SharedImages
+
+SIZES = [(90, 60), (200, 40), (130, 130)]
+
+
+def group_inputs(trainer):
+    """Two prompts of a group of three each, with their box completions, as TRL's loss takes them."""
+    processor = trainer.processing_class
+    pad_id = processor.tokenizer.pad_token_id
+    images = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size, 3), np.uint8)) for i, size in enumerate(SIZES)
+    ]
+    rows = [images[0]] * 3 + [images[1]] * 3
+    text = processor.apply_chat_template(cropper_messages("What is it?"), add_generation_prompt=True)
+    inputs = processor(text=[text] * 6, images=[[image] for image in rows], padding=True, return_tensors="pt")
+    turns = [processor.tokenizer(f" {format_bbox((i, 3, 40 + 9 * i, 77))}")["input_ids"] for i in range(6)]
+    longest = max(map(len, turns))
+    return {
+        "prompt_ids": inputs["input_ids"],
+        "prompt_mask": inputs["attention_mask"],
+        "completion_ids": torch.tensor([turn + [pad_id] * (longest - len(turn)) for turn in turns]),
+        "completion_mask": torch.tensor([[1] * len(turn) + [0] * (longest - len(turn)) for turn in turns]),
+        "advantages": torch.tensor([0.5, -0.25, -0.25, 1.0, -1.5, 0.5]),
+        "ref_per_token_logps": torch.full((6, longest), -2.0),
+        "num_images": [1] * 6,
+        **{key: inputs[key] for key in ("pixel_values", "pixel_attention_mask") if key in inputs},
+    }
+
+
+def test_gradients_through_shared_images_are_the_plain_ways(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """Mixed tile counts (longest edge 128: up to 5 tiles), dropout off, against unmodified TRL."""
+    trainer = make_trainer(
+        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy={"longest_edge": 128}, per_device_train_batch_size=6
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    shared = group_inputs(trainer)
+    assert shared["pixel_values"].tolist() == [[0], [0], [0], [1], [1], [1]]
+    trainer.processing_class = modeling.load_processor(str(sft_adapter), 128)
+    plain = group_inputs(trainer)
+    assert plain["pixel_values"].ndim == 5
+
+    gradients = []
+    for inputs in (shared, plain):
+        trainer.model.zero_grad()
+        loss = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+        loss.backward()
+        weights = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        gradients.append((loss.item(), weights))
+    (shared_loss, shared_grads), (plain_loss, plain_grads) = gradients
+    assert shared_loss == pytest.approx(plain_loss, abs=1e-5)
+    assert any("vision_model" in name and grad.abs().max() > 1e-6 for name, grad in plain_grads.items())
+    for name, grad in plain_grads.items():
+        assert torch.allclose(shared_grads[name], grad, atol=1e-5), name
+
+
+def test_the_loss_is_dr_grpos(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """TRL's loss and gradient under our arguments against the formula in float64: advantage, plain k3, mask, scale."""
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, per_device_train_batch_size=6, beta=0.04)
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = group_inputs(trainer)
+    rewards = torch.tensor([1.0, 0.0, 0.25, -7.5, -3.0, -3.0], dtype=torch.float64).view(2, 3)
+    advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()  # (6,); not divided by the deviation
+    inputs["advantages"] = advantages.float()
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    gradient = flat_gradient(trainer.model)
+
+    model = trainer.model.double()
+    trainer.shared_images._tiles = [tiles.double() for tiles in trainer.shared_images._tiles]
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    turn = inputs["completion_ids"].shape[1]
+
+    def formula(bias_correction):
+        """The loss and its gradient."""
+        model.zero_grad()
+        logits = model(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"]).logits
+        log_probs = (logits[:, -turn - 1 : -1] / 0.8).log_softmax(-1)  # at the sampling temperature
+        log_probs = log_probs.gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)  # (6, T)
+        log_ratio = inputs["ref_per_token_logps"].double() - log_probs
+        # 1 on the one update that each rollout serves; its gradient is that of the log-probability.
+        ratio = (log_probs - log_probs.detach()).exp()
+        k3 = (log_ratio.exp() - log_ratio - 1) * (ratio if bias_correction else 1)
+        per_token = -advantages.unsqueeze(1) * ratio + 0.04 * k3
+        expected = (per_token * inputs["completion_mask"]).sum() / (6 * 32)  # completions x max_completion_length
+        expected.backward()
+        return expected.item(), flat_gradient(model)
+
+    expected, expected_gradient = formula(bias_correction=False)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    error = (gradient - expected_gradient).norm() / expected_gradient.norm()
+    corrected, corrected_gradient = formula(bias_correction=True)
+    assert corrected == pytest.approx(expected, abs=1e-12)  # only the gradient tells the two apart
+    assert error < 1e-4 < 1e-2 < (corrected_gradient - expected_gradient).norm() / expected_gradient.norm()
+
+
+def flat_gradient(model):
+    return torch.cat([weight.grad.double().flatten() for weight in model.parameters() if weight.grad is not None])
+
+
+def test_every_image_is_decoded_and_preprocessed_once_a_step_and_never_copied(
+    sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    """TRL reads the four prompts' rows four times, and asks for 12 rollouts' images and for the same 12 once more."""
+    opened, preprocessed, copied = Counter(), [], []
+    state = Image.Image.__getstate__
+    monkeypatch.setattr(Image.Image, "__getstate__", lambda image: copied.append(image) or state(image))
+    read = sharing.open_training_image
+    monkeypatch.setattr(sharing, "open_training_image", lambda source, i: opened.update([i]) or read(source, i))
+    preprocess = images.process_image
+    monkeypatch.setattr(images, "process_image", lambda *args: preprocessed.append(args[1]) or preprocess(*args))
+    options = {"gradient_accumulation_steps": 4, "max_steps": 2, "save_strategy": "no"}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
+    trainer.train()
+    trainer.shared_images.read_ahead.threads.shutdown()
+    assert list(opened.values()) == [1] * 12  # the third step's as well, during the second
+    assert len(preprocessed) == 8
+    assert not copied
+    assert len(trainer.shared_images._tiles) == 4  # the first step's are gone
+
+
+def count_tiles(monkeypatch, model):
+    """A list that grows by the number of tiles of each pass of the model's vision encoder."""
+    tiles = []
+    encode = model.model.vision_model.forward
+    forward = lambda **kwargs: tiles.append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
+    monkeypatch.setattr(model.model.vision_model, "forward", forward)
+    return tiles
+
+
+def write_boxes(monkeypatch, trainer):
+    """Let all completions read as boxes, no two alike and none the whole image, which would be encoded with it."""
+    boxes = iter(range(1, 100))
+    monkeypatch.setattr(
+        trainer.processing_class,
+        "batch_decode",
+        lambda ids, **options: [f"[{next(boxes)}, 0, 100, 100]." for _ in ids],
+        raising=False,
+    )
+
+
+@pytest.mark.parametrize(("longest_edge", "tiles"), [(64, 1), (256, 4 * 4 + 1)])
+def test_every_image_is_encoded_once_in_each_place(
+    longest_edge, tiles, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+):
+    """Two prompts x 6 completions in micro-batches of one prompt, one tile an image, and 17 as at 2048 px.
+
+    Per prompt: rollout, reference and policy an image's tiles each; reward, always at one tile, 1 + 6.
+    """
+    monkeypatch.setattr(training_rows, "open_image", lambda source: open_image(source).resize((128, 128)))
+    options = {"num_generations": 6, "per_device_train_batch_size": 6, "max_steps": 1, "save_strategy": "no"}
+    size = {"longest_edge": longest_edge}
+    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy=size, **options)
+    policy = count_tiles(monkeypatch, trainer.model.get_base_model())
+    reward = count_tiles(monkeypatch, trainer.reward_funcs[1].model)
+    write_boxes(monkeypatch, trainer)
+    trainer.train()
+    # Rollouts of both prompts at once; reference and policy by prompt.
+    assert policy == [2 * tiles, tiles, tiles, tiles, tiles]
+    assert reward == [2 * (1 + 6)]
+
+
+def test_many_numbered_images_are_encoded_in_portions(tiny_smolvlm, monkeypatch):
+    """Three images of 5, 5 and 3 tiles, at most 8 tiles a call: 5, then 5 + 3. The features do not change."""
+    model, processor = modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm, 128)
+    shared = SharedImages(model, processor)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (128, side, 3), np.uint8)) for side in (128, 128, 40)]
+    numbers = shared.number_images([[image] for image in images])[0]["pixel_values"]
+    assert [len(tiles) for tiles in shared._tiles] == [5, 5, 3]
+    expected = model.model.get_image_features(numbers).pooler_output
+    monkeypatch.setitem(encoding.ENCODED_AT_ONCE, "cpu", 8 * 3 * 64 * 64)
+    tiles = count_tiles(monkeypatch, model)
+    features = model.model.get_image_features(numbers).pooler_output
+    assert tiles == [5, 5 + 3]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features, expected, strict=True))
+
+
+def test_every_weight_is_trained_against_a_reference_of_its_own(tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    """`--use_lora False`: TRL loads the reference as a second model, which encodes each image once as well."""
+    options = {"max_steps": 1, "save_strategy": "no", "warmup_steps": 0, "learning_rate": 1e-3}
+    trainer = make_trainer(tmp_path, tiny_smolvlm, tiny_world, tiny_smolvlm, policy={"use_lora": False}, **options)
+    policy = count_tiles(monkeypatch, trainer.model)
+    reference = count_tiles(monkeypatch, trainer.ref_model)
+    trainer.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
+    before = {name: weight.clone() for name, weight in trainer.ref_model.named_parameters()}
+    trainer.train()
+    assert reference == [1, 1]
+    assert policy[0] == 2
+    assert set(policy[1:]) == {1}
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert len(moved) > 0.9 * len(before)
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.named_parameters())
+
+
+def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    trainer = make_trainer(
+        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no", gradient_accumulation_steps=4
+    )
+    seen = []
+    plain = GRPOTrainer._compute_loss
+    monkeypatch.setattr(
+        GRPOTrainer, "_compute_loss", lambda self, model, inputs: seen.append(inputs) or plain(self, model, inputs)
+    )
+    trainer.train()
+    assert len(seen) == 4
+    for inputs in seen:
+        assert inputs["prompt_ids"].shape[0] == 3
+        assert (inputs["prompt_ids"] == inputs["prompt_ids"][0]).all()
+        assert inputs["advantages"].sum().abs() < 1e-4  # a whole group's
+
+
+def test_pixels_are_still_encoded(tiny_smolvlm):
+    """Inference with the same model, for pictures and scores during training, hands over pixels."""
+    model, processor = modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm)
+    image = Image.new("RGB", (64, 64), "red")
+    pixels = processor.image_processor([[image]], return_tensors="pt")["pixel_values"]
+    expected = model.model.get_image_features(pixels).pooler_output[0]
+    shared = SharedImages(model, processor)
+    numbers = shared.number_images([[image], [image]])[0]["pixel_values"]
+    assert torch.allclose(model.model.get_image_features(pixels).pooler_output[0], expected)
+    first, second = model.model.get_image_features(numbers).pooler_output
+    assert torch.allclose(first, expected, atol=1e-6)
+    assert torch.equal(first, second)
