@@ -1,7 +1,10 @@
-"""Rows split over the processes of `accelerate launch`."""
+"""Cores of this machine, and rows split over the processes of `accelerate launch`."""
 
+import contextlib
 import datetime
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 from cropvlm.errors import UserError
@@ -36,6 +39,15 @@ def device_index(gpu: int) -> int:
     return int(os.environ["LOCAL_RANK"]) if num_processes() > 1 and gpu >= 0 else gpu
 
 
+def cpu_count(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """The number of cores that this process may use: a container's CPU quota, rounded up, where it has one."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max 100000": no quota
+        quota, period = map(int, quota_file.read_text().split())
+        cores = min(cores, math.ceil(quota / period))
+    return cores
+
+
 def worker_count(num_workers: int | None, device_type: str) -> int:
     """The number of processes that prepare images. By default none on a CPU: the model needs the cores itself."""
     if num_workers is not None:
@@ -43,7 +55,7 @@ def worker_count(num_workers: int | None, device_type: str) -> int:
     if device_type == "cpu":
         return 0
     processes_here = int(os.environ["LOCAL_WORLD_SIZE"]) if num_processes() > 1 else 1
-    return max(1, min(16, len(os.sched_getaffinity(0)) // processes_here - 1))
+    return max(1, min(16, cpu_count() // processes_here - 1))
 
 
 def shard(rows: Any) -> Any:
