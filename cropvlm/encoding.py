@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from cropvlm.crops import widened
 from cropvlm.models.qwen import budget_of, qwen_image
 from cropvlm.models.tiling import DeviceTiling, cut_tiles
-from cropvlm.prompts import Messages, Prompt
+from cropvlm.prompts import Messages, Prompt, without_placeholders
 
 # Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
@@ -113,22 +113,6 @@ def chat_text(processor: Any, messages: Messages) -> str:
     """The text of `messages` up to where the model writes. A question cannot smuggle in an image placeholder."""
     cleaned = without_placeholders(messages, processor.image_token)
     return processor.apply_chat_template(cleaned, add_generation_prompt=True)
-
-
-def without_placeholders(messages: Messages, image_token: str) -> Messages:
-    """`messages` without `image_token` in their texts, where it would stand for an image that is not there."""
-
-    def cleaned(part: dict[str, Any]) -> dict[str, Any]:
-        return part | {"text": drop_token(part["text"], image_token)} if part["type"] == "text" else part
-
-    return [message | {"content": [cleaned(part) for part in message["content"]]} for message in messages]
-
-
-def drop_token(text: str, token: str) -> str:
-    """`text` without `token`, also where leaving one out would join the halves of another."""
-    while token in text:
-        text = text.replace(token, "")
-    return text
 
 
 def merge(parts: list[Prepared]) -> Prepared:

@@ -22,12 +22,13 @@ from cropvlm.models.any_family import (
     PreparedAlone,
     check_takes_images,
     generate_alone,
+    placeholders,
     prepare_alone,
     shares_encodings,
 )
 from cropvlm.models.batches import Batches, auto_batch_size, plan_batches, row_costs
 from cropvlm.models.tiling import tiling_of
-from cropvlm.prompts import Prompt, PromptSource
+from cropvlm.prompts import Prompt, PromptSource, answerer_prompt, without_placeholders
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +75,11 @@ def generate_rows(
     if len(finished) == len(source):
         return
     if shares_encodings(model, processor):
-        costs = row_costs(processor, source)
+        costs = row_costs(processor, source.image_sizes, len(source))
         size = auto_batch_size(model, processor, costs) if batch_size == "auto" else int(batch_size)
         plan = plan_batches(costs, size)
     else:
-        check_takes_images(model, processor, source, config)
+        check_takes_images(model, processor, source, lambda images: answerer_prompt("Which?", images), config)
         size, plan = 1, [[i] for i in range(len(source))]
     plan = [batch for batch in plan if not finished.issuperset(batch)]
     batches = Batches(size, fixed=batch_size != "auto")
@@ -151,7 +152,7 @@ class _Preparation(torch.utils.data.Dataset):
 
     def __init__(self, model: Any, processor: Any, source: PromptSource):
         self.processor, self.source, self.dtype = processor, source, model.dtype
-        self.prepare_row = prepare_alone
+        self.prepare_row = prepare_cleaned
         if shares_encodings(model, processor):
             self.prepare_row = functools.partial(prepare, tiling=tiling_of(processor, model.device))
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -176,6 +177,14 @@ class _Preparation(torch.utils.data.Dataset):
                 tokens = len(self.processor.tokenizer(text)["input_ids"])
                 if tokens > self.context:
                     raise FailedRow(f"a question of {tokens} tokens; the model's context holds {self.context}")
+
+
+def prepare_cleaned(processor: Any, prompts: list[Prompt], dtype: torch.dtype) -> PreparedAlone:
+    """Preprocess each prompt by itself, its question without the family's placeholders."""
+    tokens = placeholders(processor)
+    return prepare_alone(
+        processor, [(without_placeholders(texts, *tokens), images) for texts, images in prompts], dtype
+    )
 
 
 def one_ahead(items: Iterator[Any]) -> Iterator[Any]:

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from cropvlm.encoding import chat_text, drop_token, model_inputs, prepare, stop_token_ids
+from cropvlm.encoding import chat_text, model_inputs, prepare, stop_token_ids
 from cropvlm.models.tiling import tiling_of
-from cropvlm.prompts import Messages, answer_completion, answerer_prompt
+from cropvlm.prompts import Messages, answer_completion, answerer_prompt, drop_token
 
 
 @torch.no_grad()

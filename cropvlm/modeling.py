@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids  # noqa: F401 (callers take them from here)
 from cropvlm.errors import UserError, failure
 from cropvlm.likelihood import answer_log_likelihood  # noqa: F401
 from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
 from cropvlm.models.loading import NO_CODE, device_and_dtype
-from cropvlm.models.processors import ImageSizeError, load_processor, longest_edge_of  # noqa: F401
+from cropvlm.models.processors import first_processor, longest_edge_of, set_image_size  # noqa: F401
+from cropvlm.models.qwen import ImageSizeError  # noqa: F401
+from cropvlm.prompts import answerer_messages
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,30 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 class BaseModelError(UserError):
     """The base model that an adapter's configuration names cannot be loaded."""
+
+
+def load_processor(
+    path: str,
+    longest_edge: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> ProcessorMixin:
+    """Return the processor of a model, ready for batches (padding on the left).
+
+    Args:
+        path: Hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
+        longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
+        min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
+
+    Raises `ImageSizeError` where its image sizes are set in another way, `UserError` where no processor is there, or
+    none that can write a chat about images.
+    """
+    processor = first_processor([path, adapter_base(path)], path)
+    processor.tokenizer.padding_side = "left"
+    set_image_size(processor, path, longest_edge, min_pixels, max_pixels)
+    with failure(f"{path}: its chat template cannot be applied"):
+        processor.apply_chat_template(answerer_messages("Which?", 1), add_generation_prompt=True, tokenize=False)
+    return processor
 
 
 def load_model(

@@ -3,6 +3,7 @@
 `str.capitalize()` lower-cases the rest of a question. The paper's models were trained so; it stays.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -64,6 +65,22 @@ def answerer_prompt(question: str, images: Sequence[Image.Image], instruction: s
 def _user_turn(num_images: int, text: str) -> Messages:
     content = [{"type": "image"} for _ in range(num_images)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+
+
+def without_placeholders(messages: Messages, *tokens: str) -> Messages:
+    """`messages` without these tokens in their texts, where each would stand for an image that is not there."""
+
+    def cleaned(part: dict[str, Any]) -> dict[str, Any]:
+        return part | {"text": functools.reduce(drop_token, tokens, part["text"])} if part["type"] == "text" else part
+
+    return [message | {"content": [cleaned(part) for part in message["content"]]} for message in messages]
+
+
+def drop_token(text: str, token: str) -> str:
+    """`text` without `token`, also where leaving one out would join the halves of another."""
+    while token in text:
+        text = text.replace(token, "")
+    return text
 
 
 def answer_completion(answer: str) -> str:

@@ -9,8 +9,8 @@ from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
 from cropvlm.encoding import prepare
 from cropvlm.errors import UnreadableImage
+from cropvlm.modeling import load_processor
 from cropvlm.models.any_family import SHARED, prepare_alone
-from cropvlm.models.processors import load_processor
 from cropvlm.prompts import answerer_prompt
 from reporting.results import Result
 

@@ -6,6 +6,7 @@ anywhere.
 """
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,7 @@ from PIL import Image
 from transformers import BatchFeature, GenerationConfig
 
 from cropvlm.crops import widened
-from cropvlm.encoding import without_placeholders
 from cropvlm.errors import failure
-from cropvlm.prompts import Prompt, PromptSource, answerer_prompt
 
 # Families whose `get_image_features` and `mm_encoder_outputs` `cropvlm.encoding` relies on: model type, processor.
 SHARED = {
@@ -25,7 +24,7 @@ SHARED = {
     ("llava", "LlavaProcessor"),
     ("qwen2_5_vl", "Qwen2_5_VLProcessor"),
 }
-# How processors call the texts that stand for images and videos, which no question may hold.
+# How processors call the texts that stand for images and videos.
 PLACEHOLDERS = ("image_token", "boi_token", "start_image_token", "video_token")
 
 
@@ -41,15 +40,21 @@ class PreparedAlone:
     inputs: list[BatchFeature]
 
 
-def prepare_alone(processor: Any, prompts: list[Prompt], dtype: torch.dtype | None = None) -> PreparedAlone:
-    """Preprocess each prompt by itself. dtype: that of the model, which pixels are cast to."""
+def placeholders(processor: Any) -> list[str]:
+    """The texts that stand for an image or a video in this family's prompts: no question may hold one."""
+    named = [getattr(processor, name, None) for name in PLACEHOLDERS]
+    return [token for token in named if isinstance(token, str)]
+
+
+def prepare_alone(processor: Any, prompts: list[tuple], dtype: torch.dtype | None = None) -> PreparedAlone:
+    """Preprocess each prompt by itself.
+
+    prompts: (chat messages, PIL images). dtype: that of the model, which pixels are cast to.
+    """
     return PreparedAlone([_inputs(processor, *prompt).to(dtype=dtype) for prompt in prompts])
 
 
 def _inputs(processor: Any, messages: list[dict], images: list[Image.Image]) -> BatchFeature:
-    for name in PLACEHOLDERS:
-        if isinstance(token := getattr(processor, name, None), str):
-            messages = without_placeholders(messages, token)
     pictures = map(widened, images)
 
     def filled(part: dict[str, Any]) -> dict[str, Any]:
@@ -71,26 +76,28 @@ def generate_alone(model: Any, processor: Any, row: PreparedAlone, config: Gener
     return texts
 
 
-def check_takes_images(model: Any, processor: Any, source: PromptSource, config: GenerationConfig) -> None:
-    """Let the model answer a made-up question about as many images as the first good row of `source` shows.
+def check_takes_images(
+    model: Any, processor: Any, rows: Sequence[list[tuple]], ask: Callable, config: GenerationConfig
+) -> None:
+    """Let the model answer a made-up question about as many images as the first good row shows.
 
+    rows: the prompts of each, (chat messages, PIL images). ask: makes such a prompt of a list of images.
     Raises `UserError` where it cannot answer from so many.
     """
     picture = Image.new("RGB", (64, 48), "gray")
     config = GenerationConfig(**config.to_diff_dict() | {"max_new_tokens": 1, "min_new_tokens": None})
-    for number in sorted({len(images) for _, images in _first_good(source)}):
+    for number in sorted({len(images) for _, images in _first_good(rows)}):
         images = "an image" if number == 1 else f"{number} images at once"
         with failure(f"{type(model).__name__} cannot answer from {images}"):
-            prompts = [answerer_prompt("Which?", [picture] * n) for n in range(1, number + 1)]
-            rows = [prepare_alone(processor, [prompt], model.dtype) for prompt in prompts]
-            lengths = [row.inputs[0]["input_ids"].shape[1] for row in rows]
+            trials = [prepare_alone(processor, [ask([picture] * n)], model.dtype) for n in range(1, number + 1)]
+            lengths = [trial.inputs[0]["input_ids"].shape[1] for trial in trials]
             if lengths != sorted(set(lengths)):
                 raise ValueError("its prompt does not grow with them")
-            generate_alone(model, processor, rows[-1], config)
+            generate_alone(model, processor, trials[-1], config)
 
 
-def _first_good(source: PromptSource) -> list[Prompt]:
-    for i in range(len(source)):
+def _first_good(rows: Sequence[list[tuple]]) -> list[tuple]:
+    for i in range(len(rows)):
         with contextlib.suppress(Exception):  # the row will fail by itself
-            return source[i]
+            return rows[i]
     return []

@@ -10,7 +10,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from cropvlm.crops import widen_strip
 from cropvlm.errors import UserError
 from cropvlm.models.tiling import tiling_of
-from cropvlm.prompts import PromptSource
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +111,13 @@ def _image_tokens(model: Any, processor: Any, cost: int) -> int:
     return cost // merged**2 if merged else cost * of_a_tile
 
 
-def row_costs(processor: Any, source: PromptSource) -> list[int]:
-    """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch."""
+def row_costs(processor: Any, image_sizes: Callable[[int], list[tuple[int, int]]], rows: int) -> list[int]:
+    """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch.
+
+    image_sizes: (width, height) of the images of row `i`; asked only where the cost depends on it.
+    """
     cost = image_cost(processor)
-    return [sum(map(cost, source.image_sizes(i))) if cost else 0 for i in range(len(source))]
+    return [sum(map(cost, image_sizes(i))) if cost else 0 for i in range(rows)]
 
 
 def image_cost(processor: Any) -> Callable[[tuple[int, int]], int] | None:

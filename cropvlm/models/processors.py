@@ -3,37 +3,12 @@
 from transformers import AutoProcessor, ProcessorMixin
 
 from cropvlm.errors import UserError, failure, one_line
-from cropvlm.models.adapters import adapter_base
 from cropvlm.models.loading import NO_CODE
 from cropvlm.models.qwen import ImageSizeError, budget_of
-from cropvlm.prompts import answerer_messages
 
 
-def load_processor(
-    path: str,
-    longest_edge: int | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-) -> ProcessorMixin:
-    """Return the processor of a model, ready for batches (padding on the left).
-
-    Args:
-        path: Hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
-        longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
-        min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
-
-    Raises `ImageSizeError` where its image sizes are set in another way, `UserError` where no processor is there, or
-    none that can write a chat about images.
-    """
-    processor = _first_processor([path, adapter_base(path)], path)
-    processor.tokenizer.padding_side = "left"
-    _set_image_size(processor, path, longest_edge, min_pixels, max_pixels)
-    with failure(f"{path}: its chat template cannot be applied"):
-        processor.apply_chat_template(answerer_messages("Which?", 1), add_generation_prompt=True, tokenize=False)
-    return processor
-
-
-def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
+def first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
+    """The processor of the first of `candidates` that has a whole one. path: what the user named, for the error."""
     reason: object = "only a tokenizer there"
     for candidate in filter(None, candidates):
         try:
@@ -48,7 +23,8 @@ def _first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
     raise UserError(f"{path}: no processor there ({reason}); name a Hub id or a folder that holds one")
 
 
-def _set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:
+def set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:
+    """Set the size that images are resized to, where anything is given. Raises `ImageSizeError` for another family."""
     image_processor = processor.image_processor
     size = _image_size(processor)
     if longest_edge is not None:
