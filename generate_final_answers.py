@@ -18,6 +18,10 @@ With --api_model a model behind an OpenAI-compatible server answers (--api_base:
 default OpenAI's own, as GPT-4.1 nano in the paper). It sees the pictures at --longest_edge. What it refuses to answer
 is an empty answer.
 
+--controls answers with something else in the crop's place (`cropvlm/controls.py` says what each isolates), one file
+each, predictions/{name}_{control}_answers.json; the report splits the crop's gain by them. A control may leave rows
+out: its meta file names them.
+
 Differences from the released experiment: both answers of a question share one preprocessing and one encoding of the
 full image; boxes are joined to rows on question_id.
 """
@@ -30,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cropvlm.boxes import parse_bbox
+from cropvlm.controls import CONTROLS, control_boxes
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
 from cropvlm.errors import UserError, remedy
@@ -37,9 +42,10 @@ from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import check_holds, check_output, join_on_question_id, read_meta, read_predictions
-from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts
+from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, image_keys
 from cropvlm.runs.provenance import data_settings, hash_of
 from cropvlm.runs.run import DuplicateOutput, Job, Output, Run
+from cropvlm.runs.scoring import question_keys
 from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources
 
 MODES = (BASE, CROPVLM)
@@ -52,6 +58,7 @@ def parse_args() -> argparse.Namespace:
     add("--vqa_model_path", type=nonempty, default="HuggingFaceTB/SmolVLM-256M-Instruct", help="Hub id or folder")
     add("--output_path", type=nonempty, default="predictions", help="folder of the answer files (default predictions)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="base: without the crop; cropvlm: with it")
+    add("--controls", nargs="+", choices=(*CONTROLS, "all"), default=(), help="answers with these in the crop's place")
     add("--longest_edge", type=pixels, help="pixels of the longer side (SmolVLM: default 512; servers: image's own)")
     add("--min_pixels", type=positive, help="width x height of an image at least (Qwen2.5-VL)")
     add("--max_pixels", type=positive, help="width x height of an image at most (Qwen2.5-VL)")
@@ -62,8 +69,10 @@ def parse_args() -> argparse.Namespace:
     refuse_beside_server(args, "min_pixels", "max_pixels")
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}; lower it")
-    if args.bbox is None and CROPVLM in args.modes:
-        raise UserError("--modes cropvlm needs the boxes: give --bbox FILE, or --modes base")
+    args.controls = [control for control in CONTROLS if {control, "all"} & set(args.controls)]
+    if args.bbox is None and (CROPVLM in args.modes or args.controls):
+        needs = "--modes cropvlm needs" if CROPVLM in args.modes else "--controls need"
+        raise UserError(f"{needs} the boxes: give --bbox FILE, or --modes base")
     if args.bbox and len(args.bbox) > 1 and (args.dataset or args.dataset_path or args.name):
         raise UserError("several --bbox go with none of --dataset, --dataset_path and --name; run them one by one")
     return args
@@ -106,26 +115,39 @@ def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
 def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None, source: dict[str, Any]) -> Job:
     """One data set to answer: its files are checked, its rows are loaded and joined to the boxes."""
     name = args.name or (file and file.name) or dataset_name(source["dataset_path"], source["dataset"])
-    paths = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in args.modes}
+    paths = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in (*args.modes, *args.controls)}
     for path in paths.values():
         check_output(path)
         if file and path.resolve() == Path(file.path).resolve():
             raise UserError(f"the answers would replace the boxes in {path}; give another --name or --output_path")
     rows = load_rows(**source)
+    ids = list(rows["question_id"])
     boxes = None if file is None else join_on_question_id(file.records[: args.max_samples], rows, file.path)
+    shown = {mode: ids if mode == BASE else boxes for mode in args.modes} | shown_by_controls(args, boxes, rows)
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
     instruction = BRIEF_ANSWER if own is None else own
     outputs = []
     for mode, path in paths.items():
         settings = model.settings | data_settings(source, rows) | {"mode": mode, "longest_edge": model.longest_edge}
         settings |= {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
-        settings["prompt"] = answerer_messages("{question}", 1 if mode == BASE else 2, instruction)
-        shown = boxes if mode == CROPVLM else None
-        if shown is not None:
-            settings["boxes"] = hash_of(json.dumps(shown))
-        count = functools.partial(count_answers, boxes=shown)
-        outputs.append(Output(path, settings, source, model.names, count, clean_answer))
-    return Job(list(rows["question_id"]), AnswerPrompts(rows, boxes, list(paths), instruction), outputs)
+        settings["prompt"] = answerer_messages("{question}", 1 if mode in (BASE, "crop_alone") else 2, instruction)
+        if mode != BASE:
+            settings["boxes"] = hash_of(json.dumps(boxes))
+        if mode in args.controls:
+            settings |= {"control": mode, "control_boxes": hash_of(json.dumps(shown[mode]))}
+        left_out = dict.fromkeys(i for i, text in zip(ids, shown[mode], strict=True) if text is None)
+        count = functools.partial(count_answers, boxes=None if mode == BASE else shown[mode])
+        outputs.append(Output(path, settings, source, model.names, count, clean_answer, left_out))
+    return Job(ids, AnswerPrompts(rows, shown, instruction, model.seen_size), outputs)
+
+
+def shown_by_controls(args: argparse.Namespace, boxes: list[str], rows: Any) -> dict[str, list[str | None]]:
+    """The text of the box that each control shows for every row, None for rows that it leaves out."""
+    needs_images = {"shuffled", "partner"} & set(args.controls)  # reading them all takes a while
+    images = image_keys(rows) if needs_images else []
+    questions = question_keys(rows) if needs_images else []
+    ids = list(rows["question_id"])
+    return {control: control_boxes(control, boxes, ids, images, questions) for control in args.controls}
 
 
 def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) -> dict[str, Any]:
@@ -133,7 +155,10 @@ def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) 
     failed = sum("failed" in record for record in records)
     empty = sum(not record["answer"] for record in records) - failed
     counts = {"rows": len(records), "failed": failed, "empty_answers": empty, "seconds": seconds}
-    return counts if boxes is None else counts | {"invalid_boxes": sum(parse_bbox(text) is None for text in boxes)}
+    if boxes is None:
+        return counts
+    counts["invalid_boxes"] = sum(text is not None and parse_bbox(text) is None for text in boxes)
+    return counts | ({"left_out": boxes.count(None)} if None in boxes else {})
 
 
 def main() -> int:
@@ -141,6 +166,8 @@ def main() -> int:
     start_logging(args)
     asked = boxes_and_sources(args)
     model = answerer(args)
+    if "no_detail" in args.controls and model.seen_size((1, 1)) is None:
+        raise UserError("--controls no_detail: the size at which the model sees images is unknown; give --longest_edge")
     jobs = [answer_job(args, model, file, source) for file, source in asked]  # all checked before the weights load
     with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as answers:
         for job in answers.unfinished():

@@ -20,7 +20,7 @@ from cropvlm.errors import UserError, listed
 from cropvlm.metrics import METRIC_NAMES
 from cropvlm.runs.cli import ArgumentParser, nonempty, positive, run
 from cropvlm.runs.files import check_writable, write_json
-from cropvlm.runs.predictions import check_holds, join_on_question_id, meta_path, read_meta, read_predictions
+from cropvlm.runs.predictions import check_holds, join_on_question_id, meta_path, read_meta, read_predictions, rows_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +51,7 @@ def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     source["dataset_path"] = source["dataset_path"] or "lmms-lab/textvqa"
     rows = load_rows(**source, need=("question_id", "answers"))
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"])
+    rows = rows_of(meta, rows)  # a control may leave some out
     return rows, {**source, "metric": args.metric or own.metric}
 
 

@@ -113,7 +113,7 @@ def answers_source(rows: Dataset) -> PromptSource:
     # Drawn row by row: the first rows have the same boxes, however many follow.
     drawn = np.random.default_rng(0).integers([0, 0, 10, 10], 50, (len(rows), 4))
     boxes = [format_bbox([x, y, x + width, y + height]) for x, y, width, height in drawn]
-    return AnswerPrompts(rows, boxes, [BASE, CROPVLM], BRIEF_ANSWER)
+    return AnswerPrompts(rows, {BASE: boxes, CROPVLM: boxes}, BRIEF_ANSWER)
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from cropvlm.errors import UserError, failure, one_line
 from cropvlm.models.loading import NO_CODE
-from cropvlm.models.qwen import ImageSizeError, budget_of
+from cropvlm.models.qwen import ImageSizeError, budget_of, qwen_size
 
 
 def first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
@@ -44,6 +44,25 @@ def longest_edge_of(processor: ProcessorMixin) -> int | None:
     size = _image_size(processor)
     tiled = hasattr(processor.image_processor, "max_image_size")
     return size["longest_edge"] if tiled and size.keys() == {"longest_edge"} else None
+
+
+def seen_size(processor: ProcessorMixin, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return (width, height) at which the model sees an image of `size`, before it is cut or padded; None if unknown.
+
+    A larger side than the image's own adds no detail. Idefics3's tiles and Qwen's patches are cut from that size.
+    """
+    if hasattr(processor.image_processor, "merge_size"):  # Qwen2-VL and its successors
+        return qwen_size(size, *budget_of(processor.image_processor))
+    match _image_size(processor):
+        case {"longest_edge": edge}:
+            scale = edge / max(size)
+        case {"shortest_edge": edge}:
+            scale = edge / min(size)
+        case {"height": height, "width": width}:
+            return width, height
+        case _:
+            return None
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _image_size(processor: ProcessorMixin) -> dict[str, int]:

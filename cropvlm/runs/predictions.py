@@ -5,7 +5,7 @@ A prediction file is a JSON list of `{"question_id": ..., "answer": ...}` in dat
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,20 @@ def meta_path(path: str | Path) -> Path:
 
 
 def build_meta(
-    source: dict[str, Any], models: dict[str, str | None], settings: dict, counts: dict, failed: Sequence[dict] = ()
+    source: dict[str, Any],
+    models: dict[str, str | None],
+    settings: dict,
+    counts: dict,
+    failed: Sequence[dict] = (),
+    left_out: Iterable[str | int] = (),
 ) -> dict[str, Any]:
     """The content of a meta file: the arguments as given, and the versions of the installed libraries.
 
     source: keyword arguments of `load_rows`, by which the next stage sees the same rows. counts: rows,
     invalid boxes, seconds and the like. failed: `question_id` and `reason` of each row without an answer.
+    left_out: the question ids of rows that the file does not hold.
     """
-    return {
+    meta = {
         **{key: source.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")},
         "models": models,
         "settings": settings,
@@ -38,6 +44,7 @@ def build_meta(
         "counts": counts,
         "failed": list(failed),
     }
+    return meta | ({"left_out": list(left_out)} if left_out else {})
 
 
 def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None:
@@ -75,6 +82,7 @@ def read_meta(path: str | Path) -> dict:
     if not isinstance(meta, dict):
         raise UserError(f"{meta_path(path)} is not a meta file: it holds {shorten(repr(meta))}, expected an object")
     kinds = {"dataset_path": str, "dataset": str, "split": str, "max_samples": int, "settings": dict, "failed": list}
+    kinds["left_out"] = list
     for key, kind in kinds.items():
         value = meta.get(key)
         if value is not None and type(value) is not kind:
@@ -92,6 +100,14 @@ def check_holds(path: str | Path, role: str, meta: dict) -> None:
     named = [name for name in KINDS if isinstance(models, dict) and name in models]
     if named and role not in named:
         raise UserError(f"{path} holds {KINDS[named[0]]}, by its meta file; expected {KINDS[role]}")
+
+
+def rows_of(meta: dict, rows: Any) -> Any:
+    """The rows of a `Dataset` that the prediction file with this meta holds: all but those that it leaves out."""
+    left_out = set(meta.get("left_out") or [])
+    if not left_out:
+        return rows
+    return rows.select([i for i, question_id in enumerate(rows["question_id"]) if question_id not in left_out])
 
 
 def join_on_question_id(records: list[dict], rows: Any, name: str = "the prediction file") -> list[str]:

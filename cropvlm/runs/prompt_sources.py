@@ -1,13 +1,22 @@
 """The prompts of every row of a data set: the cropper's, and the answerer's with and without the crop."""
 
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
-from cropvlm.crops import crop_size, full_and_crop
-from cropvlm.data.images import image_size, open_image
+from cropvlm.controls import shown_images
+from cropvlm.crops import crop_size
+from cropvlm.data.images import encoded_image, image_size, open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import BRIEF_ANSWER, Prompt, answerer_prompt, cropper_messages
 
 BASE, CROPVLM = "base", "cropvlm"  # an answer without the crop, and with it
+WITHOUT_MORE = (BASE, "full_twice", "crop_alone")  # modes that show no image but the full one and the crop
+
+
+def image_keys(rows: Any) -> list[bytes]:
+    """A key for each row's image, equal where rows share one. Reads every image, and opens none."""
+    return [hashlib.sha256(encoded_image(image)).digest() for image in rows["image"]]
 
 
 class BoxPrompts:
@@ -31,13 +40,20 @@ class BoxPrompts:
 
 
 class AnswerPrompts:
-    """The answerer's prompts of every row, one per mode; all show the same full image.
+    """The answerer's prompts of every row, one per mode that has the row; all show the same full image.
 
-    rows: with `question` and `image`. boxes: the cropper's text by row; None without `cropvlm` among the modes.
+    rows: with `question` and `image`. boxes: for each mode (`base`, `cropvlm` or a control) the text of every row's
+    box; None where the mode leaves the row out. seen_size: see `cropvlm.controls.shown_images`.
     """
 
-    def __init__(self, rows: Any, boxes: list[str] | None, modes: list[str], instruction: str = BRIEF_ANSWER):
-        self.rows, self.boxes, self.modes, self.instruction = rows, boxes, modes, instruction
+    def __init__(
+        self,
+        rows: Any,
+        boxes: dict[str, list[str | None]],
+        instruction: str = BRIEF_ANSWER,
+        seen_size: Callable | None = None,
+    ):
+        self.rows, self.boxes, self.instruction, self.seen_size = rows, boxes, instruction, seen_size
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,15 +61,17 @@ class AnswerPrompts:
     def __getitem__(self, i: int) -> list[Prompt]:
         row = self.rows[i]
         full = open_image(row["image"])
-        images = {BASE: [full]}
-        if CROPVLM in self.modes:
-            images[CROPVLM] = full_and_crop(full, self.boxes[i])
-        return [answerer_prompt(row["question"], images[mode], self.instruction) for mode in self.modes]
+        shown = [
+            [full] if mode == BASE else shown_images(mode, full, texts[i], self.seen_size)
+            for mode, texts in self.boxes.items()
+            if texts[i] is not None
+        ]
+        return [answerer_prompt(row["question"], images, self.instruction) for images in shown]
 
     def image_sizes(self, i: int) -> list[tuple[int, int]]:
         try:
             full = image_size(self.rows[i]["image"])
         except UnreadableImage:
             return []
-        crop = crop_size(full, self.boxes[i]) if CROPVLM in self.modes else None
-        return [full] if crop is None else [full, crop]
+        texts = [texts[i] for mode, texts in self.boxes.items() if mode not in WITHOUT_MORE and texts[i] is not None]
+        return [full, *filter(None, (crop_size(full, text) for text in texts))]

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Output:
     models: what the meta file says of the models.
     count: takes records and seconds, returns the counts of the meta file.
     clean: turns a generated text into the answer that is written.
+    left_out: question ids of the rows that the file leaves out.
     failures: the rows without a text, `question_id` and `reason`, once the file is written.
     """
 
@@ -49,6 +50,7 @@ class Output:
     models: dict[str, str | None]
     count: Callable[[list[dict], float], dict[str, Any]]
     clean: Callable[[str], str] = str
+    left_out: Collection[str | int] = frozenset()
     journal: Journal = field(init=False)
     failures: list[dict] = field(init=False, default_factory=list)
 
@@ -67,7 +69,7 @@ class Output:
         self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
         records = [record | {"answer": self.clean(record["answer"])} for record in kept]
         counts = self.count(records, seconds)
-        meta = build_meta(self.source, self.models, self.settings, counts, self.failures)
+        meta = build_meta(self.source, self.models, self.settings, counts, self.failures, self.left_out)
         write_predictions(self.path, records, meta)
         logger.info("%s: %s", self.path, counts)
         if self.failures:
@@ -86,11 +88,15 @@ class Output:
 
 @dataclass
 class Job:
-    """One data set and the prediction files to make from it; each row has a prompt for each file, in this order."""
+    """One data set and the prediction files to make from it; a row has a prompt for each of its files, in order."""
 
     question_ids: list[str | int]
     prompts: PromptSource
     outputs: list[Output]
+
+    def outputs_of(self, question_id: str | int) -> list[Output]:
+        """The files that have a row."""
+        return [output for output in self.outputs if question_id not in output.left_out]
 
 
 class Run:
@@ -147,12 +153,16 @@ class Run:
     def generate(self, job: Job) -> Iterator[tuple[str | int, list[Text]]]:
         """Yield question_id and texts of each row that the job's journals lack, of this process's share."""
         ids = shard(job.question_ids)
-        done = [i for i, question_id in enumerate(ids) if all(question_id in o.journal.rows for o in job.outputs)]
+        done = [
+            i
+            for i, question_id in enumerate(ids)
+            if all(question_id in o.journal.rows for o in job.outputs_of(question_id))
+        ]
         if len(done) == len(ids):
             return
         outcomes = self.generate_texts(_Share(job.prompts), done=done)
         for i, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
-            texts = [texts] * len(job.outputs) if isinstance(texts, ValueError) else texts
+            texts = [texts] * len(job.outputs_of(ids[i])) if isinstance(texts, ValueError) else texts
             for reason in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
                 logger.warning("question_id %s: %s", shorten(repr(ids[i])), shorten(reason, 400))
             yield ids[i], texts
@@ -161,11 +171,13 @@ class Run:
         """Keep the texts as they come; then, in the first process, write the job's files."""
         start = time.monotonic()
         for question_id, of_outputs in texts:
-            for output, text in zip(job.outputs, of_outputs, strict=True):
+            for output, text in zip(job.outputs_of(question_id), of_outputs, strict=True):
                 output.keep(question_id, text)
         seconds = round(time.monotonic() - start, 1)
         for output in job.outputs:
-            kept = gather([output.journal.rows[i] for i in shard(job.question_ids)], job.question_ids)
+            ids = [i for i in job.question_ids if i not in output.left_out]
+            mine = [i for i in shard(job.question_ids) if i not in output.left_out]
+            kept = gather([output.journal.rows[i] for i in mine], ids)
             if rank() == 0:
                 output.write(kept, seconds)
 

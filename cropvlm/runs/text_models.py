@@ -56,12 +56,14 @@ class TextModel:
 
     settings: what determines its text for a prompt. names: what the meta file says of it.
     longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
+    seen_size: maps (width, height) of an image to that at which it is seen; None where that is unknown.
     """
 
     settings: dict[str, Any]
     names: dict[str, str | None]
     generate: Generate
     longest_edge: int | None
+    seen_size: Callable[[tuple[int, int]], tuple[int, int] | None] = lambda size: None
 
 
 def cropper(args: argparse.Namespace) -> TextModel:
@@ -87,6 +89,7 @@ def answerer(args: argparse.Namespace) -> TextModel:
     if server := server_of(args):
         return remote_model(server, "answerer", args.longest_edge)
     from cropvlm.modeling import ImageSizeError, load_model, load_processor, longest_edge_of
+    from cropvlm.models.processors import seen_size
 
     device, dtype = device_of(args)
     path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
@@ -98,7 +101,8 @@ def answerer(args: argparse.Namespace) -> TextModel:
         processor = load_processor(path, longest_edge)
     settings = {"vqa_model_path": path} | identity(path, None, dtype, attention)
     load = functools.partial(load_model, path, None, device, dtype, attn_implementation=attention)
-    return TextModel(settings, {"answerer": path}, local_generator(args, load, processor), longest_edge)
+    generate = local_generator(args, load, processor)
+    return TextModel(settings, {"answerer": path}, generate, longest_edge, functools.partial(seen_size, processor))
 
 
 def identity(path: str, base: str | None, dtype: Any, attention: str | None) -> dict[str, Any]:
@@ -140,4 +144,7 @@ def remote_model(server: Server, role: str, longest_edge: int | None) -> TextMod
     settings = {"api_model": server.model, "image_format": server.image_format}
     names = {role: server.model, "server": server.base}
     resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
-    return TextModel(settings, names, lambda prompts, done: server.answer_rows(prompts, resize, done), longest_edge)
+    model = TextModel(settings, names, lambda prompts, done: server.answer_rows(prompts, resize, done), longest_edge)
+    if longest_edge is not None:
+        model.seen_size = lambda size: tuple(max(1, round(side * longest_edge / max(size))) for side in size)
+    return model

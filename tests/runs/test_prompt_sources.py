@@ -6,7 +6,7 @@ from datasets import Image, load_from_disk
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import cropper_messages
-from cropvlm.runs.prompt_sources import AnswerPrompts, BoxPrompts
+from cropvlm.runs.prompt_sources import AnswerPrompts, BoxPrompts, image_keys
 
 
 def test_the_cropper_sees_the_full_image(tiny_world):
@@ -18,9 +18,7 @@ def test_the_cropper_sees_the_full_image(tiny_world):
     assert prompts.image_sizes(3) == [full.size]
 
 
-@pytest.mark.parametrize(
-    "source", [BoxPrompts, lambda rows: AnswerPrompts(rows, ["[0, 0, 1, 1]"], ["base", "cropvlm"])]
-)
+@pytest.mark.parametrize("source", [BoxPrompts, lambda rows: AnswerPrompts(rows, {"cropvlm": ["[0, 0, 1, 1]"]})])
 def test_an_unreadable_image_has_no_size_and_no_prompt(source):
     prompts = source([{"image": {"bytes": b"no image", "path": None}, "question": "what?"}])
     assert prompts.image_sizes(0) == []
@@ -31,7 +29,8 @@ def test_an_unreadable_image_has_no_size_and_no_prompt(source):
 def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
     rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
     full = open_image(rows[0]["image"])
-    prompts = AnswerPrompts(rows, ["[0, 0, 50, 25]."] + ["no box"] * 11, ["base", "cropvlm"], "Answer.")
+    boxes = ["[0, 0, 50, 25]."] + ["no box"] * 11
+    prompts = AnswerPrompts(rows, {"base": boxes, "cropvlm": boxes}, "Answer.")
     (base, base_images), (cropvlm, crop_images) = prompts[0]
     text = f"{rows[0]['question'].capitalize()}\nAnswer."
     assert base == [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
@@ -45,3 +44,30 @@ def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
     (_, (base_image,)), (_, crop_images) = prompts[1]
     assert crop_images[0] is crop_images[1] is base_image
     assert prompts.image_sizes(1) == [base_image.size]
+
+
+def test_controls_show_other_images_and_may_leave_a_row_out(tiny_world):
+    rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
+    box, full = "[0, 0, 50, 25].", open_image(rows[0]["image"])
+    boxes = {
+        "base": [box],
+        "cropvlm": [box],
+        "full_twice": ["[0, 0, 100, 100]."],
+        "crop_alone": [box],
+        "partner": [None],
+    }
+    prompts = AnswerPrompts(rows, boxes)
+    base, cropvlm, full_twice, crop_alone = (images for _, images in prompts[0])  # none for the partner
+    assert full_twice == [full, full]
+    assert crop_alone == cropvlm[1:]
+    messages = [messages for messages, _ in prompts[0]]
+    assert messages[0] == messages[3]  # one image each
+    assert messages[1] == messages[2]
+    assert prompts.image_sizes(0) == [full.size, cropvlm[1].size]  # the only two distinct ones
+
+
+def test_images_are_known_by_their_bytes(tiny_world):
+    rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
+    keys = image_keys(rows)
+    assert len(set(keys)) == 6  # two questions about each
+    assert keys[::2] == keys[1::2]

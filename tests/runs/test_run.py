@@ -262,3 +262,17 @@ def test_a_second_run_in_the_same_place_is_refused_and_the_first_goes_on(tmp_pat
         for job in run.unfinished():
             run.write(job, run.generate(job))
     assert len(files(tmp_path)) == 6
+
+
+def test_a_file_may_leave_rows_out(tmp_path):
+    """The other file of the job has them; a row has as many texts as there are files with it."""
+    short, whole = output(tmp_path / "short.json"), output(tmp_path / "whole.json")
+    short.left_out = [2]
+    job = Job([1, 2, 3], Prompts("p", 3), [whole, short])
+    with Run([job], lambda prompts, done: [(0, ["a", "b"]), (1, ["c"]), (2, ValueError("unreadable"))]) as run:
+        run.write(job, run.generate(job))
+    assert [record["question_id"] for record in read_predictions(whole.path)] == [1, 2, 3]
+    assert read_predictions(short.path) == [{"question_id": 1, "answer": "b"}, {"question_id": 3, "answer": ""}]
+    assert read_meta(short.path)["left_out"] == [2]
+    assert "left_out" not in read_meta(whole.path)
+    assert [row["question_id"] for row in short.failures] == [3]

@@ -1,0 +1,146 @@
+"""generate_final_answers.py --controls: one more answer file for each, and what they say of a true box's gain."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from processes import REPO
+from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
+
+import generate_final_answers
+import vqa_accuracy
+from cropvlm.boxes import format_bbox
+from cropvlm.controls import CONTROLS
+from cropvlm.runs.cli import run
+from cropvlm.runs.predictions import build_meta, read_meta, read_predictions, write_predictions
+from miniature.world import write_world
+
+SMOLVLM = REPO / "miniature" / "models" / "smolvlm"
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Run a script in this process, by default step 5 with the miniature's reader; its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags, main=generate_final_answers.main) -> int:
+        defaults = ["--vqa_model_path", SMOLVLM, "--longest_edge", 64, "--max_new_tokens", 8, "--gpu", -1]
+        argv = ["script", *(defaults if main is generate_final_answers.main else ()), *flags]
+        monkeypatch.setattr(sys, "argv", [str(flag) for flag in argv])
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        return ended.value.code
+
+    return call
+
+
+def write_true_boxes(path: Path, world: Path) -> Path:
+    rows = load_from_disk(str(world))["test"]
+    records = [
+        {"question_id": i, "answer": format_bbox(box)}
+        for i, box in zip(rows["question_id"], rows["true_bbox"], strict=True)
+    ]
+    source = {"dataset_path": str(world), "split": "test", "max_samples": None}
+    write_predictions(path, records, build_meta(source, models={}, settings={}, counts={}))
+    return path
+
+
+@pytest.fixture
+def boxes(tmp_path, tiny_world) -> Path:
+    return write_true_boxes(tmp_path / "predictions" / "world_bbox.json", tiny_world)
+
+
+def answers_file(name: str) -> Path:
+    return Path("predictions") / f"{name}_answers.json"
+
+
+def test_each_control_is_one_more_file_and_the_others_stay_as_they_are(script, boxes, capsys):
+    assert script("--bbox", boxes, "--max_samples", 11, "--name", "alone") == 0
+    assert script("--bbox", boxes, "--max_samples", 11, "--controls", "all") == 0
+    for mode in ("base", "cropvlm"):
+        assert answers_file(f"world_{mode}").read_bytes() == answers_file(f"alone_{mode}").read_bytes()
+        assert "control" not in read_meta(answers_file(f"world_{mode}"))["settings"]
+    crop = read_meta(answers_file("world_cropvlm"))
+    for control in CONTROLS:
+        meta = read_meta(answers_file(f"world_{control}"))
+        assert meta["settings"]["control"] == control
+        assert meta["settings"]["boxes"] == crop["settings"]["boxes"]  # the cropper's, by which the two are paired
+        assert [part["type"] for part in meta["settings"]["prompt"][0]["content"]].count("image") == (
+            1 if control == "crop_alone" else 2
+        )
+    # Two questions about each image: the last of 11 rows has no partner.
+    ids = [record["question_id"] for record in read_predictions(boxes)]
+    meta = read_meta(answers_file("world_partner"))
+    assert meta["left_out"] == [ids[10]]
+    assert (meta["counts"]["rows"], meta["counts"]["left_out"]) == (10, 1)
+    assert [record["question_id"] for record in read_predictions(answers_file("world_partner"))] == ids[:10]
+    capsys.readouterr()
+    assert script("--predictions_file", answers_file("world_partner"), main=vqa_accuracy.main) == 0
+    assert "over 10 questions" in capsys.readouterr().out
+
+
+def test_the_full_image_is_encoded_once(script, boxes, monkeypatch):
+    tiles, forward = [], Idefics3VisionTransformer.forward
+
+    def counted(self, pixel_values, **kwargs):
+        tiles.append(len(pixel_values))
+        return forward(self, pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
+    assert script("--bbox", boxes, "--controls", "full_twice", "crop_alone", "partner") == 0
+    # 6 images with two questions each. A partner's crop is the one that its own question shows.
+    assert sum(tiles) == 6 + 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--modes", "base", "--controls", "elsewhere"], "--controls need the boxes: give --bbox FILE"),
+        (["--bbox", "world_bbox.json", "--controls", "nowhere"], "invalid choice: 'nowhere'"),
+    ],
+)
+def test_a_mistake_is_one_line(script, flags, message, capsys):
+    assert script(*flags) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_detail_needs_the_size_that_a_server_is_sent(script, boxes, monkeypatch, capsys):
+    monkeypatch.setattr(generate_final_answers, "answerer", lambda args: Unknown())
+    assert script("--bbox", boxes, "--controls", "no_detail") == 2
+    assert "--controls no_detail: the size at which the model sees images is unknown" in capsys.readouterr().err
+
+
+class Unknown:
+    """A model that sees images at a size of its own."""
+
+    def seen_size(self, size):
+        return None
+
+
+# VQA accuracy of the true box and of what replaces it. The reader sees 64 px: text on a placard is too small without
+# the crop, so all but the crop itself stay near the 10% of a guess; another question's crop has another text.
+EXPECTED = {
+    "base": 10.5,
+    "cropvlm": 99.4,
+    "full_twice": 11.7,
+    "no_detail": 10.2,
+    "elsewhere": 10.3,
+    "shuffled": 12.8,
+    "centre": 17.5,
+    "partner": 15.6,
+}
+
+
+@pytest.mark.slow
+def test_the_gain_of_a_true_box_is_its_detail(script, tmp_path):
+    write_world(tmp_path / "world", seed=0, train=2, test=640)
+    boxes = write_true_boxes(tmp_path / "true_bbox.json", tmp_path / "world")
+    assert script("--bbox", boxes, "--controls", *(name for name in EXPECTED if name in CONTROLS)) == 0
+    scores = {}
+    for name in EXPECTED:
+        flags = ["--predictions_file", answers_file(f"true_{name}"), "--metric", "vqa", "--output", "score.json"]
+        assert script(*flags, main=vqa_accuracy.main) == 0
+        scores[name] = json.loads(Path("score.json").read_text())["score"]
+    assert scores == pytest.approx(EXPECTED, abs=2)
