@@ -30,8 +30,8 @@ datasets.disable_progress_bars()
 for line in sys.stdin:
     path, split, compare = json.loads(line)
     if compare:
-        known, (source, config) = find_benchmark(path), locate(path)
-        ours = load_published(source, config, known, split, None)
+        known, (source, config, _) = find_benchmark(path), locate(path)
+        ours, _ = load_published(locate(path), known, split, None)
         files = known.data_files.get(split or known.split)
         options = {"data_files": {split or known.split: files}} if files else {"name": config}
         theirs = datasets.load_dataset(source, **options, split=str(ours.split))

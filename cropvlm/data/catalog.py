@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from cropvlm.errors import UserError, one_line
 
@@ -55,6 +56,8 @@ HRBENCH = {
     "instruction": "Answer the option letter directly.",
 }
 
+MIRRORS = {"lmms-lab": "lmms-lab-encoder"}  # owners whose data sets were also published under another name
+
 # Hub ids move: this is the only place that knows them, and every script takes another id or a folder instead.
 BENCHMARKS = {
     benchmark.name: benchmark
@@ -79,22 +82,34 @@ BENCHMARKS = {
 }
 
 
-def locate(dataset_path: str | Path) -> tuple[str, str | None]:
-    """Folder or Hub id, and configuration: `id:config` and the names in `BENCHMARKS` have one."""
+class Location(NamedTuple):
+    """A data set's folder or Hub id, its configuration, and the revision (commit, branch or tag) on the Hub."""
+
+    source: str
+    config: str | None = None
+    revision: str | None = None
+
+
+def locate(dataset_path: str | Path) -> Location:
+    """Where a data set lies. Names in `BENCHMARKS`, `id:config` and either with `@revision` have more than a source.
+
+    >>> locate("docvqa@v1.0")
+    Location(source='lmms-lab/DocVQA', config='DocVQA', revision='v1.0')
+    """
     path = str(dataset_path)
     if not path.strip():
         raise UserError("the data set has an empty name; expected a benchmark, a folder or a Hub id")
-    if path in BENCHMARKS:
-        return BENCHMARKS[path].hub_id, BENCHMARKS[path].config
-    try:
-        if Path(path).exists():
-            return path, None
-    except OSError as error:  # a name that is too long
-        raise UserError(one_line(error)) from error
-    if ":" in path:
-        source, config = path.rsplit(":", 1)
-        return source, config or None
-    return path, None
+    if path not in BENCHMARKS:
+        try:
+            if Path(path).exists():
+                return Location(path)
+        except OSError as error:  # a name that is too long
+            raise UserError(one_line(error)) from error
+    name, _, revision = path.partition("@")
+    if name in BENCHMARKS:
+        return Location(BENCHMARKS[name].hub_id, BENCHMARKS[name].config, revision or None)
+    source, _, config = name.partition(":")
+    return Location(source, config or None, revision or None)
 
 
 def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benchmark | None:
@@ -102,17 +117,15 @@ def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benc
 
     The owner in a Hub id is not compared, since Hub ids move. Raises `UserError` for an unknown `dataset`.
     """
-    name = dataset or str(dataset_path)
-    if name in BENCHMARKS:
-        return BENCHMARKS[name]
-    if dataset:
+    if dataset and dataset not in BENCHMARKS:
         raise UserError(f"unknown benchmark {dataset!r}; expected one of {', '.join(BENCHMARKS)}")
-    source, config = locate(dataset_path)
+    source, config, _ = locate(dataset_path)
+    if named := BENCHMARKS.get(dataset or str(dataset_path).partition("@")[0]):
+        return named
     if Path(source).is_dir():
         return None
-    wanted = (source.rsplit("/", 1)[-1].lower(), config)
-    known = {(b.hub_id.rsplit("/", 1)[-1].lower(), b.config): b for b in reversed(BENCHMARKS.values())}
-    return known.get(wanted)
+    wanted = (source.rpartition("/")[2].lower(), config)
+    return next((b for b in BENCHMARKS.values() if (b.hub_id.rpartition("/")[2].lower(), b.config) == wanted), None)
 
 
 def benchmark_by_columns(names: Collection[str]) -> Benchmark:
@@ -128,7 +141,7 @@ def benchmark_by_columns(names: Collection[str]) -> Benchmark:
 
 def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
     """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the Hub id."""
-    source, config = locate(dataset_path)
+    source, config, _ = locate(dataset_path)
     if benchmark := find_benchmark(dataset_path, dataset):
         return benchmark.name
     name = Path(source).resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]

@@ -1,68 +1,161 @@
-"""One split of a data set as it is published: from a saved folder, a copy of a repository, or the Hugging Face Hub."""
+"""One split of a data set as it is published: from a saved folder, a copy of a repository, or the Hugging Face Hub.
 
-import contextlib
+The files of a split are those that the card names, else the tables whose own names say so (`train.jsonl`,
+`test/1.csv`), by the rule of `datasets`; names of images decide nothing. Only these files are downloaded.
+"""
+
+import functools
 import glob
+import itertools
 import json
 import logging
+import os
+import posixpath
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets.data_files import DataFilesDict
+import huggingface_hub
+from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns, sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
-from datasets.fingerprint import Hasher
-from datasets.naming import camelcase_to_snakecase
-from datasets.packaged_modules.cache.cache import Cache
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from fsspec.utils import glob_translate
+from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from cropvlm.data.catalog import BENCHMARKS, LETTERS, Benchmark
-from cropvlm.errors import UserError, one_line
+from cropvlm.data.catalog import BENCHMARKS, LETTERS, MIRRORS, Benchmark, Location
+from cropvlm.errors import UserError, listed, one_line
 
 logger = logging.getLogger(__name__)
 
 # Read as text from CSV files: pandas makes numbers of "1.50" and "007", and a missing value of "None" and "N/A".
-TEXT_COLUMNS = {"question", "text", "answers", "answer", "label", *LETTERS}
+TEXT_COLUMNS = ("question", "text", "answers", "answer", "label", *LETTERS)
+CSV = {"keep_default_na": False, "na_values": [""], "converters": dict.fromkeys(TEXT_COLUMNS, str)}
+JSON, PARQUET = (datasets.Dataset.from_json, {}), (datasets.Dataset.from_parquet, {})
+READERS = {
+    ".csv": (datasets.Dataset.from_csv, CSV),
+    ".tsv": (datasets.Dataset.from_csv, CSV | {"sep": "\t"}),
+    ".json": JSON,
+    ".jsonl": JSON,
+    ".ndjson": JSON,
+    ".parquet": PARQUET,
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+STRINGS = (datasets.Value("string"), datasets.Value("large_string"))
+CARD_OPTIONS = ("sep", "delimiter", "field")  # of a configuration on a card, which the readers take
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The files of a folder, or of a data set on the Hub at one commit.
+
+    files: relative paths, sorted, without hidden ones. commit: None for a folder. folder: None where `fetch` downloads.
+    """
+
+    source: str
+    files: tuple[str, ...]
+    commit: str | None = None
+    folder: Path | None = None
+
+    def fetch(self, files: Iterable[str]) -> Path:
+        """The folder that holds `files`, as far as they exist; just they are downloaded from the Hub."""
+        if self.folder:
+            return self.folder
+        named = [glob.escape(file) for file in files]
+        options = {"repo_type": "dataset", "revision": self.commit, "allow_patterns": named}
+        return Path(huggingface_hub.snapshot_download(self.source, **options))
+
+    def matching(self, patterns: Iterable[str]) -> list[str]:
+        """The files that match a pattern, in order of the patterns."""
+        expressions = [re.compile(glob_translate(pattern)) for pattern in patterns]
+        return list(dict.fromkeys(file for expr in expressions for file in self.files if expr.match(file)))
+
+
+def open_repository(source: str, revision: str | None = None) -> Repository:
+    """List the files of a folder, or of a Hub id at a revision: of the cache where the Hub cannot be reached."""
+    if Path(source).is_dir():
+        return Repository(source, _files_in(source), folder=Path(source))
+    if source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/")) or Path(source).exists():
+        raise UserError(f"no data set at {source}: no such folder")
+    return _on_the_hub(source, revision)
+
+
+@functools.cache  # one commit for all that a process reads
+def _on_the_hub(source: str, revision: str | None) -> Repository:
+    options = {"repo_type": "dataset", "revision": revision, "allow_patterns": ["README.md"]}
+    folder = Path(huggingface_hub.snapshot_download(source, **options))  # of the cache where the Hub does not answer
+    try:
+        files = huggingface_hub.list_repo_files(source, revision=folder.name, repo_type="dataset")
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
+        raise
+    except Exception:
+        logger.warning("%s cannot be opened on the Hub: its rows come from the cache", source)
+        return Repository(source, _files_in(folder), folder.name, folder)
+    return Repository(source, tuple(sorted(files)), folder.name)
+
+
+def _files_in(folder: str | Path) -> tuple[str, ...]:
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        found += [Path(root, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return tuple(sorted(found))
 
 
 def load_published(
-    source: str, config: str | None, known: Benchmark | None, split: str | None, default_split: str | None
-) -> datasets.Dataset:
-    """The rows of one split, columns and types as published.
+    location: Location, known: Benchmark | None, split: str | None, default_split: str | None
+) -> tuple[datasets.Dataset, Repository]:
+    """The rows of one split, columns and types as published, and the repository that image paths are relative to.
 
     Args:
-        source: folder or Hub id. config: configuration in the repository; None takes the benchmark's, or the only one.
+        location: its configuration None takes the benchmark's, or the only one.
         known: the benchmark that the data set is, where that is known.
         split: None takes `default_split`, else the benchmark's own, else the only one.
 
     Raises `UserError` for whatever keeps the split from being loaded, and for one without rows.
     """
+    source, config, revision = location
     wanted = [split] if split else [default_split, known.split if known else None]
-    is_saved = (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file()
     client_logger = logging.getLogger("huggingface_hub")
     level = client_logger.level
     client_logger.setLevel(logging.ERROR)  # else it tells of each try
     try:
-        if is_saved:
+        if any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            repository = Repository(source, (), folder=Path(source))
             rows, chosen = _from_disk(Path(source), split, wanted)
         else:
-            rows, chosen = _from_repository(source, config, known, split, wanted)
+            repository = open_repository(source, revision)
+            rows, chosen = _from_files(repository, config, known, split, wanted)
     except UserError:
         raise
-    except Exception as error:  # those who parse cards, tables and archives raise whatever they like
-        if type(error) is DatasetGenerationError and error.__cause__:  # says nothing itself
-            error = error.__cause__
-        if isinstance(error, StopIteration):  # what datasets makes of an empty file
-            raise UserError(f"{source} has no rows") from error
-        local = Path(source).is_dir()
-        what = "is not a readable data set" if local else "is neither a local folder nor available on the Hub"
-        expected = f"expected a folder, a Hub id or one of {', '.join(BENCHMARKS)}"
-        raise UserError(f"{source} {what}: {one_line(error)}; {expected}") from error
+    except Exception as error:  # those who parse cards and tables raise whatever they like
+        raise UserError(_failure(source, revision, error)) from error
     finally:
         client_logger.setLevel(level)
     if len(rows) == 0:
         raise UserError(f"{source} has no rows (split {rows.split})")
     if default_split and not split and chosen not in (None, default_split):
         logger.warning("%s has no split %s: its rows are of %s", source, default_split, chosen)
-    return rows
+    return rows, repository
+
+
+def _failure(source: str, revision: str | None, error: Exception) -> str:
+    """What the user is told of an error while a data set was opened."""
+    if type(error) is DatasetGenerationError and error.__cause__:  # says nothing itself
+        error = error.__cause__
+    if isinstance(error, StopIteration):  # what datasets makes of an empty file
+        return f"{source} has no rows"
+    if isinstance(error, OSError) and str(datasets.config.HF_DATASETS_CACHE) in str(error):
+        return f"{source} cannot be converted: {one_line(error)}; set HF_DATASETS_CACHE to a folder that can be written"
+    if Path(source).is_dir():
+        return f"{source} is not a readable data set: {one_line(error)}; expected tables or what save_to_disk writes"
+    owner, _, name = source.rpartition("/")
+    mirror = f" (it may be published as {MIRRORS[owner]}/{name} as well)" if owner in MIRRORS else ""
+    what = f"is neither a local folder nor available on the Hub{f' at {revision}' if revision else ''}{mirror}"
+    return f"{source} {what}: {one_line(error)}; expected a folder, a Hub id or one of {', '.join(BENCHMARKS)}"
 
 
 def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
@@ -93,98 +186,96 @@ def _choose_split(source: str, split: str | None, wanted: Iterable[str | None], 
     raise UserError(f"{source} {problem}: {', '.join(there)}")
 
 
-def _from_repository(
-    source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
+def _from_files(
+    repository: Repository, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The rows of one split of a repository, on the Hub or copied into a folder, and the name of the split.
-
-    Where the Hub does not answer, a split that was loaded before comes from the cache.
-    """
-    looks_local = source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/"))
-    if not Path(source).is_dir() and (looks_local or Path(source).exists()):
-        raise UserError(f"no data set at {source}: no such folder")
-    try:
-        return _open_split(source, config, known, split, wanted)
-    except UserError:
-        raise
-    except Exception:
-        with contextlib.suppress(Exception):  # the first error says more than that nothing is cached
-            cached = _open_cached_split(source, config, known, split, wanted)
-            logger.warning("%s cannot be opened on the Hub: its rows come from the cache", source)
-            return cached
-        raise
-
-
-def _open_split(
-    source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
-) -> tuple[datasets.Dataset, str]:
-    """The rows of one split and its name, where the folder or the Hub can be read."""
-    local = Path(source).is_dir()
-    path = str(Path(source).absolute()) if local else source  # a bare `json` names one of datasets' own loaders
-    # 1. The configuration: a benchmark's own, unless a copy has been published without it.
-    if known and known.config and not config and known.config in datasets.get_dataset_config_names(path):
-        config = known.config
-    # 2. The split and its files: those that the card does not list come first. No rows are downloaded yet.
-    unlisted = _unlisted_files(source, config, known)
-    chosen = next((name for name in wanted if name in unlisted), None)
+    """The rows of one split of a repository, and the name of the split."""
+    # 1. The card: configurations with their files, features and numbers of rows.
+    configs, infos = MetadataConfigs(), DatasetInfosDict()
+    if "README.md" in repository.files:
+        card = huggingface_hub.DatasetCard.load(repository.fetch(["README.md"]) / "README.md").data
+        configs = MetadataConfigs.from_dataset_card_data(card)
+        infos = DatasetInfosDict.from_dataset_card_data(card)
+    entry = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
+    if config is None and entry and entry.config in configs:  # a copy may have been published without it
+        config = entry.config
+    config = config or configs.get_default_config_name()
+    if not (config in configs if configs else config is None or (entry and entry.data_files)):
+        problem = f"has no configuration {config}" if config else "has several configurations; choose one, as ID:NAME"
+        raise UserError(f"{repository.source} {problem}: {', '.join(configs) or 'it has none'}")
+    # 2. The files of the split: those that a benchmark has beside the card's come first.
+    params, info = configs.get(config, {}), infos.get(config or "default")
+    unlisted = _unlisted_splits(repository, entry) if entry else {}
+    splits, chosen = unlisted, next((name for name in wanted if name in unlisted), None)
     if chosen:
-        builder = datasets.load_dataset_builder(path, data_files={chosen: unlisted[chosen]})
+        info = None
     else:
-        builder = datasets.load_dataset_builder(path, config)
-        if not (local or builder.repo_id):  # such a loader, which takes whatever lies in the current folder
-            raise ValueError(f"{source} is a kind of file")
-        listed = [name for name, files in (builder.config.data_files or builder.info.splits or {}).items() if files]
-        chosen = _choose_split(source, split, wanted, [*listed, *unlisted])
+        splits = _listed_splits(repository, params) | unlisted
+        chosen = _choose_split(repository.source, split, wanted, splits)
     # 3. The rows.
-    return _convert_split(builder, chosen, config), chosen
+    options = {name: params[name] for name in CARD_OPTIONS if name in params}
+    rows = _read(repository, splits[chosen], chosen, options | ({"features": info.features} if info else {}))
+    counted = info.splits[chosen].num_examples if info and chosen in (info.splits or {}) else None
+    if counted and counted != len(rows):
+        raise UserError(f"{repository.source} has {len(rows)} rows of {chosen}; its card says {counted}")
+    return rows, chosen
 
 
-def _open_cached_split(
-    source: str, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
-) -> tuple[datasets.Dataset, str]:
-    """The cached result of `_convert_split` for a repository on the Hub. Raises some exception without one."""
-    owner, name = source.split("/")
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"
-    for prefix in filter(None, (config, known and known.config, "default")):
-        found = {path.name.removeprefix(f"{prefix}-"): path for path in cache.glob(f"{glob.escape(prefix)}-*")}
-        if found:
-            break
-    chosen = _choose_split(source, split, wanted, sorted(found))
-    newest = max(found[chosen].glob("*/*/dataset_info.json"), key=lambda path: path.stat().st_mtime)
-    *_, version, sha, _ = newest.parts
-    names = {"repo_id": source, "dataset_name": name, "config_name": found[chosen].name}
-    return Cache(**names, version=version, hash=sha).as_dataset(split=chosen), chosen
-
-
-def _unlisted_files(source: str, config: str | None, known: Benchmark | None) -> dict[str, str]:
-    """Split -> files, of splits that the card does not list. A folder with a copy need not hold them all."""
-    if not Path(source).is_dir():
-        return dict(known.data_files) if known else {}
-    copied = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
-    files = copied.data_files if copied else {}
+def _unlisted_splits(repository: Repository, entry: Benchmark) -> dict[str, list[str]]:
+    """Split -> files, of a benchmark's splits that the card does not list. A copy need not hold them all."""
+    splits = {split: repository.matching([pattern]) for split, pattern in entry.data_files.items()}
     # The split that a benchmark is scored on is read from these files or not at all: V*'s others inflate the score.
-    return {
-        split: pattern for split, pattern in files.items() if split == copied.split or any(Path(source).glob(pattern))
-    }
+    if entry.split in splits and not splits[entry.split]:
+        raise UserError(f"{repository.source} has no file {entry.data_files[entry.split]}")
+    return {split: files for split, files in splits.items() if files}
 
 
-def _convert_split(builder: datasets.DatasetBuilder, split: str, config: str | None) -> datasets.Dataset:
-    """Download and convert the files of one split; `load_dataset(split=...)` would take those of all splits.
+def _listed_splits(repository: Repository, params: dict[str, Any]) -> dict[str, list[str]]:
+    """Split -> files, as a configuration on the card lists them, else by the names of the tables."""
+    prefix = f"{params['data_dir'].strip('/')}/" if params.get("data_dir") else ""
+    if "data_files" in params:
+        patterns = sanitize_patterns(params["data_files"])
+        found = {str(split): repository.matching(prefix + path for path in paths) for split, paths in patterns.items()}
+        return {split: files for split, files in found.items() if files}
+    inside = [file for file in repository.files if file.startswith(prefix) and Path(file).name not in FILES_TO_IGNORE]
+    tables = Repository(repository.source, tuple(file for file in inside if _suffix(file) in READERS))
+    if not tables.files:
+        raise UserError(
+            f"{repository.source} holds no table; expected {', '.join(READERS)}, or what save_to_disk writes"
+        )
+    patterns = _get_data_files_patterns(lambda pattern: tables.matching([pattern]))
+    splits = {str(split): tables.matching(paths) for split, paths in patterns.items()}
+    if left := sorted({*tables.files}.difference(*splits.values())):
+        logger.warning(
+            "%s: by the names of the files, these belong to no split and are left out: %s; the splits are %s",
+            *(repository.source, listed(left), "; ".join(f"{name}: {listed(files)}" for name, files in splits.items())),
+        )
+    return splits
 
-    The conversion is cached in a folder of its own, where no other program takes it for the whole data set.
+
+def _suffix(file: str) -> str:
+    path = Path(file)
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
+
+
+def _read(repository: Repository, files: list[str], split: str, options: dict[str, Any]) -> datasets.Dataset:
+    """The rows of tables, in order; the conversion is cached by `datasets`.
+
+    Paths of images, in the column `image` or `file_name`, are relative to the table or to the repository: they become
+    relative to the repository.
     """
-    folder = Path(builder.cache_dir)  # .../{data set}/{configuration}/{version}/{hash}
-    if builder.config.data_files is not None:  # else a whole data set that was converted earlier
-        files = DataFilesDict({split: builder.config.data_files[split]})
-        # Of the Hub, the hash is the commit's; folders of equal names and cards may hold other files.
-        name = f"{config or 'default'}-{split}" if builder.repo_id else f"{builder.config_id}-{Hasher.hash(files)}"
-        folder = folder.parents[1].with_name(name) / folder.parent.name / folder.name
-        builder.config.data_files = files
-        if builder.info.splits:  # of the card: the number of rows is checked, but the sizes are those of all splits
-            builder.info.splits = {split: builder.info.splits[split]} if split in builder.info.splits else None
-        builder.info.download_size = builder.info.dataset_size = builder.info.size_in_bytes = None
-    if builder.name == "csv":
-        builder.config.keep_default_na, builder.config.na_values = False, [""]
-        builder.config.converters = dict.fromkeys(TEXT_COLUMNS, str) | (builder.config.converters or {})
-    builder.download_and_prepare(str(folder))
-    return builder.as_dataset(split=split)
+    if len({READERS.get(_suffix(file), (None,))[0] for file in files}) > 1 or _suffix(files[0]) not in READERS:
+        raise UserError(f"{repository.source}: {listed(files)}: expected tables of one kind, of {', '.join(READERS)}")
+    folder, there, parts = repository.fetch(files).absolute(), frozenset(repository.files), []
+    for (parent, suffix), names in itertools.groupby(files, key=lambda file: (posixpath.dirname(file), _suffix(file))):
+        read, defaults = READERS[suffix]
+        paths = [glob.escape(str(folder / name)) for name in names]  # datasets takes each for a pattern
+        rows = read(paths, split=datasets.NamedSplit(split), **defaults | options)
+        if "image" not in rows.column_names and "file_name" in rows.column_names:
+            rows = rows.rename_column("file_name", "image")
+        if parent and "image" in rows.column_names and rows.features["image"] in STRINGS:
+            beside = [path and posixpath.normpath(f"{parent}/{path}") for path in rows["image"]]
+            images = [full if full in there else path for full, path in zip(beside, rows["image"], strict=True)]
+            rows = rows.remove_columns("image").add_column("image", images)
+        parts.append(rows)
+    return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]

@@ -17,6 +17,8 @@ from cropvlm.errors import UserError, one_line
 if TYPE_CHECKING:
     import datasets
 
+    from cropvlm.data.repositories import Repository
+
 NEEDED = ("image", "question", "question_id")
 
 
@@ -33,8 +35,8 @@ def load_rows(
     """The rows of a data set in the one row schema, images still encoded.
 
     Args:
-        dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, folder written by `save_to_disk` (with or without
-            splits), or a folder with a copy of a Hub repository.
+        dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, any of these with `@revision`; folder written by
+            `save_to_disk` (with or without splits), or with tables, such as a copy of a Hub repository.
         split: None takes `default_split`, else the benchmark's own, else the only one.
         max_samples: the first so many rows; None takes all.
         dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known Hub id or the
@@ -52,12 +54,12 @@ def load_rows(
 
     if max_samples is not None and max_samples < 1:
         raise UserError(f"max_samples is {max_samples}; expected at least 1")
-    raw, benchmark, source = _load_published(dataset_path, split, dataset, default_split)
+    raw, benchmark, repository = _load_published(dataset_path, split, dataset, default_split)
     try:
         rows = schema.map_columns(raw, benchmark, str(dataset_path), need)
         if max_samples is not None:
             rows = rows.select(range(min(max_samples, len(rows))))
-        return schema.encode_images(rows, source, to_save) if "image" in need else rows
+        return schema.encode_images(rows, repository, to_save) if "image" in need else rows
     except UnicodeDecodeError as error:  # tables are not checked when they are opened
         raise UserError(f"{dataset_path}: text that is not UTF-8 ({one_line(error)}); expected UTF-8") from error
 
@@ -73,16 +75,23 @@ def benchmark_for(
     return known or _load_published(dataset_path, split, dataset, default_split)[1]
 
 
+def data_commit(dataset_path: str | Path) -> str | None:
+    """The commit of a data set on the Hub, the one that this process loads; None for a folder."""
+    from cropvlm.data import repositories
+
+    source, _, revision = locate(dataset_path)
+    return None if Path(source).is_dir() else repositories.open_repository(source, revision).commit
+
+
 def _load_published(
     dataset_path: str | Path, split: str | None, dataset: str | None, default_split: str | None
-) -> tuple["datasets.Dataset", Benchmark, str]:
-    """The data set as published, its benchmark, and the folder or Hub id that image paths are relative to."""
+) -> tuple["datasets.Dataset", Benchmark, "Repository"]:
+    """The data set as published, its benchmark, and the folder or repository that image paths are relative to."""
     from cropvlm.data import repositories
 
     known = find_benchmark(dataset_path, dataset)
-    source, config = locate(dataset_path)
-    raw = repositories.load_published(source, config, known, split, default_split)
-    return raw, known or benchmark_by_columns(raw.column_names), source
+    raw, repository = repositories.load_published(locate(dataset_path), known, split, default_split)
+    return raw, known or benchmark_by_columns(raw.column_names), repository
 
 
 def then_transform(rows: "datasets.Dataset", transform: Callable[[dict], dict]) -> "datasets.Dataset":

@@ -2,11 +2,14 @@
 
 import ast
 import base64
-import glob
+import contextlib
+import io
 import itertools
 import json
 import logging
 import os
+import re
+import tokenize
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -19,11 +22,13 @@ import pyarrow.compute as pc
 
 from cropvlm.data.catalog import Benchmark
 from cropvlm.data.images import image_size, open_image
+from cropvlm.data.repositories import Repository
 from cropvlm.errors import UnreadableImage, UserError, failure, shorten
 
 logger = logging.getLogger(__name__)
 
 ENCODED = datasets.Image(decode=False)
+NUMPY = re.compile(r"(np\.|numpy\.)?array\(.*\)\Z", re.DOTALL)
 
 
 def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
@@ -103,7 +108,7 @@ def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]
         feature = feature.feature
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else None
     references = []
-    for i, value in enumerate(_parse_lists(list(raw[source]))):
+    for i, value in enumerate(_parse_lists(list(raw[source]), path)):
         try:
             references.append(list(_flatten(value, labels)))
         except (TypeError, IndexError) as error:
@@ -131,30 +136,63 @@ def _flatten(value: Any, labels: list[str] | None) -> Iterator[str]:
             raise TypeError(value)
 
 
-def _parse_lists(values: list) -> list:
-    """Lists for a column of texts that are all lists, such as '["stop", "halt"]'; any other column as it is."""
-    texts = [value for value in values if not _is_missing(value)]
-    if not texts or not all(isinstance(text, str) and text.strip()[0] + text.strip()[-1] == "[]" for text in texts):
-        return values
-    for parse in (json.loads, ast.literal_eval):
+def _parse_cell(value: Any) -> Any:
+    """The list or object that a text prints, as JSON or Python does; any other value as it is.
+
+    Raises `ValueError` for a text that looks like one but does not print back to itself: numpy leaves out the commas,
+    and Python would read `['a' 'b']` as `['ab']`.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text and text[0] + text[-1] in ("[]", "{}", "()") or NUMPY.match(text)):
+        return value
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text, parse_float=lambda number: float(number) if repr(float(number)) == number else number)
+    with contextlib.suppress(Exception):  # SyntaxError, MemoryError and so on: not Python's notation
+        parsed = ast.literal_eval(text)
+        if isinstance(parsed, list | tuple | dict) and _tokens(repr(parsed)) == _tokens(text):
+            return list(parsed) if isinstance(parsed, tuple) else parsed
+    if text[0] == "(":  # "(a)"
+        return value
+    raise ValueError("looks like a list, but not as JSON or Python prints one")
+
+
+def _tokens(text: str) -> list[str]:
+    """The tokens of a Python expression; of strings the content, whatever the quotes."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [ast.literal_eval(token.string) if token.type == tokenize.STRING else token.string for token in tokens]
+
+
+def _parse_lists(values: list, path: str) -> list:
+    """The cells of a column, each with the list that it prints, such as '["stop", "halt"]', if it does."""
+    parsed = []
+    for i, value in enumerate(values):
         try:
-            return [None if _is_missing(value) else parse(value.strip()) for value in values]
-        except Exception:  # not of this notation
-            continue
-    return values
+            parsed.append(_parse_cell(value))
+        except ValueError as error:
+            seen = f"row {i} has the answers {shorten(repr(value))}, which {error}"
+            raise UserError(f'{path}: {seen}; expected e.g. ["stop", "halt"]') from error
+    plain = next((value for value in parsed if isinstance(value, str) and not _is_missing(value)), None)
+    for i, (value, text) in enumerate(zip(parsed, values, strict=True)):
+        if plain and isinstance(text, str) and value and isinstance(value, list) and not re.search("[\"']", text):
+            seen = (
+                f"row {i} has the answers {text}, a list or a text in brackets, and another row {shorten(repr(plain))}"
+            )
+            raise UserError(f'{path}: {seen}; expected e.g. ["stop", "halt"] in all rows')
+    return parsed
 
 
-def encode_images(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.Dataset:
+def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:
     """Let `image` yield `{"bytes": ..., "path": ...}`, whether it is published encoded, as base64 or as a path.
 
-    source: folder or Hub id that paths are relative to. to_save: see `cropvlm.data.rows.load_rows`.
+    repository: what paths are relative to. to_save: see `cropvlm.data.rows.load_rows`.
     Raises `UserError` for a column of another kind, or without a single readable image.
     """
+    source = repository.source
     if getattr(rows.features["image"], "dtype", None) in ("string", "large_string"):
         if any(map(_is_base64_image, itertools.islice(filter(None, rows["image"]), 100))):
             rows = _save_base64(rows) if to_save else rows.with_transform(_decode_base64)
         else:
-            rows = _open_paths(rows, source, to_save)
+            rows = _open_paths(rows, repository, to_save)
     else:
         try:
             rows = rows.cast_column("image", ENCODED)
@@ -204,19 +242,15 @@ def _save_base64(rows: datasets.Dataset) -> datasets.Dataset:
     return datasets.concatenate_datasets([rows.remove_columns("image"), images], axis=1)
 
 
-def _open_paths(rows: datasets.Dataset, source: str, to_save: bool) -> datasets.Dataset:
+def _open_paths(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:
     """Turn a column of paths into images. Of a repository on the Hub, just the files that are named are downloaded."""
     paths = list(rows["image"])
-    folder = Path(source)
-    is_remote = not folder.is_dir()
-    if is_remote:
-        named = [glob.escape(path) for path in paths if path]
-        with failure(f"{source}: its images cannot be downloaded"):
-            folder = Path(huggingface_hub.snapshot_download(source, repo_type="dataset", allow_patterns=named))
+    with failure(f"{repository.source}: its images cannot be downloaded"):
+        folder = repository.fetch(filter(None, paths))
     # Not joined to a URL, so that messages show it as it is.
     full = [path if path is None or "://" in path else str(folder / path) for path in paths]
-    if to_save or is_remote:
-        _refuse_outside(full, [folder], source)
+    if to_save or repository.commit:
+        _refuse_outside(full, [folder], repository.source)
     images = [None if path is None else {"path": path, "bytes": None} for path in full]
     column = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": ENCODED}))
     return datasets.concatenate_datasets([rows.remove_columns("image"), column], axis=1)

@@ -16,7 +16,7 @@ from cropvlm.data.rows import benchmark_for, load_rows
 from cropvlm.errors import UserError
 
 DOCVQA_TEST = "  - split: test\n    path: DocVQA/test-*\n"
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -48,12 +48,36 @@ def save(folder: Path, **columns) -> Path:
         pytest.param([float("nan"), 2.0], [[], ["2"]], id="a blank in a CSV file of numbers"),
         pytest.param(['["a", "b"]', "[]"], [["a", "b"], []], id="JSON"),
         pytest.param(["['it\\'s', 'b']", None], [["it's", "b"], []], id="Python"),
-        pytest.param(["[1]", "exit [2]"], [["[1]"], ["exit [2]"]], id="brackets"),
-        pytest.param(["[exit]", "[2]"], [["[exit]"], ["[2]"]], id="all in brackets, but no lists"),
+        pytest.param(["['a', \"it's\"]", "stop"], [["a", "it's"], ["stop"]], id="one plain text among lists"),
+        pytest.param(['["a", null, ["b"]]', "('c', 'd')"], [["a", "b"], ["c", "d"]], id="nested, a null, a tuple"),
+        pytest.param(['{"answer": "yes"}', "[{'answer': 'no'}]"], [["yes"], ["no"]], id="objects"),
+        pytest.param(["[1.50, 2.0]", "[7]"], [["1.50", "2"], ["7"]], id="numbers"),
+        pytest.param(["[sic] yes", "exit [2]"], [["[sic] yes"], ["exit [2]"]], id="brackets in a text"),
+        pytest.param(["(a)", "(1 of 2)"], [["(a)"], ["(1 of 2)"]], id="parentheses"),
     ],
 )
 def test_references(tmp_path, published, references):
     assert load_rows(save(tmp_path / "data", answers=published))["answers"][:] == references
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['a' 'a']",
+        "['a'\n 'a']",
+        "[a b]",
+        "['a' 'b' ... 'c']",
+        "[1 2]",
+        "[0x10]",
+        "[exit]",
+        "array(['a'], dtype=object)",
+    ]
+    + ["{'text': array(['a'], dtype=object)}", "['a', nan]", '["a", "b]', "[1]"],  # [1] beside a text: a list or not?
+)
+def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
+    """Of numpy's ['a' 'a'] Python makes ['aa'], which no right answer matches."""
+    with pytest.raises(UserError, match="row 1 has the answers .*; expected"):
+        load_rows(save(tmp_path / "data", answers=["stop", cell]))
 
 
 def test_references_that_are_class_labels(tmp_path):
@@ -89,7 +113,7 @@ def test_a_csv_file_keeps_its_texts(tmp_path):
     rows = load_rows(tmp_path)
     assert rows["question_id"][:] == [1, 2, 3, 4, 5]
     assert rows["question"][:] == ["None", "N/A", "cat", "nan", "a, b"]
-    assert rows["answers"][:] == [["None"], ["007"], ["1.50"], [], ['["x", "y"]']]
+    assert rows["answers"][:] == [["None"], ["007"], ["1.50"], [], ["x", "y"]]
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint64", "int16", "string", "large_string"])
