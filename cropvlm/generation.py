@@ -7,17 +7,13 @@ with the row's index, so that the caller can restore the order of the data set.
 import functools
 import itertools
 import logging
-import traceback
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
 from cropvlm.encoding import Prepared, merge, model_inputs, named_stop_ids, prepare, stop_token_ids
-from cropvlm.errors import UnreadableImage, one_line, shorten
 from cropvlm.models.any_family import (
     PreparedAlone,
     check_takes_images,
@@ -27,17 +23,14 @@ from cropvlm.models.any_family import (
     shares_encodings,
 )
 from cropvlm.models.batches import Batches, auto_batch_size, plan_batches, row_costs
-from cropvlm.models.tiling import tiling_of
-from cropvlm.prompts import Prompt, PromptSource, answerer_prompt, without_placeholders
+from cropvlm.models.preparation import FailedRow, check_length, prepared_batches
+from cropvlm.models.readers import image_reader
+from cropvlm.prompts import Prompt, PromptSource, answerer_prompt, text_of, without_placeholders
 
 logger = logging.getLogger(__name__)
 
 # (row index, a text or an error per prompt; or one error for the whole row), in order of completion
 Outcomes = Iterable[tuple[int, list[str | ValueError] | ValueError]]
-
-
-class FailedRow(ValueError):
-    """Why a row cannot be prepared. The traceback of the cause is a note, which survives the way from a worker."""
 
 
 def generate_rows(
@@ -78,14 +71,20 @@ def generate_rows(
         costs = row_costs(processor, source.image_sizes, len(source))
         size = auto_batch_size(model, processor, costs) if batch_size == "auto" else int(batch_size)
         plan = plan_batches(costs, size)
+        make = functools.partial(prepare, processor, reader=image_reader(processor, model.device, model.dtype))
     else:
         check_takes_images(model, processor, source, lambda images: answerer_prompt("Which?", images), config)
         size, plan = 1, [[i] for i in range(len(source))]
+        make = functools.partial(_prepare_cleaned, processor, dtype=model.dtype)
+    # The plan knows nothing of `done`: sums, and in bf16 now and then a choice, depend on the rows that share a batch.
+    # Rows 0..5 in twos, 0, 1, 2 done: [0, 1] is left out, of [2, 3] both are generated and 3 is yielded, then [4, 5].
     plan = [batch for batch in plan if not finished.issuperset(batch)]
     batches = Batches(size, fixed=batch_size != "auto")
-    prepared = _prepared_batches(model, processor, source, plan, num_workers)
-    for indices, items in one_ahead(prepared) if model.device.type == "cuda" else prepared:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    prepare_row = functools.partial(_prepare_row, make, source, processor.tokenizer, context)  # goes to the workers
+    for indices, items in prepared_batches(prepare_row, plan, num_workers, model.device):
         good = [item for item in items if not isinstance(item, ValueError)]
+        # A generator: a batch that is halved yields its first rows before the rest is generated.
         texts = batches.run(lambda part: _generate_batch(model, processor, part, config), good)
         for i, item in zip(indices, items, strict=True):
             outcome = item if isinstance(item, ValueError) else next(texts)
@@ -93,6 +92,22 @@ def generate_rows(
                 logger.debug("row %d", i, exc_info=outcome)
             if i not in finished:
                 yield i, outcome
+
+
+def _prepare_row(
+    make: Callable, source: PromptSource, tokenizer: Any, context: int | None, i: int
+) -> Prepared | PreparedAlone:
+    """Open and preprocess the images of row `i`. make: takes its prompts."""
+    prompts = source[i]
+    check_length(tokenizer, [text_of(messages) for messages, _ in prompts], context)
+    return make(prompts)
+
+
+def _prepare_cleaned(processor: Any, prompts: list[Prompt], dtype: torch.dtype) -> PreparedAlone:
+    """Preprocess each prompt by itself, its question without the family's placeholders."""
+    tokens = placeholders(processor)
+    cleaned = [(without_placeholders(messages, *tokens), images) for messages, images in prompts]
+    return prepare_alone(processor, cleaned, dtype)
 
 
 def generate_texts(
@@ -145,74 +160,6 @@ def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int 
         top_p=1.0,
         top_k=50,
     )
-
-
-class _Preparation(torch.utils.data.Dataset):
-    """Prepare one row in a worker; any error fails this row alone."""
-
-    def __init__(self, model: Any, processor: Any, source: PromptSource):
-        self.processor, self.source, self.dtype = processor, source, model.dtype
-        self.prepare_row = prepare_cleaned
-        if shares_encodings(model, processor):
-            self.prepare_row = functools.partial(prepare, tiling=tiling_of(processor, model.device))
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-    def __getitem__(self, i: int) -> Prepared | PreparedAlone | ValueError:
-        try:
-            prompts = self.source[i]
-            self._check_length(prompts)
-            return self.prepare_row(self.processor, prompts, self.dtype)
-        except (UnreadableImage, FailedRow) as error:
-            return error
-        except Exception as error:
-            failure = FailedRow(f"cannot be prepared: {type(error).__name__}: {shorten(one_line(error))}")
-            failure.add_note(traceback.format_exc())
-            return failure
-
-    def _check_length(self, prompts: list[Prompt]) -> None:
-        """Reject a question that by itself is longer than the model's context, before it fills the memory."""
-        for messages, _ in prompts:
-            text = "".join(part.get("text", "") for message in messages for part in message["content"])
-            if self.context and len(text.encode(errors="replace")) > self.context:  # else it has no more tokens
-                tokens = len(self.processor.tokenizer(text)["input_ids"])
-                if tokens > self.context:
-                    raise FailedRow(f"a question of {tokens} tokens; the model's context holds {self.context}")
-
-
-def prepare_cleaned(processor: Any, prompts: list[Prompt], dtype: torch.dtype) -> PreparedAlone:
-    """Preprocess each prompt by itself, its question without the family's placeholders."""
-    tokens = placeholders(processor)
-    return prepare_alone(
-        processor, [(without_placeholders(texts, *tokens), images) for texts, images in prompts], dtype
-    )
-
-
-def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the items; the next one is made in a thread while the caller works with this one."""
-    done = object()
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        upcoming = thread.submit(next, items, done)
-        while (item := upcoming.result()) is not done:
-            upcoming = thread.submit(next, items, done)
-            yield item
-
-
-def _prepared_batches(
-    model: Any, processor: Any, source: PromptSource, plan: list[list[int]], num_workers: int
-) -> Iterator[tuple[list[int], list[Prepared | PreparedAlone | ValueError]]]:
-    """Yield indices and rows of each batch."""
-    # Workers hand over single rows: whole batches of 2048-px images, two per worker, would fill the memory.
-    loader = DataLoader(
-        _Preparation(model, processor, source),
-        batch_size=None,
-        sampler=list(itertools.chain.from_iterable(plan)),
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        pin_memory=model.device.type == "cuda",
-    )
-    rows = iter(loader)
-    for batch in plan:
-        yield batch, list(itertools.islice(rows, len(batch)))
 
 
 @torch.inference_mode()

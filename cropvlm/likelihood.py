@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from cropvlm.encoding import chat_text, model_inputs, prepare, stop_token_ids
-from cropvlm.models.tiling import tiling_of
+from cropvlm.models.readers import image_reader
 from cropvlm.prompts import Messages, answer_completion, answerer_prompt, drop_token
 
 
@@ -39,7 +39,7 @@ def answer_log_likelihood(
 
 def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
     prompts = [answerer_prompt(question, images) for images, question, _ in rows]
-    prepared = prepare(processor, prompts, model.dtype, tiling_of(processor, model.device))
+    prepared = prepare(processor, prompts, reader=image_reader(processor, model.device, model.dtype))
     turns = _turn_ids(model, processor, prompts[0][0], [answer for *_, answer in rows])
     prepared.input_ids = [ids + turn for ids, turn in zip(prepared.input_ids, turns, strict=True)]
     inputs = model_inputs(model, prepared, processor.tokenizer.pad_token_id)

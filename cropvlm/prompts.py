@@ -67,6 +67,11 @@ def _user_turn(num_images: int, text: str) -> Messages:
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
+def text_of(messages: Messages) -> str:
+    """The texts of `messages`, joined."""
+    return "".join(part.get("text", "") for message in messages for part in message["content"])
+
+
 def without_placeholders(messages: Messages, *tokens: str) -> Messages:
     """`messages` without these tokens in their texts, where each would stand for an image that is not there."""
 

@@ -1,16 +1,15 @@
-import threading
-
 import numpy as np
 import pytest
 import torch
 from pictures import QUESTION, Pairs, as_authors_show, noise, pair
 
-from cropvlm import encoding, generation
-from cropvlm.encoding import chat_text, encode_images, image_key, merge, model_inputs, prepare
+from cropvlm import generation
+from cropvlm.encoding import chat_text, encode_images, merge, model_inputs, prepare
 from cropvlm.errors import UnreadableImage, UserError
-from cropvlm.generation import generate_rows, generate_texts, greedy, one_ahead
+from cropvlm.generation import generate_rows, generate_texts, greedy
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models import batches
+from cropvlm.models.readers import image_key
 from cropvlm.prompts import answerer_messages
 
 
@@ -130,7 +129,7 @@ def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, 
     hook = model.model.vision_model.register_forward_pre_hook(
         lambda _, args, kwargs: tiles.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    monkeypatch.setitem(encoding.ENCODED_AT_ONCE, "cpu", most * 3 * 64 * 64)
+    monkeypatch.setitem(batches.ENCODED_AT_ONCE, "cpu", most * 3 * 64 * 64)
     features = encode_images(model, merge(parts))
     hook.remove()
     assert tiles == calls
@@ -142,7 +141,7 @@ def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, 
 def test_portions_do_not_change_the_texts(vlm, monkeypatch):
     rows = [(noise(200 + 9 * i, 150, seed=i), noise(40 + i, 30, seed=100 + i)) for i in range(4)]
     together = dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6))
-    monkeypatch.setitem(encoding.ENCODED_AT_ONCE, "cpu", 1)
+    monkeypatch.setitem(batches.ENCODED_AT_ONCE, "cpu", 1)
     assert dict(generate_rows(*vlm, Pairs(rows), max_new_tokens=6)) == together
 
 
@@ -341,12 +340,12 @@ def test_every_tensor_of_every_image_is_pinned(vlm, monkeypatch):
     pinned = prepared.pin_memory()
     assert (pinned.input_ids, pinned.shown) == (prepared.input_ids, prepared.shown)
     assert pinned.images.keys() == prepared.images.keys()
-    for key, (tokens, tensors) in prepared.images.items():
-        assert pinned.images[key].tokens == tokens
-        assert pinned.images[key].tensors.keys() == tensors.keys()
+    for key, image in prepared.images.items():
+        assert pinned.images[key]._replace(tensors={}) == image._replace(tensors={})
+        assert pinned.images[key].tensors.keys() == image.tensors.keys()
         for name, tensor in pinned.images[key].tensors.items():
-            assert torch.equal(tensor, tensors[name])
-            assert tensor is not tensors[name]
+            assert torch.equal(tensor, image.tensors[name])
+            assert tensor is not image.tensors[name]
 
 
 @pytest.mark.parametrize("longest_edge", [512, 1024, 2048])
@@ -362,30 +361,3 @@ def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest
     assert [image.tokens for image in prepared.images.values()] == [64 * n for n in tiles]
     pixels = torch.cat(pixel_values(prepared)).transpose(0, 1)
     assert torch.equal(pixels, plain["pixel_values"][1:, : sum(tiles)])
-
-
-def test_the_next_batch_is_prepared_while_this_one_is_generated():
-    """The model's work on the first item can only end when the second one has been made."""
-    second = threading.Event()
-
-    def items():
-        yield 1
-        second.set()
-        yield 2
-
-    seen = []
-    for item in one_ahead(items()):
-        assert second.wait(timeout=60)
-        seen.append(item)
-    assert seen == [1, 2]
-
-
-def test_an_error_on_the_way_to_the_next_batch_is_raised():
-    def items():
-        yield 1
-        raise UserError("no such row")
-
-    ahead = one_ahead(items())
-    assert next(ahead) == 1
-    with pytest.raises(UserError, match="no such row"):
-        next(ahead)

@@ -21,6 +21,13 @@ TEXT_TOKENS = 256  # of a prompt and its answer, amply
 WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
 
 
+# Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
+# 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
+# caches are best used by one.
+TILE = 3 * 512 * 512
+ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
+
+
 class BatchTooLarge(UserError):
     """Out of memory at a batch size that may not be halved, or with a single row."""
 
@@ -142,3 +149,15 @@ def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
         window = sorted(range(len(costs))[start : start + WINDOW * batch_size], key=costs.__getitem__)
         batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
     return batches
+
+
+def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
+    """Yield the slices of images that one call of the vision encoder takes. values: of each image's pixel_values."""
+    most = ENCODED_AT_ONCE.get(device.type, ENCODED_AT_ONCE["cuda"])
+    start = 0
+    while start < len(values):
+        stop = start + 1
+        while stop < len(values) and sum(values[start : stop + 1]) <= most:
+            stop += 1
+        yield slice(start, stop)
+        start = stop

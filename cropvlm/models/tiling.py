@@ -4,6 +4,8 @@ At 2048 px an image of 1024x768 becomes 17 tiles of 512x512, 26 MB in bfloat16; 
 one core takes longer than the vision encoder does on a GPU.
 """
 
+import functools
+import json
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from transformers.models.idefics3.image_processing_idefics3 import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from cropvlm.models.resizing import FILTERS, resize
+
+# Of an image processor, those that decide its tiles.
+SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
 
 
 class DeviceTiling(Idefics3ImageProcessor):
@@ -41,11 +46,18 @@ class DeviceTiling(Idefics3ImageProcessor):
         _, rows, columns = self.split_images(image, self.max_image_size)
         return rows[0], columns[0]
 
-    def values_of(self, levels: Tensor) -> int:
-        """Return the number of values of an image's tiles. levels: (H, W, 3)."""
-        rows, columns = self.grid_of((levels.shape[1], levels.shape[0]))
-        tiles = rows * columns + 1  # and the whole image
-        return tiles * 3 * self.max_image_size["longest_edge"] ** 2
+    @property
+    def tile_values(self) -> int:
+        """The number of values of a tile's pixels."""
+        return 3 * self.max_image_size["longest_edge"] ** 2
+
+    def tiles(self, images: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+        """Return the tiles of all images in a row, cut on the device. images: `levels`, (H, W, 3) uint8, of each."""
+        return {"pixel_values": cut_tiles(self, [image["levels"].to(device, non_blocking=True) for image in images])}
+
+    def __reduce__(self) -> tuple:
+        """A copy is the same object, as on the way from a worker: its mean and deviation are on the GPU already."""
+        return _tiling, (self.settings,)
 
 
 def tiling_of(processor: Any, device: torch.device) -> DeviceTiling | None:
@@ -56,8 +68,14 @@ def tiling_of(processor: Any, device: torch.device) -> DeviceTiling | None:
     known = type(own) in (Idefics3ImageProcessor, Idefics3ImageProcessorPil) and own.resample in FILTERS
     if device.type == "cpu" or not known:
         return None
-    names = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
-    return DeviceTiling(do_pad=False, **{name: getattr(own, name) for name in names})  # tiles are all of one size
+    return _tiling(json.dumps({name: getattr(own, name) for name in SETTINGS}, default=dict))
+
+
+@functools.lru_cache
+def _tiling(settings: str) -> DeviceTiling:
+    tiling = DeviceTiling(do_pad=False, **json.loads(settings))  # tiles are all of one size
+    tiling.settings = settings
+    return tiling
 
 
 def cut_tiles(tiling: DeviceTiling, images: list[Tensor]) -> Tensor:

@@ -5,20 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import get_worker_info
-
-from cropvlm.encoding import process_image, read_levels
-from cropvlm.models.tiling import DeviceTiling
-
-
-def read_image(processor: Any, image: Image.Image, tiling: DeviceTiling | None) -> tuple[str, dict[str, Tensor]]:
-    """Return the text that stands for `image` in a prompt, and what `on_device` makes its tiles of.
-
-    With a `tiling` these are 8-bit levels, and several threads may read at once.
-    """
-    return process_image(processor, image, None) if tiling is None else read_levels(processor, image, tiling)
 
 
 class ReadAhead:
@@ -56,17 +43,16 @@ class ImageCollator:
     """TRL's collator for prompt-completion rows, with each image's tensors under `images` instead of padded tiles.
 
     Args:
-        collate: TRL's. processor: the policy's. tiling: how its tiles are cut on the device, if they are.
+        collate: TRL's. processor: the policy's. read: of the image reader for the policy's device.
     """
 
-    def __init__(self, collate: Any, processor: Any, tiling: DeviceTiling | None):
-        self.processor, self.tiling = processor, tiling
+    def __init__(self, collate: Any, processor: Any, read: Callable[[Any], Any]):
+        self.read = read
         self.collate = copy.copy(collate)
         self.collate.processor = copy.copy(processor)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        placeholders, images = zip(
-            *(read_image(self.processor, row["image"], self.tiling) for row in rows), strict=True
-        )
-        self.collate.processor._process_images = lambda images, **options: ({}, list(placeholders))
-        return {**self.collate([dict(row) for row in rows]), "images": list(images)}
+        images = [self.read(row["image"]) for row in rows]
+        placeholders = [image.placeholder for image in images]
+        self.collate.processor._process_images = lambda images, **options: ({}, placeholders)
+        return {**self.collate([dict(row) for row in rows]), "images": [image.tensors for image in images]}

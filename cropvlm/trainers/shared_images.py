@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cropvlm.encoding import encoded_at_once, on_device
-from cropvlm.models.tiling import tiling_of
-from cropvlm.trainers.images import ReadAhead, read_image
+from cropvlm.models.batches import encoded_at_once
+from cropvlm.models.readers import LevelsReader, ProcessorReader, ReadImage, image_reader
+from cropvlm.trainers.images import ReadAhead
 from cropvlm.trainers.training_data import open_training_image
 
 # In a PIL image's `info`, which its copies keep.
@@ -84,21 +84,23 @@ class SharedImages:
             self._number(image, prepared)
         return [{**row, "image": read[row["question_id"]][0]} for row in rows]
 
-    def _read(self, source: Any, question_id: Any) -> tuple[Image.Image, tuple | None]:
-        """Decode an image and, for a GPU, read its levels; a CPU's preprocessing does not bear several threads."""
-        image = open_training_image(source, question_id)
-        tiling = tiling_of(self._image_processor, self._model.device)
-        return image, None if tiling is None else read_image(self._image_processor, image, tiling)
+    @property
+    def _reader(self) -> ProcessorReader | LevelsReader:
+        return image_reader(self._image_processor, self._model.device)  # a trainer moves the model once it has both
 
-    def _number(self, image: Image.Image, prepared: tuple[str, dict[str, Tensor]] | None = None) -> int:
+    def _read(self, source: Any, question_id: Any) -> tuple[Image.Image, ReadImage | None]:
+        """Decode an image and read it too, where the reader bears several threads."""
+        image = open_training_image(source, question_id)
+        return image, self._reader.read(image) if self._reader.in_threads else None
+
+    def _number(self, image: Image.Image, read: ReadImage | None = None) -> int:
         identity = image.info.setdefault(IDENTITY, next(_identities))
         if identity not in self._numbers:
-            device = self._model.device
-            tiling = tiling_of(self._image_processor, device)
-            placeholder, tensors = prepared or read_image(self._image_processor, image, tiling)
+            reader, device = self._reader, self._model.device
+            read = read or reader.read(image)
             self._numbers[identity] = len(self._placeholders)
-            self._placeholders.append(placeholder)
-            self._tiles.append(on_device([tensors], tiling, device)["pixel_values"].to(self._model.dtype))
+            self._placeholders.append(read.placeholder)
+            self._tiles.append(reader.tiles([read.tensors], device)["pixel_values"].to(self._model.dtype))
         return self._numbers[identity]
 
     def _get_image_features(

@@ -15,8 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
-from cropvlm.encoding import on_device
-from cropvlm.models.tiling import tiling_of
+from cropvlm.models.readers import image_reader
 from cropvlm.rewards import completion_text
 from cropvlm.trainers.box_logging import box_figures, draw_groups, log_picture
 from cropvlm.trainers.evaluation import CropAccuracy
@@ -166,13 +165,13 @@ class BoxSFTTrainer(CropperTrainer, SFTTrainer):
 
     def __init__(self, policy: PolicyArguments, processing_class: Any, **kwargs: Any):
         super().__init__(policy, processing_class, processing_class, **kwargs)
-        self.tiling = tiling_of(processing_class, self.accelerator.device)
-        self.data_collator = ImageCollator(self.data_collator, processing_class, self.tiling)
+        self.reader = image_reader(processing_class, self.accelerator.device)
+        self.data_collator = ImageCollator(self.data_collator, processing_class, self.reader.read)
 
     def _part_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The tiles of all images in a row, (tiles, 1, 3, T, T): the model needs no padding between rows."""
-        images = [on_device([image], self.tiling, self.accelerator.device) for image in inputs.pop("images")]
-        return {**inputs, "pixel_values": torch.cat([image["pixel_values"] for image in images])}
+        tiles = self.reader.tiles(inputs.pop("images"), self.accelerator.device)
+        return {**inputs, "pixel_values": tiles["pixel_values"]}
 
     def _tokens_seen(self) -> int:
         return self._total_train_tokens

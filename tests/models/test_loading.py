@@ -11,8 +11,8 @@ from PIL import Image
 from transformers.models.auto import image_processing_auto
 
 from cropvlm import modeling
-from cropvlm.encoding import process_image
 from cropvlm.errors import UserError
+from cropvlm.models.readers import ProcessorReader
 
 CODE = "open('ran', 'w')\nfrom transformers import PretrainedConfig\nclass C(PretrainedConfig): pass\n"
 
@@ -137,4 +137,4 @@ def test_with_a_torchvision_that_lacks_lanczos(tiny_smolvlm, tiny_qwen, monkeypa
     assert type(smolvlm.image_processor).__name__ == "Idefics3ImageProcessorPil"
     assert type(qwen.image_processor).__name__ == "Qwen2VLImageProcessor"
     for processor in (smolvlm, qwen):
-        process_image(processor, Image.new("RGB", (90, 60)), None)
+        ProcessorReader(processor).read(Image.new("RGB", (90, 60)))

@@ -11,9 +11,9 @@ from qwen_vl_utils import fetch_image, smart_resize
 
 from cropvlm.crops import widen_strip
 from cropvlm.data.images import open_image
-from cropvlm.encoding import process_image
 from cropvlm.modeling import load_processor
 from cropvlm.models.qwen import ImageSizeError, PixelBudget, qwen_image, qwen_size
+from cropvlm.models.readers import ProcessorReader
 
 OWN = (56 * 56, 28 * 28 * 16384)  # Qwen2.5-VL's own bounds, in pixels
 SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000, 10), (28, 28), (1999, 1001)]
@@ -92,7 +92,7 @@ def test_the_processor_gets_these_pixels(size, pixels, tiny_qwen):
     processor = load_processor(str(tiny_qwen), **pixels)
     bounds = processor.image_processor.size
     least, most = bounds["shortest_edge"], bounds["longest_edge"]
-    _, tensors = process_image(processor, noise(*size), None)
+    tensors = ProcessorReader(processor).read(noise(*size)).tensors
     (_, high, wide) = tensors["image_grid_thw"][0].tolist()
     assert (wide * 14, high * 14) == qwen_size(size, least, most)
     if 0 in smart_resize(size[1], size[0], 28, least, most):

@@ -1,5 +1,7 @@
 """Tiles that are cut on the model's device, against those of the processor."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,11 @@ from transformers.models.auto import image_processing_auto
 
 from cropvlm.encoding import encode_images, merge, model_inputs, prepare
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.readers import image_reader
 from cropvlm.models.tiling import cut_tiles, tiling_of
 from cropvlm.prompts import answerer_prompt
 
-GPU = torch.device("cuda")  # asked for by name only: nothing here is moved there
+CPU, GPU = torch.device("cpu"), torch.device("cuda")  # asked for by name only: nothing here is moved there
 QUESTION = "What is written on the red sign?"
 SIZES = [(300, 200), (64, 64), (40, 90), (1, 1), (1000, 20), (129, 128)]
 
@@ -44,10 +47,10 @@ def test_the_tiles_are_those_of_pil_where_torchvision_lacks_lanczos(size, proces
     by_pil = load_processor(str(tiny_smolvlm), longest_edge=processor.image_processor.size["longest_edge"])
     assert type(by_pil.image_processor) is not type(processor.image_processor)
     prompts = [answerer_prompt(QUESTION, [scene(*size)])]
-    theirs, ours = prepare(by_pil, prompts), prepare(by_pil, prompts, tiling=tiling_of(by_pil, GPU))
+    theirs, ours = prepare(by_pil, prompts), prepare(by_pil, prompts, reader=image_reader(by_pil, GPU))
     assert ours.input_ids == theirs.input_ids
     given, expected = the_image(ours), the_image(theirs)["pixel_values"]
-    tiles = cut_tiles(ours.tiling, [given["levels"]])
+    tiles = ours.tiles([given], CPU)["pixel_values"]
     assert (tiles - expected).abs().max() * 127.5 < 2.01
 
 
@@ -56,31 +59,31 @@ def test_the_tiles_are_the_processors_to_two_levels(size, processor):
     """torchvision's LANCZOS has weights of 16 bits, ours of 24: a level may differ in each of two resizes."""
     prompts = [answerer_prompt(QUESTION, [scene(*size)])]
     theirs = prepare(processor, prompts)
-    ours = prepare(processor, prompts, tiling=tiling_of(processor, GPU))
+    ours = prepare(processor, prompts, reader=image_reader(processor, GPU))
     assert ours.input_ids == theirs.input_ids
     given, expected = the_image(ours), the_image(theirs)["pixel_values"]
-    tiles = cut_tiles(ours.tiling, [given["levels"]])
+    tiles = ours.tiles([given], CPU)["pixel_values"]
     levels = (tiles - expected).abs() * 127.5  # normalised to -1..1
     assert tiles.shape == expected.shape
     assert levels.max() < 2.01
     assert levels.mean() < 0.05
-    assert ours.tiling.values_of(given["levels"]) == tiles.numel()
+    assert next(iter(ours.images.values())).values == tiles.numel()
 
 
 def test_a_processor_that_does_not_split_keeps_to_one_tile(tiny_smolvlm):
     processor = load_processor(str(tiny_smolvlm), longest_edge=256)
     processor.image_processor.do_image_splitting = False
     prompts = [answerer_prompt(QUESTION, [scene(300, 200)])]
-    theirs, ours = prepare(processor, prompts), prepare(processor, prompts, tiling=tiling_of(processor, GPU))
+    theirs, ours = prepare(processor, prompts), prepare(processor, prompts, reader=image_reader(processor, GPU))
     assert ours.input_ids == theirs.input_ids
-    tiles = cut_tiles(ours.tiling, [the_image(ours)["levels"]])
+    tiles = ours.tiles([the_image(ours)], CPU)["pixel_values"]
     assert tiles.shape == the_image(theirs)["pixel_values"].shape == (1, 1, 3, 64, 64)
-    assert ours.tiling.values_of(the_image(ours)["levels"]) == tiles.numel()
+    assert next(iter(ours.images.values())).values == tiles.numel()
 
 
 def test_an_image_is_handed_over_as_its_own_bytes_or_fewer(processor):
     """300x200 levels are 180,000 bytes; seen at 64 px the image is handed over as 64x42."""
-    prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(300, 200)])], tiling=tiling_of(processor, GPU))
+    prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(300, 200)])], reader=image_reader(processor, GPU))
     edge = processor.image_processor.size["longest_edge"]
     height = {64: 42, 128: 86, 256: 170}[edge]
     assert the_image(prepared)["levels"].shape == (height, edge, 3)
@@ -103,9 +106,9 @@ def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
     model = load_model(str(tiny_smolvlm), device="cpu")
     images = [scene(*size, seed=i) for i, size in enumerate(SIZES)]
     rows = [[answerer_prompt(QUESTION, [images[i], images[(i + 1) % 6]])] for i in range(6)]
-    tiling = tiling_of(processor, GPU)
+    reader = image_reader(processor, GPU)
     theirs = merge([prepare(processor, row) for row in rows])
-    ours = merge([prepare(processor, row, tiling=tiling) for row in rows])
+    ours = merge([prepare(processor, row, reader=reader) for row in rows])
     assert ours.input_ids == theirs.input_ids
     assert len(ours.images) == len(theirs.images) == 6  # each is shown by two rows
     shown = []
@@ -120,3 +123,25 @@ def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
 def test_other_families_and_the_cpu_keep_their_own_way(tiny_llava, tiny_smolvlm):
     assert tiling_of(load_processor(str(tiny_llava)), GPU) is None
     assert tiling_of(load_processor(str(tiny_smolvlm)), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("longest_edge", "tiles", "shape"),
+    [
+        (512, 1, (384, 512, 3)),  # shrunk to what the model sees
+        (2048, 4 * 3 + 1, (768, 1024, 3)),  # as it is: its tiles in bfloat16 would be 20 MB, its levels are 2
+    ],
+)
+def test_what_is_handed_over_at_the_real_sizes(real_smolvlm, longest_edge, tiles, shape):
+    processor, image = load_processor(str(real_smolvlm), longest_edge), Image.new("RGB", (1024, 768))
+    read = [image_reader(processor, device, torch.bfloat16).read(image) for device in (CPU, GPU)]
+    assert [one.values for one in read] == [tiles * 3 * 512 * 512] * 2
+    assert (read[0].tensors["pixel_values"].nbytes, read[1].tensors["levels"].shape) == (read[0].values * 2, shape)
+
+
+def test_a_batch_of_rows_from_workers_shares_one_tiling(processor):
+    """Its mean and deviation are copied to the GPU once, not once an unpickled row."""
+    tiling = tiling_of(processor, GPU)
+    assert tiling_of(processor, GPU) is tiling
+    prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(9, 9)])], reader=image_reader(processor, GPU))
+    assert pickle.loads(pickle.dumps(prepared)).tiles.__self__ is tiling

@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from cropvlm import modeling
-from cropvlm.models.tiling import DeviceTiling
-from cropvlm.trainers import images, shared_images, trl_overrides
+from cropvlm.models.readers import image_reader
 from cropvlm.trainers.images import ImageCollator, ReadAhead
 
 
@@ -54,26 +53,11 @@ def test_rows_that_a_worker_fetches_are_read_when_they_are_asked_for():
     assert ahead.results(rows) == {1: "image 1", 2: "image 2"}
 
 
-def use_device_tiling(monkeypatch):
-    """Let the CPU do as a GPU does: get 8-bit levels and cut the tiles itself."""
-
-    def tiling_of(processor, device):
-        own = processor.image_processor
-        names = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor")
-        return DeviceTiling(**{name: getattr(own, name) for name in names})
-
-    monkeypatch.setattr(trl_overrides, "tiling_of", tiling_of)
-    monkeypatch.setattr(shared_images, "tiling_of", tiling_of)
-    monkeypatch.setattr(images, "process_image", None)
-    return tiling_of
-
-
-def test_a_worker_hands_over_levels(tiny_smolvlm, sft_rows, monkeypatch):
+def test_a_worker_hands_over_levels(tiny_smolvlm, sft_rows):
     """Of a 128-px image 5 tiles of 64 x 64 x 3 in float32 are 240 kB, its levels 48 kB; no PIL image is pickled."""
     processor = modeling.load_processor(tiny_smolvlm, 128)
-    tiling = use_device_tiling(monkeypatch)(processor, torch.device("cpu"))
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    batch = ImageCollator(collate, processor, tiling)(sft_rows)
+    batch = ImageCollator(collate, processor, image_reader(processor, torch.device("cuda")).read)(sft_rows)
     assert [image["levels"].dtype for image in batch["images"]] == [torch.uint8] * 2
     assert [image["levels"].shape for image in batch["images"]] == [(128, 128, 3), (40, 128, 3)]
     assert b"PIL" not in pickle.dumps(batch)

@@ -17,6 +17,7 @@ import train_sft
 from cropvlm import training as training_rows
 from cropvlm.data.images import open_image
 from cropvlm.errors import UserError
+from cropvlm.models.readers import ProcessorReader
 from cropvlm.trainers import images, memory
 from cropvlm.trainers.memory import MicroBatches, MicroStepTooLarge, RolloutTooLarge, activation_bytes
 from cropvlm.trainers.settings import PolicyArguments
@@ -312,8 +313,8 @@ def test_an_sft_step_opens_and_prepares_each_image_once(tiny_smolvlm, uneven, tm
     monkeypatch.setattr(
         training_rows, "open_image", lambda source: opened.update([source["bytes"]]) or open_image(source)
     )
-    read = images.process_image
-    monkeypatch.setattr(images, "process_image", lambda *args: prepared.append(1) or read(*args))
+    read = ProcessorReader.read
+    monkeypatch.setattr(ProcessorReader, "read", lambda *args: prepared.append(1) or read(*args))
     trainer = make_sft_trainer(tmp_path, tiny_smolvlm, uneven, micro_batch_size="2")
     opened.clear()  # TRL looks at one row
     trainer.train()

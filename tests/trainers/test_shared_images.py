@@ -9,12 +9,13 @@ from PIL import Image
 from trainers import make_grpo_trainer as make_trainer
 from trl import GRPOTrainer
 
-from cropvlm import encoding, modeling
+from cropvlm import modeling
 from cropvlm import training as training_rows
 from cropvlm.boxes import format_bbox
 from cropvlm.data.images import open_image
+from cropvlm.models import batches
+from cropvlm.models.readers import ProcessorReader
 from cropvlm.prompts import cropper_messages
-from cropvlm.trainers import images
 from cropvlm.trainers import shared_images as sharing
 from cropvlm.trainers.shared_images import SharedImages
 
@@ -125,14 +126,16 @@ def test_every_image_is_decoded_and_preprocessed_once_a_step_and_never_copied(
     monkeypatch.setattr(Image.Image, "__getstate__", lambda image: copied.append(image) or state(image))
     read = sharing.open_training_image
     monkeypatch.setattr(sharing, "open_training_image", lambda source, i: opened.update([i]) or read(source, i))
-    preprocess = images.process_image
-    monkeypatch.setattr(images, "process_image", lambda *args: preprocessed.append(args[1]) or preprocess(*args))
+    preprocess = ProcessorReader.read
+    monkeypatch.setattr(
+        ProcessorReader, "read", lambda *args: preprocessed.append(args[0].processor) or preprocess(*args)
+    )
     options = {"gradient_accumulation_steps": 4, "max_steps": 2, "save_strategy": "no"}
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
     trainer.train()
     trainer.shared_images.read_ahead.threads.shutdown()
     assert list(opened.values()) == [1] * 12  # the third step's as well, during the second
-    assert len(preprocessed) == 8
+    assert preprocessed.count(trainer.crop_processor) == 8  # the others are the reward VLM's
     assert not copied
     assert len(trainer.shared_images._tiles) == 4  # the first step's are gone
 
@@ -187,7 +190,7 @@ def test_many_numbered_images_are_encoded_in_portions(tiny_smolvlm, monkeypatch)
     numbers = shared.number_images([[image] for image in images])[0]["pixel_values"]
     assert [len(tiles) for tiles in shared._tiles] == [5, 5, 3]
     expected = model.model.get_image_features(numbers).pooler_output
-    monkeypatch.setitem(encoding.ENCODED_AT_ONCE, "cpu", 8 * 3 * 64 * 64)
+    monkeypatch.setitem(batches.ENCODED_AT_ONCE, "cpu", 8 * 3 * 64 * 64)
     tiles = count_tiles(monkeypatch, model)
     features = model.model.get_image_features(numbers).pooler_output
     assert tiles == [5, 5 + 3]
