@@ -4,6 +4,7 @@
 # before GRPO. Each step is one of the six scripts, with flags for tiny models. Exit code 3: a claim of the paper fails.
 # Finished steps are skipped; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*
+[ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 
 SEED=${1:-0}
@@ -39,7 +40,8 @@ step() {
 }
 
 # together FUNCTION FUNCTION: run the steps of both at once, on one thread each: a short step mostly waits for Python to
-# start, which takes one core anyway. The second one's output is printed when both have finished.
+# start, which takes one core anyway. The second one's output is printed when both have finished; when a step fails, the
+# other function is allowed to finish.
 together() {
     local second code=0
     OMP_NUM_THREADS=1 "$2" >"$LOG" 2>&1 &
@@ -50,40 +52,49 @@ together() {
     return $code
 }
 
-# When a step fails, the other one of its pair is allowed to finish.
 LOG=$(mktemp)
-leave() {
+clean_up() {
     if [[ -n $(jobs -pr) ]]; then echo "== waiting for the other step of the pair" >&2; fi
     wait
     rm -f "$LOG"
 }
-trap leave EXIT
 
 start=$SECONDS
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 
-# 1. The teacher's boxes: for the first half of the training rows and, to see how good they are, for the held-out rows.
-# Placards fill far more of an image than TextVQA's texts do, so the boxes grow less.
+# 1. The teacher's boxes for the first half of the training rows. Placards fill far more of an image than TextVQA's texts
+# do, so the boxes grow less.
 TEACHER=(--model_path $QWEN --batch_size 64 --growth 3 2 1.5 1 1)
-training_boxes() {
+teacher_and_sft() {
     step "${WORLD}_grpo" python3 create_dataset.py --dataset_path "$WORLD" --split train --output_path "$WORLD" \
         "${TEACHER[@]}"
+    # 2. SFT.
+    step "models/${NAME}_sft/run.json" python3 train_sft.py \
+        --base_model $SMOLVLM --dataset_path "${WORLD}_sft" --output_dir "models/${NAME}_sft" --longest_edge 64 \
+        --num_train_epochs 2 --learning_rate 3e-4 --logging_steps 20 --save_steps 1000 --seed "$SEED" --report_to none
 }
-known_boxes() {
+
+# Meanwhile what needs no training: the true boxes and, to see how good they are, the teacher's for the held-out rows,
+# with the answers that they lead to, and the answers without a crop.
+SMALL=(--vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8)
+LARGE=(--vqa_model_path $LLAVA --max_new_tokens 8)
+untrained() {
     step "${P}_true_bbox.json" python3 -m miniature.known_boxes --dataset_path "$WORLD" --split test --column true_bbox \
         --output "${P}_true_bbox.json"
     step "${WORLD}_teacher_sft" python3 create_dataset.py --dataset_path "$WORLD" --split test \
         --output_path "${WORLD}_teacher" --sft_share 1.0 "${TEACHER[@]}"
     step "${P}_teacher_bbox.json" python3 -m miniature.known_boxes --dataset_path "${WORLD}_teacher_sft" --column bbox \
         --output "${P}_teacher_bbox.json" --of "$WORLD" --split test
+    step "${P}_base_answers.json" python3 generate_final_answers.py --modes base --name "$NAME" \
+        --dataset_path "$WORLD" --split test "${SMALL[@]}"
+    step "${P}_teacher_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${P}"_{true,teacher}_bbox.json "${SMALL[@]}"
+    step "${R}_unseen_base_answers.json" python3 generate_final_answers.py --modes base --name "${RUN}_unseen" \
+        --dataset_path "$WORLD" --split test "${LARGE[@]}"
 }
-together training_boxes known_boxes
+together teacher_and_sft untrained
 
-# 2. SFT, then 3. GRPO.
-step "models/${NAME}_sft/run.json" python3 train_sft.py \
-    --base_model $SMOLVLM --dataset_path "${WORLD}_sft" --output_dir "models/${NAME}_sft" --longest_edge 64 \
-    --num_train_epochs 2 --learning_rate 3e-4 --logging_steps 20 --save_steps 1000 --seed "$SEED" --report_to none
-# At SFT's learning rate GRPO loses the centres that SFT has learnt: seed 2 then stays at 68 instead of 83.
+# 3. GRPO. At SFT's learning rate it loses the centres that SFT has learnt: seed 2 then stays at 68 instead of 83.
 step "models/${RUN}_grpo/run.json" python3 train_grpo.py --reward "$REWARD" \
     --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
     --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
@@ -98,33 +109,34 @@ sft_boxes() { boxes "models/${NAME}_sft" "${P}_sft_bbox.json"; }
 grpo_boxes() { boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"; }
 together sft_boxes grpo_boxes
 
-# 5. Answers, with each of the boxes and without.
-SMALL=(--vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8)
+# 5. Answers with each of the boxes.
 smolvlm_answers() {
-    step "${P}_base_answers.json" python3 generate_final_answers.py --modes base --name "$NAME" \
-        --dataset_path "$WORLD" --split test "${SMALL[@]}"
+    step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${P}_sft_bbox.json" "${SMALL[@]}"
     step "${R}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${R}_grpo_bbox.json" "${SMALL[@]}"
 }
-other_answers() {
-    step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${P}"_{true,teacher,sft}_bbox.json "${SMALL[@]}"
-    step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --name "${RUN}_unseen" \
-        --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test --vqa_model_path $LLAVA --max_new_tokens 8
+unseen_answers() {
+    step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm --name "${RUN}_unseen" \
+        --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test "${LARGE[@]}"
 }
-together smolvlm_answers other_answers
+together smolvlm_answers unseen_answers
 
-# 6. Scores.
-for answers in "$P"_{base,true_cropvlm,teacher_cropvlm,sft_cropvlm} "$R"_{grpo_cropvlm,unseen_base,unseen_cropvlm}; do
-    score=$(python3 vqa_accuracy.py --predictions_file "${answers}_answers.json" --metric vqa | tail -n 1)
-    echo "$(basename "$answers"): $score"
-done
-python3 -m miniature.table --dataset_path "$WORLD" --name "$NAME" --run "$RUN"
-
-# Verdicts on the paper's claims: 3 where one is not reproduced.
+# 6. Scores; meanwhile the table, and verdicts on the paper's claims: 3 where one is not reproduced.
+scores() {
+    local answers score
+    for answers in "$P"_{base,true_cropvlm,teacher_cropvlm,sft_cropvlm} "$R"_{grpo_cropvlm,unseen_base,unseen_cropvlm}; do
+        score=$(python3 vqa_accuracy.py --predictions_file "${answers}_answers.json" --metric vqa | tail -n 1)
+        echo "$(basename "$answers"): $score"
+    done
+}
 code=0
-python3 scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml \
-    --names name="$NAME" run="$RUN" --output "${R}_report" || code=$?
+verdicts() {
+    run python3 -m miniature.table --dataset_path "$WORLD" --name "$NAME" --run "$RUN"
+    run python3 scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml \
+        --names name="$NAME" run="$RUN" --output "${R}_report" || code=$?
+}
+together verdicts scores
 echo "$((SECONDS - start)) s; table and pictures: ${R}_results.json, ${R}_results.md, ${R}_boxes.png"
 echo "report: ${R}_report/report.html"
 exit $code

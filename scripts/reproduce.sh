@@ -4,6 +4,7 @@
 # figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--only PATTERN]
 # Needs a CUDA GPU and the Hugging Face Hub. Finished stages are skipped, and an interrupted one continues from its
 # journal or newest checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
+[ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(textvqa|mixture|paper)?$ || ($# -gt 2 && $2 != paper) ]]; then
     echo "error: expected the index of a GPU, then nothing, textvqa, mixture or paper: bash scripts/reproduce.sh 0" >&2

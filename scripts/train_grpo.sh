@@ -3,6 +3,7 @@
 # Starts from the newest whole SFT model under models/sft_* (a finished one or a checkpoint) unless --base_model names
 # one. With --resume_from_checkpoint it keeps the model that the run started from, which train_grpo.py has recorded.
 # Without a GPU the CPU is used, whatever the number.
+[ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ ]]; then
     echo "error: expected the index of a GPU, then flags of train_grpo.py: bash scripts/train_grpo.sh 0" >&2

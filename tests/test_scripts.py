@@ -14,7 +14,7 @@ import pytest
 from test_readme import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*ROOT.glob("[bs]*/*.sh"), ROOT / ".ci" / "run"])
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:home|root|work|mnt|data|scratch|Users|tmp|opt)/")
 # Stands in for python3: notes its arguments, makes the output that the stage would make, ends as it is told.
 STUB = """#!/usr/bin/env bash
@@ -35,6 +35,7 @@ esac
 [ -z "${SLOW-}" ] || { echo $$ >> pids.txt; exec sleep 60; }
 """
 SOURCED = ("setup.sh", "steps.sh")
+SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]
 STAGES = [
     "create_dataset.py",
     "train_sft.py",
@@ -209,33 +210,84 @@ def test_the_miniature_stops_where_a_step_fails(checkout, failing, code):
     assert "vqa_accuracy.py" not in {c[0] for c in calls}
 
 
-@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize(("script", "args", "running"), [("miniature.sh", [], 2), ("reproduce.sh", ["0"], 1)])
-def test_a_signal_ends_the_steps_that_are_running(script, args, running, name, checkout):
-    """The miniature runs two at once; its first step has its result already."""
-    (checkout / "datasets" / "miniature").mkdir(parents=True)
-    environment = {"PATH": "/usr/bin:/bin", "SLOW": "yes", "TMPDIR": str(checkout)}
-    command = ["bash", checkout / "scripts" / script, *args]
+@pytest.fixture
+def running(checkout):
+    """Start a script whose steps take a minute; return its process and the steps' pids when so many have begun."""
 
-    def heed_signals() -> None:
-        """Tests that run in the background may ignore a signal, and what they start would, too."""
-        signal.signal(name, signal.SIG_DFL)
+    def start(script: str, *args: str, steps: int, ignored: signal.Signals | None = None) -> tuple:
+        (checkout / "datasets" / "miniature").mkdir(parents=True)  # the miniature's first step has its result already
+        environment = {"PATH": "/usr/bin:/bin", "SLOW": "yes", "TMPDIR": str(checkout)}
 
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=environment, preexec_fn=heed_signals, **streams)
-    pids = checkout / "pids.txt"
-    end = time.monotonic() + 30
-    while not pids.exists() or len(pids.read_text().split()) < running:
-        assert process.poll() is None, "it ended before its steps had begun"
-        assert time.monotonic() < end, "its steps do not begin"
+        def heed_signals() -> None:
+            """Tests that run in the background may ignore a signal, and what they start would, too."""
+            for name in SIGNALS:
+                signal.signal(name, signal.SIG_IGN if name == ignored else signal.SIG_DFL)
+
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = ["bash", checkout / "scripts" / script, *args]
+        process = subprocess.Popen(command, env=environment, preexec_fn=heed_signals, **streams)
+        pids, end = checkout / "pids.txt", time.monotonic() + 30
+        while not pids.exists() or len(pids.read_text().split()) < steps:
+            assert process.poll() is None, "it ended before its steps had begun"
+            assert time.monotonic() < end, "its steps do not begin"
+            time.sleep(0.05)
+        return process, [int(pid) for pid in pids.read_text().split()]
+
+    return start
+
+
+def stopped(pids: list[int]) -> bool:
+    """Whether the steps end within a few seconds; those that do not are killed."""
+    end = time.monotonic() + 5
+    while (left := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(name)
-    assert process.wait(timeout=20) == 128 + name
-    left = [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
-    assert left == []
-    assert not list(checkout.glob("tmp.*"))  # the miniature's log of the second step
+    return not left
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_ends_the_two_steps_of_the_miniature(name, running, checkout):
+    process, pids = running("miniature.sh", steps=2)
+    process.send_signal(name)
+    assert process.wait(timeout=20) == 128 + name
+    assert stopped(pids)
+    assert not list(checkout.glob("tmp.*"))  # the log of the second step
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_ends_with_the_script(name, running):
+    process, pids = running("reproduce.sh", "0", steps=1)
+    process.send_signal(name)
+    assert process.wait(timeout=20) == (128 + name if name == signal.SIGTERM else -name)
+    if name == signal.SIGTERM or shutil.which("setpriv"):
+        assert stopped(pids)
+
+
+def test_what_nohup_ignores_stays_ignored(running):
+    process, pids = running("reproduce.sh", "0", steps=1, ignored=signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    assert all(map(is_alive, pids))
+    process.terminate()
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert stopped(pids)
+
+
+@pytest.mark.parametrize(("script", "args"), [("miniature.sh", []), ("reproduce.sh", ["0"])])
+def test_a_step_that_cannot_start_is_named(script, args, checkout):
+    (checkout / "bin" / "python3").write_text("#!/no/such/interpreter\n")
+    result, _ = call(checkout, script, *args)
+    assert result.returncode == 2
+    assert re.search(r"^error: exit code 2 of: python3 (-m miniature.world|create_dataset.py)", result.stderr, re.M)
+
+
+@pytest.mark.skipif(not shutil.which("dash"), reason="dash is not installed")
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.suffix == ".sh" and path.name not in SOURCED])
+def test_another_shell_is_refused(script):
+    result = subprocess.run(["dash", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, f"error: run it with bash: bash {script}\n")
 
 
 def is_alive(pid: int) -> bool:

@@ -11,12 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {
-    "tiny.py": "",
-    "tiny-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n",
-    "tiny-1.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    "tiny-1.dist-info/RECORD": "tiny.py,,\ntiny-1.dist-info/METADATA,,\ntiny-1.dist-info/WHEEL,,\n",
-}
 ensurepip = pytest.importorskip("ensurepip", reason="the tests make environments: install python3-venv")
 PIP_WHEELS = sysconfig.get_config_var("WHEEL_PKG_DIR") or Path(ensurepip.__file__).parent / "_bundled"
 # A python3 of Debian without python3-venv: its venv module can make no pip. Of an old one the version is noticed.
@@ -29,29 +23,43 @@ OLD = "#!/usr/bin/env bash\nexit 1\n"
 pytestmark = pytest.mark.slow
 
 
+def wheel(folder: Path, version: int) -> None:
+    """A distribution of one module, tiny, that knows its version."""
+    info = f"tiny-{version}.dist-info"
+    files = {
+        "tiny.py": f"VERSION = {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in files)
+    with zipfile.ZipFile(folder / f"tiny-{version}-py3-none-any.whl", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+
+
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A repository of setup.sh and one requirement, a wheel that lies beside it."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/setup.sh", tmp_path / "scripts")
-    with zipfile.ZipFile(tmp_path / "tiny-1-py3-none-any.whl", "w") as wheel:
-        for name, text in DISTRIBUTION.items():
-            wheel.writestr(name, text)
-    (tmp_path / "requirements.txt").write_text("tiny==1\n")
-    return tmp_path
+    folder = tmp_path / "checkout"
+    (folder / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts/setup.sh", folder / "scripts")
+    wheel(folder, 1)
+    (folder / "requirements.txt").write_text("# one\ntiny\n")
+    (folder / "requirements.lock").write_text("tiny==1\n")
+    return folder
 
 
-def set_up(checkout: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
-    """Source it and name the python that is then used and whether it has the requirement."""
-    script = "set -euo pipefail; source scripts/setup.sh; command -v python3; python3 -c 'import tiny'"
+def set_up(checkout: Path, python: str = sys.executable, **variables: str) -> subprocess.CompletedProcess:
+    """Source it and name the environment that is then used and the version of the requirement."""
+    use = "python3 -c 'import sys, tiny; print(sys.prefix, tiny.VERSION)'"
     environment = {"CROPVLM_PYTHON": python, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
-    environment |= {"PIP_FIND_LINKS": f"{checkout} {PIP_WHEELS}"}
-    command = ["bash", "-c", script]
+    environment |= {"PIP_FIND_LINKS": f"{checkout} {PIP_WHEELS}", **variables}
+    command = ["bash", "-c", f"set -euo pipefail; source scripts/setup.sh; {use}"]
     return subprocess.run(command, cwd=checkout, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-def is_ready(checkout: Path, result: subprocess.CompletedProcess) -> bool:
-    return (result.returncode, result.stdout) == (0, f"{checkout}/.venv/bin/python3\n")
+def is_ready(checkout: Path, result: subprocess.CompletedProcess, version: int = 1) -> bool:
+    return (result.returncode, result.stdout) == (0, f"{checkout}/.venv {version}\n")
 
 
 def executable(path: Path, text: str) -> str:
@@ -60,7 +68,7 @@ def executable(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_it_says_what_it_does_goes_on_after_a_failure_and_is_silent_when_done(checkout):
+def test_it_says_what_it_does_continues_after_a_failure_and_is_silent_when_done(checkout):
     (checkout / "requirements.txt").write_text("tiny==2\n")
     failed = set_up(checkout)
     assert failed.returncode == 2
@@ -77,6 +85,13 @@ def test_it_says_what_it_does_goes_on_after_a_failure_and_is_silent_when_done(ch
     assert done.stderr == ""
 
 
+def test_the_lock_file_decides_versions_and_its_change_installs_anew(checkout):
+    wheel(checkout, 2)
+    assert is_ready(checkout, set_up(checkout), 1)
+    (checkout / "requirements.lock").write_text("tiny==2\n")
+    assert is_ready(checkout, set_up(checkout), 2)
+
+
 def test_an_environment_without_pip_is_completed(checkout):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
     (checkout / ".venv/bin/activate").unlink()  # as where the first run was stopped before the end
@@ -87,6 +102,57 @@ def test_an_environment_without_pip_is_completed(checkout):
 def test_a_python_whose_venv_makes_no_pip(checkout):
     result = set_up(checkout, executable(checkout / "python", WITHOUT_ENSUREPIP))
     assert is_ready(checkout, result), result.stderr
+
+
+def test_a_moved_clone_works_and_a_copied_one_uses_its_own_packages(checkout, tmp_path):
+    assert is_ready(checkout, set_up(checkout))
+    moved = checkout.rename(tmp_path / "moved")
+    again = set_up(moved)
+    assert is_ready(moved, again)
+    assert again.stderr == ""
+    copied = shutil.copytree(moved, tmp_path / "copied", symlinks=True)
+    (module,) = copied.glob(".venv/lib/python*/site-packages/tiny.py")
+    module.write_text("VERSION = 3\n")
+    assert is_ready(copied, set_up(copied), 3)
+    assert is_ready(moved, set_up(moved), 1)
+
+
+def test_a_clusters_variables_decide_nothing(checkout, tmp_path):
+    """Its own packages, and pip's other targets; the Python that it names may be another version."""
+    (tmp_path / "tiny.py").write_text("VERSION = 4\n")
+    variables = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/usr", "PIP_USER": "1", "VIRTUAL_ENV": "/other"}
+    variables |= {name: str(tmp_path / "elsewhere") for name in ("PIP_TARGET", "PIP_PREFIX", "CONDA_PREFIX")}
+    result = set_up(checkout, **variables)
+    assert is_ready(checkout, result), result.stderr
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_pip_put_elsewhere_is_not_recorded_as_installed(checkout, tmp_path):
+    (tmp_path / "pip.conf").write_text(f"[install]\ntarget = {tmp_path / 'elsewhere'}\n")
+    result = set_up(checkout, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
+    assert result.returncode == 2
+    assert "cannot be imported from .venv" in result.stderr.splitlines()[-1]
+    assert is_ready(checkout, set_up(checkout))
+
+
+def test_an_empty_activate_stands_for_the_python_of_the_path(checkout):
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/activate").touch()
+    shutil.copy(checkout / "requirements.txt", checkout / ".venv/installed-requirements.txt")
+    command = ["bash", "-c", "source scripts/setup.sh; command -v python3"]
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert (result.stderr, result.stdout) == ("", f"{Path(sys.executable).with_name('python3')}\n")
+
+
+@pytest.mark.parametrize("name", ["datasets/__init__.py", "datasets.py"])
+def test_a_module_in_place_of_the_library_is_refused(name, checkout):
+    assert is_ready(checkout, set_up(checkout))
+    (checkout / name).parent.mkdir(exist_ok=True)
+    (checkout / name).touch()
+    result = set_up(checkout)
+    assert result.returncode == 2
+    assert result.stderr == f"error: {name} hides the library `datasets`; move or rename it\n"
 
 
 @pytest.mark.parametrize("gone", ["interpreter", "folder of its packages"])
