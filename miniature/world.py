@@ -23,6 +23,7 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from cropvlm.runs.cli import ArgumentParser, run
+from cropvlm.runs.processes import cpu_count
 
 COLORS = {
     "red": (200, 30, 35),
@@ -211,7 +212,7 @@ FEATURES = Features(
 def draw_split(seed: int, split: str, rows: int, first_id: int, questions_per_image: int = 2) -> Dataset:
     """`rows` rows, `questions_per_image` to an image, numbered from `first_id`."""
     seeds = [(f"{seed}-{split}-{i}", questions_per_image) for i in range(-(-rows // questions_per_image))]
-    with Pool() as pool:
+    with Pool(cpu_count()) as pool:
         drawn = list(chain.from_iterable(pool.starmap(draw_row, seeds, chunksize=8)))
     numbered = [row | {"question_id": first_id + i} for i, row in enumerate(drawn[:rows])]
     return Dataset.from_list(numbered, features=FEATURES)

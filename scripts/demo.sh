@@ -12,8 +12,9 @@ if ! cmp -s requirements-demo.txt $DEMO/installed.txt; then
     echo "setup: installing requirements-demo.txt into $DEMO" >&2
     rm -rf $DEMO
     python3 -m venv --without-pip $DEMO
-    below=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    echo "$below" >"$($DEMO/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+    site='import sysconfig; print(sysconfig.get_path("purelib"))'
+    inner=$($DEMO/bin/python3 -c "$site")
+    realpath --relative-to="$inner" "$(python3 -c "$site")" >"$inner/below.pth" # relative: the clone may move
     python3 -m pip --python $DEMO/bin/python3 install --quiet --disable-pip-version-check -r requirements-demo.txt >&2 ||
         stop "pip could not install requirements-demo.txt (its reason is above); fix that and run the same command again"
     cp requirements-demo.txt $DEMO/installed.txt

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import importlib.util
 import io
 import logging
 import multiprocessing
@@ -11,9 +12,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from cropvlm.errors import UserError, shorten
+from cropvlm.runs.processes import limit_threads
 from cropvlm.runs.secret import redact
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ def run(main: Callable[[], int | None]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with _unwritable_output():
+            limit_threads()
+            _check_datasets()
             code = main()
             if sys.stdout:
                 sys.stdout.flush()  # here, where an error can still be told
@@ -67,6 +72,13 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError:  # Python would try again as it ends, and change the exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
+
+
+def _check_datasets() -> None:
+    """Raise `UserError` where `import datasets` would find something else than the library."""
+    spec = importlib.util.find_spec("datasets")
+    if spec and spec.origin and not Path(spec.origin).with_name("arrow_dataset.py").exists():
+        raise UserError(f"{spec.origin} hides the library `datasets`; move or rename it, or unset PYTHONPATH")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,19 @@ def device_index(gpu: int) -> int:
 
 def cpu_count(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """The number of cores that this process may use: a container's CPU quota, rounded up, where it has one."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max 100000": no quota
         quota, period = map(int, quota_file.read_text().split())
         cores = min(cores, math.ceil(quota / period))
     return cores
+
+
+def limit_threads() -> None:
+    """Let torch have no more threads than a container's CPU quota allows, unless $OMP_NUM_THREADS gives a number."""
+    if "OMP_NUM_THREADS" not in os.environ and (cores := cpu_count()) < (os.cpu_count() or 1):
+        os.environ["OMP_NUM_THREADS"] = str(cores)  # read when torch is loaded
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(cores)
 
 
 def worker_count(num_workers: int | None, device_type: str) -> int:

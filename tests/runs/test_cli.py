@@ -28,7 +28,7 @@ from cropvlm.runs.cli import (
     workers,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def exit_code(main) -> int:
@@ -285,3 +285,15 @@ def test_help_and_mistakes_come_before_slow_imports(command, tmp_path):
     assert done.stdout.splitlines()[-1] == ("0" if "--help" in command else "2")
     assert done.stderr.count("\n") == ("--help" not in command) or "no_such_file" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["datasets/__init__.py", "datasets.py"])
+def test_a_module_in_place_of_the_library_is_one_line(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    call = [sys.executable, "generate_bbox.py", "--model_path", "m"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{tmp_path / name} hides the library" in done.stderr

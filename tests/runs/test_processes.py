@@ -1,5 +1,8 @@
 """Rows split over processes, and which environments say that there are several."""
 
+import os
+import sys
+
 import pytest
 from datasets import Dataset
 
@@ -10,6 +13,7 @@ from cropvlm.runs.processes import (
     device_index,
     exchange,
     gather,
+    limit_threads,
     num_processes,
     rank,
     shard,
@@ -110,3 +114,16 @@ def test_a_cpu_quota_counts_as_cores(quota, expected, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert cpu_count(tmp_path / "cpu.max") == expected
     assert cpu_count(tmp_path / "none") == 8
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "2"), ("5", "5")])
+def test_torch_gets_as_many_threads_as_the_quota_allows(given, expected, monkeypatch):
+    monkeypatch.setattr("cropvlm.runs.processes.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # restored afterwards
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == expected
