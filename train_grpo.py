@@ -20,7 +20,6 @@ from cropvlm.errors import UserError
 from cropvlm.prompts import MAX_BOX_TOKENS
 from cropvlm.runs.cli import run
 from cropvlm.trainers.settings import (
-    WARMUP,
     PolicyArguments,
     TrainerArguments,
     count_or_auto,
@@ -69,13 +68,9 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
     beta: float = HfArg(default=0.01, help="weight of the KL divergence (k3) from the SFT model")
     use_bias_correction_kl: bool = HfArg(default=False, help="weight k3 by the importance ratio")
     learning_rate: float = 5e-6
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = HfArg(default=WARMUP, help="steps, or below 1 the share of all steps")
     max_grad_norm: float = 0.1
-    num_train_epochs: float = 1.0
     save_steps: float = HfArg(default=150, help="steps between two checkpoints")
     logging_steps: float = 1
-    seed: int = 42
     report_to: str = "tensorboard"
     disable_dropout: bool = HfArg(default=True, help="False: the adapter's dropout, as in SFT")
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
@@ -95,9 +90,8 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
     """Load data, processor, policy and rewards, in this order, and join them."""
     from cropvlm.trainers.evaluation import CropAccuracy, load_held_out_rows
-    from cropvlm.trainers.training_data import load_training_rows
+    from cropvlm.trainers.training_data import load_training_rows, prompt_rows
     from cropvlm.trainers.trl_overrides import BoxGRPOTrainer
-    from cropvlm.training import prompt_rows
 
     rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "answers")
     needed = args.generation_batch_size // args.num_generations

@@ -19,7 +19,7 @@ from trl import SFTConfig
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import run
 from cropvlm.runs.processes import worker_count
-from cropvlm.trainers.settings import WARMUP, PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
+from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
 
 
 @dataclass
@@ -31,12 +31,8 @@ class SFTArguments(TrainerArguments, SFTConfig):
     per_device_train_batch_size: int = HfArg(default=16, help="rows per batch")
     gradient_accumulation_steps: int = HfArg(default=1, help="batches per optimiser step")
     learning_rate: float = 5e-5
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = HfArg(default=WARMUP, help="steps, or below 1 the share of all steps")
-    num_train_epochs: float = 1.0
     save_steps: float = HfArg(default=100, help="steps between two checkpoints")
     logging_steps: float = 1
-    seed: int = 42
     report_to: str = "tensorboard"
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
     max_length: int | None = HfArg(default=None, help="None: cutting a row would cut its image tokens")
@@ -56,9 +52,8 @@ class SFTArguments(TrainerArguments, SFTConfig):
 def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     """Load data, processor and model, in this order, and join them."""
     from cropvlm.trainers.evaluation import CropAccuracy, load_held_out_rows
-    from cropvlm.trainers.training_data import load_training_rows
+    from cropvlm.trainers.training_data import load_training_rows, prompt_completion_rows
     from cropvlm.trainers.trl_overrides import BoxSFTTrainer
-    from cropvlm.training import prompt_completion_rows
 
     rows = load_training_rows(policy.dataset_path, policy.split, policy.max_samples, "bbox")
     held_out = load_held_out_rows(args)

@@ -44,8 +44,8 @@ from cropvlm.data.rows import then_transform
 from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.runs.cli import positive
+from cropvlm.trainers.training_data import prompt_rows
 from cropvlm.trainers.trl_overrides import BoxGRPOTrainer
-from cropvlm.training import prompt_rows
 from miniature.tiny_models import TILE as SMALL_TILE
 from miniature.tiny_models import build_smolvlm
 from train_grpo import GRPOArguments, GRPOPolicyArguments

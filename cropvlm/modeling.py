@@ -18,9 +18,6 @@ from cropvlm.prompts import answerer_messages
 
 logger = logging.getLogger(__name__)
 
-# Every linear of language model, vision encoder and connector but SigLIP's `out_proj` (paper, training details).
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2", "proj"]
-
 
 class BaseModelError(UserError):
     """The base model that an adapter's configuration names cannot be loaded."""

@@ -1,88 +1,92 @@
-"""Rows to train on."""
+"""What the two stages share: rows as prompt and completion, the adapter, the schedule.
 
-import logging
+SFT teaches the completion ` [x1, y1, x2, y2].<end_of_utterance>`, the teacher's box in percent; GRPO starts from the
+prompt alone. Values marked "release" are those of the released experiment.
+"""
+
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from transformers.hf_argparser import HfArg
 
 from cropvlm.boxes import format_bbox, parse_bbox
-from cropvlm.data.rows import then_transform
-from cropvlm.encoding import chat_text, without_placeholders
+from cropvlm.encoding import END_OF_UTTERANCE, chat_text
 from cropvlm.errors import UserError
-from cropvlm.modeling import END_OF_UTTERANCE
-from cropvlm.prompts import cropper_messages
-from cropvlm.trainers.training_data import open_training_image
+from cropvlm.prompts import Messages, cropper_messages, without_placeholders
 
-logger = logging.getLogger(__name__)
+LORA_R, LORA_ALPHA, LORA_DROPOUT = 128, 256, 0.05  # release
+# Every linear of language model, vision encoder and connector but SigLIP's `out_proj` (release).
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2", "proj"]
+WARMUP = 0.03  # share of all steps (release)
 
-PIXELS_FROM = 0.2  # share of boxes beyond 100 from which on they are taken for pixels, not for a few mistakes
+# Truncation to whole percents leaves a few boxes without area. Pixels, fractions or x, y, width, height make far more.
+MOST_INVALID = 0.1
+PERCENT = "expected [x1, y1, x2, y2] in percent of width and height: 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 100"
 
 
-def check_units(bboxes: list[Any]) -> None:
-    """Raise `UserError` for boxes in fractions of 1 or in pixels, some of which would pass as percent."""
+@dataclass
+class Schedule:
+    """Settings of TRL's configurations that are the same in both stages (release)."""
+
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = HfArg(default=WARMUP, help="steps, or below 1 the share of all steps")
+    num_train_epochs: float = 1.0
+    seed: int = 42
+
+
+def lora_config(r: int = LORA_R, alpha: int = LORA_ALPHA, dropout: float = LORA_DROPOUT) -> Any:
+    """The fresh adapter to train, a `peft.LoraConfig`."""
+    from peft import LoraConfig  # takes seconds
+
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+
+
+def prompt_and_completion(processor: Any, question: str, bbox_pct: list[float]) -> dict[str, str]:
+    """Texts of an SFT row; the loss is on the completion alone.
+
+    >>> prompt_and_completion(processor, "what is it?", [1, 2, 30, 40])["completion"]
+    ' [1, 2, 30, 40].<end_of_utterance>'
+    """
+    prompt = chat_text(processor, cropper_messages(question))
+    # The template would add a line break after the end of the turn, which inference never reaches.
+    return {"prompt": prompt, "completion": f" {format_bbox(bbox_pct)}{END_OF_UTTERANCE}"}
+
+
+def grpo_prompt(question: str, image_token: str) -> Messages:
+    """Messages of a GRPO row. TRL takes them to its template as they are: the question may hold no `image_token`."""
+    return without_placeholders(cropper_messages(question), image_token)
+
+
+def valid_rows(bboxes: list[Any]) -> tuple[list[int], str]:
+    """Indices of the rows with a valid box in percent, and the others counted by problem, in words.
+
+    Raises `UserError` for boxes in another unit or order, of which some would pass as percent: fractions of 1, or more
+    than `MOST_INVALID` of them invalid.
+    """
     boxes = [bbox for bbox in bboxes if _is_four_numbers(bbox)]
-    wanted = "expected percent of width and height, 0..100"
     fractions = [bbox for bbox in boxes if max(bbox) <= 1 and any(value % 1 for value in bbox)]
     if fractions or (boxes and all(max(bbox) <= 1 for bbox in boxes)):
-        example = (fractions or boxes)[0]
-        raise UserError(f"the column bbox holds fractions of 1, such as {example}; {wanted}")
-    beyond = [bbox for bbox in boxes if max(bbox) > 100]
-    if len(beyond) > PIXELS_FROM * len(boxes):
-        raise UserError(f"{len(beyond)} of {len(boxes)} boxes reach beyond 100, such as {beyond[0]}; {wanted}")
-
-
-def _is_four_numbers(bbox: Any) -> bool:
-    return isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
+        raise UserError(f"the column bbox holds fractions of 1, such as {(fractions or boxes)[0]}; {PERCENT}")
+    problems = list(map(bbox_problem, bboxes))
+    counts = Counter(filter(None, problems))
+    found = ", ".join(f"{count} {problem}" for problem, count in counts.items())
+    if counts.total() > max(1, MOST_INVALID * len(bboxes)) or counts.total() == len(bboxes):
+        example = next(bbox for bbox, problem in zip(bboxes, problems, strict=True) if problem)
+        raise UserError(
+            f"{counts.total()} of {len(bboxes)} rows have an invalid bbox ({found}), such as {example}; {PERCENT}"
+        )
+    return [i for i, problem in enumerate(problems) if problem is None], found
 
 
 def bbox_problem(bbox: Any) -> str | None:
-    """Return why `bbox` is not a box in percent, in words to count by; None if it is one."""
+    """Why `bbox` is not a box in percent, in words to count by; None if it is one."""
     if not _is_four_numbers(bbox):
         return "not four numbers"
     if not all(0 <= value <= 100 for value in bbox):
         return "outside of 0..100"
-    # The growth's truncation to whole percents makes some without an area.
     return None if parse_bbox(format_bbox(bbox)) else "without area"
 
 
-def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
-    """Return rows that read as `prompt`, `completion` (texts) and `image` (PIL), made when they are needed.
-
-    Rows whose box is invalid are left out and counted. Raises `UserError` for boxes that are all invalid or not in
-    percent.
-    """
-    problems = list(map(bbox_problem, rows["bbox"][:]))
-    counts = Counter(filter(None, problems))
-    found = ", ".join(f"{count} {problem}" for problem, count in counts.items())
-    usable = [i for i, problem in enumerate(problems) if problem is None]
-    if not usable:
-        raise UserError(f"no row has a valid bbox ({found}); expected 0 <= x1 < x2 <= 100 percent, likewise y1 and y2")
-    check_units(rows["bbox"][:])
-    if counts:
-        logger.warning("%d of %d rows are left out by their bbox: %s", counts.total(), len(rows), found)
-
-    def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
-        return {
-            "prompt": [chat_text(processor, cropper_messages(question)) for question in batch["question"]],
-            # The template would add a line break after the end of the turn, which inference never reaches.
-            "completion": [f" {format_bbox(bbox)}{END_OF_UTTERANCE}" for bbox in batch["bbox"]],
-            "image": list(map(open_training_image, batch["image"], batch["question_id"])),
-        }
-
-    return then_transform(rows.select(usable), to_prompt_completion)
-
-
-def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
-    """Return rows that read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
-
-    TRL reads a step's rows again for each of its micro-batches; the trainer opens their images once.
-
-    image_token: the processor's, which no question may hold: TRL takes the messages to its template as they are.
-    """
-
-    def to_prompts(batch: dict[str, list]) -> dict[str, list]:
-        prompts = [without_placeholders(cropper_messages(question), image_token) for question in batch["question"]]
-        return {"prompt": prompts} | {name: batch[name] for name in ("image", "question", "answers", "question_id")}
-
-    return then_transform(rows, to_prompts)
+def _is_four_numbers(bbox: Any) -> bool:
+    return isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)

@@ -14,8 +14,9 @@ from cropvlm import modeling
 from cropvlm.encoding import model_inputs, prepare
 from cropvlm.errors import UserError
 from cropvlm.prompts import answerer_messages
+from cropvlm.training import LORA_TARGETS
 
-LORA = LoraConfig(r=4, lora_alpha=8, target_modules=modeling.LORA_TARGETS, init_lora_weights=False)
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules=LORA_TARGETS, init_lora_weights=False)
 
 
 def picture(width, height, seed=0):

@@ -25,8 +25,12 @@ from cropvlm.errors import UserError
 from cropvlm.prompts import cropper_messages
 from cropvlm.trainers import evaluation, trl_overrides
 from cropvlm.trainers.images import ReadAhead
-from cropvlm.trainers.training_data import load_training_rows, open_training_image
-from cropvlm.training import prompt_completion_rows, prompt_rows
+from cropvlm.trainers.training_data import (
+    load_training_rows,
+    open_training_image,
+    prompt_completion_rows,
+    prompt_rows,
+)
 
 
 def flags_for(model, vqa_model, data, output):

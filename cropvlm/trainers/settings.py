@@ -24,13 +24,13 @@ from transformers.hf_argparser import HfArg
 from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
+from cropvlm import training
 from cropvlm.errors import UserError, failure, remedy, shorten
 from cropvlm.runs.cli import batch_size, flag_error
 from cropvlm.trainers.hardware import GPUError, LaunchError, settle_hardware, show_one_gpu
+from cropvlm.training import WARMUP, Schedule
 
 logger = logging.getLogger(__name__)
-
-WARMUP = 0.03  # share of all steps (paper, training details)
 
 # Where neither TRL nor transformers refuses a value before the first step is under way.
 LIMITS = (
@@ -53,7 +53,7 @@ HOLDS = {"at least": operator.ge, "more than": operator.gt, "less than": operato
 
 @dataclass
 class PolicyArguments:
-    """The model to train and its data. Defaults are the paper's (training details)."""
+    """The model to train and its data. Defaults are the release's."""
 
     base_model: str = HfArg(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
@@ -72,9 +72,9 @@ class PolicyArguments:
     vqa_longest_edge: int | None = HfArg(default=512, help="the same for vqa_model; None: its own way")
     attn_implementation: str | None = HfArg(default=None, help="such as flash_attention_2; default: the library's")
     use_lora: bool = HfArg(default=True, help="train LoRA weights; False trains every weight")
-    lora_r: int = HfArg(default=128, help="rank of the adapter")
-    lora_alpha: int = HfArg(default=256, help="scale of the adapter, before its division by the rank")
-    lora_dropout: float = HfArg(default=0.05, help="share of the adapter's inputs that are dropped")
+    lora_r: int = HfArg(default=training.LORA_R, help="rank of the adapter")
+    lora_alpha: int = HfArg(default=training.LORA_ALPHA, help="scale of the adapter, before its division by the rank")
+    lora_dropout: float = HfArg(default=training.LORA_DROPOUT, help="share of the adapter's inputs that are dropped")
     merge: bool = HfArg(default=False, help="write the adapter merged into its base to {output_dir}/merged as well")
     gpu: int | None = HfArg(default=None, help="index of the one GPU to use; -1, or without a GPU, the CPU")
 
@@ -88,20 +88,10 @@ class PolicyArguments:
 
     def lora_config(self) -> Any:
         """The fresh adapter to train (`peft.LoraConfig`), or None to train every weight."""
-        from peft import LoraConfig
-
-        from cropvlm.modeling import LORA_TARGETS
-
         if not self.use_lora:
             logger.warning("every weight of the model is trained, in float32")
             return None
-        return LoraConfig(
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=LORA_TARGETS,
-            task_type="CAUSAL_LM",
-        )
+        return training.lora_config(self.lora_r, self.lora_alpha, self.lora_dropout)
 
     def load_processor(self) -> Any:
         """The policy's processor; `UserError` for one of another family than the cropper's."""
@@ -139,7 +129,7 @@ class PolicyArguments:
 
 
 @dataclass
-class TrainerArguments:
+class TrainerArguments(Schedule):
     """Settings that both trainers add to TRL's configuration; a mixin that comes before it among a class's bases."""
 
     eval_dataset_path: str | None = HfArg(default=None, help="data set to measure the accuracy with current crops on")

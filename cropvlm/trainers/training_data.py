@@ -1,16 +1,24 @@
-"""Rows to train on: loaded, those without a box or references left out, every image checked."""
+"""Rows to train on: loaded, those without a box or references left out, every image decoded once beforehand."""
 
 import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import Dataset
 from PIL import Image
+from tqdm import tqdm
 
-from cropvlm.data.images import image_size, open_image
-from cropvlm.data.rows import load_rows
+from cropvlm.data.images import open_image
+from cropvlm.data.rows import load_rows, then_transform
 from cropvlm.errors import UnreadableImage, UserError, listed, shorten
+from cropvlm.runs.processes import cpu_count, shard
+from cropvlm.training import grpo_prompt, prompt_and_completion, valid_rows
 
 logger = logging.getLogger(__name__)
+
+WINDOW = 64  # images that wait for a thread, encoded
 
 
 def load_training_rows(
@@ -30,28 +38,73 @@ def load_training_rows(
         shown = listed(list(map(repr, lacking)))
         logger.warning("%d rows have no %s and are left out: question_id %s", len(lacking), column, shown)
         rows = rows.select([i for i, value in enumerate(values) if value])
-    _check_images(rows, dataset_path)
+    check_images(rows, dataset_path)
     return rows
 
 
-def _check_images(rows: Dataset, dataset_path: str) -> None:
-    """Read every image's header: a missing or unreadable file must not end a run after hours."""
-    errors = {}
-    for row in rows.select_columns(["question_id", "image"]):
-        try:
-            image_size(row["image"])
-        except UnreadableImage as error:
-            errors[row["question_id"]] = error
+def check_images(rows: Dataset, dataset_path: str) -> None:
+    """Decode every image once; `UserError` names the rows that a training would stop at, perhaps after hours."""
+    share = shard(rows)  # of this process
+    errors = dict(gather_object(list(_decoding_errors(share.select_columns(["question_id", "image"])))))
     if errors:
         seen = f"{len(errors)} rows cannot be trained on, question_id {listed(list(map(repr, errors)))}"
-        first = next(iter(errors.values()))
-        raise UserError(f"{dataset_path}: {seen}; the first has an {first}; leave these rows out")
+        raise UserError(f"{dataset_path}: {seen}; the first has an {next(iter(errors.values()))}; leave these rows out")
+
+
+def _decoding_errors(rows: Dataset) -> Iterator[tuple[Any, str]]:
+    """(question_id, error) of each row whose image cannot be decoded; rows with one image cost one decoding."""
+    errors: dict[int, str | None] = {}  # by the hash of an image's file or path
+
+    def decode(source: Any) -> str | None:
+        try:
+            open_image(source)
+        except UnreadableImage as error:
+            return str(error)
+
+    with ThreadPoolExecutor(cpu_count()) as threads, tqdm(total=len(rows), desc="decoding images", unit="row") as bar:
+        for batch in rows.iter(WINDOW):
+            keys = [hash(image and (image["bytes"], image["path"])) for image in batch["image"]]
+            new = {key: image for key, image in zip(keys, batch["image"], strict=True) if key not in errors}
+            errors |= zip(new, threads.map(decode, new.values()), strict=True)
+            yield from ((i, errors[key]) for i, key in zip(batch["question_id"], keys, strict=True) if errors[key])
+            bar.update(len(keys))
 
 
 def open_training_image(source: Any, question_id: str | int) -> Image.Image:
-    """Return the image of a row, decoded; `UserError` where its header was good, but the rest is not."""
+    """Return the image of a row, decoded; `UserError` where its file has changed since it was checked."""
     try:
         return open_image(source)
     except UnreadableImage as error:
         row = f"question_id {shorten(repr(question_id))}"
         raise UserError(f"{row} has an {error}; leave the row out of the data set") from error
+
+
+def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
+    """Return rows that read as `prompt`, `completion` (texts) and `image` (PIL), made when they are needed.
+
+    Rows whose box is invalid are left out and counted; `UserError` as from `valid_rows`.
+    """
+    usable, problems = valid_rows(rows["bbox"][:])
+    if problems:
+        left_out = len(rows) - len(usable)
+        logger.warning("%d of %d rows are left out by their bbox: %s", left_out, len(rows), problems)
+
+    def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
+        pairs = [prompt_and_completion(processor, *row) for row in zip(batch["question"], batch["bbox"], strict=True)]
+        images = list(map(open_training_image, batch["image"], batch["question_id"]))
+        return {name: [pair[name] for pair in pairs] for name in ("prompt", "completion")} | {"image": images}
+
+    return then_transform(rows.select(usable), to_prompt_completion)
+
+
+def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
+    """Return rows that read as `prompt` (messages), `question`, `answers`, `question_id` and `image`, still encoded.
+
+    TRL reads a step's rows again for each of its micro-steps; the trainer opens their images once.
+    """
+
+    def to_prompts(batch: dict[str, list]) -> dict[str, list]:
+        prompts = [grpo_prompt(question, image_token) for question in batch["question"]]
+        return {"prompt": prompts} | {name: batch[name] for name in ("image", "question", "answers", "question_id")}
+
+    return then_transform(rows, to_prompts)

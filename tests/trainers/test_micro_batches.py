@@ -14,11 +14,11 @@ from transformers import Idefics3Config, set_seed
 from trl import GRPOTrainer, SFTTrainer
 
 import train_sft
-from cropvlm import training as training_rows
 from cropvlm.data.images import open_image
 from cropvlm.errors import UserError
 from cropvlm.models.readers import ProcessorReader
 from cropvlm.trainers import images, memory
+from cropvlm.trainers import training_data as training_rows
 from cropvlm.trainers.memory import MicroBatches, MicroStepTooLarge, RolloutTooLarge, activation_bytes
 from cropvlm.trainers.settings import PolicyArguments
 

@@ -6,8 +6,8 @@ import pytest
 from trainers import make_grpo_trainer
 
 import train_sft
-from cropvlm import training as training_rows
 from cropvlm.trainers import shared_images as sharing
+from cropvlm.trainers import training_data as training_rows
 from cropvlm.trainers.pace import Pace
 from cropvlm.trainers.settings import PolicyArguments
 from cropvlm.trainers.trl_overrides import BoxGRPOTrainer

@@ -10,13 +10,13 @@ from trainers import make_grpo_trainer as make_trainer
 from trl import GRPOTrainer
 
 from cropvlm import modeling
-from cropvlm import training as training_rows
 from cropvlm.boxes import format_bbox
 from cropvlm.data.images import open_image
 from cropvlm.models import batches
 from cropvlm.models.readers import ProcessorReader
 from cropvlm.prompts import cropper_messages
 from cropvlm.trainers import shared_images as sharing
+from cropvlm.trainers import training_data as training_rows
 from cropvlm.trainers.shared_images import SharedImages
 
 SIZES = [(90, 60), (200, 40), (130, 130)]
