@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from cropvlm.boxes import bbox_area_pct
+from cropvlm.runs.drawing import new_figure
 from cropvlm.runs.scoring import standard_error
 from reporting.pairs import Pair
 from reporting.results import Result
@@ -54,8 +55,7 @@ def draw_areas(results: Sequence[Result], names: Sequence[str]) -> str:
     axes.set(xscale="log", xlim=(0.01, 100), ylim=(0, 100), xlabel="area of the box, % of the image")
     axes.set_ylabel("boxes up to this area, %")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if axes.lines:
-        _legend(figure)
+    _legend(figure, axes)
     return _svg(figure)
 
 
@@ -72,8 +72,7 @@ def draw_gains_by_size(pairs: Sequence[Pair], names: Sequence[str]) -> str:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # they may span less than a decade
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    if axes.lines[1:]:
-        _legend(figure)
+    _legend(figure, axes)
     return _svg(figure)
 
 
@@ -87,16 +86,19 @@ def gains_by_size(areas: Sequence[float], gains: np.ndarray, bins: int = BINS) -
 
 def _figure(height: float, legend_of: int = 0) -> tuple[Figure, Axes]:
     """Return a figure with room for the legend of so many lines."""
-    figure = Figure((8, height + 0.1 * legend_of), layout="constrained")
+    figure = new_figure(8, height + 0.1 * legend_of)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     return figure, axes
 
 
-def _legend(figure: Figure) -> None:
-    """Name the lines below the axes, where they hide nothing."""
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Name the lines below the axes, where they hide nothing; matplotlib would pass over a name with an underscore."""
+    lines = [line for line in axes.lines if not line.get_label().startswith("_child")]
+    if lines:
+        names = [line.get_label() for line in lines]
+        figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 
 def _svg(figure: Figure) -> str:

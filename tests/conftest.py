@@ -124,16 +124,15 @@ def serve(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def hurried(monkeypatch):
-    """For tests with a server: three retries with hardly a wait, the key set, no proxy, and an end after 5 minutes."""
+    """For tests with a server: three retries with hardly a wait, the key set, and an end after 5 minutes."""
     from fake_server import KEY, time_limit
     from openai import _base_client
 
-    from cropvlm.runs import client
+    from cropvlm.runs import server
 
-    monkeypatch.setattr(client, "RETRIES", 3)
+    monkeypatch.setattr(server, "RETRIES", 3)
     monkeypatch.setattr(_base_client, "INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with time_limit(300):
         yield
 

@@ -42,8 +42,8 @@ def open_url(url: str) -> Image.Image:
 class FakeServer(ThreadingHTTPServer):
     """Answers each chat with `react(its text, how often it was asked)`, and remembers what it was asked.
 
-    A reaction: text; a dict to send as JSON; (status, bytes) or (status, bytes, headers); a function that gets the
-    handler and writes what it likes; or a fault: CUT before the reply, cut HALF way, SILENCE.
+    A reaction: text; a dict to send as JSON; (status, bytes) or (status, bytes, headers); or a fault: CUT before the
+    reply, cut HALF way, SILENCE.
     """
 
     daemon_threads = True
@@ -89,10 +89,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.release.wait(5)
             self.connection.shutdown(socket.SHUT_RDWR)
             return
-        if callable(reaction):
-            with contextlib.suppress(OSError):  # a client that has had enough
-                reaction(self)
-            return
         half, reaction = reaction == HALF, "cut off" if reaction == HALF else reaction
         reaction = completion(reaction) if isinstance(reaction, str) else reaction
         status, content, *more = (200, json.dumps(reaction).encode()) if isinstance(reaction, dict) else reaction
@@ -106,39 +102,30 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
 
-def drip(handler: BaseHTTPRequestHandler) -> None:
-    """Begin a reply, and send a byte of it now and then."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-    while not handler.server.release.wait(0.2):
-        handler.wfile.write(b" ")
-
-
 # Faults that end the run, and what is said of them
 FATAL = {
-    "401": (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key (error 401, 'Incorrect API key provid"),
-    "404": (error(404, "The model m does not exist"), "does not know m (error 404, 'The model m does not exist')"),
-    "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'"),
-    "429": (error(429, "Rate limit reached"), "sends error 429, 'Rate limit reached'; finished rows are kept"),
-    "wait": (
-        (*error(503, "later"), {"retry-after-ms": "600000", "Retry-After": "600"}),
-        "sends error 503, 'later' and asks to wait (Retry-After: '600'); finished rows are kept",
+    "401": (
+        error(401, f"Incorrect API key provided: {KEY}"),
+        "'Incorrect API key provided: ***'; set OPENAI_API_KEY",
     ),
-    "redirect": ((307, b"", {"Location": "http://localhost:9/"}), "redirects to another address (status 307)"),
+    "404": (error(404, "The model m does not exist"), "'The model m does not exist'; no m there; check --api_base"),
+    "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'; finished rows are kept"),
+    "429": (error(429, "Rate limit reached"), "sends error 429, 'Rate limit reached'; finished rows are kept"),
+    "redirect": ((307, b"", {"Location": "http://localhost:9/"}), "redirects are not followed"),
 }
 # Faults of one row, unless the server answers no other, and what is said of them
 OF_A_ROW = {
-    "403": (error(403, "Not yours"), "the server sends error 403, 'Not yours'"),
     "400": (error(400, f"{KEY} is too small"), "the server sends error 400, '*** is too small'"),
     "500": ((500, b"<html>oops</html>"), "the server sends error 500, '<html>oops</html>'"),
-    "garbage": ((200, f"<html>{KEY}".encode()), "the reply is not a chat completion: '<html>***'"),
-    "no choices": ({"choices": []}, """the reply is not a chat completion: '{"choices": []}'"""),
-    "cut": (CUT, "the connection broke off (RemoteProtocolError)"),
-    "half": (HALF, "the connection broke off (RemoteProtocolError)"),
-    "silence": (SILENCE, "no complete reply within 0.5 s in 4 attempts"),
-    "drip": (drip, "no complete reply within 0.5 s in 4 attempts"),
+    "garbage": ((200, f"<html>{KEY}".encode()), "no reply that can be read"),
+    "html": ((200, f"<html>{KEY}".encode(), {"Content-Type": "text/html"}), "not a chat completion: '<html>***'"),
+    "no choices": ({"choices": []}, "the reply is not a chat completion"),
+    "cut": (CUT, "no reply that can be read"),
+    "half": (HALF, "no reply that can be read"),
+    "silence": (SILENCE, "no reply within 0.5 s in 4 attempts; raise --api_timeout"),
     "length": (
         {"choices": [{"message": {"role": "assistant"}, "finish_reason": "length"}]},
-        "cut off by the limit of new tokens before it held an answer",
+        "cut off before it held an answer; raise --max_new_tokens",
     ),
 }
 LASTING = FATAL | OF_A_ROW

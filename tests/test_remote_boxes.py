@@ -72,7 +72,7 @@ def test_images_are_made_smaller_before_they_are_sent(script, server, asked):
 def test_an_ended_run_goes_on_and_other_models_are_refused(script, server, asked, capsys):
     server.react = lambda text, times: "[0, 0, 9, 9]." if server.asked.total() <= 5 else error(401, f"not {KEY}")
     assert script(*asked) == 2
-    assert "refuses the key" in capsys.readouterr().err.splitlines()[-1]
+    assert "error 401" in capsys.readouterr().err.splitlines()[-1]
     assert script(*asked, "--api_model", "other") == 2
     assert "api_model 'models/merged' there, 'other' here" in capsys.readouterr().err.splitlines()[-1]
     server.asked.clear()
@@ -95,8 +95,6 @@ def test_a_rejected_row_is_named_and_the_whole_image_later(script, server, asked
     ("flags", "message"),
     [
         ([], "--model_path names the cropper, or --api_model one behind a server"),
-        (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
-        (["--api_model", ""], "--api_model"),
         (["--api_model", "m", "--model_path", "models/grpo_512"], "--model_path: for a model on this machine"),
         (["--api_model", "m", "--base_model_path", "base"], "--base_model_path: for a model on this machine"),
         (["--api_model", "m", "--attn_implementation", "eager"], "--attn_implementation: for a model on this machine"),

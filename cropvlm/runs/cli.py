@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -48,23 +49,25 @@ def run(main: Callable[[], int | None]) -> None:
     """
     if sys.platform == "linux":  # Python 3.14 would pickle what a worker process gets, and start it anew, for seconds
         multiprocessing.set_start_method("fork", force=True)
-    for stream in (sys.stdout, sys.stderr):
+    os.environ["MPLBACKEND"] = "agg"  # no script opens a window, and a notebook's backend exists only there
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            screen, buffering = io.BufferedWriter(Screen(stream.fileno(), "w", closefd=False)), stream.line_buffering
+            stream = io.TextIOWrapper(screen, stream.encoding, line_buffering=buffering)
+            setattr(sys, name, stream)
         if isinstance(stream, io.TextIOWrapper):  # an accent must not fail on an ASCII-only terminal
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _unwritable_output():
-            limit_threads()
-            _check_datasets()
-            code = main()
-            if sys.stdout:
-                sys.stdout.flush()  # here, where an error can still be told
-    except UserError as error:
-        if error.__cause__ is not None:
-            logger.debug("the error's cause:", exc_info=error)
-        line = redact(" ".join(str(error).split()))
-        # The value of an unknown flag: a key given as --api_key, for one.
-        line = re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
-        print(f"error: {line}", file=sys.stderr)
+        limit_threads()
+        _check_datasets()
+        code = main()
+        if sys.stdout:
+            sys.stdout.flush()  # here, where an error can still be told
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            raise
+        print(f"error: {_line(error)}", file=sys.stderr)
         code = USER_ERROR
     try:
         if sys.stdout:
@@ -81,16 +84,41 @@ def _check_datasets() -> None:
         raise UserError(f"{spec.origin} hides the library `datasets`; move or rename it, or unset PYTHONPATH")
 
 
-@contextlib.contextmanager
-def _unwritable_output() -> Iterator[None]:
-    """Raise `UserError` where the disk is full, or the program that reads the output has ended, as `head` does."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
-            raise
+class Screen(io.FileIO):
+    """A terminal that may go away before the script ends: what can no longer be shown is dropped."""
+
+    def write(self, data: bytes) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO and (self.fileno() != 2 or error.errno != errno.EPIPE):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
+def _line(error: UserError | OSError) -> str:
+    """One line for the user; an OSError says that the disk is full or that the reader of the output has gone."""
+    if isinstance(error, OSError):
         first = "" if error.errno == errno.EPIPE else "free space and "
-        raise UserError(f"cannot write: {error.strerror}; {first}run the same command again") from error
+        return f"cannot write: {error.strerror}; {first}run the same command again"
+    if error.__cause__ is not None:
+        logger.debug("the error's cause:", exc_info=error)
+    line = redact(" ".join(f"{error}{_variables_behind(error)}".split()))
+    # The value of an unknown flag: a key given as --api_key, for one.
+    return re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
+
+
+def _variables_behind(error: BaseException | None) -> str:
+    """The environment's variables of proxies and certificates, if no HTTP client could be made with them."""
+    names = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    given = ", ".join(name for each in names for name in (each, each.lower()) if os.environ.get(name))
+    while given and error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
+        if any(frame.f_globals["__name__"] == "httpx2._client" for frame in frames):
+            return f"; check the environment's {given}"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class RedactingFormatter(logging.Formatter):

@@ -5,10 +5,14 @@ Pillow alone: torchvision's `draw_bounding_boxes` and `make_grid` take tensors o
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cropvlm.boxes import pct_to_px
+
+if TYPE_CHECKING:  # takes a second to import
+    from matplotlib.figure import Figure
 
 LINE = 18  # pixels of a line of text
 INK = "#282828"
@@ -67,3 +71,12 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, padding: int = 4) 
         for column, picture in enumerate(row):
             sheet.paste(picture, (column * width + padding, top))
     return sheet
+
+
+def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
+    """Return an empty plot of so many inches that needs no window, in which names are plain text: `$` is a dollar."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False
+    return Figure((width, height), dpi=dpi, layout="constrained")

@@ -1,34 +1,12 @@
-"""The flags of a model on this machine or behind a server, the server they name, and what helps where it fails."""
+"""The flags of a model on this machine or behind a server, and the server they name."""
 
 import argparse
-from collections.abc import Iterator
-from typing import Any
 from urllib.parse import urlsplit
 
-from cropvlm.errors import UserError, remedy
+from cropvlm.errors import UserError
 from cropvlm.runs.cli import batch_size, nonempty, positive, seconds, workers
-from cropvlm.runs.replies import CutOff, NoAnswers, TimedOut
 from cropvlm.runs.secret import KEY, redact
 from cropvlm.runs.server import OPENAI, SAVE_OPTIONS, Server
-
-
-class NamedServer(Server):
-    """The server that the flags name: its failures name the flag that helps."""
-
-    def answer_rows(self, *args: Any) -> Iterator[tuple[int, Any]]:
-        """Yield what `Server.answer_rows` does."""
-        with remedy("check --api_base and --api_model", NoAnswers):
-            for i, texts in super().answer_rows(*args):
-                yield i, [_with_remedy(text) for text in texts] if isinstance(texts, list) else texts
-
-
-def _with_remedy(text: str | ValueError) -> str | ValueError:
-    match text:
-        case CutOff():
-            return CutOff(f"{text}; raise --max_new_tokens")
-        case TimedOut():
-            return TimedOut(f"{text}; raise --api_timeout")
-    return text
 
 
 def add_local_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +25,7 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
     add("--api_base", type=base_url, help=f"address of the server, as http://localhost:8000/v1 (default {OPENAI})")
     add("--image_format", choices=SAVE_OPTIONS, default="png", help="of images sent to the server (default png)")
     add("--api_concurrency", type=positive, default=8, help="requests at a time (default 8)")
-    add("--api_timeout", type=seconds, default=120.0, help="seconds to wait for a complete reply (default 120)")
+    add("--api_timeout", type=seconds, default=120.0, help="seconds to wait for a reply (default 120)")
     add("--api_key", type=no_key, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -85,7 +63,7 @@ def server_of(args: argparse.Namespace) -> Server | None:
         if args.api_base is not None:
             raise UserError(f"--api_base {args.api_base}: name the model there with --api_model")
         return None
-    return NamedServer(
+    return Server(
         base=OPENAI if args.api_base is None else args.api_base,
         model=args.api_model,
         max_new_tokens=args.max_new_tokens,

@@ -1,51 +1,63 @@
 """A model behind an OpenAI-compatible server in place of a local one: a proprietary API, or vLLM and SGLang for scale.
 
 Texts are asked for at temperature 0. A server may still add what the checkpoint's generation config says, as vLLM does
-with Qwen2.5-VL's repetition penalty unless it is started with `--generation-config vllm`. What it refuses to answer is
-an empty answer.
+with Qwen2.5-VL's repetition penalty unless it is started with `--generation-config vllm`. A refusal is an empty answer.
+The official client does the retries: after rate limits, server errors, timeouts and cut connections.
 """
 
 import asyncio
 import base64
 import contextlib
 import io
-import logging
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
 from cropvlm.crops import widen_strip
-from cropvlm.errors import UnreadableImage, UserError
-from cropvlm.prompts import Prompt, PromptSource
-from cropvlm.runs.replies import CutOff, NoAnswers, Rejected
-from cropvlm.runs.secret import KEY
+from cropvlm.errors import UnreadableImage, UserError, failure, one_line
+from cropvlm.prompts import Prompt, PromptSource, without_reasoning
+from cropvlm.runs.secret import KEY, redact
 
-if TYPE_CHECKING:
-    from cropvlm.runs.client import ChatClient
-
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # slow to import, and only needed to ask
+    from openai import AsyncOpenAI
 
 OPENAI = "https://api.openai.com/v1"
 SAVE_OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}}  # coarser JPEGs blur small text
 MOST_REJECTED = 10  # prompts in a row that may fail for the rows' own fault: more, and it is the server's
+RETRIES = 8  # of one request: 40 seconds of back-off in all, or as long as the server asks for; none after 120 s
+# Codes of errors that mean "I will not answer this" (Azure, OpenAI).
+REFUSALS = ("content_filter", "content_policy_violation", "invalid_prompt")
+RESUME = "finished rows are kept; run the same command again to continue"
+
+
+class Rejected(ValueError):
+    """No answer to this prompt in spite of retries. Where other rows get theirs, the fault is this row's."""
+
+
+class CutOff(ValueError):
+    """The model wrote as many tokens as it may, and none of them belongs to an answer."""
+
 
 Texts = list[str | Rejected | CutOff]  # one per prompt of a row: its text or an error
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server, the model there, and how it is asked."""
+    """A server, the model there, and how it is asked. replied: the model's name in the replies, often a dated one."""
 
     base: str
     model: str
     max_new_tokens: int
     image_format: str = "png"
     concurrency: int = 8  # requests at a time
-    timeout: float = 120.0  # seconds for a request and its complete reply
+    timeout: float = 120.0  # seconds to wait for a reply
+    replied: set[str] = field(default_factory=set, init=False, compare=False)
 
     def answer_rows(
         self, source: PromptSource, resize: Callable[[Image.Image], Image.Image], done: Collection[int] = ()
@@ -55,54 +67,99 @@ class Server:
         A prompt without an answer has `Rejected` or `CutOff` in the place of its text, a row without prompts
         `UnreadableImage` in the place of its texts.
 
-        source: prompts by row; an image shared by several is encoded once. resize: what is done to an image before it
-        is sent. done: rows to leave out.
+        source: prompts by row. resize: what is done to an image before it is sent. done: rows to leave out.
 
-        Raises `UserError` where the key is missing or refused, or a limit of the account is reached, after the answers
-        that were under way; `NoAnswers` where the server cannot be reached, does not know the model, or answers no
-        prompt.
+        Raises `UserError`, after the answers under way, where the server cannot be reached, refuses the key, has
+        reached a limit of the account, or answers no prompt.
         """
-        from cropvlm.runs.client import RESUME, ChatClient  # slow, and nothing else needs it
-
-        key = api_key()
-        if self.base == OPENAI and not key:
-            raise UserError(f"{OPENAI} asks for a key: set the environment variable {KEY}, or use another server")
-        client = ChatClient(self.base, key, self.model, self.max_new_tokens, self.timeout)
         waiting = deque(sorted(set(range(len(source))) - set(done)))
         doubts, fault = Doubts(), None
-        outcomes = _in_parallel(client, lambda i: _answer(client, self, source, i, resize), waiting, self.concurrency)
+        outcomes = _in_parallel(self, lambda client, i: self._answer(client, source, i, resize), waiting)
         with contextlib.closing(outcomes):
-            for i, outcome in outcomes:
-                if isinstance(outcome, UserError):
-                    fault = fault or outcome
-                elif isinstance(outcome, UnreadableImage):
-                    yield i, outcome
-                else:
-                    yield from doubts.settle(i, outcome)
+            for i, task in outcomes:
+                match task.exception():
+                    case None:
+                        yield from doubts.settle(i, task.result())
+                    case UnreadableImage() as error:
+                        yield i, error
+                    case error:
+                        fault = fault or error
                 if fault or doubts.fault():
                     waiting.clear()
         if fault:
             raise fault
-        if failure := doubts.fault(at_end=not done):
-            raise NoAnswers(f"{self.base} does not answer: {failure}; {RESUME}")
+        if rejection := doubts.fault(at_end=not done):
+            raise UserError(f"{self.base} does not answer: {rejection}; check --api_base and --api_model; {RESUME}")
         yield from doubts.rows
 
+    def client(self) -> "AsyncOpenAI":
+        """The official client. It follows no redirect, and asks this machine itself without the proxy of others."""
+        import openai
 
-def api_key() -> str:
-    """The key in the environment; empty if unset. Raises `UserError` for characters that are invalid in a key."""
-    key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {KEY} holds characters that are invalid in a key; set it again")
-    return key
+        key = os.environ.get(KEY, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"the environment variable {KEY} holds characters that are invalid in a key; set it again")
+        if self.base == OPENAI and not key:
+            raise UserError(f"{OPENAI} asks for a key: set the environment variable {KEY}, or use another server")
+        url = urlsplit(self.base)
+        is_here = url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")
+        timeout = openai.Timeout(self.timeout, connect=min(self.timeout, 5.0))
+        with failure(f"no connection to {self.base} can be set up"):  # by the variables of a proxy or of certificates
+            http = openai.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False, trust_env=not is_here)
+            return openai.AsyncOpenAI(api_key=key or "none", base_url=self.base, http_client=http, max_retries=RETRIES)
 
+    async def _answer(self, client: "AsyncOpenAI", source: PromptSource, i: int, resize: Callable) -> Texts:
+        """The texts of row `i`'s prompts. Raises `UnreadableImage` if it has none, `UserError` if no row gets any."""
+        try:
+            chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, self.image_format))
+        except (UnreadableImage, UserError):
+            raise
+        except Exception as error:  # whatever a decoder or encoder may raise, MemoryError included
+            raise UnreadableImage(f"image cannot be sent ({type(error).__name__}: {one_line(error)})") from error
+        return [await self._ask(client, messages) for messages in chats]
 
-def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Image:
-    """`image` scaled to a longer side of that many pixels, or at its own size if None. Strips are widened."""
-    size = widen_strip(image.size)
-    if longest_edge is not None:
-        scale = longest_edge / max(size)
-        size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+    async def _ask(self, client: "AsyncOpenAI", messages: list[dict[str, Any]]) -> str | Rejected | CutOff:
+        """The text, or the error of this prompt. Raises `UserError` for a fault that is the server's."""
+        options = {"temperature": 0, "max_completion_tokens": self.max_new_tokens}
+        try:
+            reply = await client.chat.completions.create(model=self.model, messages=messages, **options)
+        except Exception as error:
+            return "" if getattr(error, "code", None) in REFUSALS else self._rejection(error)
+        try:
+            choice = reply.choices[0]
+            text = text_of(choice.message.content)
+        except (AttributeError, TypeError, IndexError):  # the client does not check what it parses
+            return Rejected(f"the reply is not a chat completion: {quote(str(reply))}")
+        self.replied.add(redact(str(reply.model)))
+        if choice.finish_reason == "length" and not without_reasoning(text).strip():
+            return CutOff("the reply was cut off before it held an answer; raise --max_new_tokens")
+        return text
+
+    def _rejection(self, error: Exception) -> Rejected:
+        """The reason that a request has no reply after all retries. Raises `UserError` if it is not the prompt's."""
+        import httpx2  # what the official client sends with
+        import openai
+
+        cause = error.__cause__
+        if isinstance(error, openai.APIStatusError):
+            said = error.body.get("message") if isinstance(error.body, dict) else None
+            said = f"error {error.status_code}, {quote(said if isinstance(said, str) else error.response.text)}"
+            final = dict.fromkeys(range(300, 400), "redirects are not followed; correct --api_base")
+            final |= {401: f"set {KEY} to a key that is allowed to ask it", 402: RESUME, 429: RESUME}
+            final |= {404: f"no {self.model} there; check --api_base and --api_model"}
+            if error.status_code in final:
+                raise UserError(
+                    f"{self.base} sends {said}; {final[error.status_code]}"
+                ) from None  # it may hold the key
+            return Rejected(f"the server sends {said}")
+        if isinstance(cause, httpx2.ReadTimeout | httpx2.WriteTimeout | httpx2.PoolTimeout):
+            return Rejected(f"no reply within {self.timeout:g} s in {RETRIES + 1} attempts; raise --api_timeout")
+        broken = isinstance(cause, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)
+        if broken or not isinstance(error, openai.APIConnectionError):
+            return Rejected(f"no reply that can be read ({quote(one_line(cause or error))})")
+        raise UserError(
+            f"{self.base} cannot be reached ({type(cause).__name__}); check --api_base; {RESUME}"
+        ) from error
 
 
 @dataclass
@@ -121,9 +178,11 @@ class Doubts:
         for place, text in enumerate(texts):
             self.failures[place] = self.failures[place] + 1 if isinstance(text, Rejected) else 0
         self.answered |= {place for place in range(len(texts)) if not self.failures[place]}
-        rows = [*self.rows, (i, texts)]
-        self.rows = [row for row in rows if self._in_doubt(row[1])]
-        return [row for row in rows if not self._in_doubt(row[1])]
+        rows, self.rows = [*self.rows, (i, texts)], []
+        for row in rows:
+            if any(isinstance(text, Rejected) and self.failures[place] for place, text in enumerate(row[1])):
+                self.rows.append(row)
+        return [row for row in rows if row not in self.rows]
 
     def fault(self, at_end: bool = False) -> Rejected | None:
         """A failure that is the server's: of more in a row than rows can be blamed for; at the end, of all there."""
@@ -132,48 +191,50 @@ class Doubts:
                 return next(texts[place] for _, texts in self.rows if isinstance(texts[place], Rejected))
         return None
 
-    def _in_doubt(self, texts: Texts) -> bool:
-        return any(isinstance(text, Rejected) and self.failures[place] for place, text in enumerate(texts))
 
-
-def _in_parallel(
-    client: "ChatClient", answer: Callable, waiting: deque[int], concurrency: int
-) -> Iterator[tuple[int, Any]]:
-    """Yield (row index, what `answer` returns for it) as it comes. None begins after `waiting` has been emptied."""
+def _in_parallel(server: Server, answer: Callable, waiting: deque[int]) -> Iterator[tuple[int, asyncio.Task]]:
+    """Yield (row index, the task of `answer` for it) as they end. None begins after `waiting` has been emptied."""
     running: dict[asyncio.Task, int] = {}
+    client = server.client()
     with asyncio.Runner() as runner:  # at its end all tasks are cancelled
         try:
             while waiting or running:
-                while waiting and len(running) < concurrency:
+                while waiting and len(running) < server.concurrency:
                     i = waiting.popleft()
-                    running[runner.get_loop().create_task(answer(i))] = i
+                    running[runner.get_loop().create_task(answer(client, i))] = i
                 finished, _ = runner.run(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
                 for task in finished:
-                    yield running.pop(task), task.result()
+                    yield running.pop(task), task
         finally:
             runner.run(client.close())
 
 
-async def _answer(
-    client: "ChatClient", server: Server, source: PromptSource, i: int, resize: Callable
-) -> Texts | UnreadableImage | UserError:
-    """The texts of row `i`'s prompts, or what keeps it, or the whole run, from getting any."""
-    try:
-        chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, server.image_format))
-    except (UnreadableImage, UserError) as error:
-        return error
-    except Exception as error:  # whatever a decoder or encoder may raise, MemoryError included
-        logger.debug("row %d cannot be sent", i, exc_info=True)
-        return UnreadableImage(f"image cannot be sent ({type(error).__name__}: {str(error)[:100]})")
-    texts: Texts = []
-    for messages in chats:
-        try:
-            texts.append(await client.ask(messages))
-        except (Rejected, CutOff) as error:
-            texts.append(error)
-        except UserError as error:
-            return error
-    return texts
+def text_of(content: str | list | None) -> str:
+    """The text of a message: its text parts joined, without thoughts and refusals; the key and half characters gone.
+
+    >>> text_of([{"type": "thinking", "text": "hm"}, {"type": "text", "text": "Coke"}])
+    'Coke'
+    """
+    if isinstance(content, list):
+        texts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in content
+        ]
+        content = "".join(text for text in texts if isinstance(text, str))
+    return redact(re.sub("[\ud800-\udfff]", "\ufffd", content or ""))
+
+
+def quote(text: str) -> str:
+    """The first 200 characters of what a server said, on one line and without the key."""
+    return repr(redact(text)[:200])
+
+
+def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Image:
+    """`image` scaled to a longer side of that many pixels, or at its own size if None. Strips are widened."""
+    size = widen_strip(image.size)
+    if longest_edge is not None:
+        scale = longest_edge / max(size)
+        size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def to_chats(prompts: list[Prompt], resize: Callable, image_format: str) -> list[list[dict[str, Any]]]:

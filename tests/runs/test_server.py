@@ -1,17 +1,32 @@
 """A model behind a server: what is sent, and whose fault it is where an answer is missing."""
 
+import socket
 import threading
 import time
 
 import pytest
-from fake_server import FATAL, KEY, OF_A_ROW, SILENCE, Source, ask, ask_in_vain, begin, error, open_url
+from fake_server import (
+    CUT,
+    FATAL,
+    HALF,
+    KEY,
+    OF_A_ROW,
+    SILENCE,
+    Source,
+    ask,
+    ask_in_vain,
+    begin,
+    completion,
+    error,
+    open_url,
+    started,
+)
 from PIL import Image
 
 from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.prompts import answerer_messages
 from cropvlm.runs import server as remote
-from cropvlm.runs.replies import CutOff, Rejected, TimedOut
-from cropvlm.runs.server import Server, api_key, data_url, fit_longest_edge, to_chats
+from cropvlm.runs.server import CutOff, Rejected, Server, data_url, fit_longest_edge, text_of, to_chats
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -69,6 +84,92 @@ def test_size_of_the_pictures_sent(size, longest_edge, expected):
     assert fit_longest_edge(Image.new("RGB", size), longest_edge).size == expected
 
 
+# What replies mean
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (" Coke.\n", " Coke.\n"),
+        (None, ""),
+        ([], ""),
+        ("<think>hm</think> Coke", "<think>hm</think> Coke"),  # kept as it is; steps 5 and 6 leave it out
+        ("\ud83d Coke", "\ufffd Coke"),  # half a surrogate pair, which no file in UTF-8 can hold
+        (
+            [{"type": "thinking", "text": "hm"}, {"type": "text", "text": "Coca "}, {"type": "refusal"}, "cola", None],
+            "Coca cola",
+        ),
+        (f"The key is {KEY}.", "The key is ***."),
+    ],
+)
+def test_the_text_of_a_message(monkeypatch, content, text):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert text_of(content) == text
+
+
+def test_a_refusal_is_an_empty_answer(server):
+    reactions = {
+        "null": completion(None, refusal="I can't."),
+        "absent": {"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]},
+        "filtered": error(400, "The prompt was filtered", code="content_filter"),
+    }
+    server.react = lambda text, times: reactions[text]
+    assert ask(server, list(reactions)) == [(i, [""]) for i in range(3)]
+    assert set(server.asked.values()) == {1}  # nothing to try again
+
+
+@pytest.mark.parametrize("content", ["Coca co", "<think>Red.</think> Coca co"])
+def test_an_answer_that_is_cut_off_is_an_answer(server, content):
+    server.react = lambda *_: (
+        completion(content) | {"choices": [{"message": {"content": content}} | {"finish_reason": "length"}]}
+    )
+    assert ask(server, ["a"]) == [(0, [content])]
+
+
+@pytest.mark.parametrize("content", [None, [], "<think>The image shows", "<think>Red.</think>\n"])
+def test_a_reply_cut_off_before_its_answer(server, content):
+    server.react = lambda *_: {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
+    ((_, (text,)),) = ask(server, ["a"])
+    assert isinstance(text, CutOff)
+
+
+def test_the_name_that_the_model_has_in_the_replies_is_known(server):
+    server.react = lambda text, times: completion("Coke") | {"model": "m-2025-04-14"}
+    asked = Server(base=server.url, model="m", max_new_tokens=7)
+    list(asked.answer_rows(Source([["a"], ["b"]]), lambda image: image))
+    assert asked.replied == {"m-2025-04-14"}
+
+
+# Faults that pass
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [error(429, "Rate limit reached"), (503, b"<html>overloaded</html>"), CUT, HALF, SILENCE],
+    ids=lambda fault: str(fault)[:30],
+)
+def test_a_passing_fault_is_tried_again(server, fault):
+    server.react = lambda text, times: fault if times < 3 and text == "b" else f"Answer to {text}"
+    outcomes = ask(server, ["a", "b", "c"], timeout=1 if fault == SILENCE else 60)
+    assert outcomes == [(i, [f"Answer to {text}"]) for i, text in enumerate("abc")]
+    assert server.asked == {"a": 1, "b": 3, "c": 1}
+
+
+def test_a_redirect_is_not_followed(server):
+    with started() as other:
+        server.react = lambda text, times: (307, b"", {"Location": f"{other.url}/chat/completions"})
+        _, said = ask_in_vain(server, "a")
+        assert "redirects are not followed" in said
+        assert not other.bodies
+
+
+def test_nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    with pytest.raises(UserError, match="cannot be reached .*check --api_base"):
+        next(Server(url, "m", 7).answer_rows(Source([["a"]]), lambda image: image))
+
+
 # Faults of the server and faults of a row
 
 
@@ -86,24 +187,24 @@ def test_a_fault_of_the_server_ends_the_run_after_what_is_done(server, name):
 
 
 @pytest.mark.parametrize("name", OF_A_ROW)
-@pytest.mark.parametrize("row", ["a", "c", "e"])
+@pytest.mark.parametrize("row", ["a", "e"])
 def test_a_fault_of_a_row_leaves_the_others_alone(server, name, row):
     fault, message = OF_A_ROW[name]
     server.react = lambda text, times: fault if text == row else f"Answer to {text}"
-    outcomes = dict(ask(server, "abcde", timeout=0.5 if name in ("silence", "drip") else 60))
+    outcomes = dict(ask(server, "abcde", timeout=0.5 if name == "silence" else 60))
     failure = outcomes.pop("abcde".index(row))[0]
     assert message in str(failure)
     assert KEY not in str(failure)
-    assert type(failure) is {"silence": TimedOut, "drip": TimedOut, "length": CutOff}.get(name, Rejected)
+    assert type(failure) is (CutOff if name == "length" else Rejected)
     assert outcomes == {i: [f"Answer to {text}"] for i, text in enumerate("abcde") if text != row}
-    assert server.asked[row] == (1 if name in ("403", "400", "length") else 4)
+    assert server.asked[row] == (4 if name in ("500", "cut", "half", "silence") else 1)
 
 
 @pytest.mark.parametrize("name", sorted(OF_A_ROW.keys() - {"length"}))
 def test_a_fault_of_every_row_ends_the_run(server, name):
     fault, message = OF_A_ROW[name]
     server.react = lambda text, times: fault
-    outcomes, said = ask_in_vain(server, "ab", concurrency=2, timeout=0.5 if name in ("silence", "drip") else 60)
+    outcomes, said = ask_in_vain(server, "ab", concurrency=2, timeout=0.5 if name == "silence" else 60)
     assert outcomes == []
     assert f"{server.url} does not answer" in said
     assert message in said
@@ -162,9 +263,8 @@ def test_prompts_that_are_rejected_in_every_row_end_the_run(server):
     assert sum(server.asked.values()) == 2 * 11
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_call_that_is_rejected_for_every_row_ends_the_run(server, status):
-    server.react = lambda text, times: error(status, "Unsupported parameter: temperature")
+def test_a_call_that_is_rejected_for_every_row_ends_the_run(server):
+    server.react = lambda text, times: error(400, "Unsupported parameter: temperature")
     with pytest.raises(UserError, match="does not answer: .*Unsupported parameter"):
         ask(server, ["a", "b"])
     with pytest.raises(UserError, match="does not answer"):
@@ -226,9 +326,7 @@ def test_stopping_early_leaves_no_request_behind(server):
 # Images that cannot be sent
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("broken"), MemoryError(), ValueError("x" * 1000), SyntaxError("a tEXt chunk")]
-)
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("x" * 1000)])
 def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
     class Images(Source):
         def __getitem__(self, i: int) -> list:
@@ -240,7 +338,7 @@ def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
     outcomes = dict(asked.answer_rows(Images([["a"], ["b"], ["c"]]), lambda image: image))
     assert isinstance(outcomes[1], UnreadableImage)
     assert type(error).__name__ in str(outcomes[1])
-    assert len(str(outcomes[1])) < 150
+    assert len(str(outcomes[1])) < 350
     assert (outcomes[0], outcomes[2]) == (["Answer to a"], ["Answer to c"])
 
 
@@ -254,15 +352,29 @@ def test_no_key_is_needed_but_by_openai(server, monkeypatch):
         ask(server, ["a"], base=remote.OPENAI)
 
 
-@pytest.mark.parametrize("key", ["sk-\u2026", "sk-a\nb"])
-def test_a_key_that_cannot_be_one_is_not_shown(monkeypatch, key):
-    monkeypatch.setenv("OPENAI_API_KEY", key)
+def test_a_key_that_cannot_be_one_is_not_shown(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2026")
     with pytest.raises(UserError, match="characters that are invalid in a key") as raised:
-        api_key()
-    assert key not in str(raised.value)
+        ask(server, ["a"])
+    assert "sk-\u2026" not in str(raised.value)
 
 
 def test_white_space_around_a_key_does_no_harm(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     ask(server, ["a"])
     assert server.keys == [f"Bearer {KEY}"]
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "socks://a:1"), ("HTTPS_PROXY", "http://a:78x90"), ("SSL_CERT_FILE", "/no/such/ca.pem")],
+)
+def test_variables_of_a_proxy_or_certificates(server, monkeypatch, variable, value):
+    """A server on this machine is asked without them; for any other they are one line."""
+    monkeypatch.setenv(variable, value)
+    assert ask(server, ["a"]) == [(0, ["Answer to a"])]
+    with pytest.raises(UserError, match="no connection to http://a/v1 can be set up"):
+        ask(server, ["a"], base="http://a/v1")
