@@ -1,11 +1,29 @@
-"""Teacher's boxes become training boxes: read, mapped to the original image, grown by their fifth."""
+"""The training data: each source halved for SFT and GRPO, and a grown box from each response of the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from cropvlm import boxes
 from cropvlm.boxes import GROWTH, Bbox
 from cropvlm.errors import UserError
+
+
+def halves(counts: Sequence[int], sft_share: float = 0.5) -> list[int]:
+    """Return how many rows of each source, from its first one, are for SFT; the others are for GRPO.
+
+    Each source is halved by itself, so that both parts hold every source. Of n rows n // 2 are for SFT, as in the
+    release, which halves one data set.
+
+    >>> halves([34602, 5])
+    [17301, 2]
+    """
+    return [share_of(sft_share, count) for count in counts]
+
+
+def share_of(share: float, rows: int) -> int:
+    """The number of rows in a share, rounded down: 29 for 0.29 of 100, where floats make it 28.999999999999996."""
+    return int(Fraction(str(share)) * rows)
 
 
 def read_response(text: str, seen_size: tuple[int, int], size: tuple[int, int]) -> tuple[Bbox | None, str]:
@@ -50,8 +68,8 @@ def grow(
     """Return the grown box of each record, None where it holds no response, and the cut points of relative area.
 
     A response that names no box counts as the whole image. All boxes take part in the cut points, the areas at the
-    borders of the fifths; a box of the i-th fifth, smallest first, grows to `growth[i]` times its area (paper, data set
-    construction). Raises `UserError` if no record holds a response.
+    borders of the fifths; a box of the i-th fifth, smallest first, grows to `growth[i]` times its area (the release's
+    factors). Raises `UserError` if no record holds a response.
     """
     read = [_read_record(record) for record in records]
     areas = [box.area for box in read if box]

@@ -47,6 +47,8 @@ def test_mapping_there_and_back_is_exact(width, height, shares):
         ("[90, 90, 130, 140]", (180, 90, 200, 100), "box"),  # beyond the edge: clipped
         ("[10, 20, 10, 20]", (20, 20, 20, 20), "box"),  # no area: it takes part
         ("[100, 0, 120, 50]", None, "outside the image"),
+        ("[-50, 10, 0, 40]", None, "outside the image"),  # ends where the image begins
+        ("[10, -50, 40, 0]", None, "outside the image"),
         ("", None, "empty"),
         ("There is no such sign.", None, "no list"),
         ('{"bbox_2d": [10, 20, 3', None, "truncated"),

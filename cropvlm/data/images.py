@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cropvlm.errors import UnreadableImage, one_line, shorten
 
@@ -22,16 +22,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 MAX_FILE_BYTES = 1 << 30
 STRIP_PIXELS = 1 << 24  # an image is converted in strips of so many pixels, which bounds the memory of the steps
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def open_image(source: Any) -> Image.Image:
@@ -48,8 +38,10 @@ def open_image(source: Any) -> Image.Image:
     """
     with _opened(source) as opened:
         opened.load()
-        turn = _TURNS.get(_orientation(opened))
-        image = _to_rgb(opened if turn is None else opened.transpose(turn))
+        image = opened.copy() if opened is source else opened
+        with contextlib.suppress(Exception):  # broken EXIF data do not make the pixels bad
+            ImageOps.exif_transpose(image, in_place=True)
+        image = _to_rgb(image)
         if min(image.size) < 1:
             raise ValueError(f"{image.width}x{image.height} px")
         return image
@@ -61,8 +53,11 @@ def image_size(source: Any) -> tuple[int, int]:
     Raises `UnreadableImage` where there is nothing, or nothing whose header Pillow can read.
     """
     with _opened(source) as opened:
+        orientation = 1
+        with contextlib.suppress(Exception):
+            orientation = opened.getexif().get(ExifTags.Base.Orientation)
         # Pillow swaps the sides of a TIFF when it reads the header.
-        lies_on_a_side = _orientation(opened) in range(5, 9) and opened.format != "TIFF"
+        lies_on_a_side = orientation in range(5, 9) and opened.format != "TIFF"
         return opened.size[::-1] if lies_on_a_side else opened.size
 
 
@@ -113,14 +108,6 @@ def _file(source: Any) -> Path | io.BytesIO:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"a file of more than {MAX_FILE_BYTES >> 20} MB")
     return path
-
-
-def _orientation(image: Image.Image) -> Any:
-    """The orientation in EXIF, 1 to 8 by its rules. Broken EXIF data do not make the pixels bad."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:
-        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

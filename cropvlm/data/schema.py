@@ -53,7 +53,7 @@ def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tu
     replaced = {*columns, *sources.values(), *benchmark.options}
     others = raw.remove_columns([name for name in names if name in replaced])
     text = datasets.Dataset.from_dict(columns)
-    return datasets.concatenate_datasets([others, text], axis=1) if others.column_names else text
+    return datasets.concatenate_datasets([others, text], split=raw.split, axis=1) if others.column_names else text
 
 
 def _questions(raw: datasets.Dataset, benchmark: Benchmark, source: str, path: str) -> list[str]:
@@ -207,12 +207,12 @@ def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool)
 
 def _is_base64_image(text: str) -> bool:
     try:
-        return bool(image_size(_base64_bytes(text)))
+        return bool(image_size(base64_bytes(text)))
     except UnreadableImage:
         return False
 
 
-def _base64_bytes(text: str | None) -> bytes:
+def base64_bytes(text: str | None) -> bytes:
     """The bytes that base64 or a data URL holds, padded or not; empty for any other text: an unreadable image."""
     try:
         return base64.b64decode((text or "").rpartition("base64,")[2] + "==")
@@ -222,7 +222,7 @@ def _base64_bytes(text: str | None) -> bytes:
 
 def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     if "image" in batch:
-        batch["image"] = [{"bytes": _base64_bytes(text), "path": None} for text in batch["image"]]
+        batch["image"] = [{"bytes": base64_bytes(text), "path": None} for text in batch["image"]]
     return batch
 
 
@@ -239,7 +239,7 @@ def _save_base64(rows: datasets.Dataset) -> datasets.Dataset:
         cache_file_name=str(cache / f"{images._fingerprint}.arrow"),
         desc="base64 images",
     )
-    return datasets.concatenate_datasets([rows.remove_columns("image"), images], axis=1)
+    return datasets.concatenate_datasets([rows.remove_columns("image"), images], split=rows.split, axis=1)
 
 
 def _open_paths(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:
@@ -253,7 +253,7 @@ def _open_paths(rows: datasets.Dataset, repository: Repository, to_save: bool) -
         _refuse_outside(full, [folder], repository.source)
     images = [None if path is None else {"path": path, "bytes": None} for path in full]
     column = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": ENCODED}))
-    return datasets.concatenate_datasets([rows.remove_columns("image"), column], axis=1)
+    return datasets.concatenate_datasets([rows.remove_columns("image"), column], split=rows.split, axis=1)
 
 
 def _paths_without_bytes(rows: datasets.Dataset) -> Iterator[str | None]:

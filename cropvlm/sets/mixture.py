@@ -1,7 +1,6 @@
 """A training mixture: several data sets in one schema, ids that stay unique, each source halved for SFT and GRPO."""
 
 from collections.abc import Sequence
-from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 
@@ -10,14 +9,10 @@ from datasets import Dataset, List, Value, concatenate_datasets
 from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError
 from cropvlm.sets.sources import Source
+from cropvlm.teacher import halves, share_of
 
 SCHEMA = ("image", "question", "question_id", "answers", "source")
 STRINGS = List(Value("string"))
-
-
-def share_of(share: float, rows: int) -> int:
-    """The number of rows in a share, rounded down: 29 for 0.29 of 100, where floats make it 28.999999999999996."""
-    return int(Fraction(str(share)) * rows)
 
 
 def load_source(source: Source, split: str | None, max_samples: int | None) -> Dataset:
@@ -60,12 +55,11 @@ def _in_schema(rows: Dataset) -> Dataset:
 
 
 def halve(sources: list[Dataset], sft_share: float = 0.5) -> tuple[Dataset, Dataset | None]:
-    """Return SFT and GRPO part: the first `sft_share` of the rows of each source, and the rest (None if empty).
+    """Return SFT and GRPO part by `cropvlm.teacher.halves` (None for an empty one); both hold every source.
 
-    Of n rows the first n // 2 go into the SFT part, as in the released experiment; both parts hold every source.
     Raises `UserError` if a source has no row for SFT.
     """
-    counts = [share_of(sft_share, len(rows)) for rows in sources]
+    counts = halves([len(rows) for rows in sources], sft_share)
     for rows, count in zip(sources, counts, strict=True):
         if count == 0:
             name = rows[0]["source"]

@@ -1,0 +1,280 @@
+"""Every kind of image becomes upright RGB, or is unreadable."""
+
+import io
+import os
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from cropvlm.crops import crop_bbox
+from cropvlm.data import images
+from cropvlm.data.images import encoded_image, image_size, open_image
+from cropvlm.errors import UnreadableImage
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encode(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def checkered():
+    """3x2 pixels, each of another colour."""
+    image = Image.new("RGB", (3, 2))
+    image.putdata([RED, GREEN, BLUE, WHITE, (10, 20, 30), (200, 100, 50)])
+    return image
+
+
+def pixels(image):
+    return [tuple(pixel) for row in np.asarray(image).tolist() for pixel in row]
+
+
+@pytest.mark.parametrize("kind", ["PIL", "path", "str", "bytes", "dict of bytes", "dict of path"])
+def test_every_source_opens_to_the_same_pixels(tmp_path, kind):
+    path = tmp_path / "image.png"
+    checkered().save(path)
+    source = {
+        "PIL": checkered(),
+        "path": path,
+        "str": str(path),
+        "bytes": path.read_bytes(),
+        "dict of bytes": {"bytes": path.read_bytes(), "path": "name in the data set, not a file"},
+        "dict of path": {"bytes": None, "path": str(path)},
+    }[kind]
+    image = open_image(source)
+    assert image.mode == "RGB"
+    assert pixels(image) == pixels(checkered())
+
+
+def test_pil_source_is_left_as_it_is():
+    source = Image.open(io.BytesIO(encode(checkered(), exif=orientation(6))))
+    opened = open_image(source)
+    opened.paste(WHITE, (0, 0, 2, 3))
+    assert source.size == (3, 2)
+    assert pixels(source) == pixels(checkered())
+    assert source.getexif()[0x0112] == 6
+
+
+def orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+# EXIF's word for each orientation: where the first row and the first column of the stored pixels belong.
+UPRIGHT = {
+    1: lambda array: array,
+    2: lambda array: array[:, ::-1],  # mirrored
+    3: lambda array: array[::-1, ::-1],  # upside down
+    4: lambda array: array[::-1],  # mirrored upside down
+    5: lambda array: array.transpose(1, 0, 2),  # first row is the left side, from the top
+    6: lambda array: array.transpose(1, 0, 2)[:, ::-1],  # first row is the right side, from the top
+    7: lambda array: array.transpose(1, 0, 2)[::-1, ::-1],  # first row is the right side, from the bottom
+    8: lambda array: array.transpose(1, 0, 2)[::-1],  # first row is the left side, from the bottom
+}
+
+
+@pytest.mark.parametrize("value", UPRIGHT)
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_once(value, format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    image = open_image(encode(checkered(), format, exif=orientation(value), **options))
+    np.testing.assert_array_equal(np.asarray(image), UPRIGHT[value](np.asarray(checkered())))
+    again = open_image(image)
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(image))
+
+
+def test_broken_exif_does_not_make_an_image_unreadable():
+    image = open_image(encode(checkered(), exif=b"Exif\x00\x00MM\x00*\xff\xff"))
+    assert pixels(image) == pixels(checkered())
+
+
+@pytest.mark.parametrize(
+    ("image", "pixel"),
+    [
+        pytest.param(Image.new("1", (1, 1), 1), WHITE, id="1 bit"),
+        pytest.param(Image.new("L", (1, 1), 100), (100, 100, 100), id="grey"),
+        pytest.param(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), RED, id="CMYK"),
+        pytest.param(Image.new("RGBA", (1, 1), (255, 0, 0, 255)), RED, id="opaque"),
+        pytest.param(Image.new("RGBA", (1, 1), (0, 0, 0, 0)), WHITE, id="transparent shows white"),
+        # 100 * 51/255 + 255 * 204/255 = 20 + 204
+        pytest.param(Image.new("RGBA", (1, 1), (100, 100, 100, 51)), (224, 224, 224), id="a fifth opaque"),
+        pytest.param(Image.new("LA", (1, 1), (0, 0)), WHITE, id="grey with alpha"),
+        # 16 bit: v / 257
+        pytest.param(Image.new("I;16", (1, 1), 25_700), (100, 100, 100), id="16 bit"),
+        pytest.param(Image.new("I;16", (1, 1), 65_535), WHITE, id="16 bit white"),
+        pytest.param(Image.new("I;16", (1, 1), 255), (1, 1, 1), id="16 bit, nearly black"),
+        pytest.param(Image.new("I;16B", (1, 1), 25_700), (100, 100, 100), id="16 bit, big-endian"),
+        pytest.param(Image.new("I", (1, 1), 200), (200, 200, 200), id="32 bit holding 8"),
+        pytest.param(Image.new("I", (1, 1), 25_700), (100, 100, 100), id="32 bit holding 16"),
+        pytest.param(Image.new("I", (1, 1), 10**6), WHITE, id="32 bit: the highest is white"),
+        pytest.param(Image.new("I", (1, 1), -5), (0, 0, 0), id="negative is black"),
+        pytest.param(Image.new("F", (1, 1), 0.2), (51, 51, 51), id="float up to 1"),
+        pytest.param(Image.new("F", (1, 1), 51.0), (51, 51, 51), id="float up to 255"),
+        pytest.param(Image.new("F", (1, 1), float("nan")), (0, 0, 0), id="not a number is black"),
+    ],
+)
+def test_every_mode_becomes_8_bit_rgb(image, pixel):
+    assert pixels(open_image(image)) == [pixel]
+
+
+def test_16_bit_png_is_scaled_not_clipped():
+    levels = np.array([[0, 257, 25_700, 65_535]], dtype=np.uint16)
+    image = open_image(encode(Image.fromarray(levels)))
+    assert [pixel[0] for pixel in pixels(image)] == [0, 1, 100, 255]
+
+
+def test_palette_images():
+    palette = checkered().quantize(6)
+    assert palette.mode == "P"
+    assert pixels(open_image(encode(palette))) == pixels(palette.convert("RGB"))
+    first = palette.getpixel((0, 0))
+    shown = pixels(open_image(encode(palette, transparency=first)))
+    assert shown[0] == WHITE  # the transparent index
+    assert shown[1:] == pixels(palette.convert("RGB"))[1:]
+
+
+def test_cmyk_jpeg():
+    image = open_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))
+    assert np.abs(np.asarray(image).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    image = open_image(data)
+    assert set(pixels(image)) == {RED}
+    assert pixels(image.crop((0, 0, 1, 1))) == [RED]  # still whole after its file is closed
+
+
+@pytest.mark.filterwarnings("error")  # Pillow's warning of a decompression bomb would fail this
+def test_100_megapixels():
+    data = encode(Image.new("1", (10_000, 10_000), 1))
+    image = open_image(data)
+    assert image.size == (10_000, 10_000)
+    assert crop_bbox(image, (50, 50, 51, 52)).size == (100, 200)
+
+
+@pytest.mark.parametrize("metadata", ["colour profile", "text", "many texts"])
+def test_large_metadata_of_a_png(metadata):
+    info = PngImagePlugin.PngInfo()
+    for i in range({"text": 1, "many texts": 40}.get(metadata, 0)):
+        info.add_text(f"comment {i}", "x" * 3_000_000, zip=True)
+    profile = {"icc_profile": b"\0" * (8 << 20)} if metadata == "colour profile" else {}
+    data = encode(checkered(), pnginfo=info, **profile)
+    assert pixels(open_image(data)) == pixels(checkered())
+    assert image_size(data) == (3, 2)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "I;16"])
+def test_conversion_in_strips_changes_no_pixel(monkeypatch, mode):
+    noise = Image.effect_noise((37, 29), 80)
+    image = Image.merge("RGBA", [noise, noise.rotate(90), noise.rotate(180), noise.transpose(5).resize((37, 29))])
+    image = Image.fromarray(np.asarray(noise, np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+    whole = open_image(image)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 37 * 2)
+    assert np.array_equal(np.asarray(open_image(image)), np.asarray(whole))
+
+
+@pytest.mark.parametrize("value", [1, 6])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_the_size_in_the_header_is_that_of_the_upright_image(value, format):
+    data = encode(checkered(), format, exif=orientation(value))
+    assert image_size(data) == open_image(data).size == ((2, 3) if value == 6 else (3, 2))
+
+
+def test_more_pixels_than_memory_holds():
+    no_pixels = (0).to_bytes(4, "big") + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
+    data = png_header(15_900, 15_900) + no_pixels  # 253 megapixels
+    for read in (open_image, image_size):
+        with pytest.raises(UnreadableImage, match="252810000 pixels.* limit of 250000000"):
+            read(data)
+
+
+@pytest.mark.parametrize(
+    "raised", [AssertionError(), ZeroDivisionError("by zero"), MemoryError(), TypeError("x" * 10**6)]
+)
+def test_whatever_a_decoder_raises_is_an_unreadable_image(monkeypatch, raised):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(UnreadableImage, match="unreadable image: .{,300}; expected") as caught:
+        open_image(encode(checkered()))
+    assert caught.value.__cause__ is raised
+
+
+def test_broken_exif_of_any_kind_counts_as_upright(monkeypatch):
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: 1 / 0)
+    data = encode(checkered(), exif=orientation(6))
+    assert pixels(open_image(data)) == pixels(checkered())
+    assert image_size(data) == (3, 2)
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path, "a\0b", "https://example.com/a.png", "x" * 5000):
+        for source in (path, {"bytes": None, "path": str(path)}):
+            with pytest.raises(UnreadableImage, match="unreadable image: .{,300}; expected"):
+                open_image(source)
+        assert encoded_image(source) == b""
+
+
+def test_no_other_program_draws_a_postscript_image():
+    with pytest.raises(UnreadableImage, match="PostScript"):
+        open_image(encode(checkered(), "EPS"))
+
+
+def test_empty_bytes_are_not_looked_for_under_the_path(tmp_path):
+    checkered().save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match="no bytes"):
+        open_image({"bytes": b"", "path": str(tmp_path / "a.png")})
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixels."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+
+
+UNREADABLE = {
+    "nothing": None,
+    "nothing in the dict": {"bytes": None, "path": None},
+    "no such file": "no/such/file.png",
+    "a folder": ".",
+    "empty": b"",
+    "no image": b"this is a text",
+    "cut off": encode(Image.effect_noise((64, 64), 50))[:2000],
+    "cut off in the header": encode(checkered())[:20],
+    "header only": png_header(5, 5),
+    "a bomb": png_header(100_000, 100_000),
+    "broken inside": encode(checkered()).replace(b"IDAT", b"IDAX"),
+    "no pixels": Image.new("RGB", (0, 5)),
+    "a number": 5,
+}
+
+
+@pytest.mark.parametrize("source", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_unreadable_images(source):
+    with pytest.raises(UnreadableImage, match="unreadable image: .*; expected") as caught:
+        open_image(source)
+    assert "0x7" not in str(caught.value)  # no address of an object: the same image is reported in the same words
+
+
+@given(st.binary(max_size=200), st.integers(0, 70))
+def test_any_bytes_open_or_are_unreadable(noise, at):
+    data = bytearray(encode(checkered()))
+    data[at : at + len(noise)] = noise
+    try:
+        image = open_image(bytes(data))
+    except UnreadableImage:
+        return
+    assert image.mode == "RGB"
