@@ -3,7 +3,8 @@
     bash benchmarks/gpu.sh
     python3 benchmarks/gpu_table.py --only boxes --tiny          (on a CPU: do the lines run?)
 
-Each line is a benchmark of its own, run as a process with a time limit: one that fails leaves its reason in the table.
+Each line is a benchmark of its own, run as a process with a time limit: one that fails leaves its reason in the table,
+beside what it had measured before. Below the table stand the lines for `rates.yaml`.
 """
 
 import argparse
@@ -16,12 +17,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from timing import machine
+
 FOLDER = Path(__file__).resolve().parent
 NUMBER = r"([0-9.e+-]+)"
 IN_BATCHES = (rf"in batches: +{NUMBER} rows/s", rf"one row at a time: {NUMBER} rows/s")
 STEP = (rf"^ours +{NUMBER} s a step", rf"^trl +{NUMBER} s a step")
 BY_WORKERS = (rf"by \d+ workers: +{NUMBER} rows/s", rf"training process: {NUMBER} rows/s")
-CACHES = (rf"^growing +cache: {NUMBER} s", rf"^static +cache: {NUMBER} s")
 
 
 @dataclass
@@ -56,11 +58,10 @@ LINES = [
     generation("boxes 2048 px", "--scripts boxes --rows 512 --longest_edge 2048", 110),
     generation("both answers 512 px", "--scripts answers --rows 1024", 110),
     generation("both answers 2048 px", "--scripts answers --rows 256 --longest_edge 2048", 110),
-    Line("decoding, 64 rows x 32 tokens", "decoding.py", *CACHES, "static cache, compiled", "s", 90),
-    grpo("GRPO step 512 px, 16 prompts", "--micro_prompts 16 --steps 2", 160),
-    grpo("GRPO step 2048 px, 16 prompts", "--micro_prompts 4 --longest_edge 2048", 160),
+    grpo("GRPO step 512 px, 16 prompts", "--steps 2", 160),
+    grpo("GRPO step 2048 px, 16 prompts", "--longest_edge 2048", 160),
     sft("SFT 512 px", "", 100),
-    sft("SFT 2048 px", "--longest_edge 2048 --micro_rows 4", 120),
+    sft("SFT 2048 px", "--longest_edge 2048", 120),
     Line(
         "teacher 7B",
         "teacher_speed.py --geometry 7b --rows 128 --single_rows 8",
@@ -73,9 +74,8 @@ LINES = [
 # Flags and seconds that make a line short enough to try on two cores: tiny models, next to no rows.
 TINY = {
     "generation_speed.py": ("--geometry miniature --rows 4 --single_rows 2 --box_tokens 2 --answer_tokens 2", 30),
-    "decoding.py": ("--geometry miniature --rows 2 --new_tokens 2", 30),
     "grpo_step.py": (
-        "--geometry miniature --prompts 1 --micro_prompts 1 --steps 1 --new_tokens 4 --longest_edge 512",
+        "--geometry miniature --prompts 1 --steps 1 --new_tokens 4 --longest_edge 512",
         70,
     ),
     "sft_speed.py": ("--geometry miniature --steps 1 --longest_edge 64 --micro_rows 16", 55),
@@ -83,8 +83,8 @@ TINY = {
 }
 
 
-def run(line: Line, tiny: bool) -> str:
-    """A row of the table: work, our figure, the other way's, the ratio; or the reason for its failure."""
+def run(line: Line, tiny: bool) -> tuple[float | None, str]:
+    """Our figure, and a row of the table: the work, our figure, the other way's, the ratio; or why one is missing."""
     script, *flags = line.command.split()
     limit, environment = line.limit, dict(os.environ)
     if tiny:
@@ -96,24 +96,29 @@ def run(line: Line, tiny: bool) -> str:
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
         try:
             output, errors = process.communicate(timeout=limit)
+            reason = "nothing printed"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with its workers, which hold the pipes open
-            return f"| {line.work} | not done in {limit} s | | |"
+            output, _ = process.communicate()
+            errors, reason = "", f"not done in {limit} s"
+    reason = (errors.strip().splitlines() or [reason])[-1][:100].replace("|", "/")
     found = [re.search(pattern, output, re.MULTILINE) for pattern in (line.ours, line.other)]
-    if process.returncode or not all(found):
-        reason = (errors.strip().splitlines() or ["nothing printed"])[-1]
-        return f"| {line.work} | failed: {reason[:100].replace('|', '/')} | | |"
-    ours, other = (float(match[1]) for match in found)
-    ratio = other / ours if line.unit == "s" else ours / other
-    return f"| {line.work} | {ours:g} {line.unit} | {other:g} {line.unit}, {line.than} | {ratio:.2f} |"
+    ours, other = (float(match[1]) if match else None for match in found)
+    first = reason if ours is None else f"{ours:g} {line.unit}"
+    second = reason if other is None else f"{other:g} {line.unit}, {line.than}"
+    ratio = ""
+    if ours and other:
+        ratio = f"{other / ours if line.unit == 's' else ours / other:.2f}"
+    return ours, f"| {line.work} | {first} | {second} | {ratio} |"
 
 
-def machine() -> str:
-    """The GPU, torch's version and the date: the heading under which the table goes into README.md."""
-    import torch
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"### {name}, torch {torch.__version__}, {datetime.date.today()}"
+def rate(line: Line, ours: float) -> str:
+    """A line for rates.yaml, in rows per second whatever the unit."""
+    px, prompts = re.search(r"(\d+) px", line.work), re.search(r"(\d+) prompts", line.work)
+    what = line.work[: px.start()].strip() if px else line.work
+    per_second = ours if line.unit == "rows/s" else int(prompts[1]) / ours
+    name = machine().split(",")[0]
+    return f"- {{what: {what}, gpu: {name}, px: {px[1] if px else 'null'}, rows_per_second: {per_second:.4g}}}"
 
 
 def main() -> None:
@@ -122,10 +127,14 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to see whether the lines run")
     args = parser.parse_args()
     note = "Tiny models, next to no rows: whether the lines run, nothing else.\n\n" if args.tiny else ""
-    print(f"{machine()}\n\n{note}| work | ours | other way | ratio |\n|---|---|---|---|", flush=True)
+    print(f"### {machine()}, {datetime.date.today()}\n\n{note}| work | ours | other way | ratio |\n|---|---|---|---|")
+    rates = []
     for line in LINES:
         if any(part in line.work for part in args.only):
-            print(run(line, args.tiny), flush=True)
+            ours, row = run(line, args.tiny)
+            print(row, flush=True)
+            rates += [rate(line, ours)] if ours else []
+    print("\nFor benchmarks/rates.yaml:", *rates, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""A whole GRPO step three ways in one run: train_grpo.py's, unmodified TRL, and the released experiment's.
+"""A whole GRPO step in one run: train_grpo.py's and unmodified TRL's.
 
     python3 benchmarks/grpo_step.py --geometry miniature
     python3 benchmarks/grpo_step.py --geometry real --prompts 1                         (minutes on two cores)
     python3 benchmarks/grpo_step.py --geometry real --longest_edge 2048                 (on a GPU)
 
 ours      groups share one encoding of their image, and the rewards of all completions are scored together
-trl       TRL's own `GRPOTrainer`; a completion's reward is scored alone
-released  the same trainer, one prompt at a time: generate 6, score 6 in one pass, one forward and backward
+trl       TRL's own `GRPOTrainer`, one prompt in a micro-step; a completion's reward is scored alone
 
-Random weights, the paper's settings, JPEGs of about 1024x768, from encoded bytes to the optimiser's step. Every way
-really generates `--new_tokens` tokens, which the same boxes then replace, so that rewards and gradients can be compared
-and the crops are as many and as large as in training. Dropout is off in all three.
+Random weights, the paper's settings, JPEGs of about 1024x768, from encoded bytes to the optimiser's step. Both ways
+really generate `--new_tokens` tokens, which the same boxes then replace, so that rewards and gradients can be compared
+and the crops are as many and as large as in training. Dropout is off in both.
 """
 
 import argparse
@@ -29,10 +28,10 @@ import numpy as np
 import torch
 from datasets import Dataset, Image
 from peft import get_peft_model
-from phases import clock
 from smolvlm import TILE, TILE_TOKENS, sizes
 from synthetic import SIZES, jpeg
-from transformers import AutoConfig, Idefics3ForConditionalGeneration, PrinterCallback, TrainerCallback
+from timing import clock, machine
+from transformers import Idefics3ForConditionalGeneration, PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,7 +40,7 @@ from cropvlm.boxes import format_bbox
 from cropvlm.crops import crop_or_corner
 from cropvlm.data.images import open_image
 from cropvlm.data.rows import then_transform
-from cropvlm.modeling import answer_log_likelihood, load_processor, stop_token_ids
+from cropvlm.modeling import answer_log_likelihood, stop_token_ids
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.runs.cli import positive
 from cropvlm.trainers.training_data import prompt_rows
@@ -50,7 +49,7 @@ from miniature.tiny_models import TILE as SMALL_TILE
 from miniature.tiny_models import build_smolvlm
 from train_grpo import GRPOArguments, GRPOPolicyArguments
 
-GRPO_ROWS = 31_000  # half of the paper's mixture
+GRPO_ROWS = 62_043  # half of the paper's four sources
 G = 6
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -59,13 +58,11 @@ class Models:
     """Policies, reward VLM and processors of one geometry, with random weights."""
 
     def __init__(self, args: argparse.Namespace):
-        self.path, self.real = args.model_path, args.geometry == "real"
+        self.real = args.geometry == "real"
         self.scale = 1 if self.real else TILE // SMALL_TILE
 
     def processor(self, longest_edge: int) -> Any:
         """The processor for images of `longest_edge` px; the miniature's tiles are an eighth of that, and so is all."""
-        if self.path:
-            return load_processor(self.path, longest_edge)
         _, processor = build_smolvlm()
         processor.image_processor.size = {"longest_edge": longest_edge // self.scale}
         if self.real:
@@ -79,8 +76,6 @@ class Models:
         torch.manual_seed(0)
         if not self.real:
             return small.to(dtype)
-        if self.path:
-            return Idefics3ForConditionalGeneration._from_config(AutoConfig.from_pretrained(self.path), dtype=dtype)
         model = Idefics3ForConditionalGeneration._from_config(sizes(processor.tokenizer), dtype=dtype)
         model.generation_config = small.generation_config
         return model
@@ -164,19 +159,19 @@ class MeasuredTRL(Measured, GRPOTrainer):
 
 
 class RewardApart:
-    """The log-likelihood reward of completions that share nothing, so many in one forward pass."""
+    """The log-likelihood reward of completions that share nothing, one in a forward pass."""
 
     __name__ = "answer_likelihood_reward"
 
-    def __init__(self, model: Any, processor: Any, together: int):
-        self.model, self.processor, self.together = model, processor, together
+    def __init__(self, model: Any, processor: Any):
+        self.model, self.processor = model, processor
 
     def __call__(self, completions: list, image: list, question: list, answers: list, **columns: Any) -> list[float]:
         texts = map(completion_text, completions)
         pairs = [(full.copy(), crop_or_corner(full, text)) for full, text in zip(image, texts, strict=True)]
         references = [references[0] for references in answers]
         rows = (self.model, self.processor, pairs, question, references)
-        return answer_log_likelihood(*rows, batch_size=self.together).tolist()
+        return answer_log_likelihood(*rows, batch_size=1).tolist()
 
 
 class Stopwatch(TrainerCallback):
@@ -255,7 +250,7 @@ def make_turns(number: int, processor: Any) -> list[list[int]]:
 
 def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -> tuple[Measured, Stopwatch, float]:
     """Take the steps one way; return the trainer, its stopwatch and peak memory in GiB."""
-    groups = {"ours": args.prompts, "trl": args.micro_prompts or 1, "released": 1}[way]  # in one of TRL's micro-steps
+    groups = 1 if way == "trl" else args.micro_prompts or args.prompts  # in a micro-step
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOArguments(
             output_dir=folder,
@@ -267,7 +262,6 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
             per_device_train_batch_size=G * groups,
             gradient_accumulation_steps=args.prompts // groups,
             micro_batch_size=G * args.micro_prompts if way == "ours" and args.micro_prompts else "auto",
-            steps_per_generation=1 if way == "released" else None,
             max_steps=args.warmup_steps + args.steps,
             generation_kwargs={"min_new_tokens": args.new_tokens},
             max_completion_length=args.new_tokens,
@@ -281,7 +275,7 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
             reward = AnswerLikelihoodReward(answerer, reward_processor)
         else:
             rows, trainer_class = with_decoded_images(rows), MeasuredTRL
-            reward = RewardApart(answerer, reward_processor, 1 if way == "trl" else G)
+            reward = RewardApart(answerer, reward_processor)
         trainer = trainer_class(
             turns=make_turns(G * args.prompts, processor),
             model=models.policy(dtype, processor),
@@ -316,10 +310,10 @@ def report(
     return {"seconds": seconds, "reward": shown["reward"], "rewards": rewards, "gradients": trainer.gradients}
 
 
-def compare(ours: dict[str, Any], other: dict[str, Any], name: str) -> None:
-    """Print how many times as fast we are, and how far rewards and gradients of the first step are apart."""
+def compare(ours: dict[str, Any], other: dict[str, Any]) -> None:
+    """Print how many times as fast as TRL we are, and how far rewards and gradients of the first step are apart."""
     ratio = other["seconds"] / ours["seconds"]
-    print(f"{ratio:.2f} times as fast as {name}; the reward alone {other['reward'] / ours['reward']:.2f} times")
+    print(f"{ratio:.2f} times as fast as unmodified TRL; the reward alone {other['reward'] / ours['reward']:.2f} times")
     rewards = (ours["rewards"] - other["rewards"]).abs().max()
     low, high = ours["rewards"].sum(1).aminmax()
     assert ours["gradients"].keys() == other["gradients"].keys()
@@ -337,33 +331,26 @@ def main() -> None:
     parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
     parser.add_argument("--prompts", type=positive, default=16, help="of an optimiser step, 6 completions each")
     parser.add_argument(
-        "--micro_prompts", type=positive, help="through the model at once in the first two ways; default: auto, and 1"
+        "--micro_prompts", type=positive, help="through the model at once in our way; default: what memory holds"
     )
     parser.add_argument("--new_tokens", type=positive, default=16, help="of each completion; about a box's length")
     parser.add_argument("--steps", type=positive, default=1, help="that are timed")
     parser.add_argument("--warmup_steps", type=int, default=1 if DEVICE.type == "cuda" else 0)
-    parser.add_argument("--ways", nargs="+", choices=("ours", "trl", "released"), default=["ours", "trl", "released"])
-    parser.add_argument("--model_path", help="folder with SmolVLM's configuration and tokenizer; weights stay random")
+    parser.add_argument("--ways", nargs="+", choices=("ours", "trl"), default=["ours", "trl"])
     args = parser.parse_args()
     if args.prompts % (args.micro_prompts or 1):
         parser.error("--prompts has to be a multiple of --micro_prompts")
-    if args.model_path and args.geometry != "real":
-        parser.error("--model_path goes with --geometry real")
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    print(
-        f"{args.geometry}, {args.longest_edge} px, {args.prompts} prompts x {G} completions, {args.new_tokens} tokens"
-    )
-    print(f"{name}, {dtype}, torch {torch.__version__}", flush=True)
+    print(f"{machine()}, {args.geometry}, {dtype}, {args.longest_edge} px, ", end="")
+    print(f"{args.prompts} prompts x {G} completions, {args.new_tokens} tokens", flush=True)
     models = Models(args)
     answerer = models.model(dtype).to(DEVICE).eval().requires_grad_(False)
     results = {}
     for way in args.ways:
         results[way] = report(way, *measure(way, models, answerer, args), args)
         gc.collect()
-    for way, label in (("trl", "unmodified TRL"), ("released", "the released experiment's way")):
-        if "ours" in results and way in results:
-            compare(results["ours"], results[way], label)
+    if len(results) == 2:
+        compare(results["ours"], results["trl"])
 
 
 if __name__ == "__main__":

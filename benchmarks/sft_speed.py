@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset, Image
 from generation_speed import build
-from phases import clock
 from synthetic import photos
+from timing import clock, machine
 from transformers import PrinterCallback, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -87,16 +87,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         real = args.geometry == "real"
-        made = build(None, args.longest_edge, torch.device("cpu"), torch.float32) if real else build_smolvlm()
+        made = build(args.longest_edge, torch.device("cpu"), torch.float32) if real else build_smolvlm()
         save(folder / "model", *made)
         write_rows(folder / "rows", ROWS_A_STEP * (args.steps + 1))
         options = (args.micro_rows, args.longest_edge, args.steps)
-        alone = rows_per_second(folder, 0, *options)
+        print(f"{machine()}, {args.geometry}, {args.longest_edge} px, {args.micro_rows} of {ROWS_A_STEP} rows at once")
         beside = rows_per_second(folder, workers, *options)
-    machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{machine}, {args.geometry}, {args.longest_edge} px, {args.micro_rows} of {ROWS_A_STEP} rows at once")
-    print(f"prepared in the training process: {alone:.3g} rows/s")
-    print(f"prepared by {workers} workers:        {beside:.3g} rows/s")
+        print(f"prepared by {workers} workers:        {beside:.3g} rows/s", flush=True)
+        alone = rows_per_second(folder, 0, *options)
+        print(f"prepared in the training process: {alone:.3g} rows/s")
     print(f"{beside / alone:.2f} times as fast")
 
 

@@ -1,4 +1,4 @@
-"""Tiny models of the real classes with random weights, for `miniature.pretrain` and the tests.
+"""Tiny models of the real classes with random weights, for `miniature.pretraining.pretrain` and the tests.
 
 The tokenizer is a byte-level BPE learnt from the miniature's own sentences, with SmolVLM's, Qwen2.5-VL's or
 LLaVA-1.5's special tokens and chat template, so that processors, templates and stop tokens match the real models'.

@@ -17,7 +17,7 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.runs.predictions import read_predictions, write_predictions
 from miniature import known_boxes as boxes
 from miniature import table as report
-from miniature.families import FAMILIES
+from miniature.pretraining.families import FAMILIES
 from miniature.world import draw_row, write_world
 
 COMMITTED = Path(report.__file__).parent / "models"

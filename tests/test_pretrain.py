@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cropvlm import prompts
-from miniature import conversations, pretrain
-from miniature.families import FAMILIES
-from miniature.lessons import (
+from miniature.pretraining import conversations, pretrain
+from miniature.pretraining.families import FAMILIES
+from miniature.pretraining.lessons import (
     CHARACTERS,
     COLOR_IDS,
     IGNORE,

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from miniature.families import SmolVLM
-from miniature.lessons import COLOR_IDS, IGNORE, PLACES, Example, place_labels
+from miniature.pretraining.families import SmolVLM
+from miniature.pretraining.lessons import COLOR_IDS, IGNORE, PLACES, Example, place_labels
 
 
 class Conversation:

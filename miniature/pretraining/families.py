@@ -1,4 +1,4 @@
-"""Image and prompt encoding of the three families, for `miniature.pretrain`.
+"""Image and prompt encoding of the three families, for `miniature.pretraining.pretrain`.
 
 A picture is the whole canvas or a crop, resized as the family's processor does. The processor takes
 pictures one by one; here a batch of uint8 tiles is encoded at once. `tests/test_pretrain.py` compares the two.

@@ -1,6 +1,6 @@
 """Measure what the miniature's models can do before CropVLM begins, on scenes that they have never seen.
 
-    python3 -m miniature.examine --family smolvlm --model_path miniature/models/smolvlm
+    python3 -m miniature.pretraining.examine --family smolvlm --model_path miniature/models/smolvlm
 
 uses the real processor and greedy generation. A reader is asked for the text of every placard from [full image, crop],
 where the crop is the placard's box enlarged 1, 1.5, 2 and 3 times a side; `smolvlm` also for a frame around it, and the
@@ -22,8 +22,8 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.qwen import qwen_size
 from cropvlm.runs.cli import ArgumentParser, run
 from cropvlm.sets.asking import pixel_budget
-from miniature.families import FAMILIES
-from miniature.lessons import one_image_turn
+from miniature.pretraining.families import FAMILIES
+from miniature.pretraining.lessons import one_image_turn
 from miniature.tiny_models import TILE
 from miniature.world import Placard, ask, draw_scene
 

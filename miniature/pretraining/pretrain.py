@@ -1,6 +1,6 @@
 """Pretrain the miniature's three models in the skills that the real models have before CropVLM begins.
 
-    python3 -m miniature.pretrain --family smolvlm --output_path miniature/models/smolvlm
+    python3 -m miniature.pretraining.pretrain --family smolvlm --output_path miniature/models/smolvlm
 
 First the vision tower and its connector are trained: linear heads predict from every image token what its patches show
 (colour, place, characters, word), and are then discarded. Then the language model is trained on questions and answers,
@@ -32,9 +32,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cropvlm.runs.cli import ArgumentParser, run
-from miniature.conversations import Conversation
-from miniature.families import FAMILIES, SmolVLM
-from miniature.lessons import (
+from miniature.pretraining.conversations import Conversation
+from miniature.pretraining.families import FAMILIES, SmolVLM
+from miniature.pretraining.lessons import (
     CHARACTERS,
     COLOR_IDS,
     IGNORE,
@@ -50,7 +50,7 @@ from miniature.lessons import (
 from miniature.tiny_models import save
 from miniature.world import COLORS, LEXICON
 
-logger = logging.getLogger("miniature.pretrain")
+logger = logging.getLogger("miniature.pretraining.pretrain")
 
 LOOK_BATCH, TALK_BATCH = 96, 64
 FULL_SHARE = 0.25  # share of whole canvases in the tower's batches, for families that see crops

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cropvlm import prompts
-from miniature.families import FAMILIES
+from miniature.pretraining.families import FAMILIES
 from miniature.tiny_models import PLACE_LESSONS
 from miniature.world import COLORS, LEXICON, Placard, ask, draw_scene, fit_font
 
