@@ -1,5 +1,6 @@
 """Models for use and for training: loaded from a Hub id, a folder or an adapter, with LoRA where it is wanted."""
 
+import itertools
 import logging
 from typing import Any
 
@@ -10,10 +11,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids  # noqa: F401 (callers take them from here)
 from cropvlm.errors import UserError, failure
 from cropvlm.likelihood import answer_log_likelihood  # noqa: F401
-from cropvlm.models.adapters import adapter_base, attach_adapter, is_adapter, merge_adapter
+from cropvlm.models.adapters import adapter_base, adapter_bases, attach_adapter, is_adapter, merge_adapter
 from cropvlm.models.loading import NO_CODE, device_and_dtype
-from cropvlm.models.processors import first_processor, longest_edge_of, set_image_size  # noqa: F401
+from cropvlm.models.processors import first_processor, longest_edge_of, set_image_fit, set_image_size  # noqa: F401
 from cropvlm.models.qwen import ImageSizeError  # noqa: F401
+from cropvlm.models.revisions import split_revision
 from cropvlm.prompts import answerer_messages
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ def load_processor(
     longest_edge: int | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    image_fit: str = "pad",
 ) -> ProcessorMixin:
     """Return the processor of a model, ready for batches (padding on the left).
 
@@ -35,13 +38,15 @@ def load_processor(
         path: Hub id, `save_pretrained` folder, or PEFT adapter folder (its base's if it holds none).
         longest_edge: pixels of the longer side that an image is resized to (Idefics3 and SmolVLM).
         min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
+        image_fit: "pad" or "crop", for a processor that centre-crops: whether it sees the sides of an image.
 
     Raises `ImageSizeError` where its image sizes are set in another way, `UserError` where no processor is there, or
     none that can write a chat about images.
     """
-    processor = first_processor([path, adapter_base(path)], path)
+    processor = first_processor(itertools.chain([path], adapter_bases(path)), path)
     processor.tokenizer.padding_side = "left"
     set_image_size(processor, path, longest_edge, min_pixels, max_pixels)
+    set_image_fit(processor, image_fit)
     with failure(f"{path}: its chat template cannot be applied"):
         processor.apply_chat_template(answerer_messages("Which?", 1), add_generation_prompt=True, tokenize=False)
     return processor
@@ -67,32 +72,37 @@ def load_model(
     """
     default_device, default_dtype = device_and_dtype()
     dtype = default_dtype if dtype is None else dtype
+    model = load_full_model(path, dtype, attn_implementation, base_model_path)
+    return model.to(default_device if device is None else device).eval()
+
+
+def load_full_model(
+    path: str, dtype: torch.dtype, attn_implementation: str | None = None, base_model_path: str | None = None
+) -> PreTrainedModel:
+    """Return the image-text-to-text model at a Hub id or in a folder, on the CPU; an adapter is merged into its base.
+
+    Weights are read from safetensors only: the other format is a pickle. The other arguments are `load_model`'s.
+    Raises `UserError`: no such model, some of its weights are missing, or an adapter that cannot be merged.
+    """
     if is_adapter(path):
         # Merged in fp32: in bf16 the sum would round most of a small adapter away.
         adapted = load_adapter(path, base_model_path, torch.float32, attn_implementation=attn_implementation)
         model = merge_adapter(adapted, path)
         for parameter in model.parameters():  # the buffers stay: rotary frequencies are float32 in every dtype
             parameter.data = parameter.data.to(dtype)
-    else:
-        if base_model_path:
-            logger.warning("%s is a whole model: its base %s is not used", path, base_model_path)
-        model = load_full_model(path, dtype, attn_implementation)
-    return model.to(default_device if device is None else device).eval()
-
-
-def load_full_model(path: str, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Return the image-text-to-text model at a Hub id or in a `save_pretrained` folder, on the CPU.
-
-    Weights are read from safetensors only: the other format is a pickle.
-    Raises `UserError`: no such model, or some of its weights are missing.
-    """
+        return model
+    if base_model_path:
+        logger.warning("%s is a whole model: its base %s is not used", path, base_model_path)
+    name, revision = split_revision(str(path))
     options = NO_CODE if attn_implementation is None else NO_CODE | {"attn_implementation": attn_implementation}
     with failure(f"{path}: cannot be loaded as an image-text-to-text model"):
         model, info = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            name, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; the model is incomplete")
+    if dtype == torch.float32 and not getattr(model, "is_quantized", False):
+        model.float()  # an FP8 checkpoint becomes bfloat16 where there is no GPU for it
     return model
 
 
@@ -121,6 +131,7 @@ def load_adapter(
             f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path"
         )
     try:
+        list(adapter_bases(base))  # none is its own base
         model = load_full_model(base, dtype, attn_implementation)
     except UserError as error:
         if base_model_path:

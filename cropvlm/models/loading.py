@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from cropvlm.errors import UserError, failure
+from cropvlm.models.revisions import split_revision
 
 # No loader runs code from a model's folder, whatever stdin says.
 NO_CODE = {"trust_remote_code": False}
@@ -39,11 +40,13 @@ def check_model_path(path: str) -> None:
     if Path(path).is_dir():
         return
     # `models/sft_512` could be a Hub id, but where there is a folder `models` the user means a folder.
-    parent = Path(path).parent
-    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)) or (parent.name and parent.is_dir()):
+    name, revision = split_revision(str(path))
+    parent = Path(name).parent
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or (parent.name and parent.is_dir()):
         raise UserError(f"{path}: no such folder; name a Hub id or the folder of a model or adapter")
     with failure(f"{path}: neither a local folder nor available on the Hub"):
-        if any(isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "adapter_config.json")):
+        files = ("config.json", "adapter_config.json")
+        if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files):
             return
         with contextlib.suppress(RemoteEntryNotFoundError):  # the repository exists: an adapter has no config.json
-            hf_hub_download(path, "config.json")
+            hf_hub_download(name, "config.json", revision=revision)

@@ -1,21 +1,25 @@
 """Processors: chat template, tokenizer and image preprocessing of a model, at the image size that is asked for."""
 
-from transformers import AutoProcessor, ProcessorMixin
+from collections.abc import Iterable
+
+from transformers import AutoProcessor, LlavaImageProcessor, ProcessorMixin
 
 from cropvlm.errors import UserError, failure, one_line
 from cropvlm.models.loading import NO_CODE
 from cropvlm.models.qwen import ImageSizeError, budget_of, qwen_size
+from cropvlm.models.revisions import split_revision
 
 
-def first_processor(candidates: list[str | None], path: str) -> ProcessorMixin:
+def first_processor(candidates: Iterable[str], path: str) -> ProcessorMixin:
     """The processor of the first of `candidates` that has a whole one. path: what the user named, for the error."""
     reason: object = "only a tokenizer there"
-    for candidate in filter(None, candidates):
+    for candidate in candidates:
+        name, revision = split_revision(str(candidate))
         try:
             with failure(candidate):
                 # No backend named: transformers takes torchvision, which has LANCZOS as PIL does from 0.27 on, and
                 # before that PIL for the processors that need LANCZOS (Idefics3, SmolVLM).
-                processor = AutoProcessor.from_pretrained(candidate, **NO_CODE)
+                processor = AutoProcessor.from_pretrained(name, revision=revision, **NO_CODE)
                 if getattr(processor, "image_processor", None) and getattr(processor, "tokenizer", None):
                     return processor
         except UserError as error:
@@ -39,6 +43,25 @@ def set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> Non
         image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
 
 
+def set_image_fit(processor: ProcessorMixin, image_fit: str) -> None:
+    """Let a processor that centre-crops see whole images: "pad" to a square with the mean colour, "crop" as it is.
+
+    LLaVA-1.5's published settings cut the sides off every image that is no square; its authors' own code pads.
+    """
+    own = processor.image_processor
+    if image_fit == "pad" and image_fit_of(processor) == "crop":
+        settings = own.to_dict() | {"do_pad": True, "size": dict(own.crop_size)}
+        processor.image_processor = LlavaImageProcessor(**settings)
+
+
+def image_fit_of(processor: ProcessorMixin) -> str | None:
+    """Return how a processor that centre-crops gets images that are no square: "pad" or "crop"; None of another."""
+    own = processor.image_processor
+    if not getattr(own, "do_center_crop", False) or hasattr(own, "image_grid_pinpoints"):  # LLaVA-NeXT tiles first
+        return None
+    return "pad" if isinstance(own, LlavaImageProcessor) and own.do_pad else "crop"
+
+
 def longest_edge_of(processor: ProcessorMixin) -> int | None:
     """Return the pixels of the longer side that images are resized to (Idefics3, SmolVLM); None for other families."""
     size = _image_size(processor)
@@ -54,6 +77,8 @@ def seen_size(processor: ProcessorMixin, size: tuple[int, int]) -> tuple[int, in
     if hasattr(processor.image_processor, "merge_size"):  # Qwen2-VL and its successors
         return qwen_size(size, *budget_of(processor.image_processor))
     match _image_size(processor):
+        case {"height": edge} if image_fit_of(processor) == "pad":
+            scale = edge / max(size)
         case {"longest_edge": edge}:
             scale = edge / max(size)
         case {"shortest_edge": edge}:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from cropvlm import modeling
 from cropvlm.encoding import model_inputs, prepare
 from cropvlm.errors import UserError
+from cropvlm.models.adapters import adapter_bases
 from cropvlm.prompts import answerer_messages
 
 TARGETS = ["q_proj", "v_proj", "fc1", "proj"]
@@ -141,6 +142,84 @@ def test_renamed_weights_in_a_pickle(tiny_smolvlm, tmp_path):
     torch.save(renamed(get_peft_model_state_dict(model)), tmp_path / "adapter" / "adapter_model.bin")
     with pytest.raises(UserError, match="weights are missing"):
         modeling.load_model(str(tmp_path / "adapter"))
+
+
+def rewrite(folder, change=lambda weights: weights, **fields):
+    """Change the weights' names in an adapter's file, and fields of its configuration."""
+    file, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file(change(load_file(file)), file)
+    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+
+
+OLDER = {  # names of today -> those that earlier versions of transformers gave the same parts
+    "qwen": ("tiny_qwen", {"model.language_model.": "model.", "model.visual.": "visual."}),
+    "llava": (
+        "tiny_llava",
+        {
+            "model.language_model.": "language_model.model.",
+            "model.vision_tower.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+        },
+    ),
+    "llava later": ("tiny_llava", {"model.vision_tower.": "model.vision_tower.vision_model."}),
+}
+
+
+@pytest.mark.parametrize("layout", OLDER)
+@pytest.mark.parametrize("fields", [{}, {"bias": "all"}, {"modules_to_save": ["lm_head"], "use_dora": True}])
+def test_an_adapter_of_an_older_layout_computes_the_same(layout, fields, request, tmp_path):
+    family, names = OLDER[layout]
+    base = request.getfixturevalue(family)
+    linears = ["q_proj", "down_proj", "linear_1", "proj", "fc1"]
+    adapted = make_adapter(base, tmp_path / "a", LoraConfig(r=4, target_modules=linears, **fields))
+    processor = modeling.load_processor(base)
+
+    def older(weights):
+        for new, old in names.items():
+            prefix = "base_model.model."
+            weights = {key.replace(prefix + new, prefix + old, 1): value for key, value in weights.items()}
+        return weights
+
+    rewrite(tmp_path / "a", older)
+    expected = logits_of(adapted, processor)
+    got = logits_of(modeling.load_model(str(tmp_path / "a"), device="cpu"), processor)
+    assert (got - expected).abs().max() < 1e-4
+    assert (logits_of(modeling.load_model(base, device="cpu"), processor) - expected).abs().max() > 0.01
+
+
+def test_a_scale_that_the_older_layout_names_is_not_lost(tiny_qwen, tmp_path):
+    make_adapter(tiny_qwen, tmp_path / "a", LoraConfig(r=4, target_modules=["q_proj"]))
+    change = lambda weights: {key.replace("model.language_model.", "model."): weights[key] for key in weights}  # noqa: E731
+    rewrite(tmp_path / "a", change, alpha_pattern={"^model.layers.0.self_attn.q_proj": 64})
+    with pytest.raises(UserError, match="names modules that the base does not have, .*layers.0.self_attn.q_proj first"):
+        modeling.load_model(str(tmp_path / "a"))
+
+
+def test_an_adapter_on_an_adapter_adds_to_it(tiny_smolvlm, tmp_path):
+    """Merged one after the other; trained further, only the last one learns."""
+    processor = modeling.load_processor(tiny_smolvlm)
+    make_adapter(tiny_smolvlm, tmp_path / "first", LoraConfig(r=4, target_modules=["q_proj"]))
+    modeling.load_model(str(tmp_path / "first"), device="cpu").save_pretrained(tmp_path / "merged")
+    expected = make_adapter(tmp_path / "merged", tmp_path / "last", LoraConfig(r=2, target_modules=["q_proj", "fc1"]))
+    rewrite(tmp_path / "last", base_model_name_or_path=str(tmp_path / "first"))
+    shutil.rmtree(tmp_path / "merged")
+    last = str(tmp_path / "last")
+    policy = modeling.load_policy(last, LoraConfig(), torch.float32).eval()
+    for model in (modeling.load_model(last, device="cpu"), modeling.load_full_model(last, torch.float32), policy):
+        assert (logits_of(model, processor) - logits_of(expected, processor)).abs().max() < 1e-4
+    assert {p.shape[0] for name, p in policy.named_parameters() if p.requires_grad and "lora_A" in name} == {2}
+    assert list(adapter_bases(last)) == [str(tmp_path / "first"), str(tiny_smolvlm)]
+    assert modeling.load_processor(last).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+    rewrite(tmp_path / "first", base_model_name_or_path=last)
+    for path in (last, str(tmp_path / "first")):
+        with pytest.raises(UserError, match="an adapter that is its own base"):
+            modeling.load_model(path)
+
+
+def test_the_base_is_of_the_revision_that_the_configuration_names(adapter_folder):
+    rewrite(adapter_folder, base_model_name_or_path="someone/base", revision="v2")
+    assert modeling.adapter_base(str(adapter_folder)) == "someone/base@v2"
 
 
 @pytest.mark.parametrize(
