@@ -75,3 +75,10 @@ if ! has_interpreter || ! is_installed; then
     echo "setup: done" >&2
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+
+if command -v nvidia-smi >/dev/null; then # Triton compiles C at the first step of a training
+    header=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
+    if [[ ! -e $header || (-z ${CC-} && -z $(command -v gcc clang)) ]]; then
+        echo "setup: training on this GPU needs a C compiler and Python.h (Debian: apt install gcc python3-dev)" >&2
+    fi
+fi

@@ -23,12 +23,9 @@ from miniature.world import draw_row, write_world
 COMMITTED = Path(report.__file__).parent / "models"
 
 
-def test_the_same_seed_draws_the_same_rows():
+def test_rows_come_from_the_seed_and_splits_share_no_image_and_no_id(tiny_world):
     assert draw_row("3-train-0", 2) == draw_row("3-train-0", 2)
     assert draw_row("3-train-0") != draw_row("3-test-0")
-
-
-def test_the_splits_share_no_image_and_no_id(tiny_world):
     train, test = (load_rows(str(tiny_world), split) for split in ("train", "test"))
     pictures = [{row["image"]["bytes"] for row in split} for split in (train, test)]
     assert not pictures[0] & pictures[1]

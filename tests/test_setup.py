@@ -155,6 +155,20 @@ def test_a_module_in_place_of_the_library_is_refused(name, checkout):
     assert result.stderr == f"error: {name} hides the library `datasets`; move or rename it\n"
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_missing_c_compiler_is_told_where_a_gpu_is(gpu, checkout, tmp_path):
+    assert is_ready(checkout, set_up(checkout))
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "basename", "readlink", "cmp"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    if gpu:
+        executable(tmp_path / "bin/nvidia-smi", "#!/usr/bin/env bash\n")
+    result = set_up(checkout, PATH=str(tmp_path / "bin"))
+    assert is_ready(checkout, result)
+    assert ("needs a C compiler and Python.h" in result.stderr) == gpu
+    assert result.stderr.count("\n") == gpu
+
+
 @pytest.mark.parametrize("gone", ["interpreter", "folder of its packages"])
 def test_an_environment_whose_interpreter_was_upgraded_is_made_anew(gone, checkout):
     """Else the scripts would continue with whatever python3 is on the path, or without the packages."""
