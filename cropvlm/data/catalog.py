@@ -17,7 +17,7 @@ class Benchmark:
     columns: schema name -> published name, where they differ.
     data_files: split -> files in the repository, for splits that the data set's card does not list.
     options: columns of the options, appended to the question one per line.
-    metric: vqa, anls or letter. instruction: follows the question; None for the paper's brief answer.
+    metric: vqa, anls or letter. instruction: follows the question; None for the brief answer.
     """
 
     name: str

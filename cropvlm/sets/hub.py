@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import load_from_disk
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from cropvlm.data.catalog import BENCHMARKS
+from cropvlm.data.catalog import locate
 from cropvlm.errors import UserError, failure, remedy
 
 UNKNOWN_LICENCE = "see the source"
@@ -22,11 +22,9 @@ class PushError(UserError):
 
 def licence(dataset_path: str) -> str:
     """Return the licence on a data set's page, several with commas; `UNKNOWN_LICENCE` if none can be read there."""
-    known = BENCHMARKS.get(dataset_path)
-    hub_id = known.hub_id if known else dataset_path.split(":")[0]
     with contextlib.suppress(Exception):
         if not os.path.exists(dataset_path):  # noqa: PTH110 (a name may be too long for a path)
-            declared = HfApi().dataset_info(hub_id, timeout=10).card_data["license"]
+            declared = HfApi().dataset_info(locate(dataset_path).source, timeout=10).card_data["license"]
             names = [declared] if isinstance(declared, str) else [name for name in declared if isinstance(name, str)]
             return ", ".join(" ".join(name.split()) for name in names) or UNKNOWN_LICENCE
     return UNKNOWN_LICENCE
