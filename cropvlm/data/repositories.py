@@ -4,6 +4,7 @@ The files of a split are those that the card names, else the tables whose own na
 `test/1.csv`), by the rule of `datasets`; names of images decide nothing. Only these files are downloaded.
 """
 
+import atexit
 import functools
 import glob
 import itertools
@@ -12,6 +13,7 @@ import logging
 import os
 import posixpath
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +150,6 @@ def _failure(source: str, revision: str | None, error: Exception) -> str:
         error = error.__cause__
     if isinstance(error, StopIteration):  # what datasets makes of an empty file
         return f"{source} has no rows"
-    if isinstance(error, OSError) and str(datasets.config.HF_DATASETS_CACHE) in str(error):
-        return f"{source} cannot be converted: {one_line(error)}; set HF_DATASETS_CACHE to a folder that can be written"
     if Path(source).is_dir():
         return f"{source} is not a readable data set: {one_line(error)}; expected tables or what save_to_disk writes"
     owner, _, name = source.rpartition("/")
@@ -253,6 +253,18 @@ def _listed_splits(repository: Repository, params: dict[str, Any]) -> dict[str, 
     return splits
 
 
+@functools.cache
+def cache_dir() -> str:
+    """The cache of `datasets`; a temporary folder in the place of one that cannot be written to."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    if os.access(next(folder for folder in (cache, *cache.parents) if folder.exists()), os.W_OK):
+        return str(cache)
+    logger.warning("%s cannot be written to: conversions are not kept; set HF_DATASETS_CACHE to keep them", cache)
+    folder = tempfile.TemporaryDirectory(prefix="cropvlm_")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
 def _suffix(file: str) -> str:
     path = Path(file)
     return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
@@ -266,16 +278,20 @@ def _read(repository: Repository, files: list[str], split: str, options: dict[st
     """
     if len({READERS.get(_suffix(file), (None,))[0] for file in files}) > 1 or _suffix(files[0]) not in READERS:
         raise UserError(f"{repository.source}: {listed(files)}: expected tables of one kind, of {', '.join(READERS)}")
-    folder, there, parts = repository.fetch(files).absolute(), frozenset(repository.files), []
+    folder, listing, parts = repository.fetch(files).absolute(), frozenset(repository.files), []
     for (parent, suffix), names in itertools.groupby(files, key=lambda file: (posixpath.dirname(file), _suffix(file))):
         read, defaults = READERS[suffix]
         paths = [glob.escape(str(folder / name)) for name in names]  # datasets takes each for a pattern
-        rows = read(paths, split=datasets.NamedSplit(split), **defaults | options)
+        rows = read(paths, split=datasets.NamedSplit(split), cache_dir=cache_dir(), **defaults | options)
         if "image" not in rows.column_names and "file_name" in rows.column_names:
             rows = rows.rename_column("file_name", "image")
         if parent and "image" in rows.column_names and rows.features["image"] in STRINGS:
             beside = [path and posixpath.normpath(f"{parent}/{path}") for path in rows["image"]]
-            images = [full if full in there else path for full, path in zip(beside, rows["image"], strict=True)]
+            # os.path.isfile, since such a text may be base64 and too long for a path; links are not listed.
+            is_there = [full in listing or bool(full) and os.path.isfile(folder / full) for full in beside]  # noqa: PTH113
+            images = [
+                full if there else path for full, there, path in zip(beside, is_there, rows["image"], strict=True)
+            ]
             rows = rows.remove_columns("image").add_column("image", images)
         parts.append(rows)
     return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from cropvlm.data.catalog import Benchmark
 from cropvlm.data.images import image_size, open_image
-from cropvlm.data.repositories import Repository
+from cropvlm.data.repositories import Repository, cache_dir
 from cropvlm.errors import UnreadableImage, UserError, failure, shorten
 
 logger = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 def _save_base64(rows: datasets.Dataset) -> datasets.Dataset:
     """Decode a column of base64 into the cache of `datasets`, since a transform cannot be saved."""
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "cropvlm"
+    cache = Path(cache_dir()) / "cropvlm"
     cache.mkdir(parents=True, exist_ok=True)
     images = rows.select_columns(["image"])
     images = images.map(

@@ -6,48 +6,43 @@ from pathlib import Path
 
 import pytest
 
-from cropvlm.data.catalog import BENCHMARKS, benchmark_by_columns, dataset_name
+from cropvlm.data.catalog import BENCHMARKS, benchmark_by_columns, dataset_name, find_benchmark, locate
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+LETTER = "Answer the option letter directly."
+VSTAR = "Answer with the option's letter from the given choices directly."
+TABLE = {  # id, configuration, split, metric, instruction
+    "textvqa": ("lmms-lab/textvqa", None, "validation", "vqa", None),
+    "docvqa": ("lmms-lab/DocVQA", "DocVQA", "validation", "anls", None),
+    "infovqa": ("lmms-lab/DocVQA", "InfographicVQA", "validation", "anls", None),
+    "stvqa": ("danjacobellis/stvqa_task1", None, "train", "anls", None),
+    "vstar": ("craigwu/vstar_bench", None, "test", "letter", VSTAR),
+    "hrbench4k": ("DreamMr/HR-Bench", "hrbench_version_split", "hrbench_4k", "letter", LETTER),
+    "hrbench8k": ("DreamMr/HR-Bench", "hrbench_version_split", "hrbench_8k", "letter", LETTER),
+}
+
+
+def test_the_table():
+    assert TABLE == {b.name: (b.hub_id, b.config, b.split, b.metric, b.instruction) for b in BENCHMARKS.values()}
+
+
 @pytest.mark.parametrize(
-    ("name", "hub_id", "config", "split", "metric", "instruction"),
+    ("path", "location", "benchmark"),
     [
-        ("textvqa", "lmms-lab/textvqa", None, "validation", "vqa", None),
-        ("docvqa", "lmms-lab/DocVQA", "DocVQA", "validation", "anls", None),
-        ("infovqa", "lmms-lab/DocVQA", "InfographicVQA", "validation", "anls", None),
-        ("stvqa", "danjacobellis/stvqa_task1", None, "train", "anls", None),
-        (
-            "vstar",
-            "craigwu/vstar_bench",
-            None,
-            "test",
-            "letter",
-            "Answer with the option's letter from the given choices directly.",
-        ),
-        (
-            "hrbench4k",
-            "DreamMr/HR-Bench",
-            "hrbench_version_split",
-            "hrbench_4k",
-            "letter",
-            "Answer the option letter directly.",
-        ),
-        (
-            "hrbench8k",
-            "DreamMr/HR-Bench",
-            "hrbench_version_split",
-            "hrbench_8k",
-            "letter",
-            "Answer the option letter directly.",
-        ),
+        ("hrbench8k@v1", ("DreamMr/HR-Bench", "hrbench_version_split", "v1"), "hrbench8k"),
+        ("lmms-lab-encoder/DocVQA:DocVQA@refs/pr/1", ("lmms-lab-encoder/DocVQA", "DocVQA", "refs/pr/1"), "docvqa"),
+        ("me/mine@abc", ("me/mine", None, "abc"), None),
+        ("FOLDER/a@b:c", ("FOLDER/a@b:c", None, None), None),
     ],
 )
-def test_the_table(name, hub_id, config, split, metric, instruction):
-    entry = BENCHMARKS[name]
-    assert (entry.hub_id, entry.config, entry.split) == (hub_id, config, split)
-    assert (entry.metric, entry.instruction) == (metric, instruction)
+def test_where_a_data_set_lies(tmp_path, path, location, benchmark):
+    (tmp_path / "a@b:c").mkdir()
+    path = path.replace("FOLDER", str(tmp_path))
+    assert locate(path) == (location[0].replace("FOLDER", str(tmp_path)), *location[1:])
+    found = find_benchmark(path)
+    assert (found and found.name) == benchmark
 
 
 @pytest.fixture

