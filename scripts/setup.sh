@@ -2,11 +2,17 @@
 # when either file has changed, and put it first in the PATH, wherever this folder has been moved or copied to.
 # CROPVLM_PYTHON names another interpreter to start from (default python3, 3.11 or newer).
 # An interrupted setup continues the next time: the record of a complete installation is written last.
-# An empty .venv/bin/activate beside that record says that the python3 of the PATH has the packages, as in a container.
+# An empty .venv/bin/activate beside that record says that the python3 of the PATH finds the packages, as in a container.
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." # an absolute path, so that CDPATH is ignored
+# Whether the python3 of the PATH is to be used as it is.
+python_of_path() { [[ -e .venv/bin/activate && ! -s .venv/bin/activate ]]; }
+
 # What clusters, conda and other environments set must not decide where packages go to or come from.
-unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON VIRTUAL_ENV CONDA_PREFIX
-export PYTHONNOUSERSITE=1 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # torch's threads sleep while they wait
+if ! python_of_path; then
+    unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV CONDA_PREFIX
+    unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON
+fi
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # torch's threads sleep while they wait
 
 # stop MESSAGE: end with one line on stderr.
 stop() {
@@ -27,7 +33,7 @@ make_venv() {
 # replaced it by another version, which looks for packages in another folder.
 has_interpreter() {
     local version
-    [[ -e .venv/bin/activate && ! -s .venv/bin/activate ]] && return
+    python_of_path && return
     version=$(basename "$(readlink -f .venv/bin/python3)")
     [[ -x .venv/bin/python3 && (! $version =~ ^python3\.[0-9]+$ || -d .venv/lib/$version) ]]
 }

@@ -139,10 +139,12 @@ def test_an_empty_activate_stands_for_the_python_of_the_path(checkout):
     (checkout / ".venv/bin").mkdir(parents=True)
     (checkout / ".venv/bin/activate").touch()
     shutil.copy(checkout / "requirements.txt", checkout / ".venv/installed-requirements.txt")
-    command = ["bash", "-c", "source scripts/setup.sh; command -v python3"]
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-    assert (result.stderr, result.stdout) == ("", f"{Path(sys.executable).with_name('python3')}\n")
+    (checkout / "elsewhere").mkdir()
+    (checkout / "elsewhere/tiny.py").write_text("VERSION = 5\n")
+    result = set_up(
+        checkout, PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", PYTHONPATH=str(checkout / "elsewhere")
+    )
+    assert (result.stderr, result.stdout) == ("", f"{sys.prefix} 5\n")
 
 
 @pytest.mark.parametrize("name", ["datasets/__init__.py", "datasets.py"])
