@@ -62,6 +62,7 @@ def parse_args() -> argparse.Namespace:
     add("--longest_edge", type=pixels, help="pixels of the longer side (SmolVLM: default 512; servers: image's own)")
     add("--min_pixels", type=positive, help="width x height of an image at least (Qwen2.5-VL)")
     add("--max_pixels", type=positive, help="width x height of an image at most (Qwen2.5-VL)")
+    add("--image_fit", choices=("pad", "crop"), default="pad", help="for LLaVA-1.5: pad images to squares, or cut them")
     add("--max_new_tokens", type=positive, default=64, help="of an answer (default 64)")
     add_api_flags(parser)
     add_common_flags(parser)

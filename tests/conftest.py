@@ -1,8 +1,10 @@
 """Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once per test run."""
 
 import importlib.util
+import json
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,17 @@ def browser():
     driver = open_chromium()
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="session")
+def published_llava(tiny_llava, tmp_path_factory) -> str:
+    """A tiny LLaVA with LLaVA-1.5's published image settings, but for the size: they cut the middle out."""
+    folder = shutil.copytree(tiny_llava, tmp_path_factory.mktemp("llava") / "published")
+    config = json.loads((folder / "processor_config.json").read_text())
+    size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    config["image_processor"] |= {"do_center_crop": True} | size
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -89,18 +89,20 @@ def answerer(args: argparse.Namespace) -> TextModel:
     if server := server_of(args):
         return remote_model(server, "answerer", args.longest_edge)
     from cropvlm.modeling import ImageSizeError, load_model, load_processor, longest_edge_of
-    from cropvlm.models.processors import seen_size
+    from cropvlm.models.processors import image_fit_of, seen_size
 
     device, dtype = device_of(args)
     path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
     with remedy("leave --longest_edge, --min_pixels and --max_pixels out", ImageSizeError):
-        processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels)
+        processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels, args.image_fit)
     own = longest_edge_of(processor)
     if longest_edge is None and own is not None:
         longest_edge = min(own, LONGEST_EDGE)
         processor = load_processor(path, longest_edge)
     settings = {"vqa_model_path": path} | identity(path, None, dtype, attention)
     load = functools.partial(load_model, path, None, device, dtype, attn_implementation=attention)
+    if fit := image_fit_of(processor):
+        settings["image_fit"] = fit
     generate = local_generator(args, load, processor)
     return TextModel(settings, {"answerer": path}, generate, longest_edge, functools.partial(seen_size, processor))
 

@@ -1,11 +1,20 @@
-"""The size at which each family sees an image."""
+"""The size at which each family sees an image, and whether it sees all of it."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
+from pictures import noise
+from PIL import Image
 
-from cropvlm.modeling import load_processor
-from cropvlm.models.processors import seen_size
+from cropvlm.crops import full_and_crop
+from cropvlm.generation import generate_texts
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.processors import image_fit_of, seen_size
+from cropvlm.models.readers import image_reader
+from cropvlm.prompts import answerer_messages
+from cropvlm.runs.text_models import answerer
+from generate_final_answers import parse_args
 
 
 @pytest.mark.parametrize(
@@ -31,3 +40,65 @@ def test_seen_size(request, family, size, seen):
 def test_seen_size_of_other_families(settings, seen):
     processor = SimpleNamespace(image_processor=SimpleNamespace(size=settings))
     assert seen_size(processor, (1000, 500)) == seen
+
+
+def pixels_of(processor, image):
+    return image_reader(processor, torch.device("cpu")).read(image).tensors["pixel_values"]
+
+
+def squared(image, mean):
+    """As LLaVA's authors do: in the middle of a square of the mean colour."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def test_every_pixel_of_image_and_crop_is_seen_by_llava(published_llava):
+    """Cut, a 1024x768 image loses 128 columns on either side, a 400x40 crop all but its middle tenth."""
+    padding, cutting = (load_processor(published_llava, image_fit=fit) for fit in ("pad", "crop"))
+    assert [image_fit_of(processor) for processor in (padding, cutting)] == ["pad", "crop"]
+    assert seen_size(padding, (1024, 768)) == (64, 48)
+    image, crop = full_and_crop(noise(1024, 768), "[30, 50, 69, 55].")
+    for shown, lost in ((image, 1024 - 768), (crop, crop.width - crop.height)):
+        for x in (0, shown.width - lost // 2, shown.width - 8):
+            changed = shown.copy()
+            changed.paste((255, 0, 0), (x, 0, x + 8, shown.height))
+            assert not torch.equal(pixels_of(padding, changed), pixels_of(padding, shown))
+        changed = shown.copy()
+        changed.paste((255, 0, 0), (0, 0, lost // 2 - 32, shown.height))
+        assert torch.equal(pixels_of(cutting, changed), pixels_of(cutting, shown))
+        expected = pixels_of(cutting, squared(shown, cutting.image_processor.image_mean))
+        assert torch.equal(pixels_of(padding, shown), expected)
+
+
+def test_llava_answers_from_padded_images_with_shared_encodings(published_llava):
+    model, (padding, cutting) = (
+        load_model(published_llava, device="cpu"),
+        (load_processor(published_llava, image_fit=fit) for fit in ("pad", "crop")),
+    )
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    image = noise(90, 60)
+    rows = [[image, noise(80, 9 + i, seed=i)] for i in range(4)]
+    mean = cutting.image_processor.image_mean
+    messages, options = [answerer_messages("What is it?", 2)] * 4, {"max_new_tokens": 6}
+    texts = generate_texts(model, padding, messages, rows, **options)
+    by_hand = [[squared(one, mean) for one in row] for row in rows]
+    assert texts == generate_texts(model, cutting, messages, by_hand, **options)
+    assert texts != generate_texts(model, cutting, messages, rows, **options)
+
+
+@pytest.mark.parametrize(("flags", "fit"), [([], "pad"), (["--image_fit", "crop"], "crop")])
+def test_the_meta_file_says_how_images_are_fitted(published_llava, tiny_smolvlm, monkeypatch, flags, fit):
+    for path, expected in ((published_llava, fit), (str(tiny_smolvlm), None)):
+        monkeypatch.setattr("sys.argv", ["script", "--modes", "base", "--vqa_model_path", path, "--gpu", "-1", *flags])
+        assert answerer(parse_args()).settings.get("image_fit") == expected
+
+
+def test_other_processors_are_left_as_they_are(tiny_llava, tiny_smolvlm, tiny_qwen):
+    for path in (tiny_llava, tiny_smolvlm, tiny_qwen):
+        processors = [load_processor(str(path), image_fit=fit) for fit in ("pad", "crop")]
+        assert [image_fit_of(processor) for processor in processors] == [None, None]
+        assert processors[0].image_processor.to_dict() == processors[1].image_processor.to_dict()
