@@ -6,8 +6,9 @@ Columns come first, as in Pillow up to 12 and in torchvision; Pillow 13 takes th
 which moves some pixels by a few levels.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from PIL.Image import Resampling
@@ -30,12 +31,25 @@ def resize(image: Tensor, size: tuple[int, int], resample: Resampling = Resampli
     if min(*size, *image.shape[-2:]) < 1:
         raise ValueError(f"cannot resize {tuple(image.shape[-2:])} to {size}; expected at least 1x1")
     height, width = size
-    with torch.autocast(image.device.type, enabled=False):  # bfloat16's 8 bits do not hold levels and halves
+    with exact_products(image.device):
         if width != image.shape[-1]:
             image = _to_levels(image.float() @ resize_matrix(image.shape[-1], width, resample, image.device).T)
         if height != image.shape[-2]:
             image = _to_levels(resize_matrix(image.shape[-2], height, resample, image.device) @ image.float())
     return image
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 in float32: neither bfloat16's 8 bits nor TF32's 11 hold a level's half."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _to_levels(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models import batches
-from cropvlm.models.batches import auto_batch_size, image_cost, plan_batches, row_costs
+from cropvlm.models.batches import Batches, auto_batch_size, image_cost, plan_batches, row_costs
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def test_cost_of_an_image_is_its_tiles(tiny_smolvlm, longest_edge, expected):
     ],
 )
 def test_auto_fills_half_of_the_free_memory(real_smolvlm, monkeypatch, free, cost, expected):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 140 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free // 4, 140 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: free)  # most of what is free is its own cache
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: free // 4)
     config = AutoConfig.from_pretrained(real_smolvlm)
     model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
     assert auto_batch_size(model, load_processor(str(real_smolvlm)), [0, cost]) == expected
@@ -63,3 +65,29 @@ def test_auto_on_a_cpu(smolvlm):
 def test_rows_that_cost_the_same_are_not_sorted(smolvlm):
     _, processor = smolvlm
     assert row_costs(processor, Pairs([(noise(9, 9), noise(5, 5)), None]).image_sizes, 2) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        None,
+    ],
+)
+def test_out_of_memory_in_any_words(error):
+    def compute(part):
+        if len(part) > 2:
+            raise error or RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        return part
+
+    sizes = Batches(4)
+    if error is None:
+        with pytest.raises(RuntimeError, match="mat1"):
+            list(sizes.run(compute, [1, 2, 3]))
+    else:
+        assert list(sizes.run(compute, [1, 2, 3])) == [1, 2, 3]
+        assert sizes.size == 2

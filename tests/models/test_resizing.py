@@ -10,6 +10,7 @@ from PIL.Image import Resampling
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from cropvlm.models import resizing
 from cropvlm.models.resizing import FILTERS, resize, resize_matrix
 
 
@@ -62,6 +63,21 @@ def test_the_levels_are_pillows_under_autocast():
         levels = difference((300, 400), (96, 120), Resampling.LANCZOS)
     assert levels.max() <= 1
     assert (levels > 0).mean() < 1e-3
+
+
+def test_tf32_does_not_reach_the_products(monkeypatch):
+    """`--tf32 True` sets it for the whole process; it is as before afterwards."""
+    precisions, make = [], resizing.resize_matrix
+    matmul = torch.backends.cuda.matmul
+    note = lambda *args: precisions.append(matmul.fp32_precision) or make(*args)  # noqa: E731
+    monkeypatch.setattr(resizing, "resize_matrix", note)
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"
+    try:
+        resize(torch.zeros(3, 8, 8, dtype=torch.uint8), (4, 4))
+        assert (precisions, matmul.fp32_precision) == (["ieee"] * 2, "tf32")
+    finally:
+        torch.backends.fp32_precision = matmul.fp32_precision = before
 
 
 def test_torchvisions_lanczos_is_the_same_to_two_levels():
