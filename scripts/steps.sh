@@ -9,8 +9,9 @@ run() {
     local code=0 bound=()
     if command -v setpriv >/dev/null; then bound=(setpriv --pdeathsig TERM --); fi
     STEP=$*
+    hash "$1" 2>/dev/null || true
     # By its path: setpriv would look further in the PATH for a command that cannot be run.
-    "${bound[@]}" "$(type -P "$1" || echo "$1")" "${@:2}" </dev/null &
+    "${bound[@]}" "${BASH_CMDS[$1]-$1}" "${@:2}" </dev/null &
     wait $! || code=$?
     STEP=''
     if [[ $code == 126 || $code == 127 ]]; then code=2; fi # not executable, not found
@@ -26,9 +27,11 @@ end_steps() {
     wait
     exit "$1"
 }
-for name in HUP INT USR1 USR2 TERM; do
-    trap "end_steps $((128 + $(kill -l "$name")))" "$name"
-done
+trap 'end_steps 129' HUP
+trap 'end_steps 130' INT
+trap 'end_steps 138' USR1
+trap 'end_steps 140' USR2
+trap 'end_steps 143' TERM
 
 # leave: the end of every script. Bash ends at once where it can start no process, in the middle of a step.
 leave() {
