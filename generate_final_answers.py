@@ -42,10 +42,9 @@ from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import check_holds, check_output, join_on_question_id, read_meta, read_predictions
-from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, image_keys
+from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, row_keys
 from cropvlm.runs.provenance import data_settings, hash_of
 from cropvlm.runs.run import DuplicateOutput, Job, Output, Run
-from cropvlm.runs.scoring import question_keys
 from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources
 
 MODES = (BASE, CROPVLM)
@@ -144,11 +143,8 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
 
 def shown_by_controls(args: argparse.Namespace, boxes: list[str], rows: Any) -> dict[str, list[str | None]]:
     """The text of the box that each control shows for every row, None for rows that it leaves out."""
-    needs_images = {"shuffled", "partner"} & set(args.controls)  # reading them all takes a while
-    images = image_keys(rows) if needs_images else []
-    questions = question_keys(rows) if needs_images else []
-    ids = list(rows["question_id"])
-    return {control: control_boxes(control, boxes, ids, images, questions) for control in args.controls}
+    keys = row_keys(rows) if {"shuffled", "partner"} & set(args.controls) else ([], [])  # reads every image
+    return {control: control_boxes(control, boxes, list(rows["question_id"]), *keys) for control in args.controls}
 
 
 def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) -> dict[str, Any]:

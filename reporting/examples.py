@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,7 @@ class Example:
     after: str
     before_score: float
     after_score: float
+    cause: str | None = None  # of a loss, see `reporting.gains`
 
     @property
     def gain(self) -> float:
@@ -48,15 +50,18 @@ class Example:
         return self.box_text is not None and self.bbox_pct is None
 
 
-def examples(pair: Pair, count: int) -> list[Example]:
-    """Return at most `count` questions of a pair, the largest gain first; of more, evenly from that order."""
+def examples(pair: Pair, count: int, causes: Sequence[str | None] | None = None) -> list[Example]:
+    """Return at most `count` questions of a pair, the largest gain first; of more, evenly from that order.
+
+    causes: of each scored row's loss.
+    """
     order = np.argsort(-pair.gains, kind="stable")
     if len(order) > count:
         order = order[np.linspace(0, len(order) - 1, count).astype(int)]
-    return [_example(pair, int(i)) for i in order]
+    return [_example(pair, int(i), causes[i] if causes else None) for i in order]
 
 
-def _example(pair: Pair, i: int) -> Example:
+def _example(pair: Pair, i: int, cause: str | None) -> Example:
     """Return scored row `i`."""
     index = pair.after.scored.indices[i]
     row, bbox_pct = pair.after.rows[index], pair.after.bboxes[i]
@@ -79,6 +84,7 @@ def _example(pair: Pair, i: int) -> Example:
         after=pair.after.scored.answers[i],
         before_score=float(pair.before.scored.scores[i]),
         after_score=float(pair.after.scored.scores[i]),
+        cause=cause,
     )
 
 

@@ -51,10 +51,11 @@ def pair_up(after: Result, before: Result) -> Pair:
 
 def pairs(results: Sequence[Result]) -> list[Pair]:
     """Return every result with crops beside the one of the same answerer, image size and rows without."""
-    bases = {_key(result): result for result in reversed(results) if not result.with_crop}
-    return [Pair(r, bases[_key(r)]) for r in results if r.with_crop and _key(r) in bases]
+    bases = {setting_key(result): result for result in reversed(results) if not result.with_crop}
+    return [Pair(r, bases[setting_key(r)]) for r in results if r.with_crop and setting_key(r) in bases]
 
 
-def _key(result: Result) -> tuple:
+def setting_key(result: Result) -> tuple:
+    """What results must share to be compared: rows, answerer and image size."""
     meta = [result.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")]
     return *meta, result.answerer, *(result.settings.get(key) for key in ("longest_edge", "min_pixels", "max_pixels"))

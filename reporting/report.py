@@ -13,6 +13,7 @@ from reporting import plots, tables
 from reporting.claims import Claims, Setting, read_claims
 from reporting.costs import costs
 from reporting.examples import examples
+from reporting.gains import COLUMNS, Gain, gain_rows, gains, to_json
 from reporting.page import render
 from reporting.pairs import Pair, pair_up, pairs
 from reporting.plan import only_command
@@ -26,12 +27,16 @@ FILES = ("report.md", "report.json", "report.html")
 
 @dataclass(frozen=True)
 class Report:
-    """Results, their pairs with and without the crop, and the verdicts on a claims file (None: two files alone)."""
+    """Results, their pairs with and without the crop, and the verdicts on a claims file (None: two files alone).
+
+    gains: of the pairs that have controls.
+    """
 
     results: list[Result]
     pairs: list[Pair]
     claims: Claims | None = None
     verdicts: list[Verdict] = field(default_factory=list)
+    gains: list[Gain] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -70,14 +75,17 @@ def judge_folder(folder: Path, claims_file: Path, names: Mapping[str, str]) -> R
     """Return the report on the answer files below a folder, of the benchmarks that the claims file knows."""
     claims = read_claims(claims_file, names)
     found = read_folder(folder)
-    results = [result for result in found if result.benchmark in claims.benchmarks]
-    if len(results) < len(found):
-        logger.warning("%d answer files of other benchmarks are left out", len(found) - len(results))
+    known = [result for result in found if result.benchmark in claims.benchmarks]
+    if len(known) < len(found):
+        logger.warning("%d answer files of other benchmarks are left out", len(found) - len(known))
+    results = [result for result in known if result.control is None]
+    compared = pairs(results)
 
     def command(settings: Sequence[Setting]) -> str:
         return claims.command or only_command(settings)
 
-    return Report(results, pairs(results), claims, judge(claims, results, command))
+    verdicts = judge(claims, results, command)
+    return Report(results, compared, claims, verdicts, gains(compared, [r for r in known if r.control]))
 
 
 def compare_files(predictions_file: Path, other: Path) -> Report:
@@ -96,13 +104,16 @@ def write(report: Report, folder: Path, example_count: int) -> None:
     listed = _tables(report)
     names = [report.name(result) for result in report.results]
     content = tables.to_json(report.claims, report.verdicts, report.results, names, report.costs, report.pairs)
+    if report.gains:
+        content["gains"] = [to_json(gain) for gain in report.gains]
     write_json(paths["report.json"], content)
     _write_text(paths["report.md"], _markdown(report, listed))
     pair = report.shown_pair
     labels = {"before": "without", "after": "with crop", "of": report.name(pair.after) if pair else ""}
     if report.claims is None:
         labels |= {"before": "B", "after": "A"}
-    shown = examples(pair, example_count) if pair else []
+    causes = next((gain.causes for gain in report.gains if gain.pair is pair), None)
+    shown = examples(pair, example_count, causes) if pair else []
     source = report.claims.source if report.claims else None
     _write_text(paths["report.html"], render(report.title, source, listed, _plots(report), shown, labels))
 
@@ -136,6 +147,9 @@ def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
         columns = tables.PAIR_COLUMNS if report.claims else ("setting", "B", "A", *tables.PAIR_COLUMNS[3:])
         listed.append(("With the crop against without" if report.claims else "A against B", columns,
                        tables.pair_rows(report.pairs, names)))  # fmt: skip
+    if report.gains:
+        lines = [row for gain in report.gains for row in gain_rows(gain, report.name(gain.pair.after))]
+        listed.append(("Where the gain comes from", COLUMNS, lines))
     names = [report.name(result) for result in report.results]
     listed.append(("Scores and costs", tables.FILE_COLUMNS, tables.file_rows(report.results, names, report.costs)))
     return listed

@@ -15,7 +15,7 @@ from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
 from cropvlm.errors import UserError
 from cropvlm.metrics import option_letter
-from cropvlm.runs.predictions import join_on_question_id, meta_path, read_meta, read_predictions
+from cropvlm.runs.predictions import join_on_question_id, meta_path, read_meta, read_predictions, rows_of
 from cropvlm.runs.provenance import hash_of
 from cropvlm.runs.scoring import ScoredRows
 
@@ -61,12 +61,27 @@ class Result:
         return self.settings["mode"] == "cropvlm"
 
     @property
+    def control(self) -> str | None:
+        """What is shown in the crop's place (`cropvlm.controls`); None for the crop itself, and for no crop."""
+        return self.settings.get("control")
+
+    @property
+    def box_key(self) -> str | None:
+        """What tells the cropper's boxes behind the answers from others."""
+        return self.settings.get("boxes")
+
+    @property
     def benchmark(self) -> str:
         return dataset_name(self.meta["dataset_path"], self.meta.get("dataset"))
 
     @functools.cached_property
     def rows(self) -> Any:
-        """The rows that were answered, images encoded; shared by all results with the same source."""
+        """The rows that were answered, images encoded."""
+        return rows_of(self.meta, self.all_rows)
+
+    @property
+    def all_rows(self) -> Any:
+        """The rows of the data set; shared by all results with the same source."""
         source = {key: self.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")}
         try:
             return _load_rows(json.dumps(source))

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "hub"
 SMOLVLM = ("SmolVLM-256M-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct")
 QWEN = ("Qwen2.5-VL-tokenizer", "Qwen/Qwen2.5-VL-7B-Instruct")
@@ -11,6 +9,8 @@ QWEN = ("Qwen2.5-VL-tokenizer", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 def real_files(folder: str, repo: str, shared: Path = SHARED, cache_dir: Path | None = None) -> Path | None:
     """The files of a model: those beside the repository, else those in the Hub cache; None where neither has them."""
+    from huggingface_hub import try_to_load_from_cache  # not before conftest.py has said that it is offline
+
     if (shared / folder).is_dir():
         return shared / folder
     names = ("tokenizer_config.json", "preprocessor_config.json")

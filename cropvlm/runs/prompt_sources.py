@@ -9,14 +9,17 @@ from cropvlm.crops import crop_size
 from cropvlm.data.images import encoded_image, image_size, open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import BRIEF_ANSWER, Prompt, answerer_prompt, cropper_messages
+from cropvlm.runs.scoring import question_keys
 
 BASE, CROPVLM = "base", "cropvlm"  # an answer without the crop, and with it
 WITHOUT_MORE = (BASE, "full_twice", "crop_alone")  # modes that show no image but the full one and the crop
 
 
-def image_keys(rows: Any) -> list[bytes]:
-    """A key for each row's image, equal where rows share one. Reads every image, and opens none."""
-    return [hashlib.sha256(encoded_image(image)).digest() for image in rows["image"]]
+def row_keys(rows: Any) -> tuple[list[bytes], list[str]]:
+    """Keys of the rows' images and questions, equal where rows share one. Reads every image, and opens none."""
+    images = [hashlib.sha256(encoded_image(image)).digest() for image in rows["image"]]
+    cycles = "cycle_category" in rows.column_names  # HR-Bench asks each question several times
+    return images, question_keys(rows) if cycles else list(rows["question"])
 
 
 class BoxPrompts:
