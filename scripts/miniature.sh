@@ -109,18 +109,18 @@ sft_boxes() { boxes "models/${NAME}_sft" "${P}_sft_bbox.json"; }
 grpo_boxes() { boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"; }
 together sft_boxes grpo_boxes
 
-# 5. Answers with each of the boxes.
-smolvlm_answers() {
+# 5. Answers with the other boxes; with GRPO's also those with something else in the crop's place (cropvlm/controls.py).
+grpo_answers() {
+    step "${R}_grpo_elsewhere_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${R}_grpo_bbox.json" --controls full_twice no_detail elsewhere "${SMALL[@]}"
+}
+other_answers() {
     step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${P}_sft_bbox.json" "${SMALL[@]}"
-    step "${R}_grpo_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${R}_grpo_bbox.json" "${SMALL[@]}"
-}
-unseen_answers() {
     step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm --name "${RUN}_unseen" \
         --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test "${LARGE[@]}"
 }
-together smolvlm_answers unseen_answers
+together grpo_answers other_answers
 
 # 6. Scores; meanwhile the table, and verdicts on the paper's claims: 3 where one is not reproduced.
 scores() {
