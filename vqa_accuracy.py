@@ -7,7 +7,8 @@ file's meta file unless flags name others. Predictions are joined to the rows on
 unknown ids are an error. Of a model that writes its reasoning first, what follows `</think>` is scored.
 
 As in the paper, VQA accuracy compares the lower-cased prediction with the unchanged references; `--metric
-vqa_official` normalises both. HR-Bench's score is the mean over its cycles.
+vqa_official` normalises both. HR-Bench's score is the mean over its cycles. Where questions have options the letter
+counts; with `--metric option` also an answer that is the text of one option, as lmms-eval and VLMEvalKit count it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from cropvlm.errors import UserError, listed
 from cropvlm.metrics import METRIC_NAMES
 from cropvlm.runs.cli import ArgumentParser, nonempty, positive, run
 from cropvlm.runs.files import check_writable, write_json
-from cropvlm.runs.predictions import check_holds, join_on_question_id, meta_path, read_meta, read_predictions, rows_of
+from cropvlm.runs.predictions import check_holds, meta_path, read_meta, read_predictions
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,26 +52,20 @@ def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     source["dataset_path"] = source["dataset_path"] or "lmms-lab/textvqa"
     rows = load_rows(**source, need=("question_id", "answers"))
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"])
-    rows = rows_of(meta, rows)  # a control may leave some out
     return rows, {**source, "metric": args.metric or own.metric}
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return everything that is printed and written."""
-    from cropvlm.runs.scoring import ScoredRows
+    from cropvlm.runs.scoring import score_file
 
-    # Load: the prediction files, and the rows that they answer.
     names = [name for name in (args.predictions_file, args.compare) if name]
-    files = [read_predictions(name) for name in names]
     for name in names:
+        read_predictions(name)  # mistakes in the files are reported before the data set is loaded
         check_holds(name, "answerer", read_meta(name))
     rows, source = load_references(args)
-
-    # Join: every file's answers in the order of the rows.
-    answers = [join_on_question_id(records, rows, name) for records, name in zip(files, names, strict=True)]
-
-    # Score: every answer against its references; the mean, and the paired difference.
-    scored, *others = (ScoredRows(rows, column, source["metric"]) for column in answers)
+    same_rows = not (args.dataset or args.dataset_path or args.split)  # flags that name other rows are meant so
+    scored, *others = (score_file(name, rows, source["metric"], same_rows) for name in names)
     result = {"predictions_file": args.predictions_file, **source, **scored.summary()}
     for other in others:
         result["compare"] = {"predictions_file": args.compare, **scored.compare(other)}
@@ -90,6 +85,8 @@ def details(result: dict[str, Any]) -> list[str]:
     lines.append(f"empty answers: {result['empty_answers']}")
     if "no_letter" in result:
         lines.append(f"answers without an option letter: {result['no_letter']}")
+        other = "letter" if "letter_score" in result else "option"
+        lines.append(f"{METRIC_NAMES[other]}: {result[f'{other}_score']:.2f}")
     for name in ("category", "cycle_category"):
         for group, value in result.get(f"by_{name}", {}).items():
             lines.append(f"{name.replace('_', ' ')} {group}: {value['score']:.2f} ({value['questions']} questions)")

@@ -106,17 +106,18 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
 
 
 _ARTICLE = r"a[^\S\n]+(?!(?:or|and|is|because)\b)[\w\"“'‘]"  # an a before a word or a quote
-_LETTER = rf"(?<![\w'’-])(?!{_ARTICLE})([A-D])(?![\w'’]|-\w)"  # alone: not in "Blue", "C'est", "D-day"
-_FINAL = r"(?![)\]]*\s*(?:/|or\b|and\b))"  # no other letter is offered beside it: "A or B"
+_LETTER = rf"(?<![\w-])(?<!\w['’])(?!{_ARTICLE})([A-E])(?!['’]?\w|-\w)"  # alone: not in "Blue", "C'est", "D-day"
+_FINAL = r"(?![)\]'’\"”]*\s*(?:/|or\b|and\b))"  # no other letter is offered beside it: "A or B"
 _OPENING = re.compile(rf"(?im)\A\W*{_LETTER}{_FINAL}(?:[.):\]]|\s*$)")
 _LISTED = re.compile(rf"(?im){_LETTER}(?:[.):\]]+\s*[\w(\[]|[)\]]*\s*$)")
 _ANNOUNCED = re.compile(rf"(?i)\b(?:answer|option|choice)(?:\s+is\b|\s*:)\W*(?:option\W+|choice\W+)?{_LETTER}{_FINAL}")
 _ALONE = re.compile(rf"(?i){_LETTER}")
 _DENIAL = re.compile(r"(?i)\b(?:not|never|neither|nor|cannot|except|wrong|incorrect|false)\b|n['’]t\b")
+_OPTION = re.compile(r"(?m)^\s*\(?([A-E])[.):]\s*(.+?)\s*$")  # a line of a question: "A. red", "(A) red"
 
 
 def option_letter(text: str) -> str | None:
-    """Return the option A..D that `text` chooses, in upper case, or None if it chooses none or several.
+    """Return the option A..E that `text` chooses, in upper case, or None if it chooses none or several.
 
     Only letters that stand alone count: "Blue" is not B, "cannot tell" is not C, "a bus" is not A. Reasoning that ends
     with `</think>` and Markdown are dropped; then the first rule that finds a single letter decides:
@@ -148,16 +149,45 @@ def letter_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return float(option_letter(prediction) in {answer.strip().upper() for answer in answers})
 
 
+def option_accuracy(prediction: str, answers: Sequence[str], question: str) -> float:
+    """Return 1 if the option that `prediction` chooses, by its letter or by its text, is the reference, else 0.
+
+    >>> option_accuracy("Blue.", ["B"], "Which color?\\nA. red\\nB. blue")
+    1.0
+    """
+    return letter_accuracy(chosen_option(prediction, question) or "", answers)
+
+
+def chosen_option(text: str, question: str) -> str | None:
+    """Return the letter that `text` chooses, else that of the one option of `question` whose text it is, else None."""
+    found = option_letter(text)
+    if found is None:
+        same = [letter for letter, option in _OPTION.findall(question) if _plain(option) == _plain(text)]
+        found = same[0] if len(same) == 1 else None
+    return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(without_reasoning(text).lower().split()).rstrip(".")
+
+
 def most_common_answer(answers: Sequence[str]) -> str:
     """Return the most frequent reference, lower-cased and stripped; ties go to the first seen."""
     _require_answers(answers)
     return Counter(answer.lower().strip() for answer in answers).most_common(1)[0][0]
 
 
-METRICS = {"vqa": vqa_accuracy, "vqa_official": official_vqa_accuracy, "anls": anls, "letter": letter_accuracy}
+METRICS = {
+    "vqa": vqa_accuracy,
+    "vqa_official": official_vqa_accuracy,
+    "anls": anls,
+    "letter": letter_accuracy,
+    "option": option_accuracy,  # takes the question as well
+}
 METRIC_NAMES = {
     "vqa": "VQA accuracy",
     "vqa_official": "official VQA accuracy",
     "anls": "ANLS",
     "letter": "letter accuracy",
+    "option": "option accuracy",
 }

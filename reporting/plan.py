@@ -10,12 +10,13 @@ from pathlib import Path
 from reporting.claims import Answerer, Claims, Cropper, Setting
 from reporting.rates import ANSWERS, BOXES, GRPO, SFT, TEACHER, Rate, Work, rate_of, side
 
+ROOT = Path(__file__).resolve().parents[1]
 PREDICTIONS = Path("predictions/paper")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command. outputs: the files and folders that it leaves. needs: names of stages that must be done before."""
+    """A command for Python. outputs: files and folders that it leaves. needs: names of stages that come before."""
 
     name: str
     command: tuple[str, ...]
@@ -54,7 +55,7 @@ def _bases(cropper: Cropper, claims: Claims) -> list[Cropper]:
 def _data_stage(claims: Claims, name: str) -> Stage:
     data = claims.data[name]
     folders = (Path(f"{data.output}_sft"), Path(f"{data.output}_grpo"))
-    command = ["python3", "create_dataset.py", "--dataset_path", *data.sources, "--output_path", data.output]
+    command = [here("create_dataset.py"), "--dataset_path", *data.sources, "--output_path", data.output]
     work = Work(TEACHER, "the teacher")
     return Stage(f"data/{name}", (*command, *shlex.split(data.flags)), folders, work=work, rows=data.rows)
 
@@ -63,7 +64,13 @@ def _training_stage(cropper: Cropper, claims: Claims) -> Stage:
     data = claims.data[cropper.trained_on]
     script, part = ("train_sft.py", "sft") if cropper.base is None else ("train_grpo.py", "grpo")
     base = ["--base_model", claims.croppers[cropper.base].model] if cropper.base else []
-    command = ["python3", script, *shlex.split(cropper.training), *base, "--dataset_path", f"{data.output}_{part}"]
+    command = [
+        here(script),
+        *map(here, shlex.split(cropper.training)),
+        *base,
+        "--dataset_path",
+        f"{data.output}_{part}",
+    ]
     command += ["--output_dir", cropper.model, "--resume_from_checkpoint", "True"]
     needs = (f"data/{cropper.trained_on}", *([f"train/{cropper.base}"] if cropper.base else []))
     done = (Path(cropper.model) / "adapter_model.safetensors", Path(cropper.model) / "run.json")
@@ -75,7 +82,7 @@ def _box_stage(setting: Setting, folder: Path) -> Stage:
     cropper, benchmark = setting.cropper, setting.benchmark
     output = folder / "boxes" / cropper.name / f"{benchmark.name}_bbox.json"
     size = ["--longest_edge", str(cropper.longest_edge)] if cropper.longest_edge else []
-    command = ["python3", "generate_bbox.py", "--model_path", cropper.model, *size, *_source(setting)]
+    command = [here("generate_bbox.py"), "--model_path", cropper.model, *size, *_source(setting)]
     needs = (f"train/{cropper.name}",) if cropper.training else ()
     name = f"boxes/{cropper.name}/{benchmark.name}"
     work = Work(BOXES, cropper.model, cropper.longest_edge)
@@ -96,12 +103,17 @@ def _answer_stage(setting: Setting, folder: Path) -> Stage:
         mode, source, needs = "cropvlm", ["--bbox", str(box_stage.outputs[0])], (box_stage.name,)
     else:
         mode, source, needs = "base", [*_source(setting), "--name", benchmark.name], ()
-    command = ["python3", "generate_final_answers.py", "--modes", mode, *source, *_answerer_flags(answerer)]
+    command = [here("generate_final_answers.py"), "--modes", mode, *source, *_answerer_flags(answerer)]
     path = output / f"{benchmark.name}_{mode}_answers.json"
     command += ["--output_path", str(output)]
     size = answerer.longest_edge or side(answerer.max_pixels)
     work = Work(ANSWERS, answerer.model, size, server=answerer.api)
     return Stage(name, tuple(command), (path,), needs, work, benchmark.rows, key=answerer.api)
+
+
+def here(name: str) -> str:
+    """Return a file's name as it is where the current folder has it, else in the project; any other word unchanged."""
+    return str(ROOT / name) if not Path(name).exists() and (ROOT / name).is_file() else name
 
 
 def _source(setting: Setting) -> list[str]:

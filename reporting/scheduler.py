@@ -1,17 +1,23 @@
 """Stages run side by side, one on each GPU; a signal ends them, to be resumed."""
 
 import contextlib
+import ctypes
 import os
+import select
 import shlex
 import signal
 import subprocess
-import threading
+import sys
+import time
 from collections.abc import Iterator
 
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from reporting.plan import Stage
 
 GRACE = 30  # seconds between SIGTERM and SIGKILL
+PR_SET_PDEATHSIG = 1
+# Queues warn with the last two before they kill.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(BaseException):
@@ -19,86 +25,102 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int):
         super().__init__(number)
-        self.exit_code = 128 + number
+        warned = number in (signal.SIGUSR1, signal.SIGUSR2)
+        self.exit_code = COMPLETE_WITH_FAILURES if warned else 128 + number
 
 
 class Scheduler:
     """Runs stages on GPUs, one at a time on each; a stage begins when those it needs are done.
 
-    After `run`, `failed` has the names of stages that failed, `left_out` those of stages that need one of these.
+    After `run`, `failed` has the names of stages that failed, `left_out` those of stages that need one of these, and
+    `interrupted` those that a signal ended.
     """
 
     def __init__(self, stages: dict[str, Stage], gpus: list[int]):
-        self.waiting = {name: stage for name, stage in stages.items() if not stage.done}
-        self.known, self.finished = set(stages), {name for name in stages if name not in self.waiting}
+        self.waiting = dict(stages)
+        self.finished: set[str] = set()
+        for name, stage in stages.items():  # in an order in which they can run
+            if stage.done and not any(need in self.waiting for need in stage.needs):
+                self.finished.add(name)
+                del self.waiting[name]
+        self.gpus, self.known = gpus, set(stages)
         self.failed: list[str] = []
         self.left_out: list[str] = []
-        self.running: dict[str, subprocess.Popen] = {}
-        self.gpus, self.changed = gpus, threading.Condition()
+        self.interrupted: list[str] = []
+        self.running: dict[int, tuple[Stage, subprocess.Popen]] = {}  # by GPU
 
     def run(self) -> None:
         """Run all stages. Raises `Interrupted` on a signal, after the running stages have ended."""
-        threads = [threading.Thread(target=self._work, args=(gpu,), daemon=True) for gpu in self.gpus]
-        with raising_signals():
-            try:
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-            except Interrupted:
-                self._end()
-                raise
+        with listening() as signals:
+            while self._start_all() or self.running:
+                if number := next_signal(signals):
+                    self._end_all(signals)
+                    raise Interrupted(number)
+                for gpu, (stage, process) in list(self.running.items()):
+                    if process.poll() is not None:
+                        del self.running[gpu]
+                        self._ended(stage, process.returncode)
 
-    def _work(self, gpu: int) -> None:
-        while (begun := self._begin(gpu)) is not None:
-            stage, process = begun
-            code = process.wait()
-            with self.changed:
-                del self.running[stage.name]
-                good = code in (0, COMPLETE_WITH_FAILURES) and stage.done
-                self.finished.add(stage.name) if good else self.failed.append(stage.name)
-                self.changed.notify_all()
+    def _start_all(self) -> bool:
+        """Start a stage on every free GPU for which there is one; whether any was started."""
+        started = False
+        for gpu in self.gpus:
+            while gpu not in self.running and (stage := self._next()):
+                say(f"== GPU {gpu}: {stage.name}: {shlex.join(['python3', *stage.command])}")
+                try:
+                    self.running[gpu] = stage, start([sys.executable, *stage.command, "--gpu", str(gpu)])
+                    started = True
+                except OSError as error:  # no process to be had, say
+                    say(f"{stage.name} cannot start: {error.strerror}")
+                    self.failed.append(stage.name)
+        return started
 
-    def _begin(self, gpu: int) -> tuple[Stage, subprocess.Popen] | None:
-        """Start a stage, which leads a process group of its own; None where none is left."""
-        with self.changed:
-            if (stage := self._next()) is None:
-                return None
-            print(f"== GPU {gpu}: {stage.name}: {shlex.join(stage.command)}", flush=True)
-            command = [*stage.command, "--gpu", str(gpu)]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-            self.running[stage.name] = process
-            return stage, process
+    def _ended(self, stage: Stage, code: int) -> None:
+        good = code in (0, COMPLETE_WITH_FAILURES) and stage.done
+        self.finished.add(stage.name) if good else self.failed.append(stage.name)
 
     def _next(self) -> Stage | None:
-        """Take a stage that can begin from those that wait; wait for one; None where none is left."""
-        while True:
-            gone = {*self.failed, *self.left_out}
-            lost = [name for name, stage in self.waiting.items() if gone & set(stage.needs)]
-            for name in lost:
+        """Take a waiting stage whose needs are done; those whose needs cannot be done are left out."""
+        for name, stage in list(self.waiting.items()):
+            needs = self.known & set(stage.needs)
+            if needs & {*self.failed, *self.left_out}:
                 self.left_out.append(name)
                 del self.waiting[name]
-            if not self.waiting:
-                return None
-            for name, stage in self.waiting.items():
-                if not lost and all(need in self.finished or need not in self.known for need in stage.needs):
-                    return self.waiting.pop(name)
-            if not lost:
-                self.changed.wait()
+            elif needs <= self.finished:
+                return self.waiting.pop(name)
+        return None
 
-    def _end(self) -> None:
-        """Let no stage begin, and end the running ones with all their processes."""
-        with self.changed:
-            self.waiting.clear()
-            processes = list(self.running.values())
-            self.changed.notify_all()
+    def _end_all(self, signals: int) -> None:
+        """End the running stages with all their processes; a second signal ends the patience."""
+        self.interrupted = [stage.name for stage, _ in self.running.values()]
+        processes = [process for _, process in self.running.values()]
         for process in processes:
             signal_group(process, signal.SIGTERM)
-        with contextlib.suppress(Interrupted, subprocess.TimeoutExpired):  # a second signal ends the patience
-            for process in processes:
-                process.wait(GRACE)
+        end = time.monotonic() + GRACE
+        while any(process.poll() is None for process in processes) and time.monotonic() < end:
+            if next_signal(signals, end - time.monotonic()):
+                break
         for process in processes:
             signal_group(process, signal.SIGKILL)  # and what a stage has left behind
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    """Start a command that leads a process group of its own and is killed when this process dies, however it does."""
+    parent, libc = os.getpid(), ctypes.CDLL(None)
+
+    def die_with_parent() -> None:
+        if hasattr(libc, "prctl"):  # Linux
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # which died before the call
+                os._exit(1)
+
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent)
+
+
+def say(text: str) -> None:
+    """Print a line; a full disk or a terminal that is gone keeps no stage from running."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def signal_group(process: subprocess.Popen, number: int) -> None:
@@ -108,15 +130,29 @@ def signal_group(process: subprocess.Popen, number: int) -> None:
 
 
 @contextlib.contextmanager
-def raising_signals() -> Iterator[None]:
-    """Raise `Interrupted` in the main thread on SIGINT, SIGTERM and SIGHUP, also where a shell had them ignored."""
+def listening() -> Iterator[int]:
+    """Collect `SIGNALS` and the ends of children in a pipe, and give the end to read from.
 
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    Also SIGINT where a shell had it ignored; not SIGHUP under nohup. A handler that raised would do so anywhere, as
+    within a fork, where Python drops the exception.
+    """
+    ignored = [number for number in (signal.SIGHUP,) if signal.getsignal(number) is signal.SIG_IGN]
+    numbers = [number for number in (*SIGNALS, signal.SIGCHLD) if number not in ignored]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
-        yield
+        yield reader
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(reader)
+        os.close(writer)
+
+
+def next_signal(signals: int, seconds: float | None = None) -> int | None:
+    """Wait until a signal or the end of a child, or so many seconds; return the signal, None for a child."""
+    ready, _, _ = select.select([signals], [], [], seconds)
+    return next((number for number in os.read(signals, 4096) if number != signal.SIGCHLD), None) if ready else None

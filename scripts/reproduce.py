@@ -5,8 +5,9 @@
 
 Finished stages are skipped; an interrupted one continues from its journal or newest checkpoint. Independent stages run
 side by side, one on each GPU. Failed stages are listed at the end and those that depend on them are skipped; the others
-continue. A signal ends all that run. Models behind a server are skipped without $OPENAI_API_KEY. Exit code 3: a stage
-failed, or a figure or claim is not reproduced.
+continue. A signal ends all that run, as does the end of this script, however it comes; under nohup a hang-up does not.
+Models behind a server are skipped without $OPENAI_API_KEY. Exit code 3: a stage failed or a queue's USR1 or USR2 ended
+it, or a figure or claim is not reproduced.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def print_plan(stages: dict, folder: Path) -> None:
     for name, stage in stages.items():
         hours, source = estimates[name]
         left = "hours unknown" if hours is None else f"{duration(hours)} ({source})"
-        print(f"{name}: {'done' if stage.done else left}\n    {shlex.join(stage.command)}")
+        print(f"{name}: {'done' if stage.done else left}\n    {shlex.join(['python3', *stage.command])}")
     known = sum(hours for hours, _ in estimates.values() if hours)
     unknown = sum(hours is None for hours, _ in estimates.values())
     done = sum(stage.done for stage in stages.values())
@@ -76,10 +77,15 @@ def main() -> int:
     try:
         scheduler.run()
     except Interrupted as signal:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        names = ", ".join(scheduler.interrupted) or "nothing"
+        print(f"interrupted while running {names}; run the same command again to go on", file=sys.stderr)
         return signal.exit_code
     report = [sys.executable, str(ROOT / "scripts/report.py"), "--predictions", str(args.predictions)]
-    code = subprocess.run([*report, "--claims", str(args.claims)], check=False).returncode
+    try:
+        code = subprocess.run([*report, "--claims", str(args.claims)], check=False).returncode
+    except OSError as error:
+        print(f"the report cannot start: {error.strerror}", file=sys.stderr)
+        code = COMPLETE_WITH_FAILURES
     for words, names in (("failed", scheduler.failed), ("left out after a failure", scheduler.left_out)):
         if names:
             print(f"{words}: {', '.join(names)}", file=sys.stderr)

@@ -8,6 +8,7 @@ from cropvlm.metrics import option_letter
 
 LETTERS = {
     "alone": ("B", "B"),
+    "the fifth": ("E", "E"),
     "lower case, as the capitalised question lists them": ("b", "B"),
     "with a dot": ("b.", "B"),
     "in brackets": ("(B)", "B"),
@@ -98,7 +99,9 @@ NO_LETTERS = {
     "an article before a capital": "a Coke",
     "an announced article before a capital": "The answer is a Coca-Cola",
     "an article after an option's word": "option a red bus",
-    "no option has it": "E",
+    "no option has it": "F",
+    "two letters in quotes": "'A' or 'B'",
+    "two announced in quotes": 'The answer is "A" or "B"',
     "two with both": "Both B and D",
     "a list in brackets": "(A) (B)",
     "an article before a quote": 'A "stop" sign',
@@ -122,6 +125,21 @@ def test_what_the_short_rule_gives_up_is_no_other_letter(text, letter):
 @pytest.mark.parametrize("text", NO_LETTERS.values(), ids=NO_LETTERS.keys())
 def test_no_option_letter(text):
     assert option_letter(text) is None
+
+
+@pytest.mark.parametrize("pair", ["''", "‘’", "‚‘", '""', "“”", "„“", "«»", "‹›", "``", "´´"])
+@pytest.mark.parametrize("text", ["{}B{}", "The answer is {}B{}.", "Option {}b{}", "{}B. blue{}"])
+def test_a_letter_in_any_pair_of_quotes(pair, text):
+    assert option_letter(text.format(*pair)) == "B"
+
+
+DENIALS = ["not", "never", "neither", "nor", "cannot", "except", "wrong", "incorrect", "false", "isn't", "isn’t"]
+
+
+@pytest.mark.parametrize("word", DENIALS)
+def test_every_word_of_denial_keeps_a_letter_from_being_the_answer(word):
+    assert option_letter(f"this is {word} B") is None
+    assert option_letter("this is indeed B") == "B"
 
 
 @pytest.mark.parametrize("text", ["a, ", "A or ", "not A ", "(B) ", "B ", "\n", "A is not ", "option a "], ids=repr)

@@ -10,6 +10,7 @@ from cropvlm.metrics import (
     most_common_answer,
     normalize_answer,
     official_vqa_accuracy,
+    option_accuracy,
     vqa_accuracy,
 )
 
@@ -130,6 +131,27 @@ def test_scores_are_between_0_and_1(prediction, answers):
 )
 def test_letter_accuracy(prediction, answers, score):
     assert letter_accuracy(prediction, answers) == score
+
+
+QUESTION = "Which color?\nA. red\nB. blue\n(C) blue\n(D) Dark  green\nE. 5"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "score"),
+    [
+        pytest.param("B", "B", 1, id="the letter"),
+        pytest.param("(A) blue", "A", 1, id="the letter before any text"),
+        pytest.param("Red.", "A", 1, id="the text of an option"),
+        pytest.param("dark green", "D", 1, id="an option in brackets, white space and case"),
+        pytest.param("5", "E", 1, id="the fifth option"),
+        pytest.param("blue", "B", 0, id="the text of two options"),
+        pytest.param("a red one", "A", 0, id="more than the text"),
+        pytest.param("<think>red</think>5", "E", 1, id="after reasoning"),
+        pytest.param("", "A", 0, id="empty"),
+    ],
+)
+def test_option_accuracy(prediction, answer, score):
+    assert option_accuracy(prediction, [answer], QUESTION) == score
 
 
 def test_most_common_answer():

@@ -174,6 +174,22 @@ def test_accuracy_of_generated_answers(reward_vlm, monkeypatch):
     ]  # of 160 x 120, 1..9% touches 1..15 and 1..11
 
 
+def test_a_crop_is_scored_once_only_for_one_image_question_and_references():
+    first, second = picture(1), picture(2)
+    box, other = "[0, 0, 50, 50].", "[0, 0, 50, 60]."
+    rows = [
+        (box, first, "Which?", ["stop"]),
+        (box, first, "Which?", ["stop"]),  # the same in all
+        (other, first, "Which?", ["stop"]),
+        (box, second, "Which?", ["stop"]),
+        (box, first, "Where?", ["stop"]),
+        (box, first, "Which?", ["halt"]),  # a copy of the row with other references
+    ]
+    crops, order = rewards.distinct_crops(*zip(*rows, strict=True))
+    assert order == [0, 0, 1, 2, 3, 4]
+    assert [row for row, _ in crops] == [0, 2, 3, 4, 5]
+
+
 def test_accuracy_reward_generates(reward_vlm):
     values = rewards.AnswerAccuracyReward(*reward_vlm)(
         completions=[message("[0, 0, 50, 50]."), message("broken")],

@@ -9,8 +9,6 @@ import datasets
 import pytest
 
 import vqa_accuracy
-from cropvlm.data import repositories
-from cropvlm.data.catalog import Benchmark
 from cropvlm.runs.cli import run
 from cropvlm.runs.predictions import write_predictions
 
@@ -121,6 +119,7 @@ def test_hrbench_is_the_mean_over_its_cycles(world, score):
     assert (code, lines[-1]) == (0, "83.3333")
     assert lines[3:-1] == [
         "answers without an option letter: 1",
+        "option accuracy: 83.33",
         "category cross: 100.00 (1 questions)",
         "category single: 80.00 (3 questions)",
         "cycle category 0: 66.67 (3 questions)",
@@ -128,6 +127,32 @@ def test_hrbench_is_the_mean_over_its_cycles(world, score):
     ]
     written = json.loads(Path("out.json").read_text())
     assert written["by_cycle_category"]["1"] == {"score": 100.0, "questions": 1}
+
+
+def test_an_option_in_words_counts_for_the_option_metric(world, score):
+    rows = HR_ROWS | {"A": ["red"] * 4, "B": ["blue"] * 4}
+    world(rows, {0: "red", 1: "Blue.", 2: "C", 3: "x"})
+    # Letters: C alone, cycle 0: 1 of 3, cycle 1: 0 of 1. Options: 3 of 3 and 0 of 1 ("x" is the text of C and of D).
+    lines = score()[1]
+    assert [lines[1][:22], lines[4], lines[-1]] == ["letter accuracy: 16.67", "option accuracy: 50.00", "16.6667"]
+    lines = score("--metric", "option")[1]
+    assert [lines[1][:22], lines[4], lines[-1]] == ["option accuracy: 50.00", "letter accuracy: 16.67", "50.0000"]
+    assert lines[3] == "answers without an option letter: 1"
+
+
+@pytest.mark.parametrize("flags", [[], ["--compare", "old.json"]])
+def test_a_data_set_that_has_changed_since_is_refused(world, score, flags):
+    from cropvlm.runs.provenance import hash_of
+
+    questions = hash_of(json.dumps([VQA_ROWS["question_id"], VQA_ROWS["question"]]))
+    old = {"settings": {"questions": questions}}
+    world(VQA_ROWS, VQA_PREDICTIONS, "old.json", **old)
+    world(VQA_ROWS, VQA_PREDICTIONS, **({} if flags else old))
+    assert score(*flags)[0] == 0
+    world(VQA_ROWS | {"question": ["a?", "b?", "other?"]}, VQA_PREDICTIONS, **({} if flags else old))
+    code, lines, error = score(*flags)
+    assert (code, lines, error.count("\n")) == (2, [], 1)
+    assert "questions" in error
 
 
 def test_output_holds_everything(world, score):
@@ -179,27 +204,6 @@ def test_compare_counts_and_bounds_the_paired_difference(world, score):
     assert "against other.json (55.00): +20.00, 95% interval [" in lines[-2]
     assert lines[-2].endswith("; 10 better, 2 worse, 28 equal")
     assert score("--compare", "other.json")[1] == lines  # seeded
-
-
-def test_the_cycles_of_a_question_count_as_one(world, score):
-    """Four cycles that agree tell no more than one: error and interval are those of 10 questions, not of 40 rows."""
-    texts = ["red", "blue", "green", "grey"]
-    rows = {name: [] for name in HR_ROWS}
-    for i in range(40):
-        question, cycle = divmod(i, 4)
-        options = texts[cycle:] + texts[:cycle]
-        values = [i, f"{question}?", *options, "A", "single", str(cycle), "AAAA"]
-        for name, value in zip(rows, values, strict=True):
-            rows[name].append(value)
-    world(rows, {i: "A" if i // 4 < 6 else "B" for i in range(40)})
-    write_predictions("other.json", [{"question_id": i, "answer": "A" if i // 4 < 3 else "B"} for i in range(40)], {})
-    assert score("--compare", "other.json", "--output", "out.json")[0] == 0
-    result = json.loads(Path("out.json").read_text())
-    # 6 of 10 right: 100 * sqrt(0.6 * 0.4 / 9) = 16.33. 3 of 10 differ: 100 * sqrt(0.3 * 0.7 / 9) = 15.28.
-    assert result["standard_error"] == pytest.approx(16.33, abs=0.01)
-    assert result["compare"]["standard_error"] == pytest.approx(15.28, abs=0.01)
-    # Ten draws with a chance of 0.3: 2.8% of them hold none, 4.7% six or more, 1.1% seven or more.
-    assert result["compare"]["interval_95"] == [0, 60]
 
 
 @pytest.mark.parametrize("output", ["p.json", "./p.json", "other.json", "p.meta.json", "link.json"])
@@ -331,17 +335,12 @@ def test_without_a_meta_file_it_is_textvqa(world, score, monkeypatch):
     world(VQA_ROWS, VQA_PREDICTIONS)
     Path("p.meta.json").unlink()
     saved = datasets.load_from_disk("rows")
-    there = {"train": saved.select([0]), "validation": saved, "test": saved.select([1])}
-
-    def open_split(source: str, config: str | None, known: Benchmark, split: str | None, wanted: list) -> tuple:
-        assert (source, split) == ("lmms-lab/textvqa", None)
-        chosen = next(name for name in wanted if name in there)
-        return there[chosen], chosen
-
-    monkeypatch.setattr(repositories, "_open_split", open_split)
+    sources = []
+    monkeypatch.setattr(vqa_accuracy, "load_rows", lambda need, **source: [sources.append(source), saved][1])
     code, lines, _ = score()
     assert (code, lines[0]) == (0, "p.json on lmms-lab/textvqa")
     assert lines[-1] == "53.3333"
+    assert sources == [{"dataset_path": "lmms-lab/textvqa", "dataset": None, "split": None, "max_samples": None}]
 
 
 @pytest.mark.parametrize(

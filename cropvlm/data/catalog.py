@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cropvlm.errors import UserError, one_line
 
-LETTERS = ("A", "B", "C", "D")
+LETTERS = ("A", "B", "C", "D", "E")  # MME-RealWorld has five options
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ HRBENCH = {
     "config": "hrbench_version_split",
     "metric": "letter",
     "columns": {"question_id": "index", "answers": "answer"},
-    "options": LETTERS,
+    "options": LETTERS[:4],
     "instruction": "Answer the option letter directly.",
 }
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from cropvlm.data.rows import benchmark_for
 from cropvlm.errors import UserError
-from cropvlm.metrics import METRICS, option_letter
+from cropvlm.metrics import METRICS, chosen_option, option_letter
 from cropvlm.prompts import clean_answer, without_reasoning
+from cropvlm.runs.predictions import check_holds, join_on_question_id, read_meta, read_predictions, rows_of
+from cropvlm.runs.provenance import data_settings
 
 RESAMPLES = 10_000
 
@@ -34,7 +37,7 @@ def question_keys(rows: Any) -> list[str]:
     """Return a key for each row that is equal where rows ask the same question in different cycles."""
     if "cycle_category" not in rows.column_names or "question" not in rows.column_names:
         return [str(i) for i in range(len(rows))]
-    return ["\n".join(sorted(re.sub("(?m)^[A-D][.] ", "", text).split("\n"))) for text in rows["question"]]
+    return ["\n".join(sorted(re.sub("(?m)^[A-E][.] ", "", text).split("\n"))) for text in rows["question"]]
 
 
 def sum_by_question(values: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -46,11 +49,14 @@ def sum_by_question(values: np.ndarray, weights: np.ndarray, questions: Sequence
 def standard_error(values: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> float | None:
     """Return the standard error of the weighted mean, clustered by question; None for a single question.
 
-    With one row per question and equal weights this is the standard deviation over the square root of n.
+    This is the cluster-robust (sandwich) error of a ratio of sums: each question is one cluster, and its residual is
+    what its rows add to the sum beyond the mean. Rows of one question may agree as much as they like. With one row per
+    question and equal weights this is the standard deviation over the square root of n.
     """
-    sums, sizes = sum_by_question(values, weights, questions)
+    sums, sizes = sum_by_question(values, weights, questions)  # (n,) and (n,), one entry per question
     n = len(sums)
-    residuals = sums - sums.sum() / sizes.sum() * sizes
+    residuals = sums - sums.sum() / sizes.sum() * sizes  # (n,); they sum to 0
+    # The meat is the sum of squared residuals, the bread 1 / sum of weights; n / (n - 1) for the mean that was fitted.
     return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / sizes.sum()) if n > 1 else None
 
 
@@ -70,6 +76,35 @@ def interval_95(means: np.ndarray) -> tuple[float, float]:
     """Return the 2.5% and the 97.5% percentile of bootstrap means."""
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def score_file(path: str, rows: Any, metric: str | None = None, same_rows: bool = True) -> "ScoredRows":
+    """Return the scores of an answer file over the rows of its data set; `UserError` where it answers others.
+
+    metric: default: the data set's own. same_rows: the questions must be those that the meta file records.
+    """
+    records, meta = read_predictions(path), read_meta(path)
+    check_holds(path, "answerer", meta)
+    if same_rows:
+        check_questions(path, meta, rows)
+    rows = rows_of(meta, rows)  # a control may leave some out
+    answers = join_on_question_id(records, rows, str(path))
+    source = [meta.get(key) for key in ("dataset_path", "dataset", "split")]
+    metric = metric or benchmark_for(source[0] or "textvqa", *source[1:]).metric
+    return ScoredRows(rows, answers, metric)
+
+
+def check_questions(path: Any, meta: dict[str, Any], rows: Any) -> None:
+    """Raise `UserError` where the meta file of `path` records other questions or references than `rows` hold."""
+    recorded = meta.get("settings") or {}
+    source = {key: meta.get(key) for key in ("dataset_path", "dataset", "split")}
+    current = data_settings(source, rows) if {"question_id", "question"} <= set(rows.column_names) else {}
+    for part in ("questions", "references"):
+        if part in recorded and recorded[part] != current.get(part, recorded[part]):
+            raise UserError(
+                f"{path}: the {part} of {meta.get('dataset_path')} are no longer those that it was made from; "
+                "restore that data set, or run the step again"
+            )
 
 
 def score_groups(scores: np.ndarray, weights: np.ndarray, groups: Sequence) -> dict[str, dict[str, float]]:
@@ -119,13 +154,28 @@ class ScoredRows:
         if not self.indices:
             raise UserError(f"none of the {len(ids)} rows has references, such as {ids[0]!r}; expected some")
         self.answers = [final_answer(answers[i]) for i in self.indices]
-        scores = map(METRICS[metric], self.answers, [references[i] for i in self.indices])
-        self.scores = np.array([100 * score for score in scores])
+        self.references = [references[i] for i in self.indices]
+        asked = rows["question"] if "question" in rows.column_names else [""] * len(ids)
+        self.asked = [asked[i] for i in self.indices]
+        self.scores = self.score_as(metric)
+        self.ids = [ids[i] for i in self.indices]
         keys = question_keys(rows)
         self.questions = [keys[i] for i in self.indices]
-        names = [name for name in ("category", "cycle_category") if metric == "letter" and name in rows.column_names]
+        self.with_options = metric in ("letter", "option")
+        names = ("category", "cycle_category") if self.with_options else ()
+        names = [name for name in names if name in rows.column_names]
         self.groups = {name: [rows[name][i] for i in self.indices] for name in names}
         self.weights = cycle_weights(self.groups.get("cycle_category"), len(self.scores))
+
+    def score_as(self, metric: str) -> np.ndarray:
+        """Return the scores, 0 to 100, by any metric, (n,)."""
+        columns = [self.answers, self.references, *([self.asked] if metric == "option" else [])]
+        return np.array([100 * score for score in map(METRICS[metric], *columns)])
+
+    @property
+    def refusals(self) -> np.ndarray:
+        """100 for an answer that is empty or, among options, chooses none; else 0, (n,)."""
+        return np.array([100.0 * (not a or (self.with_options and option_letter(a) is None)) for a in self.answers])
 
     @property
     def mean(self) -> float:
@@ -141,10 +191,16 @@ class ScoredRows:
             "without_references": self.without_references,
             "empty_answers": sum(not answer for answer in self.answers),
         }
-        if self.metric == "letter":
-            summary["no_letter"] = sum(option_letter(answer) is None for answer in self.answers)
+        if self.with_options:
+            chosen = map(chosen_option, self.answers, self.asked) if self.metric == "option" else None
+            chosen = map(option_letter, self.answers) if chosen is None else chosen
+            summary["no_letter"] = sum(letter is None for letter in chosen)
+            other = "letter" if self.metric == "option" else "option"
+            summary[f"{other}_score"] = float(self.score_as(other) @ self.weights)
         return summary | {f"by_{name}": score_groups(self.scores, self.weights, g) for name, g in self.groups.items()}
 
     def compare(self, other: "ScoredRows") -> dict[str, Any]:
-        """Return the paired comparison with another file's scores of the same rows; see `compare`."""
+        """Return the paired comparison with another file's scores of the same rows, `UserError` for others."""
+        if self.ids != other.ids:
+            raise UserError(f"the files answer {len(self.ids)} and {len(other.ids)} questions, which are not the same")
         return compare(self.scores, other.scores, self.weights, self.questions)

@@ -48,7 +48,7 @@ def test_commands_have_their_scripts_flags(name, monkeypatch):
     from test_readme import parse
 
     monkeypatch.chdir(ROOT)
-    script, *flags = stages(PAPER)[name].command[1:]
+    script, *flags = stages(PAPER)[name].command
     assert (ROOT / script).is_file()
     parse([script, *flags], monkeypatch)
     with pytest.raises(UserError):

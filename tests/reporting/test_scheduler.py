@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def made(name: str, code: int = 0, needs: tuple[str, ...] = ()) -> Stage:
     """A stage that notes its name and its GPU, and leaves a file."""
     program = f"import sys, pathlib; pathlib.Path({name!r}).touch(); print({name!r}); open('log', 'a').write({name!r} + ' ' + sys.argv[-1] + chr(10)); sys.exit({code})"  # noqa: E501
-    return Stage(name, (sys.executable, "-c", program), (Path(name),), needs)
+    return Stage(name, ("-c", program), (Path(name),), needs)
 
 
 def test_a_failed_stage_is_named_and_the_others_go_on(tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_every_gpu_runs_one_stage_at_a_time_and_a_failure_stops_no_other(tmp_pat
     """
     names = ["a", "b", "c", "d", "e", "f"]
     needs = {"e": ("b",)}
-    items = {n: Stage(n, (sys.executable, "-c", program, n), (Path(n),), needs.get(n, ())) for n in names}
+    items = {n: Stage(n, ("-c", program, n), (Path(n),), needs.get(n, ())) for n in names}
     driver = Scheduler(items, [0, 1, 2])
     driver.run()
     assert (driver.failed, driver.left_out) == (["b"], ["e"])
@@ -79,7 +79,7 @@ STUBBORN = """if True:
 def test_a_stage_that_heeds_no_signal_is_killed_with_its_children(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scheduler, "GRACE", 0.2)
-    items = {"a": Stage("a", (sys.executable, "-c", STUBBORN), (Path("a"),)), "b": made("b", needs=("a",))}
+    items = {"a": Stage("a", ("-c", STUBBORN), (Path("a"),)), "b": made("b", needs=("a",))}
 
     def interrupt() -> None:
         wait_for(Path("pids"))
@@ -126,33 +126,102 @@ also:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_ends_all_stages_and_the_next_run_goes_on(tmp_path, number):
+DRIVER = [sys.executable, str(ROOT / "scripts/reproduce.py"), "0", "1", "--claims", "claims.yaml", "--only", "data/*"]
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """Returns a function that starts a driver of two stages, with a signal ignored, and waits until both work."""
     (tmp_path / "create_dataset.py").write_text(FAKE_STEP)
     (tmp_path / "claims.yaml").write_text(CLAIMS)
-    driver = [sys.executable, str(ROOT / "scripts/reproduce.py"), "0", "1", "--claims", "claims.yaml"]
-    driver += ["--only", "data/*"]
-    # As a shell starts what is in the background: with SIGINT ignored.
-    ignoring = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(driver, cwd=tmp_path, preexec_fn=ignoring, **pipes)
+
+    def start(ignored: int) -> subprocess.Popen:
+        ignoring = lambda: signal.signal(ignored, signal.SIG_IGN)  # noqa: E731
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(DRIVER, cwd=tmp_path, preexec_fn=ignoring, **pipes)
+        for name in ("one", "two"):
+            wait_for(tmp_path / f"{name}.pids")
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, id="SIGINT, which a shell ignores in the background"),
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(signal.SIGUSR1, 3, id="SIGUSR1, a queue's warning"),
+    ],
+)
+def test_a_signal_ends_all_stages_and_the_next_run_goes_on(tmp_path, driver, number, code):
+    process = driver(ignored=signal.SIGINT)
     notes = [tmp_path / "one.pids", tmp_path / "two.pids"]
-    for note in notes:
-        wait_for(note)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert errors == "interrupted; run the same command again to go on\n"
+    assert process.returncode == code
+    assert errors == "interrupted while running data/one, data/two; run the same command again to go on\n"
     for note in notes:
         assert_gone(note)
 
     (tmp_path / "quick").touch()
-    again = subprocess.run(driver, cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = subprocess.run(DRIVER, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert sorted((tmp_path / "begun").read_text().split()) == ["one", "one", "two", "two"]
     assert (tmp_path / "one_sft").exists()
     assert (tmp_path / "two_sft").exists()
     assert again.returncode == 2  # nothing to report on
     assert again.stderr.count("\n") == 1
+
+
+def test_under_nohup_a_hang_up_ends_nothing(tmp_path, driver):
+    process = driver(ignored=signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) == 143
+
+
+def test_stages_end_with_a_driver_that_is_killed(tmp_path, driver):
+    process = driver(ignored=signal.SIGHUP)
+    process.kill()
+    process.wait()
+    for name in ("one", "two"):
+        assert_gone(tmp_path / f"{name}.pids", first=True)
+        os.killpg(int((tmp_path / f"{name}.pids").read_text().split()[0]), signal.SIGKILL)  # the child of our own step
+
+
+def test_a_stage_that_cannot_start_is_named_and_nothing_waits_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    real, calls = subprocess.Popen, []
+
+    def fails_once(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", fails_once)
+    items = [made("a"), made("b", needs=("a",)), made("c")]
+    driver = Scheduler({stage.name: stage for stage in items}, [0, 1])
+    driver.run()
+    assert (driver.failed, driver.left_out, driver.finished) == (["a"], ["b"], {"c"})
+    assert "a cannot start: Resource temporarily unavailable" in capsys.readouterr().out
+
+
+def test_what_a_stage_that_runs_again_is_needed_for_runs_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("b").touch()  # older than a
+    driver = Scheduler({"a": made("a"), "b": made("b", needs=("a",))}, [0])
+    driver.run()
+    assert Path("log").read_text().split() == ["a", "0", "b", "0"]
+
+
+def test_a_stage_that_ends_well_without_its_files_has_failed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    driver = Scheduler({"a": Stage("a", ("-c", "pass"), (Path("a"),))}, [0])
+    driver.run()
+    assert driver.failed == ["a"]
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
@@ -162,9 +231,9 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def assert_gone(note: Path) -> None:
-    """None of the processes that a file lists runs any more; one that nobody has waited for is a zombie."""
-    for pid in note.read_text().split():
+def assert_gone(note: Path, first: bool = False) -> None:
+    """None of the processes that a file lists (or its first) runs any more; one that nobody waits for is a zombie."""
+    for pid in note.read_text().split()[: 1 if first else None]:
         status = Path(f"/proc/{pid}/status")
         end = time.monotonic() + 10
         while status.exists() and "State:\tZ" not in status.read_text():

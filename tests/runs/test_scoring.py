@@ -56,7 +56,11 @@ def test_rows_of_one_question_count_once():
     # Ten questions of which six are right, each in four rows that agree: 100 * sqrt(0.6 * 0.4 / 9) = 16.33.
     values = np.repeat([100.0] * 6 + [0.0] * 4, 4)
     questions = [str(i // 4) for i in range(40)]
-    assert scoring.standard_error(values, np.full(40, 1 / 40), questions) == pytest.approx(16.33, abs=0.01)
+    weights = np.full(40, 1 / 40)
+    assert scoring.standard_error(values, weights, questions) == pytest.approx(16.33, abs=0.01)
+    # 3 of 10 questions differ. Ten draws with a chance of 0.3: 2.8% of them hold none, 4.7% six or more.
+    compared = scoring.compare(values, np.repeat([100.0] * 3 + [0.0] * 7, 4), weights, questions)
+    assert compared["interval_95"] == pytest.approx([0, 60])
 
 
 def test_score_groups():
