@@ -9,13 +9,18 @@ import argparse
 import functools
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+    del os.environ[name]  # an address, a port or a proxy's path that another page was given
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is sent anywhere
+for name in ("NO_PROXY", "no_proxy"):  # the page asks itself whether it is there
+    os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))
 
 from PIL import Image  # noqa: E402
 
@@ -23,7 +28,7 @@ from cropvlm.boxes import format_bbox, parse_bbox  # noqa: E402
 from cropvlm.crops import crop_or_full_image  # noqa: E402
 from cropvlm.data.images import open_image  # noqa: E402
 from cropvlm.errors import UserError, one_line  # noqa: E402
-from cropvlm.prompts import MAX_BOX_TOKENS, Prompt, answerer_prompt, clean_answer, cropper_messages  # noqa: E402
+from cropvlm.prompts import Prompt, answerer_prompt, clean_answer  # noqa: E402
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, port, positive, run  # noqa: E402
 from cropvlm.runs.drawing import draw_boxes  # noqa: E402
 from cropvlm.runs.model_flags import add_api_flags, server_of  # noqa: E402
@@ -31,7 +36,8 @@ from cropvlm.runs.server import Server, fit_longest_edge  # noqa: E402
 
 CROPPER, ANSWERER = ROOT / "models/miniature_grpo", ROOT / "miniature/models/smolvlm"
 WORLD = ROOT / "datasets/miniature"
-Ask = Callable[[Prompt], str]  # a prompt to the text that the model writes
+Ask = Callable[[Prompt], str]  # a prompt to the text that the answerer writes
+Crop = Callable[[Image.Image, str], str]  # an image and a question to the text of a box
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,12 +78,12 @@ def ask_server(server: Server, longest_edge: int, prompt: Prompt) -> str:
     return str(text)
 
 
-def answer(cropper: Ask, answerer: Ask, image: Image.Image | None, question: str, box: str) -> tuple:
+def answer(cropper: Crop, answerer: Ask, image: Image.Image | None, question: str, box: str) -> tuple:
     """Return the image with its box, the crop, the box's text (empty: the cropper's), both answers with seconds."""
     if image is None or not question.strip():
         raise ValueError("an image and a question are needed")
     image, start = open_image(image), time.perf_counter()
-    box = box if box.strip() else cropper((cropper_messages(question), [image]))
+    box = box if box.strip() else cropper(image, question)
     texts, seconds = [], time.perf_counter() - start
     crop, valid = crop_or_full_image(image, box)
     for images in ([image], [image, crop]):
@@ -96,7 +102,7 @@ def add_corner(corners: list, x: float, y: float) -> tuple[list, str]:
     return corners, format_bbox((x1, y1, x2, y2)) if len(corners) == 2 else ""
 
 
-def build(cropper: Ask, answerer: Ask, examples: list):
+def build(cropper: Crop, answerer: Ask, examples: list):
     """Return the page, a `gradio.Blocks`. examples: [image, question] of each."""
     import gradio as gr
 
@@ -135,20 +141,29 @@ def build(cropper: Ask, answerer: Ask, examples: list):
 
 def main() -> None:
     args = parse_args()
+    with tempfile.TemporaryDirectory(prefix="cropvlm_demo_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # /tmp/gradio may be another user's
+        serve(args)
+
+
+def serve(args: argparse.Namespace) -> None:
     try:
         import gradio as gr
     except ImportError as error:
         raise UserError(f"{error}; bash scripts/demo.sh installs what the page needs and starts it") from error
 
+    from cropvlm import Cropper
     from cropvlm.data.rows import load_rows
+    from cropvlm.modeling import device_and_dtype
 
     rows = load_rows(WORLD, "test", max_samples=6) if WORLD.is_dir() else []
     examples = [[open_image(row["image"]), row["question"]] for row in rows]
-    cropper = load(args.model_path or str(CROPPER), args.longest_edge, args.gpu, MAX_BOX_TOKENS)
+    device, dtype = device_and_dtype(args.gpu)
+    cropper = Cropper(args.model_path or str(CROPPER), None, args.longest_edge, device, dtype)
     server, own = server_of(args), (args.vqa_model_path, args.longest_edge, args.gpu, args.max_new_tokens)
     answerer = functools.partial(ask_server, server, args.longest_edge) if server else load(*own)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no font from elsewhere
-    page = build(cropper, answerer, examples)
+    page = build(lambda image, question: cropper.texts([image], [question])[0], answerer, examples)
     try:
         page.launch(server_name="127.0.0.1", server_port=args.port, theme=theme, share=False)
     except OSError as error:

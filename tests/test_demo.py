@@ -28,7 +28,7 @@ def demo():
     return module
 
 
-def cropper(prompt) -> str:
+def cropper(image, question) -> str:
     return "[0, 0, 50, 50]."
 
 

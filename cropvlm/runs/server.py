@@ -93,7 +93,7 @@ class Server:
         yield from doubts.rows
 
     def client(self) -> "AsyncOpenAI":
-        """The official client. It follows no redirect, and asks this machine itself without the proxy of others."""
+        """The official client, which follows no redirect."""
         import openai
 
         key = os.environ.get(KEY, "").strip()
@@ -101,11 +101,11 @@ class Server:
             raise UserError(f"the environment variable {KEY} holds characters that are invalid in a key; set it again")
         if self.base == OPENAI and not key:
             raise UserError(f"{OPENAI} asks for a key: set the environment variable {KEY}, or use another server")
-        url = urlsplit(self.base)
-        is_here = url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")
-        timeout = openai.Timeout(self.timeout, connect=min(self.timeout, 5.0))
+        options = {"timeout": openai.Timeout(self.timeout, connect=min(self.timeout, 5.0)), "follow_redirects": False}
         with failure(f"no connection to {self.base} can be set up"):  # by the variables of a proxy or of certificates
-            http = openai.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False, trust_env=not is_here)
+            http = openai.DefaultAsyncHttpxClient(
+                timeout=timeout, follow_redirects=False, trust_env=not is_here(self.base)
+            )
             return openai.AsyncOpenAI(api_key=key or "none", base_url=self.base, http_client=http, max_retries=RETRIES)
 
     async def _answer(self, client: "AsyncOpenAI", source: PromptSource, i: int, resize: Callable) -> Texts:
@@ -160,6 +160,12 @@ class Server:
         raise UserError(
             f"{self.base} cannot be reached ({type(cause).__name__}); check --api_base; {RESUME}"
         ) from error
+
+
+def is_here(base: str) -> bool:
+    """Whether a server is on this machine: it is asked without the proxy and certificates of the environment."""
+    url = urlsplit(base)
+    return url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass

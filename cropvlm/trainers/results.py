@@ -43,6 +43,14 @@ and writes the box, in percent of width and height, that helps another vision-la
 python3 generate_bbox.py --model_path {path} --longest_edge {longest_edge}
 ```
 
+```python
+from cropvlm import Cropper
+from cropvlm.data.images import open_image
+
+cropper = Cropper("{path}", longest_edge={longest_edge})
+full, crop = cropper.views(open_image("sign.jpg"), "What is written on the sign?")
+```
+
 ## Origin
 
 - base model: `{base}`

@@ -1,0 +1,64 @@
+"""A trained cropper as one object: images and questions in, boxes and crops out.
+
+from cropvlm import Cropper
+
+cropper = Cropper("models/grpo_512")
+full, crop = cropper.views(image, "What is written on the sign?")
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from cropvlm.boxes import parse_bbox
+from cropvlm.crops import full_and_crop
+from cropvlm.generation import generate_texts
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
+
+Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in percent of width and height
+
+
+class Cropper:
+    """A model that writes the box which helps another model to answer.
+
+    Images are RGB; `cropvlm.data.images.open_image` makes them of any file. Texts are greedy, in batches that fit the
+    memory.
+    """
+
+    def __init__(
+        self, path: str, base: str | None = None, longest_edge: int | None = 512, device: Any = None, dtype: Any = None
+    ):
+        """Load the cropper.
+
+        path: Hub id, or folder of a model, an adapter or one of its checkpoints. base: the adapter's, if the one that
+        it names has moved. longest_edge: pixels at which it sees images. device, dtype: default to the first GPU in
+        bfloat16, else the CPU in float32.
+        """
+        self.processor = load_processor(path, longest_edge)
+        self.model = load_model(path, base, device, dtype)
+
+    def texts(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """What the cropper writes for each image and its question, usually the text of a box."""
+        prompts = [cropper_messages(question) for question in questions]
+        shown = [[image] for image in images]
+        return generate_texts(self.model, self.processor, prompts, shown, max_new_tokens=MAX_BOX_TOKENS)
+
+    def count_tokens(self, text: str) -> int:
+        """The number of tokens of what the cropper wrote."""
+        return len(self.processor.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def boxes(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Box | None]:
+        """The box for each image and its question; None where the text is no valid box."""
+        return [parse_bbox(text) for text in self.texts(images, questions)]
+
+    def crops(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Image.Image]:
+        """The crop of each image at full resolution; the image itself where there is no valid box."""
+        return [
+            full_and_crop(image, text)[1] for image, text in zip(images, self.texts(images, questions), strict=True)
+        ]
+
+    def views(self, image: Image.Image, question: str) -> list[Image.Image]:
+        """`[full image, crop]`, as the answerer gets them."""
+        return [image, *self.crops([image], [question])]

@@ -1,0 +1,42 @@
+"""The cropper as one object: what generate_bbox.py writes, and crops of the box."""
+
+import json
+import subprocess
+import sys
+
+import torch
+from datasets import load_from_disk
+from PIL import Image
+
+from cropvlm import Cropper
+from cropvlm.boxes import parse_bbox
+
+
+def test_importing_the_package_is_cheap():
+    code = "import cropvlm, sys; print('torch' in sys.modules); from cropvlm import Cropper; print(Cropper.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "cropvlm.cropper"]
+
+
+def test_its_texts_are_those_of_the_script(tiny_smolvlm, tiny_world, tmp_path):
+    """In float32 on the CPU, whatever rows share a batch."""
+    cropper = Cropper(str(tiny_smolvlm), longest_edge=64, device="cpu", dtype=torch.float32)
+    command = [sys.executable, "generate_bbox.py", "--model_path", tiny_smolvlm, "--dataset_path", tiny_world]
+    command += ["--split", "test", "--longest_edge", "64", "--gpu", "-1", "--output", tmp_path / "boxes.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = load_from_disk(str(tiny_world))["test"]
+    texts = cropper.texts(rows["image"], rows["question"])
+    assert texts == [record["answer"] for record in json.loads((tmp_path / "boxes.json").read_text())]
+    assert cropper.boxes(rows["image"][:2], rows["question"][:2]) == [parse_bbox(text) for text in texts[:2]]
+
+
+def test_views_are_the_image_and_its_crop(monkeypatch):
+    written = {"left": "[0, 0, 50, 100].", "nothing": "somewhere"}
+    monkeypatch.setattr(Cropper, "__init__", lambda self: None)
+    monkeypatch.setattr(Cropper, "texts", lambda self, images, questions: [written[q] for q in questions])
+    image = Image.new("RGB", (20, 10))
+    full, crop = Cropper().views(image, "left")
+    assert full is image
+    assert crop.size == (10, 10)
+    assert Cropper().views(image, "nothing") == [image, image]
+    assert Cropper().boxes([image] * 2, ["left", "nothing"]) == [(0, 0, 50, 100), None]
