@@ -53,8 +53,9 @@ def run(main: Callable[[], int | None]) -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):
-            screen, buffering = io.BufferedWriter(Screen(stream.fileno(), "w", closefd=False)), stream.line_buffering
-            stream = io.TextIOWrapper(screen, stream.encoding, line_buffering=buffering)
+            screen, now = Screen(stream.fileno(), "w", closefd=False), stream.write_through  # now: PYTHONUNBUFFERED
+            options = {"line_buffering": stream.line_buffering, "write_through": now}
+            stream = io.TextIOWrapper(screen if now else io.BufferedWriter(screen), stream.encoding, **options)
             setattr(sys, name, stream)
         if isinstance(stream, io.TextIOWrapper):  # an accent must not fail on an ASCII-only terminal
             stream.reconfigure(errors="backslashreplace")

@@ -103,9 +103,7 @@ class Server:
             raise UserError(f"{OPENAI} asks for a key: set the environment variable {KEY}, or use another server")
         options = {"timeout": openai.Timeout(self.timeout, connect=min(self.timeout, 5.0)), "follow_redirects": False}
         with failure(f"no connection to {self.base} can be set up"):  # by the variables of a proxy or of certificates
-            http = openai.DefaultAsyncHttpxClient(
-                timeout=timeout, follow_redirects=False, trust_env=not is_here(self.base)
-            )
+            http = openai.DefaultAsyncHttpxClient(**options, trust_env=not is_here(self.base))
             return openai.AsyncOpenAI(api_key=key or "none", base_url=self.base, http_client=http, max_retries=RETRIES)
 
     async def _answer(self, client: "AsyncOpenAI", source: PromptSource, i: int, resize: Callable) -> Texts:
