@@ -28,7 +28,10 @@ from cropvlm.errors import UnreadableImage, UserError, failure, shorten
 logger = logging.getLogger(__name__)
 
 ENCODED = datasets.Image(decode=False)
-NUMPY = re.compile(r"(np\.|numpy\.)?array\(.*\)\Z", re.DOTALL)
+# An array, a set, a Series and so on, as Python or pandas prints it.
+PRINTED = re.compile(
+    r"(\w+\.)*(\w*array|list|tuple|\w*set|Index|Series)\([\[({].*\)\Z|<\w*Array>", re.DOTALL | re.IGNORECASE
+)
 
 
 def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
@@ -143,7 +146,7 @@ def _parse_cell(value: Any) -> Any:
     and Python would read `['a' 'b']` as `['ab']`.
     """
     text = value.strip() if isinstance(value, str) else ""
-    if not (text and text[0] + text[-1] in ("[]", "{}", "()") or NUMPY.match(text)):
+    if not (text and text[0] + text[-1] in ("[]", "{}", "()") or PRINTED.match(text)):
         return value
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text, parse_float=lambda number: float(number) if repr(float(number)) == number else number)

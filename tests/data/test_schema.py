@@ -71,7 +71,14 @@ def test_references(tmp_path, published, references):
         "[exit]",
         "array(['a'], dtype=object)",
     ]
-    + ["{'text': array(['a'], dtype=object)}", "['a', nan]", '["a", "b]', "[1]"],  # [1] beside a text: a list or not?
+    + [
+        "{'text': array(['a'], dtype=object)}",
+        "['a', nan]",
+        "{'a', 'b'}",
+        "<ArrowStringArray>\n['a']",
+        '["a", "b]',
+        "[1]",
+    ],  # [1] beside a text: a list or not?
 )
 def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
     """Of numpy's ['a' 'a'] Python makes ['aa'], which no right answer matches."""
