@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cropvlm.boxes import bbox_area_pct, parse_bbox
+from cropvlm.boxes import bbox_area_pct, is_not_needed, parse_bbox
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError, remedy
@@ -69,9 +69,11 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
 def count_boxes(records: list[dict], seconds: float) -> dict[str, Any]:
     """Rows, invalid boxes (answered with the whole image later), mean area of the valid ones, unreadable images."""
     boxes = [box for box in (parse_bbox(record["answer"]) for record in records) if box]
+    not_needed = sum(is_not_needed(record["answer"]) for record in records)
     return {
         "rows": len(records),
-        "invalid_boxes": len(records) - len(boxes),
+        "invalid_boxes": len(records) - len(boxes) - not_needed,
+        **({"not_needed": not_needed} if not_needed else {}),
         "mean_area_pct": round(sum(map(bbox_area_pct, boxes)) / len(boxes), 2) if boxes else None,
         "failed": sum("failed" in record for record in records),
         "seconds": seconds,

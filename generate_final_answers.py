@@ -6,9 +6,9 @@
 
 writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answers.json. Data set, split and number of
 rows are read from the box file's meta unless flags say otherwise. An invalid box is answered with the full image in the
-crop's place, and counted. The same command continues an interrupted run. Exit code 3: complete, but for some images
-that could not be read, or prompts that the server rejected; the meta files name them. On several GPUs: accelerate
-launch generate_final_answers.py ... (exit codes 2 and 3 become 1)
+crop's place, and counted; `Not needed.` is answered from the full image alone. The same command continues an
+interrupted run. Exit code 3: complete, but for some images that could not be read, or prompts that the server rejected;
+the meta files name them. On several GPUs: accelerate launch generate_final_answers.py ... (exit codes 2 and 3 become 1)
 
 SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
 alone would make it 2048 px. Qwen2.5-VL sees an image at a number of pixels: --max_pixels alone leaves a small crop
@@ -33,7 +33,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cropvlm.boxes import parse_bbox
+from cropvlm.boxes import is_not_needed, parse_bbox
 from cropvlm.controls import CONTROLS, control_boxes
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
@@ -154,8 +154,11 @@ def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) 
     counts = {"rows": len(records), "failed": failed, "empty_answers": empty, "seconds": seconds}
     if boxes is None:
         return counts
-    counts["invalid_boxes"] = sum(text is not None and parse_bbox(text) is None for text in boxes)
-    return counts | ({"left_out": boxes.count(None)} if None in boxes else {})
+    shown = [text for text in boxes if text is not None]
+    not_needed = sum(map(is_not_needed, shown))
+    counts["invalid_boxes"] = sum(parse_bbox(text) is None for text in shown) - not_needed
+    some = {"not_needed": not_needed, "left_out": len(boxes) - len(shown)}
+    return counts | {name: number for name, number in some.items() if number}
 
 
 def main() -> int:

@@ -15,6 +15,8 @@ Bbox = tuple[float, float, float, float]
 # Area multipliers of the teacher's boxes, smallest fifth of the boxes first (paper, data set construction).
 GROWTH = (45, 10, 4, 2, 1)
 
+NOT_NEEDED = "Not needed."  # what a cropper writes in a box's place where the full image will do
+
 # The number of digits is bounded because int() refuses very long ones and float() makes them infinite.
 _NUMBER = r"\s*([0-9]{1,3}(?:\.[0-9]+)?)\s*"
 _BBOX = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]\s*\.?")
@@ -41,9 +43,14 @@ def parse_bbox(text: str) -> Bbox | None:
     return bbox_pct if x1 < x2 <= 100 and y1 < y2 <= 100 else None
 
 
+def is_not_needed(text: str) -> bool:
+    """Whether the cropper says that no crop is needed; any other text without a box is an invalid box."""
+    return text.strip() == NOT_NEEDED
+
+
 def validity(text: str) -> float:
     """Return 1.0 for a valid box, 0.25 for `Not needed.`, 0.0 for anything else (the paper's validity reward)."""
-    if text.strip() == "Not needed.":
+    if is_not_needed(text):
         return 0.25
     return float(parse_bbox(text) is not None)
 

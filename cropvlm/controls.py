@@ -1,7 +1,8 @@
 """Controls: what the answerer sees in the crop's place, to find out where a gain comes from.
 
 Each control is one more answer to every question. Its boxes follow from the cropper's boxes, the question ids and which
-rows share an image: they are the same on every machine. A row with an invalid box shows the full image twice, as ever.
+rows share an image: they are the same on every machine. A row with an invalid box shows the full image twice, one that
+needs no crop shows it once, as ever.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
-from cropvlm.boxes import Bbox, expand_bbox, format_bbox, parse_bbox, pct_to_px
+from cropvlm.boxes import Bbox, expand_bbox, format_bbox, is_not_needed, parse_bbox, pct_to_px
 from cropvlm.crops import full_and_crop
 
 # name -> what is shown, and what its difference from the crop or from no crop isolates
@@ -35,8 +36,6 @@ def control_boxes(
 
     boxes: the cropper's texts. ids: question ids. images, questions: keys, equal where rows share one.
     """
-    if control in ("shuffled", "partner"):
-        return [None if j is None else boxes[j] for j in other_rows(control, images, questions)]
 
     def shown(text: str, question_id: str | int) -> str:
         bbox_pct = parse_bbox(text)
@@ -51,7 +50,11 @@ def control_boxes(
                 return format_bbox(expand_bbox(bbox_pct, 100, 100, area_multiplier=4))
         return text
 
-    return [shown(text, question_id) for text, question_id in zip(boxes, ids, strict=True)]
+    if control in ("shuffled", "partner"):
+        texts = [None if j is None else boxes[j] for j in other_rows(control, images, questions)]
+    else:
+        texts = [shown(text, question_id) for text, question_id in zip(boxes, ids, strict=True)]
+    return [own if is_not_needed(own) else text for own, text in zip(boxes, texts, strict=True)]
 
 
 def other_rows(control: str, images: Sequence, questions: Sequence[str]) -> list[int | None]:
@@ -86,7 +89,7 @@ def shown_images(control: str, image: Image.Image, text: str, seen_size: Callabl
     """The images that the answerer gets. seen_size: (width, height) of an image -> those at which it is seen."""
     bbox_pct = parse_bbox(text)
     if control == "crop_alone":
-        return full_and_crop(image, text)[1:]
+        return full_and_crop(image, text)[-1:]
     if control != "no_detail" or bbox_pct is None:
         return full_and_crop(image, text)
     # The crop's place in what is seen, enlarged to the crop's own size: as many tokens, no pixel that was not seen.

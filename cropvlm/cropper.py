@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from cropvlm.boxes import parse_bbox
-from cropvlm.crops import full_and_crop
+from cropvlm.crops import crop_or_full_image, full_and_crop
 from cropvlm.generation import generate_texts
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
@@ -55,10 +55,9 @@ class Cropper:
 
     def crops(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Image.Image]:
         """The crop of each image at full resolution; the image itself where there is no valid box."""
-        return [
-            full_and_crop(image, text)[1] for image, text in zip(images, self.texts(images, questions), strict=True)
-        ]
+        texts = self.texts(images, questions)
+        return [crop_or_full_image(image, text)[0] for image, text in zip(images, texts, strict=True)]
 
     def views(self, image: Image.Image, question: str) -> list[Image.Image]:
-        """`[full image, crop]`, as the answerer gets them."""
-        return [image, *self.crops([image], [question])]
+        """`[full image, crop]`, as the answerer gets them; the full image alone where no crop is needed."""
+        return full_and_crop(image, self.texts([image], [question])[0])

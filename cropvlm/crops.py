@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from cropvlm.boxes import parse_bbox, pct_to_px
+from cropvlm.boxes import is_not_needed, parse_bbox, pct_to_px
 
 MAX_ASPECT_RATIO = 100
 
@@ -30,8 +30,8 @@ def crop_or_corner(image: Image.Image, text: str) -> Image.Image:
 
 
 def full_and_crop(image: Image.Image, text: str) -> list[Image.Image]:
-    """Return `[full image, crop]` as the answerer gets it: the crop of the box in `text`, or `image` again."""
-    return [image, crop_or_full_image(image, text)[0]]
+    """Return what the answerer gets: `[full image, crop]`, `image` twice for an invalid box, once for `Not needed.`"""
+    return [image] if is_not_needed(text) else [image, crop_or_full_image(image, text)[0]]
 
 
 def crop_size(size: tuple[int, int], text: str) -> tuple[int, int] | None:

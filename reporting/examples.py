@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from cropvlm.boxes import Bbox
+from cropvlm.boxes import Bbox, is_not_needed
 from cropvlm.crops import crop_bbox
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
@@ -47,7 +47,11 @@ class Example:
 
     @property
     def invalid_box(self) -> bool:
-        return self.box_text is not None and self.bbox_pct is None
+        return self.box_text is not None and self.bbox_pct is None and not self.not_needed
+
+    @property
+    def not_needed(self) -> bool:
+        return self.box_text is not None and is_not_needed(self.box_text)
 
 
 def examples(pair: Pair, count: int, causes: Sequence[str | None] | None = None) -> list[Example]:

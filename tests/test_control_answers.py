@@ -112,6 +112,21 @@ def test_no_detail_needs_the_size_that_a_server_is_sent(script, boxes, monkeypat
     assert "--controls no_detail: the size at which the model sees images is unknown" in capsys.readouterr().err
 
 
+def test_where_no_crop_is_needed_the_answer_is_that_without_it(script, boxes, tiny_world):
+    records = read_predictions(boxes)
+    for record in records[:5]:
+        record["answer"] = "Not needed."
+    records[5]["answer"] = "somewhere"
+    write_predictions(boxes, records, read_meta(boxes))
+    assert script("--bbox", boxes, "--controls", "full_twice") == 0
+    base, crop, full_twice = (read_predictions(answers_file(f"world_{m}")) for m in ("base", "cropvlm", "full_twice"))
+    assert crop[:5] == full_twice[:5] == base[:5]
+    assert crop[5:] != base[5:]
+    counts = read_meta(answers_file("world_cropvlm"))["counts"]
+    assert (counts["invalid_boxes"], counts["not_needed"]) == (1, 5)
+    assert "not_needed" not in read_meta(answers_file("world_base"))["counts"]
+
+
 class Unknown:
     """A model that sees images at a size of its own."""
 

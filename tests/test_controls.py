@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropvlm.controls import box_elsewhere, control_boxes, other_rows, shown_images
+from cropvlm.controls import CONTROLS, box_elsewhere, control_boxes, other_rows, shown_images
 from cropvlm.crops import crop_bbox
 
 
@@ -21,6 +21,7 @@ from cropvlm.crops import crop_bbox
         ("wider", "no box", "no box"),
         ("elsewhere", "no box", "no box"),  # the full image, as for the crop itself
         ("elsewhere", "[0, 0, 100, 100].", "[0, 0, 100, 100]."),
+        *((control, "Not needed.", "Not needed.") for control in CONTROLS if control not in ("shuffled", "partner")),
     ],
 )
 def test_boxes_by_hand(control, text, shown):
@@ -64,6 +65,8 @@ def test_other_rows_by_hand():
     boxes = [f"[{i}, 0, 50, 50]." for i in range(6)]
     assert control_boxes("partner", boxes, range(6), images, questions)[1:4] == [boxes[0], None, boxes[5]]
     assert other_rows("shuffled", ["a", "a"], ["x", "y"]) == [None, None]
+    # A row that needs no crop gets none from another row either.
+    assert control_boxes("shuffled", ["Not needed.", boxes[1]], [0, 1], ["a", "b"], []) == ["Not needed."] * 2
 
 
 @pytest.fixture
@@ -103,3 +106,5 @@ def test_the_images_of_the_others(stripes):
     for control in ("no_detail", "elsewhere"):
         assert shown_images(control, stripes, "no box", None) == [stripes, stripes]
     assert shown_images("crop_alone", stripes, "no box", None) == [stripes]
+    for control in CONTROLS:
+        assert shown_images(control, stripes, "Not needed.", None) == [stripes]

@@ -31,7 +31,7 @@ def test_its_texts_are_those_of_the_script(tiny_smolvlm, tiny_world, tmp_path):
 
 
 def test_views_are_the_image_and_its_crop(monkeypatch):
-    written = {"left": "[0, 0, 50, 100].", "nothing": "somewhere"}
+    written = {"left": "[0, 0, 50, 100].", "nothing": "somewhere", "none": "Not needed."}
     monkeypatch.setattr(Cropper, "__init__", lambda self: None)
     monkeypatch.setattr(Cropper, "texts", lambda self, images, questions: [written[q] for q in questions])
     image = Image.new("RGB", (20, 10))
@@ -39,4 +39,6 @@ def test_views_are_the_image_and_its_crop(monkeypatch):
     assert full is image
     assert crop.size == (10, 10)
     assert Cropper().views(image, "nothing") == [image, image]
+    assert Cropper().views(image, "none") == [image]
+    assert Cropper().crops([image], ["none"]) == [image]
     assert Cropper().boxes([image] * 2, ["left", "nothing"]) == [(0, 0, 50, 100), None]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cropvlm.boxes import format_bbox
-from cropvlm.crops import crop_bbox, crop_or_corner, crop_or_full_image
+from cropvlm.crops import crop_bbox, crop_or_corner, crop_or_full_image, full_and_crop
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -35,6 +35,13 @@ def test_texts_without_a_valid_box():
     for text in ("", "Not needed.", "[10, 20, 10, 40].", "[0, 0, 200, 100].", "x" * 10_000):
         assert crop_or_full_image(image, text) == (image, False)
         assert pixels(crop_or_corner(image, text)) == [RED, GREEN, WHITE, (10, 20, 30)]  # the 2x2 at the top left
+
+
+def test_the_answerer_sees_the_full_image_once_where_no_crop_is_needed():
+    image = checkered()
+    assert full_and_crop(image, " Not needed.") == [image]
+    assert full_and_crop(image, "Not needed. [0, 0, 50, 50].") == [image, image]  # an invalid box
+    assert full_and_crop(image, "[0, 0, 100, 100].") == [image, image]
 
 
 def test_corner_of_an_image_of_one_pixel_is_not_padded():

@@ -89,6 +89,8 @@ def test_counts_boxes_and_their_area():
     # Areas 25% and 1%; the third is inverted, the fourth empty.
     expected = {"rows": 4, "invalid_boxes": 2, "mean_area_pct": 13.0, "failed": 1, "seconds": 1.5}
     assert generate_bbox.count_boxes(records, 1.5) == expected
+    records[2]["answer"] = "Not needed."  # counted apart
+    assert generate_bbox.count_boxes(records, 1.5) == expected | {"invalid_boxes": 1, "not_needed": 1}
 
 
 def test_the_file_does_not_depend_on_the_batch_size(script):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.integrations import TensorBoardCallback
 
-from cropvlm.boxes import bbox_area_pct, bbox_iou, parse_bbox
+from cropvlm.boxes import bbox_area_pct, bbox_iou, is_not_needed, parse_bbox
 from cropvlm.runs.drawing import INK, LINE, contact_sheet, tile
 
 PICTURE_PROMPTS = 4
@@ -21,8 +21,8 @@ COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a
 def box_figures(texts: Sequence[str], rewards: Tensor, num_generations: int) -> dict[str, list[float]]:
     """Return the values whose means are logged, by the name that they are logged under.
 
-    `boxes/valid` per completion (0 or 1); `boxes/area_pct` per valid box, in percent of the image;
-    `boxes/pairwise_iou` per pair of valid boxes of a group; `boxes/groups_without_spread` per group: 1 where all
+    `boxes/valid` and `boxes/not_needed` per completion (0 or 1); `boxes/area_pct` per valid box, in percent of the
+    image; `boxes/pairwise_iou` per pair of valid boxes of a group; `boxes/groups_without_spread` per group: 1 where all
     rewards are exactly equal, so that no gradient but the KL's comes from it (TRL's `frac_reward_zero_std` misses those
     whose mean rounds).
 
@@ -34,6 +34,7 @@ def box_figures(texts: Sequence[str], rewards: Tensor, num_generations: int) -> 
     by_group = rewards.view(-1, num_generations)  # (prompts, G)
     return {
         "boxes/valid": [float(bbox is not None) for bbox in bboxes],
+        "boxes/not_needed": [float(is_not_needed(text)) for text in texts],
         "boxes/area_pct": [bbox_area_pct(bbox) for bbox in bboxes if bbox],
         "boxes/pairwise_iou": [bbox_iou(*pair) for pair in pairs],
         "boxes/groups_without_spread": (by_group == by_group[:, :1]).all(1).float().tolist(),

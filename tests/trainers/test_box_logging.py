@@ -14,6 +14,7 @@ def test_figures():
     rewards = torch.tensor([0.1, 0.2, 0.1, -3.7, -3.7, -3.7])
     figures = box_figures(texts, rewards, 3)
     assert figures["boxes/valid"] == [1, 1, 0, 1, 0, 0]
+    assert figures["boxes/not_needed"] == [0, 0, 0, 0, 1, 0]
     assert figures["boxes/area_pct"] == [50, 50, 1]
     assert figures["boxes/pairwise_iou"] == pytest.approx([25 / 75])  # 25 of 75 percent of the width
     assert figures["boxes/groups_without_spread"] == [0, 1]
