@@ -80,6 +80,11 @@ if ! has_interpreter || ! is_installed; then
     cp requirements.txt .venv/installed-requirements.txt
     echo "setup: done" >&2
 fi
+home=$(readlink -f .venv)
+if [[ -s .venv/bin/activate ]] && ! grep -qF "$home" .venv/bin/activate; then # it has moved: some files have its path
+    .venv/bin/python3 -m venv --without-pip .venv
+    grep -lIZ '^#!.*/python' .venv/bin/* | xargs -0 sed -i "1s|^#!.*/|#!$home/bin/|"
+fi
 export PATH="$PWD/.venv/bin:$PATH"
 
 if command -v nvidia-smi >/dev/null; then # Triton compiles C at the first step of a training

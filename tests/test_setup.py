@@ -110,6 +110,9 @@ def test_a_moved_clone_works_and_a_copied_one_uses_its_own_packages(checkout, tm
     again = set_up(moved)
     assert is_ready(moved, again)
     assert again.stderr == ""
+    activated = "source .venv/bin/activate; command -v python3; pip --version"
+    used = subprocess.run(["bash", "-c", activated], cwd=moved, capture_output=True, text=True)
+    assert used.stdout.startswith(f"{moved}/.venv/bin/python3\npip ")
     copied = shutil.copytree(moved, tmp_path / "copied", symlinks=True)
     (module,) = copied.glob(".venv/lib/python*/site-packages/tiny.py")
     module.write_text("VERSION = 3\n")

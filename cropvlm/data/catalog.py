@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cropvlm.errors import UserError, one_line
 
-LETTERS = ("A", "B", "C", "D", "E")  # MME-RealWorld has five options
+LETTERS = ("A", "B", "C", "D", "E")  # of options; MME-RealWorld has five
 
 
 @dataclass(frozen=True)

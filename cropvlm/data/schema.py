@@ -20,7 +20,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cropvlm.data.catalog import Benchmark
+from cropvlm.data.catalog import LETTERS, Benchmark
 from cropvlm.data.images import image_size, open_image
 from cropvlm.data.repositories import Repository, cache_dir
 from cropvlm.errors import UnreadableImage, UserError, failure, shorten
@@ -28,7 +28,10 @@ from cropvlm.errors import UnreadableImage, UserError, failure, shorten
 logger = logging.getLogger(__name__)
 
 ENCODED = datasets.Image(decode=False)
-NUMPY = re.compile(r"(np\.|numpy\.)?array\(.*\)\Z", re.DOTALL)
+# An array, a set, a Series and so on, as Python or pandas prints it.
+PRINTED = re.compile(
+    r"(\w+\.)*(\w*array|list|tuple|\w*set|Index|Series)\([\[({].*\)\Z|<\w*Array>", re.DOTALL | re.IGNORECASE
+)
 
 
 def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
@@ -50,7 +53,7 @@ def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tu
         columns["question_id"] = pa.array(ids, pa.uint64() if beyond_int64 else None)
     if "answers" in sources:
         columns["answers"] = pa.array(_references(raw, sources["answers"], path), pa.list_(pa.string()))
-    replaced = {*columns, *sources.values(), *benchmark.options}
+    replaced = {*columns, *sources.values(), *(LETTERS if benchmark.options else ())}
     others = raw.remove_columns([name for name in names if name in replaced])
     text = datasets.Dataset.from_dict(columns)
     return datasets.concatenate_datasets([others, text], split=raw.split, axis=1) if others.column_names else text
@@ -63,11 +66,10 @@ def _questions(raw: datasets.Dataset, benchmark: Benchmark, source: str, path: s
         if not isinstance(question, str):
             raise UserError(f"{path}: row {i} has the question {shorten(repr(question))}; expected a string")
     if benchmark.options and set(benchmark.options) <= set(raw.column_names):
-        options = zip(*(raw[letter] for letter in benchmark.options), strict=True)
-        for i, texts in enumerate(options):
-            named = zip(benchmark.options, texts, strict=True)
-            lines = [f"{letter}. {text}" for letter, text in named if not _is_missing(text)]
-            questions[i] = "\n".join([questions[i], *lines])
+        for letter in filter(raw.column_names.__contains__, LETTERS):
+            for i, text in enumerate(raw[letter]):
+                if not _is_missing(text):
+                    questions[i] += f"\n{letter}. {text}"
     elif benchmark.instruction:  # V* has it in the text already; the prompt adds it once
         questions = [question.removesuffix(benchmark.instruction).rstrip() for question in questions]
     return questions
@@ -107,13 +109,23 @@ def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]
     while hasattr(feature, "feature"):  # of a list
         feature = feature.feature
     labels = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    references = []
-    for i, value in enumerate(_parse_lists(list(raw[source]), path)):
+    references, plain, bare = [], None, None
+    for i, value in enumerate(raw[source]):
         try:
-            references.append(list(_flatten(value, labels)))
-        except (TypeError, IndexError) as error:
-            expected = 'expected strings, numbers, or lists or {"answer": ...} objects of them'
+            parsed = _parse_cell(value)
+            references.append(list(_flatten(parsed, labels)))
+        except (TypeError, IndexError, ValueError) as error:
+            expected = (
+                'expected strings, numbers, or {"answer": ...} objects, or lists of them, written as ["stop", "halt"]'
+            )
             raise UserError(f"{path}: row {i} has the answers {shorten(repr(value))}; {expected}") from error
+        if isinstance(value, str) and parsed is value:
+            plain = plain or value.strip()
+        elif isinstance(value, str) and references[-1] and not re.search("[\"']", value):
+            bare = value
+    if plain and bare:
+        problem = f"{shorten(bare)} in one row and {shorten(plain)} in another: the first may be a list or a text"
+        raise UserError(f'{path} has the answers {problem}; expected e.g. ["stop", "halt"] in all rows')
     return references
 
 
@@ -143,7 +155,7 @@ def _parse_cell(value: Any) -> Any:
     and Python would read `['a' 'b']` as `['ab']`.
     """
     text = value.strip() if isinstance(value, str) else ""
-    if not (text and text[0] + text[-1] in ("[]", "{}", "()") or NUMPY.match(text)):
+    if not (text and text[0] + text[-1] in ("[]", "{}", "()") or PRINTED.match(text)):
         return value
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text, parse_float=lambda number: float(number) if repr(float(number)) == number else number)
@@ -153,32 +165,13 @@ def _parse_cell(value: Any) -> Any:
             return list(parsed) if isinstance(parsed, tuple) else parsed
     if text[0] == "(":  # "(a)"
         return value
-    raise ValueError("looks like a list, but not as JSON or Python prints one")
+    raise ValueError("looks like a list")
 
 
 def _tokens(text: str) -> list[str]:
     """The tokens of a Python expression; of strings the content, whatever the quotes."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return [ast.literal_eval(token.string) if token.type == tokenize.STRING else token.string for token in tokens]
-
-
-def _parse_lists(values: list, path: str) -> list:
-    """The cells of a column, each with the list that it prints, such as '["stop", "halt"]', if it does."""
-    parsed = []
-    for i, value in enumerate(values):
-        try:
-            parsed.append(_parse_cell(value))
-        except ValueError as error:
-            seen = f"row {i} has the answers {shorten(repr(value))}, which {error}"
-            raise UserError(f'{path}: {seen}; expected e.g. ["stop", "halt"]') from error
-    plain = next((value for value in parsed if isinstance(value, str) and not _is_missing(value)), None)
-    for i, (value, text) in enumerate(zip(parsed, values, strict=True)):
-        if plain and isinstance(text, str) and value and isinstance(value, list) and not re.search("[\"']", text):
-            seen = (
-                f"row {i} has the answers {text}, a list or a text in brackets, and another row {shorten(repr(plain))}"
-            )
-            raise UserError(f'{path}: {seen}; expected e.g. ["stop", "halt"] in all rows')
-    return parsed
 
 
 def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:

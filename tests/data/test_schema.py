@@ -71,11 +71,18 @@ def test_references(tmp_path, published, references):
         "[exit]",
         "array(['a'], dtype=object)",
     ]
-    + ["{'text': array(['a'], dtype=object)}", "['a', nan]", '["a", "b]', "[1]"],  # [1] beside a text: a list or not?
+    + [
+        "{'text': array(['a'], dtype=object)}",
+        "['a', nan]",
+        "{'a', 'b'}",
+        "<ArrowStringArray>\n['a']",
+        '["a", "b]',
+        "[1]",
+    ],  # [1] beside a text: a list or not?
 )
 def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
     """Of numpy's ['a' 'a'] Python makes ['aa'], which no right answer matches."""
-    with pytest.raises(UserError, match="row 1 has the answers .*; expected"):
+    with pytest.raises(UserError, match="has the answers .*; expected"):
         load_rows(save(tmp_path / "data", answers=["stop", cell]))
 
 
@@ -187,6 +194,16 @@ def test_an_option_that_is_missing_is_left_out(tmp_path, missing):
     letters(C=["green", missing], D=["black", missing]).save_to_disk(tmp_path)
     questions = load_rows(tmp_path)["question"][:]
     assert questions == ["which?\nA. red\nB. blue\nC. green\nD. black", "who?\nA. x\nB. y"]
+
+
+def test_a_fifth_option(tmp_path):
+    letters().add_column("E", ["grey", None]).save_to_disk(tmp_path)
+    rows = load_rows(tmp_path)
+    assert rows["question"][:] == [
+        "which?\nA. red\nB. blue\nC. green\nD. black\nE. grey",
+        "who?\nA. x\nB. y\nC. z\nD. k",
+    ]
+    assert "E" not in rows.column_names
 
 
 def test_options_that_are_numbers_or_words_for_nothing(tmp_path):
