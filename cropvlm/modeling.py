@@ -8,21 +8,17 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
-from cropvlm.encoding import END_OF_UTTERANCE, stop_token_ids  # noqa: F401 (callers take them from here)
+from cropvlm.encoding import stop_token_ids  # noqa: F401
 from cropvlm.errors import UserError, failure
-from cropvlm.likelihood import answer_log_likelihood  # noqa: F401
-from cropvlm.models.adapters import adapter_base, adapter_bases, attach_adapter, is_adapter, merge_adapter
+from cropvlm.likelihood import answer_log_likelihood  # noqa: F401 (where a reader looks for it)
+from cropvlm.models.adapters import adapter_base, adapter_bases, attach_adapter, base_of, is_adapter, merge_adapter  # noqa: F401
 from cropvlm.models.loading import NO_CODE, device_and_dtype
 from cropvlm.models.processors import first_processor, longest_edge_of, set_image_fit, set_image_size  # noqa: F401
-from cropvlm.models.qwen import ImageSizeError  # noqa: F401
 from cropvlm.models.revisions import split_revision
 from cropvlm.prompts import answerer_messages
 
+BaseModelError = ImageSizeError = UserError
 logger = logging.getLogger(__name__)
-
-
-class BaseModelError(UserError):
-    """The base model that an adapter's configuration names cannot be loaded."""
 
 
 def load_processor(
@@ -40,8 +36,7 @@ def load_processor(
         min_pixels, max_pixels: bounds on width x height of the resized image (Qwen2-VL and its successors).
         image_fit: "pad" or "crop", for a processor that centre-crops: whether it sees the sides of an image.
 
-    Raises `ImageSizeError` where its image sizes are set in another way, `UserError` where no processor is there, or
-    none that can write a chat about images.
+    Raises `UserError`: no processor there, none that can write a chat about images, or of images of another size.
     """
     processor = first_processor(itertools.chain([path], adapter_bases(path)), path)
     processor.tokenizer.padding_side = "left"
@@ -121,23 +116,10 @@ def load_adapter(
         dtype: of the base's weights.
         is_trainable: whether the adapter's weights get gradients.
 
-    Raises:
-        BaseModelError: no `base_model_path` was given, and the base that the configuration names cannot be loaded.
-        UserError: `base_model_path` cannot be loaded, or the adapter does not fit its base.
+    Raises `UserError`: no base, or one that cannot be loaded or that the adapter does not fit.
     """
-    base = base_model_path or adapter_base(path)
-    if not base:
-        raise BaseModelError(
-            f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path"
-        )
-    try:
-        list(adapter_bases(base))  # none is its own base
-        model = load_full_model(base, dtype, attn_implementation)
-    except UserError as error:
-        if base_model_path:
-            raise
-        raise BaseModelError(f"{path}: adapter_config.json names a base model that is not there; {error}") from error
-    return attach_adapter(model, path, base, is_trainable)
+    base = base_model_path or base_of(path)
+    return attach_adapter(load_full_model(base, dtype, attn_implementation), path, base, is_trainable)
 
 
 def load_policy(

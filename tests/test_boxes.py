@@ -25,7 +25,6 @@ VALID = {
     "as trained": ("[10, 20, 30, 40].", (10, 20, 30, 40)),
     "generated after 'Assistant:'": (" [10, 20, 30, 40].", (10, 20, 30, 40)),
     "no dot": ("[10, 20, 30, 40]", (10, 20, 30, 40)),
-    "no spaces": ("[10,20,30,40].", (10, 20, 30, 40)),
     "many spaces": ("\n[ 10 ,20 , 30,\t40 ] . \n", (10, 20, 30, 40)),
     "floats stay floats": ("[17.5, 11, 49.0, 80].", (17.5, 11, 49.0, 80)),
     "the whole image": ("[0, 0, 100, 100].", (0, 0, 100, 100)),
@@ -33,7 +32,6 @@ VALID = {
 }
 INVALID = {
     "empty": "",
-    "dot alone": ".",
     "words": "the sign",
     "not needed": "Not needed.",
     "three numbers": "[73, 62, 95].",
@@ -42,11 +40,8 @@ INVALID = {
     "just beyond 100": "[10, 20, 100.5, 40].",
     "negative": "[-1, 20, 30, 40].",
     "x reversed": "[30, 20, 10, 40].",
-    "y reversed": "[10, 40, 30, 20].",
     "no width": "[10, 20, 10, 40].",
-    "no height": "[10, 20, 30, 20].",
     "no brackets": "10, 20, 30, 40.",
-    "round brackets": "(10, 20, 30, 40).",
     "two dots": "[10, 20, 30, 40]..",
     "text before": "Box: [10, 20, 30, 40].",
     "text after": "[10, 20, 30, 40]. Yes",
@@ -56,13 +51,10 @@ INVALID = {
     "quoted": '["10", "20", "30", "40"].',
     "no commas": "[10 20 30 40].",
     "not a number": "[nan, 20, 30, 40].",
-    "infinite": "[10, 20, inf, 40].",
     "exponent": "[1e1, 20, 30, 40].",
     "other digits than 0-9": "[١, 20, 30, 40].",
     "10,000 digits": f"[0, 0, {'9' * 10_000}, 40].",
-    "10,000 zeros": f"[0, 0, {'0' * 10_000}1, 40].",
     "10,000 brackets": "[" * 10_000,
-    "10,000 spaces inside": f"[10, 20, 30, 40]{' ' * 10_000}x",
 }
 
 
@@ -95,10 +87,6 @@ def test_format_bbox_is_read_back(xs, ys):
     assert parse_bbox(format_bbox(bbox_pct)) == bbox_pct
 
 
-def test_format_bbox_words():
-    assert format_bbox([1, 2, 30, 100]) == "[1, 2, 30, 100]."
-
-
 TEACHER = {
     "fenced JSON": ('```json\n{"bbox_2d": [10, 20, 30, 40]}\n```', (10, 20, 30, 40)),
     "list of objects: the first": ('[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]', (10, 20, 30, 40)),
@@ -106,47 +94,35 @@ TEACHER = {
     "prose around": ("The region is [10, 20, 30, 40].", (10, 20, 30, 40)),
     "floats": ("[10.5, 20., 30, 40]", (10.5, 20.0, 30, 40)),
     "strings": ('{"bbox_2d": ["10", "20", "30", "40"]}', (10, 20, 30, 40)),
-    "single quotes": ("['10', '20', '30', '40']", (10, 20, 30, 40)),
     "reversed corners": ("[30, 40, 10, 20]", (10, 20, 30, 40)),
-    "one axis reversed": ("[30, 20, 10, 40]", (10, 20, 30, 40)),
     "beyond the edge": ("[-5, 20, 9999, 40]", (-5, 20, 9999, 40)),
     "no area": ("[10, 20, 10, 20]", (10, 20, 10, 20)),
-    "over lines": ("[\n10,\n20,\n30,\n40\n]", (10, 20, 30, 40)),
     "a list before the field": ('As for [1]: {"bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
     "another box before the field": ('Not [0, 0, 9, 9] but {"bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
     "brackets in a label": ('[{"label": "sign [EXIT]", "bbox_2d": [10, 20, 30, 40]}]', (10, 20, 30, 40)),
-    "another field first": ('{"point_2d": [84, 112], "bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
     "another field of four": ('{"size": [1, 2, 3, 4], "bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
     "the prompt's own words before": ("'bbox_2d': [x1, y1, x2, y2] is \"bbox_2d\": [10, 20, 30, 40]", (10, 20, 30, 40)),
     "comma at the end": ('{"bbox_2d": [10, 20, 30, 40,]}', (10, 20, 30, 40)),
-    "field nested once more": ('{"bbox_2d": [[10, 20, 30, 40]]}', (10, 20, 30, 40)),
     "field without quotes": ("bbox_2d = [-1, 20, 30, 40]", (-1, 20, 30, 40)),
     "escaped JSON": (r"{\"bbox_2d\": [\"10\", \"20\", \"30\", \"40\"]}", (10, 20, 30, 40)),
     "a box in a thought": ('<think>Not [0, 0, 9, 9].</think>{"bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
     "a field in a thought": ('<think>{"bbox_2d": [0, 0, 9, 9]}?</think>[10, 20, 30, 40]', (10, 20, 30, 40)),
     "a thought opened by the template": ("[0, 0, 9, 9]? No.\n</think>\n[10, 20, 30, 40]", (10, 20, 30, 40)),
-    "two thoughts": ("<Think>[0, 0, 9, 9]</Think><think>[1]</think>[10, 20, 30, 40]", (10, 20, 30, 40)),
     "a box before the fence": ("Near [0, 0, 9, 9].\n```json\n[10, 20, 30, 40]\n```", (10, 20, 30, 40)),
     "a fence that never closes": ('```json\n[{"bbox_2d": [10, 20, 30, 40], "lab', (10, 20, 30, 40)),
-    "a fence without a list": ("```no list``` [10, 20, 30, 40]", (10, 20, 30, 40)),
     "truncated after the first box": ('[{"bbox_2d": [10, 20, 30, 40], "lab', (10, 20, 30, 40)),
 }
 UNREADABLE = {
     "empty": ("", "empty"),
-    "blank": (" \n", "empty"),
     "refusal": ("There is no such region.", "no list"),
     "null": ('{"bbox_2d": null}', "no list"),
     "truncated": ('```json\n[{"bbox_2d": [10, 20, 3', "truncated"),
     "three numbers": ("[10, 20, 30]", "not four values"),
-    "five numbers": ("[10, 20, 30, 40, 50]", "not four values"),
-    "empty list": ("[]", "not four values"),
     "points": ("[[10, 20], [30, 40]]", "not four values"),
     "the prompt's own words": ("[x1, y1, x2, y2]", "not numbers"),
     "not a number": ("[NaN, 20, 30, 40]", "not numbers"),
-    "with a unit": ("[10px, 20px, 30px, 40px]", "not numbers"),
     "10,000 digits": (f"[1, 2, {'9' * 10_000}, 4]", "not numbers"),
     "a thought that never ends": ("<think>Perhaps [10, 20, 30, 40]", "truncated"),
-    "a thought without an answer": ("<think>[10, 20, 30, 40]</think>", "truncated"),
     "an answer in words after a thought": ("<think>[10, 20, 30, 40]</think>Nowhere.", "no list"),
     "the field's list is not four numbers": ('{"size": [1, 2, 3, 4], "bbox_2d": [10, 20]}', "not four values"),
     "three numbers and a comma": ("[10, 20, 30,]", "not four values"),
@@ -189,6 +165,8 @@ def test_teacher_text_is_a_sorted_box_or_has_a_kind(text):
 )
 def test_pct_to_px(bbox_pct, size, bbox_px):
     assert pct_to_px(bbox_pct, *size) == bbox_px
+    with pytest.raises(ValueError, match="0x5 px"):
+        pct_to_px(bbox_pct, 0, 5)
 
 
 @given(
@@ -201,11 +179,6 @@ def test_pct_to_px_is_inside_with_a_pixel_at_least(xs, ys, width, height):
     left, top, right, bottom = pct_to_px((xs[0], ys[0], xs[1], ys[1]), width, height)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
-
-
-def test_pct_to_px_needs_pixels():
-    with pytest.raises(ValueError, match="0x5 px"):
-        pct_to_px((0, 0, 100, 100), 0, 5)
 
 
 def test_px_to_pct_has_no_float_slip():
@@ -303,9 +276,6 @@ def test_area_cut_points_are_the_fifths():
     # n = 12: indices 12//5 = 2, 24//5 = 4, 36//5 = 7, 48//5 = 9 of the sorted list 0..11.
     assert area_cut_points([11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]) == (2, 4, 7, 9)
     assert area_cut_points([3.5]) == (3.5, 3.5, 3.5, 3.5)
-
-
-def test_area_cut_points_need_areas():
     with pytest.raises(ValueError, match="at least one box"):
         area_cut_points([])
 

@@ -44,11 +44,6 @@ def logits_of(model, processor):
         return model(**model_inputs(model, prepare(processor, prompts), 0)).logits
 
 
-def test_without_a_gpu_everything_is_on_the_cpu_in_float32(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert modeling.device_and_dtype(0) == (torch.device("cpu"), torch.float32)
-
-
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -56,6 +51,8 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     assert modeling.device_and_dtype(-1) == (torch.device("cpu"), torch.float32)
     with pytest.raises(UserError, match="GPU 2 does not exist: this machine has GPUs 0 to 1"):
         modeling.device_and_dtype(2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # hidden after torch has seen them
+    assert modeling.device_and_dtype(0) == (torch.device("cpu"), torch.float32)
 
 
 def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_llava):
@@ -64,9 +61,9 @@ def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_ll
     assert (qwen.size["shortest_edge"], qwen.size["longest_edge"]) == (56 * 56, 112 * 112)
     assert modeling.load_processor(tiny_llava).tokenizer.padding_side == "left"
     for path, flags in [(tiny_qwen, {"longest_edge": 64}), (tiny_llava, {"longest_edge": 64})]:
-        with pytest.raises(modeling.ImageSizeError, match="not to a longest edge of 64 px"):
+        with pytest.raises(UserError, match="not to a longest edge of 64 px"):
             modeling.load_processor(path, **flags)
-    with pytest.raises(modeling.ImageSizeError, match="not to a number of pixels"):
+    with pytest.raises(UserError, match="not to a number of pixels"):
         modeling.load_processor(tiny_smolvlm, min_pixels=100)
 
 
@@ -87,15 +84,6 @@ def test_the_end_of_a_turn(smolvlm, tiny_qwen):
     assert processor.tokenizer.eos_token_id in modeling.stop_token_ids(qwen, processor)
 
 
-def test_an_adapter_is_merged_into_its_base(adapter, smolvlm, tiny_smolvlm):
-    model, processor = smolvlm
-    with_adapter = modeling.load_adapter(str(adapter)).eval()
-    merged = modeling.load_model(str(adapter), device="cpu")
-    assert not any("lora" in name for name, _ in merged.named_parameters())
-    assert (logits_of(merged, processor) - logits_of(with_adapter, processor)).abs().max() < 1e-4
-    assert (logits_of(merged, processor) - logits_of(model, processor)).abs().max() > 0.01
-
-
 def test_a_merged_model_keeps_its_rotary_frequencies_in_float32(adapter):
     merged = modeling.load_model(str(adapter), device="cpu", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
@@ -114,10 +102,10 @@ def test_the_base_of_an_adapter_may_have_moved(adapter, tiny_smolvlm, tmp_path):
     shutil.copytree(adapter, moved)
     config = json.loads((moved / "adapter_config.json").read_text())
     (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(modeling.BaseModelError, match="names a base model that is not there; .*gone"):
+    with pytest.raises(UserError, match="names a base model that is not there; .*gone"):
         modeling.load_model(str(moved))
     (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(modeling.BaseModelError, match="add it there as base_model_name_or_path"):
+    with pytest.raises(UserError, match="add it there as base_model_name_or_path"):
         modeling.load_model(str(moved))
     assert modeling.load_model(str(moved), base_model_path=str(tiny_smolvlm), device="cpu") is not None
 
@@ -204,19 +192,3 @@ def plain_log_likelihood(model, processor, images, question, answer):
     with torch.no_grad():
         logits = model(**inputs).logits[0, -turn.shape[1] - 1 : -1]
     return logits.log_softmax(-1).gather(-1, turn[0].unsqueeze(-1)).sum().item()
-
-
-def test_a_shared_image_is_encoded_once(smolvlm, monkeypatch):
-    """Six crops of one image: 1 + 6 tiles in one pass, not 12."""
-    model, processor = smolvlm
-    tiles = []
-    encode = model.model.vision_model.forward
-    monkeypatch.setattr(
-        model.model.vision_model,
-        "forward",
-        lambda **kwargs: tiles.append(len(kwargs["pixel_values"])) or encode(**kwargs),
-    )
-    full = picture(90, 60)
-    images = [[full, picture(30, 30, seed=i)] for i in range(6)]
-    modeling.answer_log_likelihood(model, processor, images, ["Which?"] * 6, ["this"] * 6)
-    assert tiles == [7]

@@ -28,9 +28,6 @@ def test_teacher_prompt():
         "Outline the region in the image that would help answer the following question: what does the NASA sign say?\n"
         "Output the coordinates in JSON format with a 'bbox_2d' field containing [x1, y1, x2, y2].",
     )
-
-
-def test_teacher_prompt_leaves_braces_in_a_question_alone():
     text = teacher_messages("what is in {braces} and {question}?")[0]["content"][1]["text"]
     assert "question: what is in {braces} and {question}?\nOutput" in text
 
@@ -45,11 +42,8 @@ def test_cropper_prompt():
 def test_answerer_prompt(num_images):
     expected = user(num_images, "What does the nasa sign say?\nGive a very brief answer.")
     assert answerer_messages(QUESTION, num_images) == expected
-
-
-def test_answerer_prompt_with_the_instruction_of_a_benchmark():
-    expected = user(2, "Left or right?\nAnswer the option letter directly.")
-    assert answerer_messages("Left or right?", 2, "Answer the option letter directly.") == expected
+    expected = user(num_images, "Left or right?\nAnswer the option letter directly.")
+    assert answerer_messages("Left or right?", num_images, "Answer the option letter directly.") == expected
 
 
 def test_messages_share_no_state():

@@ -32,13 +32,8 @@ def reward_vlm(tiny_smolvlm):
     ("text", "expected"),
     [
         (" [10, 20, 30, 40].", 1.0),
-        ("[0, 0, 100, 100]", 1.0),
         ("Not needed.", 0.25),
         ("[30, 20, 10, 40].", 0.0),  # x2 < x1
-        ("[10, 20, 10, 40].", 0.0),  # no width
-        ("[10, 20, 130, 40].", 0.0),  # out of range
-        ("[10, 20, 30].", 0.0),
-        ("The box is [10, 20, 30, 40].", 0.0),
         ("", 0.0),
     ],
 )
@@ -78,13 +73,15 @@ def test_likelihood_is_that_of_full_image_and_crop(reward_vlm):
     assert all(value < 0 for value in values)
 
 
+def five_completions():
+    """Of one prompt, no two alike."""
+    completions = [message(f" [{i}, 0, 90, 90].") for i in range(5)]
+    columns = {"image": picture(1), "question": "Which?", "answers": TEN}
+    return {"completions": completions} | {name: [value] * 5 for name, value in columns.items()}
+
+
 def test_likelihood_in_small_batches(reward_vlm):
-    columns = {
-        "completions": [message(f" [{i}, 0, 90, 90].") for i in range(5)],
-        "image": [picture(1)] * 5,
-        "question": ["Which?"] * 5,
-        "answers": [TEN] * 5,
-    }
+    columns = five_completions()
     whole = rewards.AnswerLikelihoodReward(*reward_vlm)(**columns)
     assert rewards.AnswerLikelihoodReward(*reward_vlm, batch_size=2)(**columns) == pytest.approx(whole, abs=1e-4)
 
@@ -92,12 +89,7 @@ def test_likelihood_in_small_batches(reward_vlm):
 @pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
 def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch, caplog):
     """Room for two: of five completions 5 and 2 are tried, then 2, 2, 1 go through; the next step starts at 2."""
-    columns = {
-        "completions": [message(f" [{i}, 0, 90, 90].") for i in range(5)],
-        "image": [picture(1)] * 5,
-        "question": ["Which?"] * 5,
-        "answers": [TEN] * 5,
-    }
+    columns = five_completions()
     expected = kind(*reward_vlm)(**columns)
     sizes = limit_memory(monkeypatch, 2)
     reward = kind(*reward_vlm)
@@ -156,22 +148,14 @@ def test_accuracy_of_generated_answers(reward_vlm, monkeypatch):
     monkeypatch.setattr(rewards, "generate_texts", generate_texts)
     first, second = picture(1), picture(2)
     values = rewards.AnswerAccuracyReward(*reward_vlm)(
-        completions=[
-            message("[0, 0, 50, 50]."),
-            message("[0, 0, 50, 50]."),
-            message("no box"),
-            message("[1, 1, 9, 9]."),
-        ],
+        completions=[message(text) for text in ("[0, 0, 50, 50].", "[0, 0, 50, 50].", "no box", "[1, 1, 9, 9].")],
         image=[first, first, second, second],
         question=["Which?"] * 4,
         answers=[TEN, TEN, ["stop"], TEN],
     )
     assert values == pytest.approx([1.0, 1.0, 0.8, 0.6])
-    assert [pair[1].size for pair in seen] == [
-        (80, 60),
-        (2, 2),
-        (14, 10),
-    ]  # of 160 x 120, 1..9% touches 1..15 and 1..11
+    # Of 160 x 120, 1..9% touches 1..15 and 1..11.
+    assert [pair[1].size for pair in seen] == [(80, 60), (2, 2), (14, 10)]
 
 
 def test_a_crop_is_scored_once_only_for_one_image_question_and_references():
@@ -188,14 +172,3 @@ def test_a_crop_is_scored_once_only_for_one_image_question_and_references():
     crops, order = rewards.distinct_crops(*zip(*rows, strict=True))
     assert order == [0, 0, 1, 2, 3, 4]
     assert [row for row, _ in crops] == [0, 2, 3, 4, 5]
-
-
-def test_accuracy_reward_generates(reward_vlm):
-    values = rewards.AnswerAccuracyReward(*reward_vlm)(
-        completions=[message("[0, 0, 50, 50]."), message("broken")],
-        image=[picture(1)] * 2,
-        question=["Which?"] * 2,
-        answers=[TEN, ["stop"]],
-    )
-    assert len(values) == 2
-    assert all(0 <= value <= 1 for value in values)

@@ -60,7 +60,19 @@ def adapter_bases(path: str) -> Iterator[str]:
         if (place := Path(base).resolve()) in seen:
             raise UserError(f"{path}: an adapter that is its own base, by its adapter_config.json")
         yield base
-        seen, base = seen | {place}, adapter_base(base)
+        try:
+            seen, base = seen | {place}, adapter_base(base)
+        except UserError as error:
+            told = f"{path}: adapter_config.json names a base model that is not there; {error}"
+            raise UserError(f"{told}; name the one to use with --base_model_path") from error
+
+
+def base_of(path: str) -> str:
+    """Return the base that an adapter's configuration names. Raises `UserError`: none, not there, or the adapter."""
+    bases = list(adapter_bases(path))
+    if not bases:
+        raise UserError(f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path")
+    return bases[0]
 
 
 def _read_config(path: str) -> PeftConfig:

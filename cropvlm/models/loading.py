@@ -26,7 +26,7 @@ def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
         return torch.device("cpu"), torch.float32
     if gpu >= count:
         gpus = "GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
-        raise UserError(f"GPU {gpu} does not exist: this machine has {gpus}")
+        raise UserError(f"GPU {gpu} does not exist: this machine has {gpus}; name one with --gpu")
     return torch.device("cuda", gpu), torch.bfloat16
 
 

@@ -10,10 +10,6 @@ from cropvlm.errors import UserError
 MAX_RATIO = 200  # of the sides that qwen-vl-utils takes
 
 
-class ImageSizeError(UserError):
-    """The processor cannot resize images in the way that is asked for."""
-
-
 class PixelBudget(NamedTuple):
     """Least and most pixels of an image as a Qwen2.5-VL sees it, and what both of its sides are multiples of.
 
@@ -25,12 +21,13 @@ class PixelBudget(NamedTuple):
     factor: int = 28
 
     def within(self, min_pixels: int | None, max_pixels: int | None) -> "PixelBudget":
-        """Return the same with the bounds that are given. Raises `ImageSizeError` where no image fits."""
+        """Return the same with the bounds that are given. Raises `UserError` where no image fits."""
         least = self.min_pixels if min_pixels is None else min_pixels
         most = self.max_pixels if max_pixels is None else max_pixels
         smallest = max(least, self.factor**2)
         if smallest > most:
-            raise ImageSizeError(f"images of at least {smallest} and at most {most} pixels do not exist")
+            told = f"images of at least {smallest} and at most {most} pixels do not exist"
+            raise UserError(f"{told}; change --min_pixels and --max_pixels")
         return PixelBudget(least, most, self.factor)
 
 

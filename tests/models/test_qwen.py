@@ -11,8 +11,9 @@ from qwen_vl_utils import fetch_image, smart_resize
 
 from cropvlm.crops import widen_strip
 from cropvlm.data.images import open_image
+from cropvlm.errors import UserError
 from cropvlm.modeling import load_processor
-from cropvlm.models.qwen import ImageSizeError, PixelBudget, qwen_image, qwen_size
+from cropvlm.models.qwen import PixelBudget, qwen_image, qwen_size
 from cropvlm.models.readers import ProcessorReader
 
 OWN = (56 * 56, 28 * 28 * 16384)  # Qwen2.5-VL's own bounds, in pixels
@@ -54,7 +55,7 @@ def test_bounds_that_no_image_fits():
     assert PixelBudget().within(None, 4000) == (3136, 4000, 28)
     assert PixelBudget().within(1, 784) == (1, 784, 28)  # one patch of 28x28
     for bounds in [(1, 783), (None, 784), (30_000, 19_600)]:
-        with pytest.raises(ImageSizeError, match="pixels do not exist"):
+        with pytest.raises(UserError, match="pixels do not exist"):
             PixelBudget().within(*bounds)
 
 

@@ -81,15 +81,6 @@ def test_a_processor_that_does_not_split_keeps_to_one_tile(tiny_smolvlm):
     assert next(iter(ours.images.values())).values == tiles.numel()
 
 
-def test_an_image_is_handed_over_as_its_own_bytes_or_fewer(processor):
-    """300x200 levels are 180,000 bytes; seen at 64 px the image is handed over as 64x42."""
-    prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(300, 200)])], reader=image_reader(processor, GPU))
-    edge = processor.image_processor.size["longest_edge"]
-    height = {64: 42, 128: 86, 256: 170}[edge]
-    assert the_image(prepared)["levels"].shape == (height, edge, 3)
-    assert the_image(prepared)["levels"].dtype == torch.uint8
-
-
 def test_images_are_cut_alike_alone_together_and_grouped_by_size_as_on_a_gpu(processor):
     tiling = tiling_of(processor, GPU)
     images = [torch.from_numpy(np.array(scene(*size))) for size in [*SIZES, SIZES[0]]]
