@@ -14,10 +14,15 @@ from cropvlm.likelihood import answer_log_likelihood  # noqa: F401 (where a read
 from cropvlm.models.adapters import adapter_base, adapter_bases, attach_adapter, base_of, is_adapter, merge_adapter  # noqa: F401
 from cropvlm.models.loading import NO_CODE, device_and_dtype
 from cropvlm.models.processors import first_processor, longest_edge_of, set_image_fit, set_image_size  # noqa: F401
+from cropvlm.models.qwen import ImageSizeError  # noqa: F401
 from cropvlm.models.revisions import split_revision
 from cropvlm.prompts import answerer_messages
 
-BaseModelError = ImageSizeError = UserError
+
+class BaseModelError(UserError):
+    """Nothing raises it any more."""
+
+
 logger = logging.getLogger(__name__)
 
 
