@@ -22,10 +22,8 @@ from cropvlm.runs.cli import run
 from cropvlm.trainers.settings import (
     PolicyArguments,
     TrainerArguments,
-    count_or_auto,
     frozen_dtype,
     parse,
-    training_remedies,
 )
 
 
@@ -47,14 +45,13 @@ class GRPOPolicyArguments(PolicyArguments):
 
 @dataclass
 class GRPOArguments(TrainerArguments, GRPOConfig):
-    """TRL's `GRPOConfig` with the paper's values (training details)."""
+    """TRL's `GRPOConfig` with the release's values."""
 
     output_dir: str = HfArg(default="models/grpo_512", help="folder for adapter, checkpoints and card")
-    # 16 prompts x 6 completions per optimiser step, which go through the model `micro_batch_size` at a time.
+    # 16 prompts x 6 completions per optimiser step; `micro_batch_size` divides it into micro-steps.
     num_generations: int = HfArg(default=6, help="completions per prompt, G")
-    per_device_train_batch_size: int = HfArg(default=96, help="completions per batch")
-    gradient_accumulation_steps: int = HfArg(default=1, help="batches per optimiser step")
-    rollout_batch_size: str = HfArg(default="auto", help="completions written at once: a number, or what memory holds")
+    per_device_train_batch_size: int = HfArg(default=96, help="completions of a step, with the next one")
+    gradient_accumulation_steps: int = HfArg(default=1, help="factor of the one before")
     # A static cache lets transformers compile the decoding of rollouts on a GPU, which takes 38 s for each shape of
     # batch and prompt and pays over thousands of rollouts. Not the default: no whole run has been measured with it.
     cache_implementation: str | None = HfArg(
@@ -76,20 +73,11 @@ class GRPOArguments(TrainerArguments, GRPOConfig):
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
     num_generations_eval: int = HfArg(default=1, help="used only by TRL: evaluation decodes boxes greedily")
 
-    def __post_init__(self):
-        self.rollout_batch_size = count_or_auto("rollout_batch_size", self.rollout_batch_size)
-        super().__post_init__()
-        groups = self.per_device_train_batch_size % self.num_generations == 0
-        if groups and self.micro_batch_size != "auto" and self.micro_batch_size % self.num_generations:
-            raise UserError(
-                f"--micro_batch_size {self.micro_batch_size}: the completions of a prompt share its image; "
-                f"expected a multiple of --num_generations {self.num_generations}"
-            )
-
 
 def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
     """Load data, processor, policy and rewards, in this order, and join them."""
     from cropvlm.trainers.evaluation import CropAccuracy, load_held_out_rows
+    from cropvlm.trainers.micro_batches import set_micro_batches
     from cropvlm.trainers.training_data import load_training_rows, prompt_rows
     from cropvlm.trainers.trl_overrides import BoxGRPOTrainer
 
@@ -101,6 +89,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
     processor = policy.load_processor()
     model = policy.load_policy(frozen_dtype(args), processor)
     answerer = policy.load_answerer(frozen_dtype(args), args.device)
+    set_micro_batches(args, model, processor)
     trainer = BoxGRPOTrainer(
         policy,
         model=model,
@@ -127,8 +116,7 @@ def main() -> None:
     policy, args = parse((GRPOPolicyArguments, GRPOArguments), __doc__)
     from cropvlm.trainers.train import train
 
-    with training_remedies():
-        train(args, policy, make_trainer)
+    train(args, policy, make_trainer)
 
 
 if __name__ == "__main__":

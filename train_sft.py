@@ -19,17 +19,17 @@ from trl import SFTConfig
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import run
 from cropvlm.runs.processes import worker_count
-from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype, parse, training_remedies
+from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype, parse
 
 
 @dataclass
 class SFTArguments(TrainerArguments, SFTConfig):
-    """TRL's `SFTConfig` with the paper's values (training details)."""
+    """TRL's `SFTConfig` with the release's values."""
 
     output_dir: str = HfArg(default="models/sft_512", help="folder for adapter, checkpoints and card")
-    # 16 rows per optimiser step, which go through the model `micro_batch_size` at a time.
-    per_device_train_batch_size: int = HfArg(default=16, help="rows per batch")
-    gradient_accumulation_steps: int = HfArg(default=1, help="batches per optimiser step")
+    # 16 rows per optimiser step; `micro_batch_size` divides it into micro-steps.
+    per_device_train_batch_size: int = HfArg(default=16, help="rows of a step, with the next one")
+    gradient_accumulation_steps: int = HfArg(default=1, help="factor of the one before")
     learning_rate: float = 5e-5
     save_steps: float = HfArg(default=100, help="steps between two checkpoints")
     logging_steps: float = 1
@@ -52,6 +52,7 @@ class SFTArguments(TrainerArguments, SFTConfig):
 def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     """Load data, processor and model, in this order, and join them."""
     from cropvlm.trainers.evaluation import CropAccuracy, load_held_out_rows
+    from cropvlm.trainers.micro_batches import set_micro_batches
     from cropvlm.trainers.training_data import load_training_rows, prompt_completion_rows
     from cropvlm.trainers.trl_overrides import BoxSFTTrainer
 
@@ -59,9 +60,11 @@ def make_trainer(args: SFTArguments, policy: PolicyArguments) -> Any:
     held_out = load_held_out_rows(args)
     processor = policy.load_processor()
     dataset = prompt_completion_rows(rows, processor)
+    model = policy.load_policy(frozen_dtype(args), processor)
+    set_micro_batches(args, model, processor)
     trainer = BoxSFTTrainer(
         policy,
-        model=policy.load_policy(frozen_dtype(args), processor),
+        model=model,
         args=args,
         train_dataset=dataset,
         eval_dataset=held_out,
@@ -77,8 +80,7 @@ def main() -> None:
     policy, args = parse((PolicyArguments, SFTArguments), __doc__)
     from cropvlm.trainers.train import train
 
-    with training_remedies():
-        train(args, policy, make_trainer)
+    train(args, policy, make_trainer)
 
 
 if __name__ == "__main__":

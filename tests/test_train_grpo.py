@@ -250,7 +250,6 @@ def test_a_step_by_default_is_16_prompts_of_6_completions(sft_adapter, tiny_smol
         (["--num_generations", 4], "divisible"),
         (["--reward", "beauty"], "--reward"),
         (["--max_samples", 1], "1 rows"),
-        (["--reward_weights", 1, 2, 3], r"reward weights \(3\) must match number of reward functions \(2\)"),
         (["--eval_strategy", "steps", "--eval_steps", 1], "--eval_dataset_path"),
         (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
     ],

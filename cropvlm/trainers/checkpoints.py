@@ -8,7 +8,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,25 +18,31 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import sort_checkpoints
 
+from cropvlm.data.images import encoded_image
 from cropvlm.errors import UserError, listed, shorten
 from cropvlm.runs.files import write_json
 from cropvlm.runs.provenance import MODEL_FILES, hub_commit
+from cropvlm.trainers.micro_batches import differs_by_micro_batch
 
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
 # Settings that leave the weights as they are: where and how often something is written, shown, measured or pushed, and
-# on what, and in how large parts, the computation runs (SFT's dropout draws other masks for other parts). Every other
-# setting has to be the same when a run is resumed.
+# on what, and in how large parts, the computation runs (SFT's dropout draws other masks for other parts; the step that
+# the parts make is recorded). Every other setting has to be the same when a run is resumed.
 INDIFFERENT = re.compile(
     "(hub_|log_|logging_|trackio_|vllm_server_|ddp_|activation_|gradient_checkpointing|report_to|run_name|project"
     "|dataloader_(?!drop_last)|do_|output_dir|resume_from_checkpoint|push_to_hub|disable_tqdm|gpu|merge|local_rank"
     "|use_cpu|debug|skip_memory_metrics|include_|num_completions_to_print|reward_batch_size"
-    "|micro_batch_size|rollout_batch_size|per_device_eval_batch_size|num_generations_eval|dataset_num_proc"
+    "|micro_batch_size|steps_per_generation|per_device_eval_batch_size|num_generations_eval|dataset_num_proc"
     "|torch_empty_cache_steps|enable_jit_checkpoint|dataset_path$)"
 )
 MEASURING = re.compile("(eval_|save_|metric_for_best_model|greater_is_better)")  # these choose the best checkpoint
+PARTS = re.compile("(per_device_train_batch_size|gradient_accumulation_steps)")  # of a step
+# What a launcher, or a shell, decides the computation by.
+ENVIRONMENT = re.compile("(ACCELERATE_(?!.*(PROCESS|PORT|IP))|FSDP_|TORCH_ALLOW_TF32|NVIDIA_TF32)")
 MODELS = ("base_model", "processor", "vqa_model")
 
 
@@ -45,7 +53,10 @@ class DifferentRun(UserError):
 def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     """Return what determines the weights: `settings` by name, and `contents`, checksums of models in local folders."""
     settings = vars(policy) | args.to_dict() | {"processes": args.world_size * max(1, args.n_gpu)}
+    settings["rows_a_step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    settings["environment"] = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.match(name)}
     left_out = [INDIFFERENT] if args.load_best_model_at_end else [INDIFFERENT, MEASURING]
+    left_out += [] if differs_by_micro_batch(args) else [PARTS]
     kept = {name: value for name, value in settings.items() if not any(names.match(name) for names in left_out)}
     contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
     return {"settings": json.loads(json.dumps(kept, default=str)), "contents": contents}
@@ -95,17 +106,15 @@ def _model_files(path: str) -> list[tuple[str, str]]:
 
 
 def rows_checksum(rows: Dataset) -> str:
-    """Return a checksum of the rows' questions, references, boxes and images, in their order."""
+    """Return a checksum of the rows' questions, references, boxes and image files, in order, wherever they lie."""
     digest = hashlib.sha256()
     names = [name for name in ("question_id", "question", "answers", "bbox", "image") if name in rows.column_names]
     for batch in rows.select_columns(names).with_format("arrow").iter(100):
         for row in batch.to_pylist():
-            digest.update(json.dumps(row, sort_keys=True, default=_short).encode())
+            if isinstance(image := row.get("image"), dict):
+                row["image"] = hashlib.sha256(encoded_image(image)).hexdigest()
+            digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
     return digest.hexdigest()
-
-
-def _short(value: Any) -> str:
-    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
 
 
 def _checksum(file: Path) -> str:
@@ -140,10 +149,17 @@ def can_resume(args: TrainingArguments, step: int, max_steps: int) -> bool:
 
 
 class CheckpointRecorder(TrainerCallback):
-    """Writes the record of each checkpoint once all processes have written their files."""
+    """Writes the record of each checkpoint once all processes have written their files, and then deletes older ones.
 
-    def __init__(self, run: dict[str, dict]):
-        self.run = run
+    transformers deletes them before the new one is recorded: a run killed in between would have none to resume from.
+
+    args: the trainer's; `save_total_limit` is taken from it, unless it keeps no optimizer and nobody can resume.
+    """
+
+    def __init__(self, run: dict[str, dict], args: TrainingArguments):
+        self.run, self.limit = run, None
+        if not args.save_only_model:
+            self.limit, args.save_total_limit = args.save_total_limit, None
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
@@ -151,6 +167,17 @@ class CheckpointRecorder(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
             write_record(folder, self.run, (file for file in files if file.name != RECORD))
+            if self.limit:
+                self._delete_others(args, state)
+
+    def _delete_others(self, args: TrainingArguments, state: Any) -> None:
+        """Keep the best checkpoint and the newest ones that a run can resume from."""
+        paths = sort_checkpoints(args.output_dir, use_mtime=True)
+        whole = [path for path in paths if (Path(path) / RECORD).is_file()]
+        kept = {*whole[-self.limit :], str(Path(state.best_model_checkpoint or ""))}
+        for path in paths:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict] | None:

@@ -13,25 +13,19 @@ from cropvlm.runs.processes import num_processes
 
 logger = logging.getLogger(__name__)
 
-
-class GPUError(UserError):
-    """There are GPUs, but not the one that was asked for."""
-
-
-class LaunchError(UserError):
-    """This process is alone, though the environment speaks of several."""
+LAUNCH = "accelerate launch --multi_gpu --num_processes 2 ..."
 
 
 def show_one_gpu(index: int) -> None:
     """Let this process see only GPU number `index` of those visible now; none for a negative number.
 
     Has to come before CUDA starts. More visible GPUs would make transformers wrap the model in `DataParallel`. Without
-    any GPU nothing changes. Raises `GPUError` where there are GPUs, but not this one.
+    any GPU nothing changes. Raises `UserError` where there are GPUs, but not this one.
     """
     count = torch.cuda.device_count()  # unlike is_available(), this does not start CUDA
     if index >= count > 0:
         visible = "GPU 0 is" if count == 1 else f"GPUs 0 to {count - 1} are"
-        raise GPUError(f"GPU {index} does not exist: {visible} visible")
+        raise UserError(f"--gpu {index}: {visible} visible; name another one")
     if count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = list(map(str, range(count))) if visible is None else visible.split(",")
@@ -41,20 +35,21 @@ def show_one_gpu(index: int) -> None:
 def settle_hardware(args: TrainingArguments) -> None:
     """Compute in bfloat16 on a GPU and in float32 on the CPU, there too with all processes, unless told otherwise.
 
-    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere. Raises `LaunchError` where this process
-    is alone, though the environment speaks of several, and `UserError` as `num_processes` does.
+    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere. Raises `UserError` where this process
+    is alone, though the environment speaks of several, and as `num_processes` does.
     """
     num_processes()  # raises where the environment speaks of several processes, but not as a launcher does
     alone = not os.environ.keys() & {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     for name in ("RANK", "LOCAL_RANK"):
         if name in os.environ and alone:
-            raise LaunchError(f"{name} is set in the environment but WORLD_SIZE is not: unset it, or use a launcher")
+            seen = f"{name} is set in the environment but WORLD_SIZE is not"
+            raise UserError(f"{seen}: unset it, or for two processes on the CPU: {LAUNCH}")
     if not torch.accelerator.is_available():
         # Without GPUs, processes find one another only where the CPU was asked for: else each would train alone.
         args.use_cpu = args.use_cpu or "LOCAL_RANK" in os.environ
         # What `accelerate launch` leaves where it was asked for several processes and starts one after all.
         if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and alone:
-            raise LaunchError("accelerate launch has started one process only, for want of a GPU")
+            raise UserError(f"accelerate launch has started one process only, for want of a GPU; on the CPU: {LAUNCH}")
     if args.bf16 is None:
         args.bf16 = torch.cuda.is_available() and not args.use_cpu and not args.fp16
 

@@ -5,17 +5,15 @@ after the others and the run's record last. Without weights no loader takes the 
 record nobody takes the run for finished.
 """
 
-import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from transformers import Trainer, TrainingArguments
 
-from cropvlm.errors import UserError, failure
+from cropvlm.errors import failure
 from cropvlm.modeling import adapter_base, load_model, load_processor
 from cropvlm.runs.provenance import library_versions
 from cropvlm.trainers.checkpoints import RECORD, write_record
@@ -27,8 +25,6 @@ UNFINISHED = "_unfinished"  # in the output folder; the Hub's upload leaves out 
 MERGED = "merged"
 WEIGHTS = ("adapter_model*", "model*.safetensors*")
 CONFIGS = ("adapter_config.json", "config.json", "generation_config.json")
-# How the libraries say that the disk is full: the system's words, and those of torch's writer, which gives no reason.
-FULL_DISK = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")
 
 CARD = """---
 {card_data}
@@ -187,14 +183,3 @@ def push(args: TrainingArguments, repo_id: str) -> None:
             ignore_patterns=["_*", "checkpoint-*", ".*"],
             revision=args.hub_revision,
         )
-
-
-@contextlib.contextmanager
-def disk_errors(output_dir: str) -> Iterator[None]:
-    """Raise `UserError` where the disk is full, whichever library has met that."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or not any(words in str(error) for words in FULL_DISK):
-            raise
-        raise UserError(f"{output_dir}: the disk is full; make room and resume from the newest checkpoint") from error

@@ -4,7 +4,6 @@ Nothing heavier than TRL's configurations is imported before the flags are read.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import math
@@ -12,7 +11,6 @@ import operator
 import os
 import sys
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +25,7 @@ from trl import TrlParser
 from cropvlm import training
 from cropvlm.errors import UserError, failure, remedy, shorten
 from cropvlm.runs.cli import batch_size, flag_error
-from cropvlm.trainers.hardware import GPUError, LaunchError, settle_hardware, show_one_gpu
+from cropvlm.trainers.hardware import settle_hardware, show_one_gpu
 from cropvlm.training import WARMUP, Schedule
 
 logger = logging.getLogger(__name__)
@@ -76,15 +74,16 @@ class PolicyArguments:
     lora_alpha: int = HfArg(default=training.LORA_ALPHA, help="scale of the adapter, before its division by the rank")
     lora_dropout: float = HfArg(default=training.LORA_DROPOUT, help="share of the adapter's inputs that are dropped")
     merge: bool = HfArg(default=False, help="write the adapter merged into its base to {output_dir}/merged as well")
-    gpu: int | None = HfArg(default=None, help="index of the one GPU to use; -1, or without a GPU, the CPU")
+    gpu: int = HfArg(
+        default=0, help="index of the one GPU to use; -1, or without a GPU, the CPU; launchers give their own"
+    )
 
     def __post_init__(self):
         if self.merge and not self.use_lora:
             raise UserError("--merge with --use_lora False: the output is a whole model as it is; leave --merge out")
         # The trainers' own arguments are made after these ones and count the GPUs then.
-        if self.gpu is not None and "LOCAL_RANK" not in os.environ:
-            with remedy("name another one with --gpu", GPUError):
-                show_one_gpu(self.gpu)
+        if "LOCAL_RANK" not in os.environ:
+            show_one_gpu(self.gpu)
 
     def lora_config(self) -> Any:
         """The fresh adapter to train (`peft.LoraConfig`), or None to train every weight."""
@@ -137,11 +136,11 @@ class TrainerArguments(Schedule):
     eval_max_samples: int | None = HfArg(default=None, help="its first so many rows only")
     warmup_ratio: float | None = HfArg(default=None, help="share of steps that warm up, in place of warmup_steps")
     micro_batch_size: str = HfArg(
-        default="auto", help="rows or completions through the model at once: a number, or as many as memory holds"
+        default="auto", help="rows or completions through the model at once, at most; auto: as many as memory holds"
     )
 
     def __post_init__(self):
-        self.micro_batch_size = count_or_auto("micro_batch_size", self.micro_batch_size)
+        self._read_micro_batch_size()
         if self.warmup_ratio is not None:
             if self.warmup_steps != WARMUP:
                 raise UserError(f"--warmup_ratio {self.warmup_ratio}: --warmup_steps says it already; leave one out")
@@ -152,8 +151,7 @@ class TrainerArguments(Schedule):
             )
         if self.train_sampling_strategy == "group_by_length":
             raise UserError("--train_sampling_strategy group_by_length: rows have no length; leave it out")
-        with remedy("for two processes on the CPU: accelerate launch --multi_gpu --num_processes 2 ...", LaunchError):
-            settle_hardware(self)
+        settle_hardware(self)
         if self.eval_dataset_path is not None:
             if self.eval_strategy == "no":
                 self.eval_strategy = "steps"
@@ -166,28 +164,21 @@ class TrainerArguments(Schedule):
             if name not in (installed := get_available_reporting_integrations()):
                 raise UserError(f"--report_to {name}: expected none, all or what is installed: {', '.join(installed)}")
 
-
-@contextlib.contextmanager
-def training_remedies() -> Iterator[None]:
-    """Name the flags that help where memory runs out in training."""
-    from cropvlm.models.batches import BatchTooLarge
-    from cropvlm.trainers.memory import MicroStepTooLarge, RolloutTooLarge
-
-    # A resumed run has to be the same run: only flags that leave its weights as they are can be given with it.
-    resume = "continue with --resume_from_checkpoint True and"
-    rollout = f"{resume} a lower --rollout_batch_size, or lower --longest_edge in a new run"
-    micro_step = f"{resume} a lower --micro_batch_size or --gradient_checkpointing True"
-    reward = f"{resume} a lower --reward_batch_size, or lower --vqa_longest_edge in a new run"
-    with remedy(rollout, RolloutTooLarge), remedy(micro_step, MicroStepTooLarge), remedy(reward, BatchTooLarge):
-        yield
-
-
-def count_or_auto(name: str, value: Any) -> int | str:
-    """The value of a flag that takes a positive integer or "auto"; `UserError` for any other."""
-    try:
-        return batch_size(str(value))
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--{name} {error}") from error
+    def _read_micro_batch_size(self) -> None:
+        """Make a number of it unless it is "auto"; in GRPO whole groups, which share their image."""
+        group = getattr(self, "num_generations", 1)
+        try:
+            self.micro_batch_size = batch_size(str(self.micro_batch_size))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--micro_batch_size {error}") from error
+        if (
+            self.micro_batch_size != "auto"
+            and self.per_device_train_batch_size % group == 0 != self.micro_batch_size % group
+        ):
+            raise UserError(
+                f"--micro_batch_size {self.micro_batch_size}: the completions of a prompt share its image; "
+                f"expected a multiple of --num_generations {group}"
+            )
 
 
 def frozen_dtype(args: TrainingArguments) -> torch.dtype:

@@ -21,9 +21,9 @@ from cropvlm.trainers.checkpoints import (
     newest_checkpoint,
     read_record,
 )
+from cropvlm.trainers.failures import FirstStep, settings_refused, told_in_one_line
 from cropvlm.trainers.hardware import hide_hub_token, start_logging
-from cropvlm.trainers.rehearsal import rehearse
-from cropvlm.trainers.results import add_merged, create_repo, disk_errors, forget_result, push, save_result
+from cropvlm.trainers.results import add_merged, create_repo, forget_result, push, save_result
 from cropvlm.trainers.settings import PolicyArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
@@ -40,14 +40,14 @@ def train(args: TrainingArguments, policy: PolicyArguments, make_trainer: Callab
     make_trainer: (args, policy) -> the trainer, with data and models loaded.
 
     Raises `UserError` where the output folder cannot be written, is in use or holds what the run reads, the run to
-    resume had other settings, the disk is full, or the result cannot be pushed.
+    resume had other settings, these cannot be trained with, memory or disk do not do, or the result cannot be pushed.
     """
     hide_hub_token(args)
     start_logging(args, policy)
     folder = Path(args.output_dir)
     check_apart(folder, args, policy)
     first = args.process_index == 0
-    with disk_errors(args.output_dir), lock(folder / LOCK) if first else contextlib.nullcontext():
+    with told_in_one_line(args), lock(folder / LOCK) if first else contextlib.nullcontext():
         if first and args.push_to_hub:
             repo_id = create_repo(args)  # whatever forbids it is known before hours of training
         run = describe_run(args, policy)
@@ -97,16 +97,18 @@ def train_unfinished(
         found = named_checkpoint(wanted, run)
     else:
         found = newest_checkpoint(args.output_dir, run) if wanted else None
-    rehearse(args, policy, make_trainer)
     set_seed(args.seed)  # a fresh adapter's weights are drawn before the trainer seeds
-    trainer = make_trainer(args, policy)
-    run = add_rows(run, policy.dataset_path, trainer.train_dataset)
-    if found:
-        check_same_run(*found, run)
-    trainer.add_callback(CheckpointRecorder(run))
-    trainer.accelerator.wait_for_everyone()  # until all have looked at what the folder holds
-    if args.process_index == 0:
-        forget_result(Path(args.output_dir))
-        write_text(Path(args.output_dir) / BASE_NOTE, f"{policy.base_model}\n")  # for those who resume
-    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    first_step = FirstStep()
+    with settings_refused(first_step), told_in_one_line(args):
+        trainer = make_trainer(args, policy)
+        run = add_rows(run, policy.dataset_path, trainer.train_dataset)
+        if found:
+            check_same_run(*found, run)
+        trainer.add_callback(CheckpointRecorder(run, trainer.args))
+        trainer.add_callback(first_step)
+        trainer.accelerator.wait_for_everyone()  # until all have looked at what the folder holds
+        if args.process_index == 0:
+            forget_result(Path(args.output_dir))
+            write_text(Path(args.output_dir) / BASE_NOTE, f"{policy.base_model}\n")  # for those who resume
+        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     save_result(trainer, policy, run)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -44,7 +45,7 @@ def write_checkpoint(folder: Path, step: int, run: dict | None = RUN) -> Path:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "ref/adapter_model.safetensors", RECORD])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "overwritten", "a folder"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "overwritten"])
 def test_a_checkpoint_is_whole_or_not(name, damage, tmp_path):
     checkpoint = write_checkpoint(tmp_path, 7)
     assert read_record(checkpoint)["settings"] == RUN["settings"]
@@ -54,10 +55,8 @@ def test_a_checkpoint_is_whole_or_not(name, damage, tmp_path):
         file.write_bytes(b"\0" * len(content))
     else:
         file.unlink()
-        if damage == "a folder":
-            file.mkdir()
-        elif damage != "missing":
-            file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+        if damage == "cut":
+            file.write_bytes(content[: len(content) // 2])
     assert read_record(checkpoint) is None
 
 
@@ -144,6 +143,25 @@ def test_steps_after_which_a_run_can_resume(options, steps, tmp_path):
     assert [step for step in range(1, 6) if checkpoints.can_resume(args, step, 5)] == steps
 
 
+def test_an_older_checkpoint_goes_once_the_newer_one_is_recorded(tmp_path, monkeypatch):
+    """With `--save_total_limit 1`; one that nobody can resume from pushes none out, and goes with the next."""
+    options = {"save_total_limit": 1, "num_iterations": 2}  # two steps are taken with each generation
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    recorder = checkpoints.CheckpointRecorder(RUN, args)
+    assert args.save_total_limit is None  # else transformers would delete them before
+
+    def save(step):
+        write_checkpoint(tmp_path, step, None)
+        recorder.on_save(args, SimpleNamespace(global_step=step, max_steps=9, best_model_checkpoint=None), None)
+        return sorted(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*"))
+
+    assert [save(step) for step in (2, 3, 4)] == [[2], [2, 3], [4]]
+    monkeypatch.setattr(checkpoints, "write_record", None)
+    with pytest.raises(TypeError):  # as if killed
+        save(6)
+    assert newest_checkpoint(str(tmp_path), RUN)[0].name == "checkpoint-4"
+
+
 def describe_sft(tmp_path, policy=None, **options):
     args = train_sft.SFTArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
     return describe_run(args, PolicyArguments(**(policy or {})))
@@ -155,7 +173,7 @@ def describe_grpo(tmp_path, policy=None, **options):
 
 
 SFT = {"seed": 7, "data_seed": 7, "max_steps": 3, "num_train_epochs": 2, "warmup_steps": 5, "learning_rate": 1e-7}
-SFT |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "lr_scheduler_type": "linear", "bf16": True}
+SFT |= {"lr_scheduler_type": "linear", "bf16": True}
 SFT |= {"weight_decay": 0.1, "optim": "adamw_torch", "max_grad_norm": 0.5, "dataloader_drop_last": True}
 GRPO = {"beta": 0.1, "temperature": 1, "num_generations": 3, "top_k": 0, "max_completion_length": 8}
 GRPO |= {"disable_dropout": False, "reward_weights": [1, 2]}
@@ -202,6 +220,24 @@ def test_what_determines_the_weights_has_to_be_the_same(describe, changed, tmp_p
 )
 def test_what_leaves_the_weights_as_they_are_may_change(changed, tmp_path):
     assert differences(describe_sft(tmp_path), describe_sft(tmp_path / "elsewhere", **changed)) == []
+
+
+def test_a_step_may_be_divided_but_not_changed(tmp_path):
+    """But for a loss of TRL's that is a mean over each part."""
+    sizes = {"per_device_train_batch_size": 24, "gradient_accumulation_steps": 4}
+    assert differences(describe_grpo(tmp_path), describe_grpo(tmp_path, **sizes)) == []
+    found = differences(describe_sft(tmp_path), describe_sft(tmp_path, gradient_accumulation_steps=2))
+    assert found == ["rows_a_step 16 there, 32 here"]
+    one, other = (describe_grpo(tmp_path, loss_type="bnpo", **more) for more in ({}, sizes))
+    assert [text.split()[0] for text in differences(one, other)] == [*sorted(sizes)]
+
+
+def test_what_the_environment_decides_has_to_be_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_IPEX", "false")
+    before = describe_sft(tmp_path)
+    monkeypatch.setenv("FSDP_SHARDING_STRATEGY", "1")
+    monkeypatch.setenv("ACCELERATE_PROCESS_INDEX", "1")  # of this machine alone
+    assert [text.split()[0] for text in differences(before, describe_sft(tmp_path))] == ["environment"]
 
 
 def test_the_measure_has_to_be_the_same_where_it_chooses_the_best_checkpoint(tmp_path):
@@ -283,6 +319,25 @@ def test_rows_count_by_what_they_hold(tiny_world, tmp_path):
         assert rows_checksum(changed) != expected, name
     assert rows_checksum(rows.select([1, 0, 2, 3, 4, 5])) != expected
     assert rows_checksum(rows.select(range(5))) != expected
+
+
+def test_images_count_by_what_they_hold_wherever_they_lie(tiny_world, tmp_path):
+    """As files beside the rows, which the folder may move with, or in them."""
+    rows = datasets.load_from_disk(str(tiny_world))["train"].cast_column("image", datasets.Image(decode=False))
+    rows = rows.select(range(2))
+
+    def as_files(folder):
+        folder.mkdir()
+        images = [{"path": str(folder / f"{i}.png"), "bytes": None} for i in range(2)]
+        for image, row in zip(images, rows, strict=True):
+            Path(image["path"]).write_bytes(row["image"]["bytes"])
+        return rows.remove_columns("image").add_column("image", images)
+
+    expected = rows_checksum(rows)
+    assert rows_checksum(as_files(tmp_path / "here")) == rows_checksum(as_files(tmp_path / "there")) == expected
+    replaced = as_files(tmp_path / "replaced")
+    (tmp_path / "replaced" / "0.png").write_bytes(b"another file")
+    assert rows_checksum(replaced) != expected
 
 
 def test_other_rows_are_another_run(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from cropvlm.errors import UserError
 from cropvlm.runs.processes import LAUNCHER_VARIABLES
 from cropvlm.trainers.hardware import hide_hub_token, settle_hardware, show_one_gpu
+from cropvlm.trainers.settings import PolicyArguments
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +39,19 @@ def test_one_gpu_is_left_to_be_seen(visible, index, left, monkeypatch):
 def test_a_gpu_that_is_not_there_is_refused(visible, monkeypatch):
     """Else it would hide all the others, and training would be on the CPU."""
     see_gpus(monkeypatch, 2, visible)
-    with pytest.raises(UserError, match="^GPU 2 does not exist: GPUs 0 to 1 are visible$"):
+    with pytest.raises(UserError, match="^--gpu 2: GPUs 0 to 1 are visible"):
         show_one_gpu(2)
+
+
+def test_without_a_flag_it_is_the_first(monkeypatch):
+    """TRL refuses several without a launcher, whose processes have one each."""
+    see_gpus(monkeypatch, 2, None)
+    PolicyArguments()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    see_gpus(monkeypatch, 2, None)
+    launch(monkeypatch)
+    PolicyArguments()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 @pytest.mark.parametrize("index", [0, 3, -1])
@@ -60,7 +72,7 @@ def see_gpus(monkeypatch, count, visible):
 
 def test_a_single_gpu_is_not_called_a_range(monkeypatch):
     see_gpus(monkeypatch, 1, None)
-    with pytest.raises(UserError, match="^GPU 1 does not exist: GPU 0 is visible$"):
+    with pytest.raises(UserError, match="^--gpu 1: GPU 0 is visible"):
         show_one_gpu(1)
 
 

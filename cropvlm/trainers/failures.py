@@ -1,0 +1,75 @@
+"""What ends a training from outside, or at its first step, in one line that names the remedy."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import TrainerCallback, TrainingArguments
+
+from cropvlm.errors import UserError, one_line
+from cropvlm.models.batches import BatchTooLarge
+
+logger = logging.getLogger(__name__)
+
+RESUME = "continue with --resume_from_checkpoint True"
+# Words of the libraries, and what to do. The first that is found counts: shared memory ends with the disk's words.
+KNOWN = {
+    (
+        "shared memory",
+        "file </torch_",
+    ): "the processes that prepare images have no shared memory left (/dev/shm): start "
+    f"the container with --shm-size=8g, or {RESUME} --dataloader_num_workers 0",
+    ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory"): f"out of memory: {RESUME} and half the "
+    "--micro_batch_size, here {size}; --gradient_checkpointing True and a lower --reward_batch_size help too",
+    ("C compiler", "Python.h", "'gcc'"): "TRL's loss runs Triton on a GPU, which needs a C compiler and Python's "
+    "headers: install gcc and python3-dev",
+    # torch's writer gives no reason
+    (
+        "No space left",
+        "quota exceeded",
+        "File too large",
+        "PytorchStreamWriter",
+        "unexpected pos",
+    ): f"{{output}}: the disk is full; make room and {RESUME}",
+}
+
+
+class FirstStep(TrainerCallback):
+    """Notes that a step has been taken: until then an error is taken for that of a setting."""
+
+    taken = False
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.taken = True
+
+
+@contextlib.contextmanager
+def told_in_one_line(args: TrainingArguments) -> Iterator[None]:
+    """Raise `UserError` for what the libraries say of full disks and memory, whichever library has met that."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError | BatchTooLarge):
+            text = "out of memory"
+        elif isinstance(error, UserError):
+            raise
+        for words, message in KNOWN.items():
+            if any(word in text for word in words):
+                logger.debug("%s", text, exc_info=True)
+                values = {"size": args.per_device_train_batch_size, "output": args.output_dir}
+                raise UserError(f"{message.format(**values)} ({one_line(error)})") from error
+        raise
+
+
+@contextlib.contextmanager
+def settings_refused(first_step: FirstStep) -> Iterator[None]:
+    """Raise `UserError` for what TRL, transformers or a package raises before the first step has been taken."""
+    try:
+        yield
+    except Exception as error:
+        if first_step.taken or isinstance(error, UserError):
+            raise
+        logger.debug("before the first step", exc_info=True)
+        raise UserError(f"these settings cannot be trained with ({one_line(error)})") from error

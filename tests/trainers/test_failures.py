@@ -1,0 +1,86 @@
+"""What ends a training is one line: a setting until the first step, then memory and disk; anything else is a bug."""
+
+import pytest
+import torch
+from transformers import Trainer
+
+import train_grpo
+import train_sft
+from cropvlm.errors import UserError
+from cropvlm.models.batches import BatchTooLarge
+from cropvlm.trainers.checkpoints import INDIFFERENT
+from cropvlm.trainers.failures import told_in_one_line
+from cropvlm.trainers.train import train
+
+SHM = "unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)"
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "half the --micro_batch_size, here 4"),
+        (RuntimeError("CUDA error: out of memory"), "out of memory: continue with --resume_from_checkpoint True"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of memory"),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), "--gradient_checkpointing True"),
+        (MemoryError(), "out of memory"),
+        (BatchTooLarge("out of memory at batch size 6"), "a lower --reward_batch_size"),
+        (OSError(28, "No space left on device"), "out: the disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 512 vs 400"), "the disk is full"),
+        (RuntimeError(SHM), "--shm-size=8g.*--dataloader_num_workers 0"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+                      "workers are out of shared memory."), "--shm-size=8g"),
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), "install gcc"),
+    ],
+)  # fmt: skip
+def test_memory_and_disk_are_told_with_what_to_do(raised, words, tmp_path):
+    args = train_sft.SFTArguments(output_dir="out", use_cpu=True, per_device_train_batch_size=4)
+    with pytest.raises(UserError, match=words) as caught, told_in_one_line(args):
+        raise raised
+    assert "\n" not in str(caught.value)
+
+
+def test_what_to_resume_with_leaves_the_run_the_same():
+    for flag in ("micro_batch_size", "gradient_checkpointing", "reward_batch_size", "dataloader_num_workers"):
+        assert INDIFFERENT.match(flag)
+
+
+def run_stage(stage, model, data, folder, **options):
+    module, settings = (train_sft, train_sft.SFTArguments) if stage == "sft" else (train_grpo, train_grpo.GRPOArguments)
+    policy_type = train_sft.PolicyArguments if stage == "sft" else train_grpo.GRPOPolicyArguments
+    sizes = {"longest_edge": 64, "vqa_longest_edge": 64, "lora_r": 4, "vqa_model": str(model), "max_samples": 16}
+    sizes |= {name: options.pop(name) for name in ("use_lora", "attn_implementation") if name in options}
+    args = settings(output_dir=str(folder / "out"), report_to="none", use_cpu=True, max_steps=2, **options)
+    train(args, policy_type(base_model=str(model), dataset_path=str(data), **sizes), module.make_trainer)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "reason"),
+    [
+        ("sft", {"use_liger_kernel": True}, "liger-kernel"),  # a package that is missing
+        ("sft", {"padding_free": True}, "Padding-free training is yet not supported"),  # TRL's trainer refuses
+        ("sft", {"lr_scheduler_kwargs": '{"foo": 1}'}, "unexpected keyword argument 'foo'"),  # transformers, in train()
+        ("sft", {"attn_implementation": "flash_attention_2"}, "package for FlashAttention2"),  # the model
+        ("sft", {"pad_to_multiple_of": 8}, "multiple of a value"),  # the collator, at the first batch
+        ("grpo", {"reward_weights": [1.0, 2.0, 3.0]}, "must match number of reward functions"),
+        ("grpo", {"loss_type": "foo"}, "Unknown loss type: foo"),  # at the first loss
+        ("grpo", {"cache_implementation": "foo"}, "cache_implementation"),  # at the first rollout
+    ],
+)
+def test_settings_that_cannot_be_trained_with_are_one_line(stage, options, reason, tiny_smolvlm, boxed_world, tmp_path):
+    """The libraries' own words."""
+    with pytest.raises(UserError, match=reason) as caught:
+        run_stage(stage, tiny_smolvlm, boxed_world, tmp_path, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_after_the_first_step_an_error_keeps_its_traceback(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
+    plain = Trainer.training_step
+
+    def fail_later(self, *args):
+        if self.state.global_step:
+            raise ZeroDivisionError
+        return plain(self, *args)
+
+    monkeypatch.setattr(Trainer, "training_step", fail_later)
+    with pytest.raises(ZeroDivisionError):
+        run_stage("sft", tiny_smolvlm, boxed_world, tmp_path)
