@@ -18,9 +18,9 @@ With --api_model a model behind an OpenAI-compatible server answers (--api_base:
 default OpenAI's own, as GPT-4.1 nano in the paper). It sees the pictures at --longest_edge. What it refuses to answer
 is an empty answer.
 
---controls answers with something else in the crop's place (`cropvlm/controls.py` says what each isolates), one file
-each, predictions/{name}_{control}_answers.json; the report splits the crop's gain by them. A control may leave rows
-out: its meta file names them.
+--controls answers with something else in the crop's place (`cropvlm/runs/controls.py` says what each isolates), one
+file each, predictions/{name}_{control}_answers.json; the report splits the crop's gain by them. A control may leave
+rows out: its meta file names them.
 
 Differences from the released experiment: both answers of a question share one preprocessing and one encoding of the
 full image; boxes are joined to rows on question_id.
@@ -34,12 +34,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cropvlm.boxes import is_not_needed, parse_bbox
-from cropvlm.controls import CONTROLS, control_boxes
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
 from cropvlm.errors import UserError, remedy
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
+from cropvlm.runs.controls import CONTROLS, control_boxes
 from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import check_holds, check_output, join_on_question_id, read_meta, read_predictions
 from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, row_keys

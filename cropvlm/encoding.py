@@ -21,8 +21,6 @@ from cropvlm.models.batches import encoded_at_once
 from cropvlm.models.readers import LevelsReader, ProcessorReader, ReadImage
 from cropvlm.prompts import Messages, Prompt, without_placeholders
 
-END_OF_UTTERANCE = "<end_of_utterance>"
-
 
 @dataclass
 class Prepared:
@@ -124,20 +122,3 @@ def encode_images(model: Any, prepared: Prepared) -> dict[bytes, Tensor]:
     # One entry a tile (Idefics3) or an image: joined and cut again, each image gets its own. (tokens of all, D)
     tokens = [image.tokens for image in images]
     return dict(zip(prepared.images, torch.cat(features).split(tokens), strict=True))
-
-
-def stop_token_ids(model: Any, processor: Any) -> list[int]:
-    """Return the ids that end a turn: `<end_of_utterance>` where the tokenizer has it, else what the model names.
-
-    Idefics3 pads with `<|im_end|>`; its text configuration also calls that the end of sequence, it is not.
-    """
-    tokenizer = processor.tokenizer
-    if END_OF_UTTERANCE in tokenizer.get_vocab():
-        return [tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE)]
-    return sorted({*named_stop_ids(model), tokenizer.eos_token_id} - {None})
-
-
-def named_stop_ids(model: Any) -> list[int]:
-    """Return the ids at which the model's own generation config stops."""
-    named = model.generation_config.eos_token_id
-    return [] if named is None else [named] if isinstance(named, int) else list(named)

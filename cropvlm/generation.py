@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from cropvlm.encoding import Prepared, merge, model_inputs, named_stop_ids, prepare, stop_token_ids
+from cropvlm.encoding import Prepared, merge, model_inputs, prepare
 from cropvlm.models.any_family import (
     PreparedAlone,
     check_takes_images,
@@ -25,6 +25,7 @@ from cropvlm.models.any_family import (
 from cropvlm.models.batches import Batches, auto_batch_size, plan_batches, row_costs
 from cropvlm.models.preparation import FailedRow, check_length, prepared_batches
 from cropvlm.models.readers import image_reader
+from cropvlm.models.tokens import named_stop_ids, stop_token_ids
 from cropvlm.prompts import Prompt, PromptSource, answerer_prompt, text_of, without_placeholders
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from cropvlm.encoding import chat_text, model_inputs, prepare, stop_token_ids
+from cropvlm.encoding import chat_text, model_inputs, prepare
 from cropvlm.models.readers import image_reader
+from cropvlm.models.tokens import stop_token_ids
 from cropvlm.prompts import Messages, answer_completion, answerer_prompt, drop_token
 
 

@@ -8,7 +8,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
-from cropvlm.encoding import stop_token_ids  # noqa: F401
 from cropvlm.errors import UserError, failure
 from cropvlm.likelihood import answer_log_likelihood  # noqa: F401 (where a reader looks for it)
 from cropvlm.models.adapters import adapter_base, adapter_bases, attach_adapter, base_of, is_adapter, merge_adapter  # noqa: F401
@@ -16,6 +15,7 @@ from cropvlm.models.loading import NO_CODE, device_and_dtype
 from cropvlm.models.processors import first_processor, longest_edge_of, set_image_fit, set_image_size  # noqa: F401
 from cropvlm.models.qwen import ImageSizeError  # noqa: F401
 from cropvlm.models.revisions import split_revision
+from cropvlm.models.tokens import stop_token_ids  # noqa: F401
 from cropvlm.prompts import answerer_messages
 
 

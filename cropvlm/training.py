@@ -11,8 +11,9 @@ from typing import Any
 from transformers.hf_argparser import HfArg
 
 from cropvlm.boxes import format_bbox, parse_bbox
-from cropvlm.encoding import END_OF_UTTERANCE, chat_text
+from cropvlm.encoding import chat_text
 from cropvlm.errors import UserError
+from cropvlm.models.tokens import END_OF_UTTERANCE
 from cropvlm.prompts import Messages, cropper_messages, without_placeholders
 
 LORA_R, LORA_ALPHA, LORA_DROPOUT = 128, 256, 0.05  # release

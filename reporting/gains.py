@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cropvlm.controls import CONTROLS, other_rows
+from cropvlm.runs.controls import CONTROLS, other_rows
 from cropvlm.runs.prompt_sources import row_keys
 from cropvlm.runs.scoring import ScoredRows, compare
 from reporting.pairs import Pair, setting_key

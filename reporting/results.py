@@ -62,7 +62,7 @@ class Result:
 
     @property
     def control(self) -> str | None:
-        """What is shown in the crop's place (`cropvlm.controls`); None for the crop itself, and for no crop."""
+        """What is shown in the crop's place (`cropvlm.runs.controls`); None for the crop itself, and for no crop."""
         return self.settings.get("control")
 
     @property

@@ -109,7 +109,7 @@ sft_boxes() { boxes "models/${NAME}_sft" "${P}_sft_bbox.json"; }
 grpo_boxes() { boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"; }
 together sft_boxes grpo_boxes
 
-# 5. Answers with the other boxes; with GRPO's also those with something else in the crop's place (cropvlm/controls.py).
+# 5. Answers with the other boxes; with GRPO's also those with something else in the crop's place (cropvlm/runs/controls.py).
 grpo_answers() {
     step "${R}_grpo_elsewhere_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${R}_grpo_bbox.json" --controls full_twice no_detail elsewhere "${SMALL[@]}"

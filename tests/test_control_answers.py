@@ -12,8 +12,8 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransfo
 import generate_final_answers
 import vqa_accuracy
 from cropvlm.boxes import format_bbox
-from cropvlm.controls import CONTROLS
 from cropvlm.runs.cli import run
+from cropvlm.runs.controls import CONTROLS
 from cropvlm.runs.predictions import build_meta, read_meta, read_predictions, write_predictions
 from miniature.world import write_world
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropvlm.controls import CONTROLS, box_elsewhere, control_boxes, other_rows, shown_images
 from cropvlm.crops import crop_bbox
+from cropvlm.runs.controls import CONTROLS, box_elsewhere, control_boxes, other_rows, shown_images
 
 
 @pytest.mark.parametrize(

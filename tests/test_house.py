@@ -32,6 +32,7 @@ WITHOUT_TORCH = (
     "runs.cli",
 )
 METHOD_LINES = 1500  # with docstrings
+METHOD = [module for module in MODULES if module.count(".") == 1 and module not in ("cropvlm.cropper",)]
 
 
 def imports(path: Path) -> set[str]:
@@ -64,6 +65,21 @@ def test_there_is_no_circle():
     while leaves := {module for module, targets in graph.items() if not targets & graph.keys()}:
         graph = {module: targets for module, targets in graph.items() if module not in leaves}
     assert graph == {}
+
+
+def test_the_method_is_read_in_one_sitting():
+    assert sum(MODULES[module].read_text(encoding="utf-8").count("\n") for module in METHOD) <= METHOD_LINES
+
+
+@pytest.mark.parametrize("module", [module for module in METHOD if module != "cropvlm.errors"])
+def test_the_method_is_nothing_else(module):
+    """No care for odd input, no thread, no estimate of memory, no file written: that is for the floors around it."""
+    tree = list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+    assert not [node.lineno for node in tree if isinstance(node, ast.Try)]
+    names = {node.id for node in tree if isinstance(node, ast.Name)}
+    names |= {node.attr for node in tree if isinstance(node, ast.Attribute)}
+    avoided = {"open", "write_text", "write_bytes", "suppress", "ThreadPoolExecutor", "Thread", "mem_get_info"}
+    assert not names & avoided
 
 
 def test_the_modules_without_torch():

@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from cropvlm.controls import shown_images
 from cropvlm.crops import crop_size
 from cropvlm.data.images import encoded_image, image_size, open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import BRIEF_ANSWER, Prompt, answerer_prompt, cropper_messages
+from cropvlm.runs.controls import shown_images
 from cropvlm.runs.scoring import question_keys
 
 BASE, CROPVLM = "base", "cropvlm"  # an answer without the crop, and with it
@@ -46,7 +46,7 @@ class AnswerPrompts:
     """The answerer's prompts of every row, one per mode that has the row; all show the same full image.
 
     rows: with `question` and `image`. boxes: for each mode (`base`, `cropvlm` or a control) the text of every row's
-    box; None where the mode leaves the row out. seen_size: see `cropvlm.controls.shown_images`.
+    box; None where the mode leaves the row out. seen_size: see `cropvlm.runs.controls.shown_images`.
     """
 
     def __init__(
