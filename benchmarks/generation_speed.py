@@ -163,8 +163,6 @@ def main() -> None:
             new_tokens = args.box_tokens if name == "boxes" else args.answer_tokens
             print(f"{name}, {new_tokens} new tokens each:")
             measure(model, processor, make_source, rows, new_tokens, args)
-    if device.type == "cuda":
-        print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from cropvlm.data.rows import then_transform
 from cropvlm.modeling import answer_log_likelihood, stop_token_ids
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.runs.cli import positive
+from cropvlm.trainers.micro_batches import set_micro_batches
 from cropvlm.trainers.training_data import prompt_rows
 from cropvlm.trainers.trl_overrides import BoxGRPOTrainer
 from miniature.tiny_models import TILE as SMALL_TILE
@@ -261,7 +262,6 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
             num_generations=G,
             per_device_train_batch_size=G * groups,
             gradient_accumulation_steps=args.prompts // groups,
-            micro_batch_size=G * args.micro_prompts if way == "ours" and args.micro_prompts else "auto",
             max_steps=args.warmup_steps + args.steps,
             generation_kwargs={"min_new_tokens": args.new_tokens},
             max_completion_length=args.new_tokens,
@@ -270,7 +270,10 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
         processor, reward_processor = models.processor(args.longest_edge), models.processor(TILE)
         rows = make_rows(args.prompts * (args.warmup_steps + args.steps))  # a step repeats no image of the last
         rows = prompt_rows(rows, processor.image_token)
+        policy = models.policy(dtype, processor)
         if way == "ours":
+            if not args.micro_prompts:
+                set_micro_batches(config, policy, processor)
             trainer_class = functools.partial(MeasuredOurs, policy=GRPOPolicyArguments(log_crops_every=0))
             reward = AnswerLikelihoodReward(answerer, reward_processor)
         else:
@@ -278,7 +281,7 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
             reward = RewardApart(answerer, reward_processor)
         trainer = trainer_class(
             turns=make_turns(G * args.prompts, processor),
-            model=models.policy(dtype, processor),
+            model=policy,
             processing_class=processor,
             reward_funcs=[validity_reward, reward],
             args=config,

@@ -89,8 +89,6 @@ def main() -> None:
     model, processor = build(args.geometry, device, dtype)
     print(f"{machine()}, {args.geometry}, {dtype}, {args.new_tokens} new tokens")
     measure(model, processor, teacher_source, make_rows(args.rows), args.new_tokens, args)
-    if device.type == "cuda":
-        print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 if __name__ == "__main__":
