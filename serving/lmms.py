@@ -1,0 +1,157 @@
+"""A plugin for lmms-eval: any frozen model of this project's, with and without a cropper, on any task with images.
+
+    lmms-eval --model cropvlm --tasks textvqa_val,vstar_bench --model_args \\
+        answerer=HuggingFaceTB/SmolVLM-256M-Instruct,cropper=models/grpo_512,longest_edge=512
+
+Greedy, whatever a task's `generation_kwargs` say beside `max_new_tokens` and `until`. A task with the name of a folder
+in the current one is not found by lmms-eval: run it elsewhere.
+"""
+
+import itertools
+import logging
+from typing import Any
+
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.protocol import ChatMessages
+from tqdm import tqdm
+
+from cropvlm import Cropper
+from cropvlm.data.images import open_image
+from cropvlm.errors import UserError
+from cropvlm.generation import generate_texts
+from cropvlm.modeling import load_model, load_processor, longest_edge_of
+from cropvlm.prompts import clean_answer
+
+logger = logging.getLogger(__name__)
+
+LONGEST_EDGE = 512  # of the cropper, and at most of an answerer whose size is not given, as in the scripts
+QUESTIONS = ("doc", "first_line", "whole")
+
+
+def manifests() -> list[ModelManifest]:
+    """The entry point: the models that this plugin adds to lmms-eval."""
+    return [ModelManifest(model_id="cropvlm", chat_class_path=f"{__name__}.CropVLM")]
+
+
+class CropVLM(lmms):
+    """An answerer that gets the full image and, with a cropper, its crop behind it."""
+
+    is_simple = False  # it takes chat messages
+
+    def __init__(
+        self,
+        answerer: str,
+        cropper: str | None = None,
+        longest_edge: int | None = None,
+        cropper_longest_edge: int | None = None,
+        base_model_path: str | None = None,
+        question_from: str | None = None,
+        batch_size: int | str = 32,
+        device: str | None = None,
+        **others: Any,
+    ):
+        """Load the models.
+
+        cropper: None for the same without. base_model_path: of its adapter. longest_edge: pixels at which the answerer
+        sees images, and the cropper, unless `cropper_longest_edge` says another. question_from: what the cropper is
+        asked: the document's `question`, the `first_line` of the prompt, or the `whole`; by default the document's
+        where it has one, else the first line. batch_size: requests whose images are open at a time.
+        """
+        super().__init__()
+        longest_edge, cropper_edge, cropper, base, question_from = map(
+            _value, (longest_edge, cropper_longest_edge, cropper, base_model_path, question_from)
+        )
+        if question_from not in (None, *QUESTIONS):
+            raise UserError(f"question_from={question_from}: expected one of {', '.join(QUESTIONS)}")
+        if others := {name: value for name, value in others.items() if name != "max_batch_size"}:
+            raise UserError(f"unknown model_args: {', '.join(others)}")
+        self.question_from = question_from
+        self.batch_size_per_gpu = int(batch_size)
+        self.model, self.processor = load_model(answerer, device=_value(device)), load_processor(answerer, longest_edge)
+        own = longest_edge_of(self.processor)
+        if longest_edge is None and own is not None:
+            self.processor = load_processor(answerer, min(own, LONGEST_EDGE))
+        edge = cropper_edge or longest_edge or LONGEST_EDGE
+        self.cropper = Cropper(cropper, base, edge, _value(device)) if cropper else None
+        self._told = set()
+
+    def generate_until(self, requests: list) -> list[str]:
+        """The answers. Arguments of a request: ctx, doc_to_messages, generation_kwargs, doc_id, task, split."""
+        answers = []
+        progress = tqdm(total=len(requests), unit="row", disable=self.rank > 0)
+        for limit, group in itertools.groupby(requests, lambda r: int(r.args[2].get("max_new_tokens") or 64)):
+            while part := list(itertools.islice(group, self.batch_size_per_gpu)):
+                answers += self._answer(part, limit)
+                progress.update(len(part))
+        return answers
+
+    def _answer(self, requests: list, max_new_tokens: int) -> list[str]:
+        docs = [self.task_dict[r.args[4]][r.args[5]][r.args[3]] for r in requests]
+        chats = [ChatMessages(messages=r.args[1](doc)) for r, doc in zip(requests, docs, strict=True)]
+        for chat in chats:
+            self._check(chat)
+        images = [[open_image(image) for image in chat.extract_media()[0]] for chat in chats]
+        if self.cropper:
+            questions = [self._question(doc, chat) for doc, chat in zip(docs, chats, strict=True)]
+            shown = [i for i, each in enumerate(images) if each]
+            crops = self.cropper.crops([images[i][0] for i in shown], [questions[i] for i in shown])
+            for i, crop in zip(shown, crops, strict=True):
+                images[i].insert(1, crop)
+        messages = [_messages(chat, bool(self.cropper)) for chat in chats]
+        texts = generate_texts(self.model, self.processor, messages, images, max_new_tokens=max_new_tokens)
+        return [_until(clean_answer(text), r.args[2].get("until")) for text, r in zip(texts, requests, strict=True)]
+
+    def _check(self, chat: ChatMessages) -> None:
+        images, videos, audios = chat.extract_media()
+        if videos or audios:
+            raise UserError("videos and audio cannot be cropped; choose tasks with images")
+        if self.cropper and len(images) > 1:
+            self._say("a document has several images: the first is cropped")
+
+    def _question(self, doc: dict, chat: ChatMessages) -> str:
+        """What the cropper is asked."""
+        way = self.question_from or ("doc" if isinstance(doc.get("question"), str) else "first_line")
+        self._say(f"the cropper's question: {way}")
+        if way == "doc":
+            return doc["question"]
+        text = "\n".join(part.text for part in chat.messages[-1].content if part.type == "text").strip()
+        return text if way == "whole" else text.split("\n", 1)[0]
+
+    def _say(self, words: str) -> None:
+        """Log once."""
+        if words not in self._told:
+            self._told.add(words)
+            logger.warning("%s", words)
+
+    def loglikelihood(self, requests: list) -> list:
+        raise NotImplementedError("only tasks that generate are supported")
+
+    def generate_until_multi_round(self, requests: list) -> list:
+        raise NotImplementedError("only tasks of one round are supported")
+
+
+def _messages(chat: ChatMessages, with_crop: bool) -> list[dict]:
+    """The chat with placeholders for its images; with the crop, a second one follows the first."""
+    messages, first = [], with_crop
+    for message in chat.messages:
+        content = []
+        for part in message.content:
+            content.append({"type": "text", "text": part.text} if part.type == "text" else {"type": "image"})
+            if first and part.type == "image":
+                content.append({"type": "image"})
+                first = False
+        messages.append({"role": message.role, "content": content})
+    return messages
+
+
+def _until(text: str, stops: str | list[str] | None) -> str:
+    """The text before the first of the stops that a task names."""
+    for stop in [stops] if isinstance(stops, str) else stops or []:
+        text = text.split(stop, 1)[0] if stop else text
+    return text
+
+
+def _value(value: Any) -> Any:
+    """A value of `--model_args`, in which None is a text."""
+    return None if value in (None, "None", "none", "") else value
