@@ -15,7 +15,7 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tup
         raise UserError(f"{folder} has no rows") from error
     name = chosen or (None if saved.split is None else str(saved.split))
     if split and name != split:
-        raise UserError(f"{folder} has no splits, but {split!r} was asked for; leave the split out")
+        raise UserError(f"{folder} has no splits, but {split!r} was asked for; leave --split out")
     return saved, name
 
 
@@ -182,7 +182,7 @@ def _choose_split(source: str, split: str | None, wanted: Iterable[str | None], 
             return name
     if not split and len(there) == 1:
         return there[0]
-    problem = f"has no split {split!r}; there are" if split else "has several splits; choose one"
+    problem = f"has no split {split!r}; there are" if split else "has several splits; name one with --split"
     raise UserError(f"{source} {problem}: {', '.join(there)}")
 
 
@@ -205,12 +205,16 @@ def _from_files(
         raise UserError(f"{repository.source} {problem}: {', '.join(configs) or 'it has none'}")
     # 2. The files of the split: those that a benchmark has beside the card's come first.
     params, info = configs.get(config, {}), infos.get(config or "default")
-    unlisted = _unlisted_splits(repository, entry) if entry else {}
+    named = [file for file in repository.files if Path(file).name not in FILES_TO_IGNORE and _suffix(file) in READERS]
+    if not named:
+        raise UserError(f"{repository.source} has no table; expected {', '.join(READERS)} or what save_to_disk writes")
+    tables = replace(repository, files=tuple(named))
+    unlisted = _unlisted_splits(tables, entry) if entry else {}
     splits, chosen = unlisted, next((name for name in wanted if name in unlisted), None)
     if chosen:
         info = None
     else:
-        splits = _listed_splits(repository, params) | unlisted
+        splits = _listed_splits(tables, params) | unlisted
         chosen = _choose_split(repository.source, split, wanted, splits)
     # 3. The rows.
     options = {name: params[name] for name in CARD_OPTIONS if name in params}
@@ -221,35 +225,29 @@ def _from_files(
     return rows, chosen
 
 
-def _unlisted_splits(repository: Repository, entry: Benchmark) -> dict[str, list[str]]:
-    """Split -> files, of a benchmark's splits that the card does not list. A copy need not hold them all."""
-    splits = {split: repository.matching([pattern]) for split, pattern in entry.data_files.items()}
+def _unlisted_splits(tables: Repository, entry: Benchmark) -> dict[str, list[str]]:
+    """Split -> tables, of a benchmark's splits that the card does not list. A copy need not hold them all."""
+    splits = {split: tables.matching([pattern]) for split, pattern in entry.data_files.items()}
     # The split that a benchmark is scored on is read from these files or not at all: V*'s others inflate the score.
     if entry.split in splits and not splits[entry.split]:
-        raise UserError(f"{repository.source} has no file {entry.data_files[entry.split]}")
+        raise UserError(f"{tables.source} has no file {entry.data_files[entry.split]}")
     return {split: files for split, files in splits.items() if files}
 
 
-def _listed_splits(repository: Repository, params: dict[str, Any]) -> dict[str, list[str]]:
-    """Split -> files, as a configuration on the card lists them, else by the names of the tables."""
+def _listed_splits(tables: Repository, params: dict[str, Any]) -> dict[str, list[str]]:
+    """Split -> tables, as a configuration on the card lists them, else by their own names."""
     prefix = f"{params['data_dir'].strip('/')}/" if params.get("data_dir") else ""
     if "data_files" in params:
         patterns = sanitize_patterns(params["data_files"])
-        found = {str(split): repository.matching(prefix + path for path in paths) for split, paths in patterns.items()}
+        found = {str(split): tables.matching(prefix + path for path in paths) for split, paths in patterns.items()}
         return {split: files for split, files in found.items() if files}
-    inside = [file for file in repository.files if file.startswith(prefix) and Path(file).name not in FILES_TO_IGNORE]
-    tables = Repository(repository.source, tuple(file for file in inside if _suffix(file) in READERS))
-    if not tables.files:
-        raise UserError(
-            f"{repository.source} holds no table; expected {', '.join(READERS)}, or what save_to_disk writes"
-        )
+    tables = replace(tables, files=tuple(file for file in tables.files if file.startswith(prefix)))
     patterns = _get_data_files_patterns(lambda pattern: tables.matching([pattern]))
     splits = {str(split): tables.matching(paths) for split, paths in patterns.items()}
     if left := sorted({*tables.files}.difference(*splits.values())):
-        logger.warning(
-            "%s: by the names of the files, these belong to no split and are left out: %s; the splits are %s",
-            *(repository.source, listed(left), "; ".join(f"{name}: {listed(files)}" for name, files in splits.items())),
-        )
+        there = "; ".join(f"{name}: {listed(files, 2)}" for name, files in splits.items())
+        words = "%s: by their names, these files belong to no split and are left out: %s; the splits are %s"
+        logger.warning(words, tables.source, listed(left, 5), there)
     return splits
 
 
@@ -276,8 +274,8 @@ def _read(repository: Repository, files: list[str], split: str, options: dict[st
     Paths of images, in the column `image` or `file_name`, are relative to the table or to the repository: they become
     relative to the repository.
     """
-    if len({READERS.get(_suffix(file), (None,))[0] for file in files}) > 1 or _suffix(files[0]) not in READERS:
-        raise UserError(f"{repository.source}: {listed(files)}: expected tables of one kind, of {', '.join(READERS)}")
+    if len({READERS[_suffix(file)][0] for file in files}) > 1:
+        raise UserError(f"{repository.source} has tables of several kinds: {listed(files, 5)}; expected one kind")
     folder, listing, parts = repository.fetch(files).absolute(), frozenset(repository.files), []
     for (parent, suffix), names in itertools.groupby(files, key=lambda file: (posixpath.dirname(file), _suffix(file))):
         read, defaults = READERS[suffix]
@@ -286,12 +284,12 @@ def _read(repository: Repository, files: list[str], split: str, options: dict[st
         if "image" not in rows.column_names and "file_name" in rows.column_names:
             rows = rows.rename_column("file_name", "image")
         if parent and "image" in rows.column_names and rows.features["image"] in STRINGS:
-            beside = [path and posixpath.normpath(f"{parent}/{path}") for path in rows["image"]]
+            published = list(rows["image"])
+            beside = [path and posixpath.normpath(f"{parent}/{path}") for path in published]
             # os.path.isfile, since such a text may be base64 and too long for a path; links are not listed.
-            is_there = [full in listing or bool(full) and os.path.isfile(folder / full) for full in beside]  # noqa: PTH113
-            images = [
-                full if there else path for full, there, path in zip(beside, is_there, rows["image"], strict=True)
-            ]
-            rows = rows.remove_columns("image").add_column("image", images)
+            for i, full in enumerate(beside):
+                if not full or not (full in listing or os.path.isfile(folder / full)):  # noqa: PTH113
+                    beside[i] = published[i]
+            rows = rows.remove_columns("image").add_column("image", beside)
         parts.append(rows)
     return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]

@@ -53,7 +53,7 @@ def load_rows(
     from cropvlm.data import schema
 
     if max_samples is not None and max_samples < 1:
-        raise UserError(f"max_samples is {max_samples}; expected at least 1")
+        raise UserError(f"--max_samples {max_samples}: expected at least 1")
     raw, benchmark, repository = _load_published(dataset_path, split, dataset, default_split)
     try:
         rows = schema.map_columns(raw, benchmark, str(dataset_path), need)

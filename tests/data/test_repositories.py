@@ -99,9 +99,9 @@ def test_metadata_in_several_folders_of_a_split(tmp_path):
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        (["a.jsonl", "b.csv"], "expected tables of one kind"),
-        (["train_a.jsonl", "test_b.jsonl"], "has several splits; choose one: train, test"),
-        (["a.jpg"], "holds no table; expected .csv, "),
+        (["a.jsonl", "b.csv"], "has tables of several kinds: a.jsonl, b.csv"),
+        (["train_a.jsonl", "test_b.jsonl"], "has several splits; name one with --split: train, test"),
+        (["a.jpg"], "has no table; expected .csv, "),
     ],
 )
 def test_what_cannot_be_told_is_refused(tmp_path, files, problem):
@@ -109,6 +109,14 @@ def test_what_cannot_be_told_is_refused(tmp_path, files, problem):
         write(tmp_path / file, "a.jpg")
     with pytest.raises(UserError, match=problem):
         load_rows(tmp_path)
+
+
+def test_a_card_that_lists_images_as_well(tmp_path):
+    write(tmp_path / "first/metadata.jsonl", "test.jpg", "file_name")
+    picture(tmp_path / "first/test.jpg")
+    card = "---\nconfigs:\n- config_name: mine\n  data_files:\n  - split: held_out\n    path: first/**\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    assert ids(tmp_path, "held_out") == ids(f"{tmp_path}:mine") == ["metadata.jsonl"]
 
 
 def test_rows_that_the_card_counts_and_no_file_holds(tmp_path):
