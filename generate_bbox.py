@@ -3,8 +3,9 @@
     python3 generate_bbox.py --model_path models/grpo_512
 
 A record's answer is the model's raw text; generate_final_answers.py reads it as a box. The same command continues an
-interrupted run. Exit code 3: complete, but for some images that could not be read or that a server rejected; the meta
-file names them. On several GPUs: accelerate launch generate_bbox.py --model_path ... (exit codes 2 and 3 become 1)
+interrupted run, asks failed rows again, and does nothing where model and data are those of a finished one. Exit code 3:
+complete, but for some images that could not be read or that a server rejected; the meta file names them. On several
+GPUs: accelerate launch generate_bbox.py --model_path ... (exit codes 2 and 3 become 1)
 
 With --api_model a merged cropper behind an OpenAI-compatible server (--api_base: vLLM, SGLang, transformers serve)
 writes the boxes. Its own processor resizes the images, as it was saved with the model; --longest_edge makes them
@@ -20,15 +21,15 @@ from typing import Any
 from cropvlm.boxes import bbox_area_pct, is_not_needed, parse_bbox
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import load_rows
-from cropvlm.errors import UserError, remedy
+from cropvlm.errors import UserError
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import check_output
 from cropvlm.runs.prompt_sources import BoxPrompts
-from cropvlm.runs.provenance import data_settings
-from cropvlm.runs.run import DuplicateOutput, Job, Output, Run
-from cropvlm.runs.text_models import TextModel, add_common_flags, cropper, data_sources
+from cropvlm.runs.provenance import data_settings, row_keys
+from cropvlm.runs.run import Job, Output, Run
+from cropvlm.runs.text_models import TextModel, add_common_flags, cropper, data_sources, describe_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,9 +62,12 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     path = Path(args.output) if is_file_name(args.output) else Path(args.output) / f"{name}_bbox.json"
     check_output(path)
     rows = load_rows(**source)
-    settings = model.settings | data_settings(source, rows) | {"longest_edge": model.longest_edge}
+    keys = row_keys(rows)
+    settings = model.settings | data_settings(source, rows, keys) | {"longest_edge": model.longest_edge}
     settings |= {"max_new_tokens": args.max_new_tokens, "prompt": cropper_messages("{question}")}
-    return Job(list(rows["question_id"]), BoxPrompts(rows), [Output(path, settings, source, model.names, count_boxes)])
+    known = model.known | describe_data(source, rows)
+    output = Output(path, settings, source, model.names, count_boxes, known=known)
+    return Job(list(rows["question_id"]), BoxPrompts(rows), [output], keys)
 
 
 def count_boxes(records: list[dict], seconds: float) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def main() -> int:
     start_logging(args)
     model = cropper(args)
     jobs = [box_job(args, model, source) for source in data_sources(args)]  # all checked before the weights load
-    with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as boxes:
+    with Run(jobs, model.generate) as boxes:
         for job in boxes.unfinished():
             boxes.write(job, boxes.generate(job))
     return boxes.exit_code

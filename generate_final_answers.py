@@ -5,10 +5,12 @@
         --api_model gpt-4.1-nano --longest_edge 512
 
 writes predictions/{name}_cropvlm_answers.json and predictions/{name}_base_answers.json. Data set, split and number of
-rows are read from the box file's meta unless flags say otherwise. An invalid box is answered with the full image in the
-crop's place, and counted; `Not needed.` is answered from the full image alone. The same command continues an
-interrupted run. Exit code 3: complete, but for some images that could not be read, or prompts that the server rejected;
-the meta files name them. On several GPUs: accelerate launch generate_final_answers.py ... (exit codes 2 and 3 become 1)
+rows are read from the box file's meta unless flags say otherwise; a data set that has changed since is refused. An
+invalid box is answered with the full image in the crop's place, and counted; `Not needed.` is answered from the full
+image alone. The same command continues an interrupted run, asks failed rows again, and does nothing where models, boxes
+and data are those of a finished one. Exit code 3: complete, but for some images that could not be read, or prompts that
+the server rejected; the meta files name them. On several GPUs: accelerate launch generate_final_answers.py ... (exit
+codes 2 and 3 become 1)
 
 SmolVLM sees images at 512 px unless --longest_edge says otherwise, as the reward VLM does in training; its processor
 alone would make it 2048 px. Qwen2.5-VL sees an image at a number of pixels: --max_pixels alone leaves a small crop
@@ -29,23 +31,22 @@ full image; boxes are joined to rows on question_id.
 import argparse
 import functools
 import json
-import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cropvlm.boxes import is_not_needed, parse_bbox
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
-from cropvlm.errors import UserError, remedy
+from cropvlm.errors import UserError
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.controls import CONTROLS, control_boxes
 from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
-from cropvlm.runs.predictions import check_holds, check_output, join_on_question_id, read_meta, read_predictions
-from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, row_keys
-from cropvlm.runs.provenance import data_settings, hash_of
-from cropvlm.runs.run import DuplicateOutput, Job, Output, Run
-from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources
+from cropvlm.runs.predictions import BoxFile, check_output, check_same_data, join_on_question_id, read_boxes
+from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, shared_keys
+from cropvlm.runs.provenance import data_settings, hash_of, row_keys
+from cropvlm.runs.run import Job, Output, Run
+from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources, describe_data
 
 MODES = (BASE, CROPVLM)
 
@@ -78,36 +79,23 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-class BoxFile(NamedTuple):
-    """A file of generate_bbox.py and its records."""
-
-    path: str
-    records: list[dict]
-
-    @property
-    def name(self) -> str | None:
-        """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
-        match = re.fullmatch(r"(.+)_bbox", Path(self.path).stem)
-        return match and match[1]
-
-
 def boxes_and_sources(args: argparse.Namespace) -> list[tuple[BoxFile | None, dict[str, Any]]]:
     """The box file, None without one, and the source of each data set to answer."""
     if args.bbox is None:
         return [(None, source) for source in data_sources(args)]
-    return [(BoxFile(path, read_predictions(path)), source_of(args, path)) for path in dict.fromkeys(args.bbox)]
+    files = [read_boxes(path) for path in dict.fromkeys(args.bbox)]
+    return [(file, source_of(args, file)) for file in files]
 
 
-def source_of(args: argparse.Namespace, bbox: str) -> dict[str, Any]:
+def source_of(args: argparse.Namespace, file: BoxFile) -> dict[str, Any]:
     """The data set of a box file: what its meta says, unless flags say otherwise."""
-    known = read_meta(bbox)
-    check_holds(bbox, "cropper", known)
+    known = file.meta
     if args.dataset or args.dataset_path:
         (source,) = data_sources(args)
     elif known.get("dataset_path"):
         source = {"dataset_path": known["dataset_path"], "dataset": known.get("dataset")}
     else:
-        raise UserError(f"no meta file beside {bbox}; name its data set with --dataset_path and --split")
+        raise UserError(f"no meta file beside {file.path}; name its data set with --dataset_path and --split")
     asked = {"split": args.split, "max_samples": args.max_samples}
     return source | {key: known.get(key) if value is None else value for key, value in asked.items()}
 
@@ -118,17 +106,20 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
     paths = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in (*args.modes, *args.controls)}
     for path in paths.values():
         check_output(path)
-        if file and path.resolve() == Path(file.path).resolve():
+        if file and path.resolve() == file.path.resolve():
             raise UserError(f"the answers would replace the boxes in {path}; give another --name or --output_path")
-    rows = load_rows(**source)
+    rows, keys = load_checked_rows(source, file)
     ids = list(rows["question_id"])
-    boxes = None if file is None else join_on_question_id(file.records[: args.max_samples], rows, file.path)
+    boxes = file and join_on_question_id(file.records[: args.max_samples], rows, str(file.path))
     shown = {mode: ids if mode == BASE else boxes for mode in args.modes} | shown_by_controls(args, boxes, rows)
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
     instruction = BRIEF_ANSWER if own is None else own
     outputs = []
+    known = model.known | describe_data(source, rows)
+    known_with_boxes = known | ({"boxes": file.known()} if file else {})
     for mode, path in paths.items():
-        settings = model.settings | data_settings(source, rows) | {"mode": mode, "longest_edge": model.longest_edge}
+        settings = model.settings | data_settings(source, rows, keys)
+        settings |= {"mode": mode, "longest_edge": model.longest_edge}
         settings |= {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
         settings["prompt"] = answerer_messages("{question}", 1 if mode in (BASE, "crop_alone") else 2, instruction)
         if mode != BASE:
@@ -137,13 +128,27 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
             settings |= {"control": mode, "control_boxes": hash_of(json.dumps(shown[mode]))}
         left_out = dict.fromkeys(i for i, text in zip(ids, shown[mode], strict=True) if text is None)
         count = functools.partial(count_answers, boxes=None if mode == BASE else shown[mode])
-        outputs.append(Output(path, settings, source, model.names, count, clean_answer, left_out))
-    return Job(ids, AnswerPrompts(rows, shown, instruction, model.seen_size), outputs)
+        inputs = known if mode == BASE else known_with_boxes
+        outputs.append(Output(path, settings, source, model.names, count, clean_answer, left_out, inputs))
+    return Job(ids, AnswerPrompts(rows, shown, instruction, model.seen_size), outputs, keys)
+
+
+def load_checked_rows(source: dict[str, Any], file: BoxFile | None) -> tuple[Any, list[int]]:
+    """The rows to answer and their keys. Those of a box file must be what it was made from, all of them."""
+    if file is None or "dataset_path" not in file.meta:
+        rows = load_rows(**source)
+        return rows, row_keys(rows)
+    asked, whole = source["max_samples"], file.meta.get("max_samples")
+    is_part = asked is not None and (whole is None or asked <= whole)
+    rows = load_rows(**source | ({"max_samples": whole} if is_part else {}))
+    keys = row_keys(rows)
+    check_same_data(file.path, file.meta, rows, keys)
+    return (rows.select(range(min(asked, len(rows)))), keys[:asked]) if is_part else (rows, keys)
 
 
 def shown_by_controls(args: argparse.Namespace, boxes: list[str], rows: Any) -> dict[str, list[str | None]]:
     """The text of the box that each control shows for every row, None for rows that it leaves out."""
-    keys = row_keys(rows) if {"shuffled", "partner"} & set(args.controls) else ([], [])  # reads every image
+    keys = shared_keys(rows) if {"shuffled", "partner"} & set(args.controls) else ([], [])  # reads every image
     return {control: control_boxes(control, boxes, list(rows["question_id"]), *keys) for control in args.controls}
 
 
@@ -169,7 +174,7 @@ def main() -> int:
     if "no_detail" in args.controls and model.seen_size((1, 1)) is None:
         raise UserError("--controls no_detail: the size at which the model sees images is unknown; give --longest_edge")
     jobs = [answer_job(args, model, file, source) for file, source in asked]  # all checked before the weights load
-    with remedy("run them one by one with --name", DuplicateOutput), Run(jobs, model.generate) as answers:
+    with Run(jobs, model.generate) as answers:
         for job in answers.unfinished():
             answers.write(job, answers.generate(job))
     return answers.exit_code

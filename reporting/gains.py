@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cropvlm.runs.controls import CONTROLS, other_rows
-from cropvlm.runs.prompt_sources import row_keys
+from cropvlm.runs.prompt_sources import shared_keys
 from cropvlm.runs.scoring import ScoredRows, compare
 from reporting.pairs import Pair, setting_key
 from reporting.results import Result
@@ -59,7 +59,7 @@ class Gain:
         if "partner" not in self.controls:
             return None
         rows, scored = self.controls["partner"].all_rows, self.controls["partner"].scored
-        partners = dict(zip(rows["question_id"], other_rows("partner", *row_keys(rows)), strict=True))
+        partners = dict(zip(rows["question_id"], other_rows("partner", *shared_keys(rows)), strict=True))
         theirs = [partners[question_id] for question_id in scores_by_id(self.controls["partner"])]
         known = list(rows["answers"])
         kept = [k for k, j in enumerate(theirs) if known[j]]

@@ -15,28 +15,10 @@ from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
 from cropvlm.errors import UserError
 from cropvlm.metrics import option_letter
-from cropvlm.runs.predictions import join_on_question_id, meta_path, read_meta, read_predictions, rows_of
-from cropvlm.runs.provenance import hash_of
+from cropvlm.runs.predictions import BoxFile, join_on_question_id, meta_path, read_meta, read_predictions, rows_of
 from cropvlm.runs.scoring import ScoredRows
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BoxFile:
-    """A box file and its meta file."""
-
-    path: Path
-    meta: dict[str, Any]
-    texts: list[str]
-
-    @property
-    def cropper(self) -> str:
-        return self.meta["models"]["cropper"]
-
-    def key(self, rows: int) -> str:
-        """Return what the meta file of answers calls these boxes: a hash of the first `rows` texts."""
-        return hash_of(json.dumps(self.texts[:rows]))
 
 
 @dataclass(frozen=True)
@@ -145,7 +127,7 @@ def _with_meta(paths: Any) -> list[Path]:
 def read_boxes(path: Path) -> BoxFile:
     """Return a box file with its meta file; `UserError` if either has another form."""
     meta = _checked_meta(path, {"models": ("cropper",), "settings": (), "counts": ("rows",)})
-    return BoxFile(path, meta, [record["answer"] for record in read_predictions(path)])
+    return BoxFile(path, meta, read_predictions(path))
 
 
 def read_result(path: Path, boxes: Sequence[BoxFile]) -> Result:

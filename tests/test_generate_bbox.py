@@ -176,7 +176,7 @@ def test_rows_of_another_dtype_or_base_are_not_mixed_in(script, capsys, monkeypa
         script(*flags)
     (base / "config.json").write_text("{}")
     assert script(*flags) == 2
-    assert "other settings (base_model_files" in capsys.readouterr().err.splitlines()[-1]
+    assert "other settings (model_files" in capsys.readouterr().err.splitlines()[-1]
     (base / "config.json").unlink()
     device = torch.device("cpu")
     monkeypatch.setattr(modeling, "device_and_dtype", lambda *_: (device, torch.bfloat16))

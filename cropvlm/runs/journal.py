@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cropvlm.errors import UserError, shorten
+from cropvlm.errors import UserError
 from cropvlm.runs.files import cannot_write, open_locked
+from cropvlm.runs.provenance import differences
 
 BEGINNING = b'{"settings": {'  # of every journal
 
@@ -97,12 +98,9 @@ class Journal:
         return UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")
 
     def _check_settings(self, theirs: dict[str, Any], rows_done: int) -> None:
-        keys = sorted(theirs.keys() | self.settings.keys())
-        pairs = [(key, theirs.get(key), self.settings.get(key)) for key in keys]
-        differing = [f"{key} {shorten(repr(a))} there, {shorten(repr(b))} here" for key, a, b in pairs if a != b]
-        if differing:
+        if found := differences(theirs, self.settings):
             raise UserError(
-                f"{self.path} holds {rows_done} rows of a run with other settings ({'; '.join(differing)}); "
+                f"{self.path} holds {rows_done} rows of a run with other settings ({'; '.join(found)}); "
                 "repeat that run to finish it, name another output, or delete the file to start anew"
             )
 

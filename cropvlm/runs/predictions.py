@@ -3,15 +3,18 @@
 A prediction file is a JSON list of `{"question_id": ..., "answer": ...}` in data set order. No torch in here.
 """
 
+import functools
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cropvlm.errors import UserError, failure, listed, shorten
 from cropvlm.runs.files import check_writable, write_json
-from cropvlm.runs.provenance import library_versions
+from cropvlm.runs.provenance import file_checksum, hash_of, library_versions, questions_hash, references_hash
 
 KINDS = {"cropper": "boxes", "answerer": "answers"}  # role of a model in a meta file -> what it writes
 
@@ -24,27 +27,27 @@ def meta_path(path: str | Path) -> Path:
 
 def build_meta(
     source: dict[str, Any],
-    models: dict[str, str | None],
+    models: dict[str, Any],
     settings: dict,
     counts: dict,
     failed: Sequence[dict] = (),
-    left_out: Iterable[str | int] = (),
+    known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a meta file: the arguments as given, and the versions of the installed libraries.
+    """The content of a meta file: the arguments as given, and the versions of what computed.
 
     source: keyword arguments of `load_rows`, by which the next stage sees the same rows. counts: rows,
-    invalid boxes, seconds and the like. failed: `question_id` and `reason` of each row without an answer.
-    left_out: the question ids of rows that the file does not hold.
+    invalid boxes, seconds and the like. failed: `question_id` and `reason` of each row without an answer. known: what
+    the inputs are, by content (docs/files.md).
     """
-    meta = {
+    return {
         **{key: source.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")},
-        "models": models,
+        "models": {role: sorted(name) if isinstance(name, set) else name for role, name in models.items()},
+        **(known or {}),
         "settings": settings,
         "versions": library_versions(),
         "counts": counts,
         "failed": list(failed),
     }
-    return meta | ({"left_out": list(left_out)} if left_out else {})
 
 
 def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None:
@@ -108,6 +111,61 @@ def rows_of(meta: dict, rows: Any) -> Any:
     if not left_out:
         return rows
     return rows.select([i for i, question_id in enumerate(rows["question_id"]) if question_id not in left_out])
+
+
+@dataclass(frozen=True)
+class BoxFile:
+    """A file of generate_bbox.py: its records and its meta file (empty without one)."""
+
+    path: Path
+    meta: dict[str, Any]
+    records: list[dict]
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        return [record["answer"] for record in self.records]
+
+    @property
+    def name(self) -> str | None:
+        """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
+        match = re.fullmatch(r"(.+)_bbox", self.path.stem)
+        return match and match[1]
+
+    @property
+    def cropper(self) -> str:
+        return self.meta["models"]["cropper"]
+
+    def key(self, rows: int) -> str:
+        """What the settings of answers call these boxes: a hash of the first `rows` texts."""
+        return hash_of(json.dumps(self.texts[:rows]))
+
+    def known(self) -> dict[str, Any]:
+        """What the meta file of answers says of these boxes: their checksum, and what theirs says of the cropper."""
+        return {"checksum": file_checksum(self.path), "cropper": self.meta.get("cropper")}
+
+
+def read_boxes(path: str | Path) -> BoxFile:
+    """A box file and its meta file. Raises `UserError` for another file, or one that holds answers."""
+    meta = read_meta(path)
+    check_holds(path, "cropper", meta)
+    return BoxFile(Path(path), meta, read_predictions(path))
+
+
+def check_same_data(path: str | Path, meta: dict, rows: Any, keys: list[int] | None = None) -> None:
+    """Raise `UserError` where the file `path` was made from other rows than `rows`, by what its meta file knows.
+
+    keys: of the rows, see `row_keys`; None compares no images. References count where both have some.
+    """
+    recorded = (meta.get("settings") or {}) | (meta.get("data") or {})
+    now = {"images": keys and hash_of(json.dumps(keys)), "references": references_hash(rows)}
+    if "question" in rows.column_names:
+        now["questions"] = questions_hash(rows)
+    changed = [name for name, value in now.items() if value and recorded.get(name) not in (None, value)]
+    if changed:
+        seen = f"the {' and '.join(changed)} of {shorten(str(meta.get('dataset_path')))}"
+        raise UserError(
+            f"{path}: {seen} are no longer those that it was made from; restore that data set, or run the step again"
+        )
 
 
 def join_on_question_id(records: list[dict], rows: Any, name: str = "the prediction file") -> list[str]:

@@ -1,68 +1,231 @@
-"""Identity of the models, data and libraries behind an output."""
+"""Identity by content: which model, which rows, which code, and whether two runs are the same."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import platform
+import subprocess
+import zlib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from cropvlm.data.catalog import dataset_name, locate
+from cropvlm.data.images import encoded_image
+from cropvlm.errors import shorten
+from cropvlm.models.revisions import split_revision
 
 # The files of a folder that from_pretrained reads.
 MODEL_FILES = (
     *("*.safetensors", "*.bin", "*.index.json", "*config.json", "*.model", "*.jinja", "chat_template.json"),
     *("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt"),
 )
-LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "pillow")
+SOURCES = "sources.json"  # in the folder of a training set
+RECORD = "run.json"  # of a finished training or a checkpoint, in its folder
+LIBRARIES = (
+    *("torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "trl", "pillow", "numpy"),
+    *("qwen-vl-utils", "rapidfuzz"),
+)
+# Settings that name something by a path, and the setting that says what it holds: if both runs know that, and it is
+# equal, the name does not count. A copied folder is the same model or data.
+HELD_BY = {
+    "model_path": "model_files",
+    "base_model_path": "model_files",
+    "vqa_model_path": "model_files",
+    "dataset_path": "questions",
+}
 
 
-def fingerprint(path: str | None) -> str | None:
-    """A hash that changes with the model in a local folder, or the commit of a Hub id; None where neither is known.
+def differences(theirs: Mapping, ours: Mapping, held_by: Mapping[str, str] = HELD_BY) -> list[str]:
+    """What the settings of two runs differ in, in words; a missing one counts as None. See `HELD_BY`.
 
-    Only files of a model, its tokenizer and processor count: a run may write its own files beside them.
+    >>> differences({"size": 64, "model_path": "a", "model_files": 7}, {"model_path": "b", "model_files": 7})
+    ['size 64 there, None here']
+    """
+    found = []
+    for key in sorted(theirs.keys() | ours.keys()):
+        held = [run.get(held_by.get(key)) for run in (theirs, ours)]
+        there, here = theirs.get(key), ours.get(key)
+        if there != here and (None in held or held[0] != held[1]):
+            found.append(f"{key} {shorten(repr(there))} there, {shorten(repr(here))} here")
+    return found
+
+
+def model_checksum(path: str | None, base: str | None = None) -> str | None:
+    """A checksum of the model in a local folder, or the commit of a Hub id; None where neither is known.
+
+    Only the files of a model, its tokenizer and processor count: a run may write its own files beside them. An adapter
+    includes its base: `base`, or the one that its configuration names.
     """
     if path is None or not Path(path).is_dir():
-        return path and hub_commit(path)
-    files = sorted({file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()})
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hash_of(repr(stats))
+        own = path and hub_commit(path)
+        return hash_of(f"{own} {model_checksum(base)}") if own and base else own
+    if base is None:
+        with contextlib.suppress(Exception):  # whatever such a file holds
+            named = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+            base = named if isinstance(named, str) else None
+    files = {file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()}
+    held = sorted((file.name, file_checksum(file)) for file in files if file.name != "training_args.bin")
+    return hash_of(repr((held, base and (model_checksum(base) or base))), digits=64)
 
 
-def hub_commit(path: str) -> str | None:
+def describe_model(path: str, base: str | None = None) -> dict[str, Any]:
+    """The checksum of a model, and what the record of its training says of it (`training` in docs/files.md).
+
+    A record is passed over where the weights beside it are not those that it was written with.
+    """
+    from huggingface_hub import hf_hub_download
+
+    described = {"checksum": model_checksum(path, base)}
+    with contextlib.suppress(Exception):  # no record, or none of this form
+        folder = Path(path)
+        if not folder.is_dir():
+            name, revision = split_revision(path)
+            folder = Path(hf_hub_download(name, RECORD, revision=revision)).parent
+        elif folder.name == "merged" and not (folder / RECORD).exists():
+            folder = folder.parent
+        record = json.loads((folder / RECORD).read_text())
+        weights = {name: checksum for name, checksum in record["files"].items() if name.endswith(".safetensors")}
+        if all(file_checksum(folder / name) == checksum for name, checksum in weights.items() if Path(path).is_dir()):
+            described |= record["training"]
+    return described
+
+
+def file_checksum(file: Path) -> str:
+    """The SHA-256 of a file, read once in a process unless the file changes."""
+    stat = file.stat()
+    return _checksum(file.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _checksum(file: Path, *_: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def hub_commit(path: str, repo_type: str = "model") -> str | None:
     """The commit that a Hub id stands for now, or offline the one in the cache; None for anything else."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
+    name, revision = split_revision(path)
     with contextlib.suppress(Exception):  # loaders go on with the cache as well, whatever the Hub answers
-        return HfApi().model_info(path, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+        api, timeout = HfApi(), constants.HF_HUB_ETAG_TIMEOUT
+        return api.repo_info(name, revision=revision, repo_type=repo_type, timeout=timeout).sha
     with contextlib.suppress(Exception):  # no Hub id at all
-        folder = repo_folder_name(repo_id=path, repo_type="model")
-        return Path(constants.HF_HUB_CACHE, folder, "refs", "main").read_text()
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type))
+        if revision and (folder / "snapshots" / revision).is_dir():
+            return revision
+        return (folder / "refs" / (revision or "main")).read_text()
     return None
 
 
-def data_settings(source: dict[str, Any], rows: Any) -> dict[str, Any]:
-    """Identity of rows: their source, and a hash of their ids and questions.
+def image_checksums(rows: Any) -> list[int]:
+    """A checksum of each row's image file, whether that is embedded, base64 text or a file of its own.
 
-    source: keyword arguments of `cropvlm.data.rows.load_rows`. rows: what it returned.
+    It finds what has changed by accident. Nothing is decoded, and every file is read once.
     """
-    columns = [list(rows["question_id"]), list(rows["question"])]
+    from tqdm import tqdm
+
+    from cropvlm.data.schema import base64_bytes
+
+    if "image" not in rows.column_names:
+        return [0] * len(rows)
+    batches = rows.select_columns(["image"]).with_format(None).iter(64)  # without what rows are read through
+    found = []
+    for batch in tqdm(batches, total=-(-len(rows) // 64), desc="checksums", delay=5):
+        found += [zlib.crc32(base64_bytes(i) if isinstance(i, str) else encoded_image(i)) for i in batch["image"]]
+    return found
+
+
+def row_keys(rows: Any) -> list[int]:
+    """A checksum of each row's question and image file."""
+    questions = (question.encode(errors="surrogatepass") for question in rows.with_format(None)["question"])
+    return [zlib.crc32(question, image) for question, image in zip(questions, image_checksums(rows), strict=True)]
+
+
+def rows_checksum(rows: Any) -> str:
+    """A checksum of the rows' ids, questions, references, boxes and image files, in their order."""
+    names = [name for name in ("question_id", "answers", "bbox") if name in rows.column_names]
+    columns = {name: list(rows.with_format(None)[name]) for name in names}
+    return hash_of(json.dumps([columns, row_keys(rows)]), digits=64)
+
+
+def sources_of(path: str, rows: Any) -> list[dict[str, Any]]:
+    """Where rows come from: `name`, `path`, `split` and `commit` of each source.
+
+    path: of the data set. What create_dataset.py made says so itself, in `sources.json`.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((Path(path) / SOURCES).read_text())
+    split = None if rows.split is None else str(rows.split)
+    return [{"name": dataset_name(path), "path": path, "split": split, "commit": data_commit(path)}]
+
+
+def data_commit(path: str) -> str | None:
+    """The commit of a data set of the Hub; None for a folder."""
+    source, _ = locate(path)
+    return None if Path(source).exists() else hub_commit(source, "dataset")
+
+
+def data_settings(source: dict[str, Any], rows: Any, keys: list[int]) -> dict[str, Any]:
+    """Identity of rows: their source, and hashes of their ids and questions and of their images.
+
+    source: keyword arguments of `cropvlm.data.rows.load_rows`. rows: what it returned. keys: of `row_keys`.
+    """
     return {
         "dataset_path": source["dataset_path"],
-        "questions": hash_of(json.dumps(columns)),
+        "questions": questions_hash(rows),
+        "images": hash_of(json.dumps(keys)),
         "dataset": source["dataset"],
         "split": source["split"],
     }
 
 
-def hash_of(text: str) -> str:
-    """The first 16 hexadecimal digits of the text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def questions_hash(rows: Any) -> str:
+    """A hash of the ids and questions of rows."""
+    return hash_of(json.dumps([list(rows["question_id"]), list(rows["question"])]))
 
 
+def references_hash(rows: Any) -> str | None:
+    """A hash of the ids and references of rows; None for rows without references."""
+    if "answers" not in rows.column_names:
+        return None
+    return hash_of(json.dumps([list(rows["question_id"]), list(rows["answers"])]))
+
+
+def hash_of(text: str, digits: int = 16) -> str:
+    """The first hexadecimal digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+@functools.cache
 def library_versions() -> dict[str, str]:
-    """The installed versions of the libraries that affect what a model says."""
-    versions = {}
+    """The versions of what computes: the libraries, Python, this project's commit in a git checkout, the GPU's name."""
+    versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[library] = metadata.version(library)
+    if commit := project_commit():
+        versions["cropvlm"] = commit
+    with contextlib.suppress(Exception):  # no torch, no driver
+        import torch
+
+        versions["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return versions
+
+
+def project_commit() -> str | None:
+    """The commit of the git checkout that this code is run from, `+` added if files differ from it; None elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "-C", str(root)]
+        options = {"capture_output": True, "text": True, "check": True, "timeout": 10}
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+        return f"{commit}+" if changed else commit
+    return None

@@ -1,22 +1,27 @@
-"""The run of a generating script: its prediction files, the journals behind them, what is left to do, what failed."""
+"""The run of a generating script: which rows are left to do, their records in a journal, the files made of them."""
 
 import contextlib
+import glob
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cropvlm.errors import UserError, listed, shorten
+from cropvlm.errors import UnreadableImage, UserError, listed, shorten
 from cropvlm.prompts import Prompt, PromptSource
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from cropvlm.runs.journal import Journal
 from cropvlm.runs.predictions import build_meta, is_record, read_meta, write_predictions
-from cropvlm.runs.processes import exchange, gather, num_processes, rank, shard
+from cropvlm.runs.processes import exchange, gather, rank, shard
+from cropvlm.runs.provenance import differences
+from cropvlm.runs.server import MOST_REJECTED
 
 logger = logging.getLogger(__name__)
 
@@ -26,77 +31,128 @@ Text = str | ValueError  # a text, or the reason for its absence
 Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
 
 
-class DuplicateOutput(UserError):
-    """One command would write a file twice."""
-
-
 @dataclass
 class Output:
     """A prediction file to make.
 
-    path: of the file; its meta file lies beside it, and until both are complete the journal.
+    path: of the file; its meta file lies beside it, and while rows are missing or failed the journal.
     settings: what determines its records; a journal with other settings is rejected.
     source: the data set, as keyword arguments of `cropvlm.data.rows.load_rows`.
     models: what the meta file says of the models.
     count: takes records and seconds, returns the counts of the meta file.
     clean: turns a generated text into the answer that is written.
     left_out: question ids of the rows that the file leaves out.
-    failures: the rows without a text, `question_id` and `reason`, once the file is written.
+    known: further entries of the meta file: what its inputs are.
+    rows: the records so far, by question_id. failures: `question_id` and `reason` of the rows without a text, and
+    whether the files are there, both once the run has looked or written.
     """
 
     path: Path
     settings: dict[str, Any]
     source: dict[str, Any]
-    models: dict[str, str | None]
+    models: dict[str, Any]
     count: Callable[[list[dict], float], dict[str, Any]]
     clean: Callable[[str], str] = str
     left_out: Collection[str | int] = frozenset()
+    known: dict[str, Any] = field(default_factory=dict)
     journal: Journal = field(init=False)
+    rows: dict[str | int, dict] = field(init=False, default_factory=dict)
     failures: list[dict] = field(init=False, default_factory=list)
+    written: bool = field(init=False, default=False)
 
     def __post_init__(self):
         target = f"{self.path}.rank{rank()}" if rank() else self.path  # every process has its own
-        self.journal = Journal(target, self.settings | {"processes": num_processes()}, _is_kept_record)
+        self.journal = Journal(target, self.shared_settings(), self.is_row)
 
-    def keep(self, question_id: str | int, text: Text) -> None:
+    def shared_settings(self) -> dict[str, Any]:
+        """The settings of all rows: each has the checksum of its image beside it."""
+        return {name: value for name, value in self.settings.items() if name != "images"}
+
+    def is_row(self, record: dict) -> bool:
+        """Whether a line of a journal is a record of this output."""
+        return is_record(record) and isinstance(record.get("failed", ""), str)
+
+    def is_done(self, question_id: str | int, key: int | None) -> bool:
+        """Whether a row needs no text: it has one, or its image, the same as then, could not be read."""
+        record = self.rows.get(question_id)
+        if record is None or record.get("key") != key:
+            return False
+        return "failed" not in record or (key is not None and record.get("unreadable") is True)
+
+    def make_record(self, i: int, text: Text) -> dict:
+        """What the journal keeps of row `i`, beside its question_id and key."""
+        if isinstance(text, ValueError):
+            unreadable = {"unreadable": True} if isinstance(text, UnreadableImage) else {}
+            return {"answer": "", "failed": str(text), **unreadable}
+        return {"answer": text}
+
+    def keep(self, record: dict) -> None:
         """Add a row to the journal."""
-        record = {"answer": "", "failed": str(text)} if isinstance(text, ValueError) else {"answer": text}
-        logger.debug("%r: %r", question_id, record["answer"])
-        self.journal.append([{"question_id": question_id} | record])
+        logger.debug("%s", record)
+        self.journal.append([record])
+        self.rows[record["question_id"]] = record
 
-    def write(self, kept: list[dict], seconds: float) -> None:
+    def take_over(self) -> None:
+        """Move what other processes have left into the journal of the first one."""
+        for path in sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*.journal.jsonl")):
+            target = path.with_name(path.name.removesuffix(".journal.jsonl"))
+            with Journal(target, self.journal.settings, self.is_row) as other:
+                self.journal.append(other.rows.values())
+                other.remove()
+
+    def look(self) -> None:
+        """See whether the file is there, made with the same settings, and which rows failed then."""
+        meta = {}
+        with contextlib.suppress(UserError):
+            meta = read_meta(self.path)
+        self.failures = meta.get("failed") or []
+        ours = json.loads(json.dumps(self.settings))
+        self.written = self.path.is_file() and not differences(meta.get("settings") or {}, ours)
+
+    def write(self, kept: list[dict]) -> None:
         """Write the file and its meta file, and log the counts and the rows that failed, whichever run met them."""
         self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
         records = [record | {"answer": self.clean(record["answer"])} for record in kept]
-        counts = self.count(records, seconds)
-        meta = build_meta(self.source, self.models, self.settings, counts, self.failures, self.left_out)
+        counts = self.count(records, round(sum(record.get("seconds", 0) for record in kept), 1))
+        known = self.known | ({"left_out": list(self.left_out)} if self.left_out else {})
+        meta = build_meta(self.source, self.models, self.settings, counts, self.failures, known)
         write_predictions(self.path, records, meta)
+        self.written = True
         logger.info("%s: %s", self.path, counts)
         if self.failures:
             reasons = [f"question_id {shorten(repr(row['question_id']))}: {row['reason']}" for row in self.failures]
             shown = listed(reasons, length=400, separator="; ")
             logger.warning("%s: %d failed: %s", self.path, len(self.failures), shown)
 
-    def is_written(self) -> bool:
-        """Whether the file exists and was made with the same settings. Reads the failures from its meta file."""
-        meta = {}
-        with contextlib.suppress(UserError):
-            meta = read_meta(self.path)
-        self.failures = meta.get("failed") or []
-        return self.path.is_file() and (meta.get("settings") or {}) | {"processes": 1} == self.journal.settings
-
 
 @dataclass
 class Job:
-    """One data set and the prediction files to make from it; a row has a prompt for each of its files, in order."""
+    """One data set and the prediction files to make from it; a row has a prompt for each of its files, in this order.
+
+    keys: of `cropvlm.runs.provenance.row_keys`; a row whose key has changed since a journal was begun is done again.
+    """
 
     question_ids: list[str | int]
     prompts: PromptSource
     outputs: list[Output]
+    keys: list[int] | None = None
+
+    def __post_init__(self):
+        keys = [None] * len(self.question_ids) if self.keys is None else self.keys
+        self.key_of = dict(zip(self.question_ids, keys, strict=True))
 
     def outputs_of(self, question_id: str | int) -> list[Output]:
         """The files that have a row."""
         return [output for output in self.outputs if question_id not in output.left_out]
+
+    def is_done(self, question_id: str | int) -> bool:
+        """Whether no text is missing for a row."""
+        return all(output.is_done(question_id, self.key_of[question_id]) for output in self.outputs_of(question_id))
+
+    def failed_before(self, question_id: str | int) -> bool:
+        """Whether a row is asked again, since an earlier run got no text for it."""
+        records = [output.rows.get(question_id, {}) for output in self.outputs_of(question_id)]
+        return not self.is_done(question_id) and any("failed" in record or "error" in record for record in records)
 
 
 class Run:
@@ -107,11 +163,12 @@ class Run:
                 run.write(job, run.generate(job))
         return run.exit_code
 
-    On entering, every process opens its journals. They are removed together when all files are complete; none is when
-    the run ends before: a data set that is done need not be done again for the sake of the next one.
+    The same command again does what is missing: nothing where the files are there, made from the same inputs; rows that
+    failed, whose journal stays for that; the rest of an interrupted run. Every process keeps its share of the rows in a
+    journal of its own, which the first one takes over when a job is done, or when the next run begins.
 
     generate: makes the texts; called only where some are missing, so a model can be loaded then.
-    Raises `DuplicateOutput` where two outputs are one file, and `UserError` on entering, as `Journal` does.
+    Raises `UserError` where two outputs are one file, and on entering, as `Journal` does.
     """
 
     def __init__(self, jobs: list[Job], generate: Generate):
@@ -119,74 +176,110 @@ class Run:
         self.outputs = [output for job in jobs for output in job.outputs]
         for path, times in Counter(output.path for output in self.outputs).items():
             if times > 1:
-                raise DuplicateOutput(f"{path} would be written {times} times")
+                raise UserError(f"{path} would be written {times} times; run them one by one with --name")
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as stack:
             for output in self.outputs:
+                if rank() > 0:
+                    exchange([])  # until the first process has taken over what an earlier run has left
                 stack.enter_context(output.journal)
+                if rank() == 0:
+                    output.take_over()
+                    exchange([])
+                output.rows = {row["question_id"]: row for row in exchange(list(output.journal.rows.values()))}
+                output.look()
             self._journals = stack.pop_all()
+        exchange([])  # until all have looked at the files
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         with self._journals:
-            if error is None:
-                exchange([])  # until the first process has written the files
-                for output in self.outputs:
-                    output.journal.remove()
+            for job in self.jobs:
+                if error is None and all(output.written and not output.failures for output in job.outputs):
+                    for output in job.outputs:
+                        output.journal.remove()
 
     @property
     def exit_code(self) -> int:
         """0, or 3 where rows failed; always 0 in all processes but the first."""
-        return COMPLETE_WITH_FAILURES if any(output.failures for output in self.outputs) else 0
+        return COMPLETE_WITH_FAILURES if rank() == 0 and any(output.failures for output in self.outputs) else 0
 
     def unfinished(self) -> list[Job]:
-        """All jobs; none where an earlier run wrote all files and was killed while it removed its journals.
+        """The jobs with a file or a row to do. A file without failures needs no journal to be known as done."""
 
-        These are removed in the order in which they were begun, so a journal without rows before one with rows is the
-        trace. Several processes remove theirs at once and leave none: they do the rows whose journals are gone again.
+        def is_finished(job: Job) -> bool:
+            failed = {row["question_id"] for output in job.outputs for row in output.failures}
+            return all(output.written for output in job.outputs) and all(map(job.is_done, failed & job.key_of.keys()))
+
+        finished = [is_finished(job) for job in self.jobs]
+        for job, done in zip(self.jobs, finished, strict=True):
+            if done and rank() == 0:
+                logger.info("%s: done before", ", ".join(str(output.path) for output in job.outputs))
+        return [job for job, done in zip(self.jobs, finished, strict=True) if not done]
+
+    def generate(self, job: Job) -> Iterator[tuple[int, list[Text]]]:
+        """Yield index and texts of each row of this process's share that is left to do.
+
+        Rows that failed before come last and in small groups: if more of them failed in a row than a group has, the
+        server would be blamed for it.
         """
-        begun = [bool(output.journal.rows) for output in self.outputs]
-        removing = num_processes() == 1 and begun != sorted(begun, reverse=True)
-        return [] if removing and all(output.is_written() for output in self.outputs) else self.jobs
-
-    def generate(self, job: Job) -> Iterator[tuple[str | int, list[Text]]]:
-        """Yield question_id and texts of each row that the job's journals lack, of this process's share."""
-        ids = shard(job.question_ids)
-        done = [
-            i
-            for i, question_id in enumerate(ids)
-            if all(question_id in o.journal.rows for o in job.outputs_of(question_id))
-        ]
-        if len(done) == len(ids):
+        share = shard(list(range(len(job.question_ids))))
+        ids = [job.question_ids[i] for i in share]
+        done = [k for k, question_id in enumerate(ids) if job.is_done(question_id)]
+        again = [k for k, question_id in enumerate(ids) if job.failed_before(question_id)]
+        groups = [again[k : k + MOST_REJECTED] for k in range(0, len(again), MOST_REJECTED)]
+        everything = set(range(len(ids)))
+        wanted = [group for group in (everything.difference(done, again), *groups) if group]
+        if not wanted:
             return
-        outcomes = self.generate_texts(_Share(job.prompts), done=done)
-        for i, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
-            texts = [texts] * len(job.outputs_of(ids[i])) if isinstance(texts, ValueError) else texts
+        prompts = _Share(job.prompts, share)
+        outcomes = chain.from_iterable(
+            self.generate_texts(prompts, done=sorted(everything.difference(group))) for group in wanted
+        )
+        for k, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
+            texts = [texts] * len(job.outputs_of(ids[k])) if isinstance(texts, ValueError) else texts
             for reason in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
-                logger.warning("question_id %s: %s", shorten(repr(ids[i])), shorten(reason, 400))
-            yield ids[i], texts
+                logger.warning("question_id %s: %s", shorten(repr(ids[k])), shorten(reason, 400))
+            yield share[k], texts
 
-    def write(self, job: Job, texts: Iterable[tuple[str | int, list[Text]]]) -> None:
-        """Keep the texts as they come; then, in the first process, write the job's files."""
-        start = time.monotonic()
-        for question_id, of_outputs in texts:
+    def collect(self, job: Job, texts: Iterable[tuple[int, list[Text]]]) -> list[list[dict]]:
+        """Keep the texts as they come; return the records of all rows, in order, for each output.
+
+        `seconds` of a record are those since the one before, so that they add up over interruptions.
+        """
+        last = time.monotonic()
+        for i, of_outputs in texts:
+            question_id, now = job.question_ids[i], time.monotonic()
+            known = {"question_id": question_id, "key": job.key_of[question_id], "seconds": round(now - last, 4)}
+            last = now
             for output, text in zip(job.outputs_of(question_id), of_outputs, strict=True):
-                output.keep(question_id, text)
-        seconds = round(time.monotonic() - start, 1)
+                kept = known | output.make_record(i, text)
+                output.keep({name: value for name, value in kept.items() if value is not None})
+        collected = []
         for output in job.outputs:
-            ids = [i for i in job.question_ids if i not in output.left_out]
-            mine = [i for i in shard(job.question_ids) if i not in output.left_out]
-            kept = gather([output.journal.rows[i] for i in mine], ids)
+            mine = [output.rows[i] for i in shard(job.question_ids) if i not in output.left_out]
+            records = gather(mine, [i for i in job.question_ids if i not in output.left_out])
             if rank() == 0:
-                output.write(kept, seconds)
+                output.journal.append(r for r in records if output.journal.rows.get(r["question_id"]) != r)
+            exchange([])
+            if rank() > 0:
+                output.journal.remove()  # the first process has it all
+            collected.append(records)
+        return collected
+
+    def write(self, job: Job, texts: Iterable[tuple[int, list[Text]]]) -> None:
+        """Keep the texts as they come; then, in the first process, write the job's files."""
+        for output, records in zip(job.outputs, self.collect(job, texts), strict=True):
+            if rank() == 0:
+                output.write(records)
 
 
 class _Share:
     """This process's rows of a prompt source."""
 
-    def __init__(self, prompts: PromptSource):
-        self.prompts, self.rows = prompts, shard(list(range(len(prompts))))
+    def __init__(self, prompts: PromptSource, rows: list[int]):
+        self.prompts, self.rows = prompts, rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -196,7 +289,3 @@ class _Share:
 
     def image_sizes(self, i: int) -> list[tuple[int, int]]:
         return self.prompts.image_sizes(self.rows[i])
-
-
-def _is_kept_record(row: dict) -> bool:
-    return is_record(row) and isinstance(row.get("failed", ""), str)

@@ -14,8 +14,14 @@ from cropvlm.data.rows import benchmark_for
 from cropvlm.errors import UserError
 from cropvlm.metrics import METRICS, chosen_option, option_letter
 from cropvlm.prompts import clean_answer, without_reasoning
-from cropvlm.runs.predictions import check_holds, join_on_question_id, read_meta, read_predictions, rows_of
-from cropvlm.runs.provenance import data_settings
+from cropvlm.runs.predictions import (
+    check_holds,
+    check_same_data,
+    join_on_question_id,
+    read_meta,
+    read_predictions,
+    rows_of,
+)
 
 RESAMPLES = 10_000
 
@@ -86,25 +92,12 @@ def score_file(path: str, rows: Any, metric: str | None = None, same_rows: bool 
     records, meta = read_predictions(path), read_meta(path)
     check_holds(path, "answerer", meta)
     if same_rows:
-        check_questions(path, meta, rows)
+        check_same_data(path, meta, rows)
     rows = rows_of(meta, rows)  # a control may leave some out
     answers = join_on_question_id(records, rows, str(path))
     source = [meta.get(key) for key in ("dataset_path", "dataset", "split")]
     metric = metric or benchmark_for(source[0] or "textvqa", *source[1:]).metric
     return ScoredRows(rows, answers, metric)
-
-
-def check_questions(path: Any, meta: dict[str, Any], rows: Any) -> None:
-    """Raise `UserError` where the meta file of `path` records other questions or references than `rows` hold."""
-    recorded = meta.get("settings") or {}
-    source = {key: meta.get(key) for key in ("dataset_path", "dataset", "split")}
-    current = data_settings(source, rows) if {"question_id", "question"} <= set(rows.column_names) else {}
-    for part in ("questions", "references"):
-        if part in recorded and recorded[part] != current.get(part, recorded[part]):
-            raise UserError(
-                f"{path}: the {part} of {meta.get('dataset_path')} are no longer those that it was made from; "
-                "restore that data set, or run the step again"
-            )
 
 
 def score_groups(scores: np.ndarray, weights: np.ndarray, groups: Sequence) -> dict[str, dict[str, float]]:

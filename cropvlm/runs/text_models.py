@@ -3,7 +3,7 @@
 import argparse
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cropvlm.data.catalog import BENCHMARKS
@@ -11,7 +11,7 @@ from cropvlm.errors import UserError, remedy
 from cropvlm.runs.cli import file_name, nonempty, positive
 from cropvlm.runs.model_flags import add_local_flags, server_of
 from cropvlm.runs.processes import device_index, worker_count
-from cropvlm.runs.provenance import fingerprint
+from cropvlm.runs.provenance import data_commit, describe_model, references_hash
 from cropvlm.runs.run import Generate
 from cropvlm.runs.server import Server, fit_longest_edge
 
@@ -54,41 +54,43 @@ def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
 class TextModel:
     """The model that generates the texts of a run, on this machine or behind a server.
 
-    settings: what determines its text for a prompt. names: what the meta file says of it.
+    settings: what determines its text for a prompt. names, known: what the meta file says of it.
     longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
     seen_size: maps (width, height) of an image to that at which it is seen; None where that is unknown.
     """
 
     settings: dict[str, Any]
-    names: dict[str, str | None]
+    names: dict[str, Any]
     generate: Generate
     longest_edge: int | None
     seen_size: Callable[[tuple[int, int]], tuple[int, int] | None] = lambda size: None
+    known: dict[str, Any] = field(default_factory=dict)
 
 
 def cropper(args: argparse.Namespace) -> TextModel:
     """The model that writes the boxes."""
     if server := server_of(args):
         return remote_model(server, "cropper", args.longest_edge)
-    from cropvlm.modeling import BaseModelError, ImageSizeError, load_model, load_processor
+    from cropvlm.modeling import BaseModelError, ImageSizeError, adapter_base, load_model, load_processor
 
     device, dtype = device_of(args)
     path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
     longest_edge = LONGEST_EDGE if args.longest_edge is None else args.longest_edge
     with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
         processor = load_processor(path, longest_edge)
-    settings = {"model_path": path, "base_model_path": base} | identity(path, base, dtype, attention)
+    known = describe_model(path, base or adapter_base(path))
+    settings = {"model_path": path, "base_model_path": base} | computing(known, dtype, attention)
     load = functools.partial(load_model, path, base, device, dtype, attn_implementation=attention)
     load = remedy("name the one to use with --base_model_path", BaseModelError)(load)
     names = {"cropper": path, "cropper_base": base}
-    return TextModel(settings, names, local_generator(args, load, processor), longest_edge)
+    return TextModel(settings, names, local_generator(args, load, processor), longest_edge, known={"cropper": known})
 
 
 def answerer(args: argparse.Namespace) -> TextModel:
     """The frozen VLM that answers."""
     if server := server_of(args):
         return remote_model(server, "answerer", args.longest_edge)
-    from cropvlm.modeling import ImageSizeError, load_model, load_processor, longest_edge_of
+    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor, longest_edge_of
     from cropvlm.models.processors import image_fit_of, seen_size
 
     device, dtype = device_of(args)
@@ -99,21 +101,26 @@ def answerer(args: argparse.Namespace) -> TextModel:
     if longest_edge is None and own is not None:
         longest_edge = min(own, LONGEST_EDGE)
         processor = load_processor(path, longest_edge)
-    settings = {"vqa_model_path": path} | identity(path, None, dtype, attention)
+    known = describe_model(path, adapter_base(path))
+    settings = {"vqa_model_path": path} | computing(known, dtype, attention)
     load = functools.partial(load_model, path, None, device, dtype, attn_implementation=attention)
     if fit := image_fit_of(processor):
         settings["image_fit"] = fit
-    generate = local_generator(args, load, processor)
-    return TextModel(settings, {"answerer": path}, generate, longest_edge, functools.partial(seen_size, processor))
+    generate, seen = local_generator(args, load, processor), functools.partial(seen_size, processor)
+    return TextModel(settings, {"answerer": path}, generate, longest_edge, seen, {"answerer": known})
 
 
-def identity(path: str, base: str | None, dtype: Any, attention: str | None) -> dict[str, Any]:
-    """Settings that tell one model from another: its files or commit, those of an adapter's base, how it computes."""
-    from cropvlm.modeling import adapter_base
+def computing(model: dict[str, Any], dtype: Any, attention: str | None) -> dict[str, Any]:
+    """Settings that tell one model from another: what its files hold, and how it computes."""
+    return {"model_files": model["checksum"], "dtype": str(dtype)} | (
+        {"attn_implementation": attention} if attention else {}
+    )
 
-    files = {"model_files": fingerprint(path)}
-    files |= {"base_model_files": fingerprint(adapter_base(path) if base is None else base)}
-    return files | {"dtype": str(dtype)} | ({"attn_implementation": attention} if attention else {})
+
+def describe_data(source: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """What the meta file says of the rows beside its settings: their number, references and commit on the Hub."""
+    commit = data_commit(source["dataset_path"])
+    return {"data": {"rows": len(rows), "references": references_hash(rows), "commit": commit}}
 
 
 def device_of(args: argparse.Namespace) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from cropvlm.models.qwen import PixelBudget, qwen_image
 from cropvlm.prompts import teacher_messages
 from cropvlm.runs.journal import Journal
 from cropvlm.runs.processes import device_index, exchange, rank, shard, worker_count
-from cropvlm.runs.provenance import fingerprint
+from cropvlm.runs.provenance import model_checksum
 from cropvlm.runs.server import MOST_REJECTED
 from cropvlm.sets.asking import Teacher, TeacherPrompts, inspect_rows, is_response, pixel_budget, response_records
 
@@ -41,7 +41,7 @@ def teacher_settings(teacher: Teacher) -> dict:
         settings |= {"image_format": teacher.server.image_format}
     else:
         dtype = str(device_and_dtype(device_index(teacher.gpu))[1])
-        settings |= {"model_files": fingerprint(teacher.model_path), "dtype": dtype}
+        settings |= {"model_files": model_checksum(teacher.model_path), "dtype": dtype}
     if teacher.attn_implementation:
         settings["attn_implementation"] = teacher.attn_implementation
     sizes = {key: getattr(teacher, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}

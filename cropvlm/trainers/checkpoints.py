@@ -4,8 +4,6 @@ Every checkpoint and every finished model holds a record, `run.json`, written la
 weights, what the models and rows behind them contain, and a checksum of each file.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -17,18 +15,16 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
-from cropvlm.data.images import encoded_image
 from cropvlm.errors import UserError, listed, shorten
 from cropvlm.runs.files import write_json
-from cropvlm.runs.provenance import MODEL_FILES, hub_commit
+from cropvlm.runs.provenance import RECORD, file_checksum, model_checksum, rows_checksum, sources_of
 from cropvlm.trainers.micro_batches import differs_by_micro_batch
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
 # Settings that leave the weights as they are: where and how often something is written, shown, measured or pushed, and
 # on what, and in how large parts, the computation runs (SFT's dropout draws other masks for other parts; the step that
 # the parts make is recorded). Every other setting has to be the same when a run is resumed.
@@ -59,13 +55,27 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     left_out += [] if differs_by_micro_batch(args) else [PARTS]
     kept = {name: value for name, value in settings.items() if not any(names.match(name) for names in left_out)}
     contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
-    return {"settings": json.loads(json.dumps(kept, default=str)), "contents": contents}
+    settings = json.loads(json.dumps(kept, default=str))
+    training = {"stage": "GRPO" if hasattr(policy, "reward") else "SFT", "reward": getattr(policy, "reward", None)}
+    training |= {"longest_edge": policy.longest_edge, "seed": args.seed, "base": policy.base_model}
+    return {"settings": settings, "contents": contents, "training": training}
 
 
 def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str, dict]:
     """Return the description of a run with the rows it trains on, or only their path where they are not loaded."""
-    contents = {} if rows is None else {"dataset_path": rows_checksum(rows)}
-    return {"settings": run["settings"] | {"dataset_path": path}, "contents": run["contents"] | contents}
+    settings = run["settings"] | {"dataset_path": path}
+    if rows is None:
+        return run | {"settings": settings}
+    checksum = rows_checksum(rows)
+    training = {"sources": sources_of(path, rows), "rows": len(rows), "rows_checksum": checksum}
+    contents = run["contents"] | {"dataset_path": checksum}
+    return run | {"settings": settings, "contents": contents, "training": run.get("training", {}) | training}
+
+
+def add_steps(run: dict[str, dict], state: TrainerState) -> dict[str, dict]:
+    """Return the description of a run with the steps that are done and planned."""
+    steps = {"steps": state.global_step, "planned_steps": state.max_steps}
+    return run | {"training": run.get("training", {}) | steps}
 
 
 def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
@@ -89,49 +99,16 @@ def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict])
         raise DifferentRun(f"{folder} comes from a run with other settings ({shown}); {remedy}")
 
 
-def model_checksum(path: str | None) -> str | None:
-    """Return a checksum of the model in a local folder, with an adapter's base; the commit of a Hub id."""
-    if path is None or not Path(path).is_dir():
-        return path and hub_commit(path)
-    base = None
-    with contextlib.suppress(Exception):  # whatever such a file holds
-        base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        base = _model_files(base) or base
-    return hashlib.sha256(repr((_model_files(path), base)).encode()).hexdigest()
-
-
-def _model_files(path: str) -> list[tuple[str, str]]:
-    files = {file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()}
-    return sorted((file.name, _checksum(file)) for file in files if file.name != "training_args.bin")
-
-
-def rows_checksum(rows: Dataset) -> str:
-    """Return a checksum of the rows' questions, references, boxes and image files, in order, wherever they lie."""
-    digest = hashlib.sha256()
-    names = [name for name in ("question_id", "question", "answers", "bbox", "image") if name in rows.column_names]
-    for batch in rows.select_columns(names).with_format("arrow").iter(100):
-        for row in batch.to_pylist():
-            if isinstance(image := row.get("image"), dict):
-                row["image"] = hashlib.sha256(encoded_image(image)).hexdigest()
-            digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
-    return digest.hexdigest()
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def write_record(folder: Path, run: dict[str, dict], files: Iterable[Path]) -> None:
     """Write the record that makes `folder` whole. files: those that belong to it, with paths from `folder` on."""
-    write_json(folder / RECORD, run | {"files": {str(file): _checksum(folder / file) for file in sorted(files)}})
+    write_json(folder / RECORD, run | {"files": {str(file): file_checksum(folder / file) for file in sorted(files)}})
 
 
 def read_record(folder: Path) -> dict[str, dict] | None:
     """Return the record of a checkpoint or finished model; None unless all of its files are as they were written."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        whole = all(_checksum(folder / file) == checksum for file, checksum in record["files"].items())
+        whole = all(file_checksum(folder / file) == checksum for file, checksum in record["files"].items())
         described = all(record[part] and isinstance(record[part], dict) for part in ("settings", "contents"))
         return record if whole and described else None
     except Exception:  # whatever a damaged file holds, such as lists nested a thousand deep
@@ -166,7 +143,7 @@ class CheckpointRecorder(TrainerCallback):
         if args.should_save and can_resume(args, state.global_step, state.max_steps):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
-            write_record(folder, self.run, (file for file in files if file.name != RECORD))
+            write_record(folder, add_steps(self.run, state), (file for file in files if file.name != RECORD))
             if self.limit:
                 self._delete_others(args, state)
 

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from cropvlm.errors import failure
 from cropvlm.modeling import adapter_base, load_model, load_processor
 from cropvlm.runs.provenance import library_versions
-from cropvlm.trainers.checkpoints import RECORD, write_record
+from cropvlm.trainers.checkpoints import RECORD, add_steps, write_record
 from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict])
         save_card(trainer, new, folder.absolute().name)
         if policy.merge:
             merge(new, new / MERGED, frozen_dtype(trainer.args))
-        _put_in_place(new, folder, run)
+        _put_in_place(new, folder, add_steps(run, trainer.state))
 
 
 def _put_in_place(new: Path, folder: Path, run: dict[str, dict]) -> None:

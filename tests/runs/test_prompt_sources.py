@@ -6,7 +6,7 @@ from datasets import Image, load_from_disk
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import cropper_messages
-from cropvlm.runs.prompt_sources import AnswerPrompts, BoxPrompts, row_keys
+from cropvlm.runs.prompt_sources import AnswerPrompts, BoxPrompts, shared_keys
 
 
 def test_the_cropper_sees_the_full_image(tiny_world):
@@ -68,7 +68,7 @@ def test_controls_show_other_images_and_may_leave_a_row_out(tiny_world):
 
 def test_images_are_known_by_their_bytes(tiny_world):
     rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
-    images, questions = row_keys(rows)
+    images, questions = shared_keys(rows)
     assert len(set(images)) == 6  # two questions about each
     assert images[::2] == images[1::2]
     assert questions == rows["question"][:]

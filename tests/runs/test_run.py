@@ -4,12 +4,15 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from cropvlm.errors import UnreadableImage, UserError
+from cropvlm.runs.journal import Journal
 from cropvlm.runs.predictions import read_meta, read_predictions
-from cropvlm.runs.run import DuplicateOutput, Job, Output, Run
+from cropvlm.runs.run import Job, Output, Run
 
 SOURCE = {"dataset_path": "d", "dataset": None, "split": None, "max_samples": None}
 
@@ -27,11 +30,11 @@ class Prompts:
         return f"{self.name}{i}"
 
 
-def output(path: Path, **settings) -> Output:
+def output(path: Path, left_out=(), **settings) -> Output:
     def count(records: list[dict], seconds: float) -> dict:
         return {"rows": len(records), "failed": sum("failed" in record for record in records)}
 
-    return Output(path, {"model": "m"} | settings, SOURCE, {"model": "m"}, count, str.strip)
+    return Output(path, {"model": "m"} | settings, SOURCE, {"model": "m"}, count, str.strip, left_out)
 
 
 def make_jobs(folder: Path, **settings) -> list[Job]:
@@ -42,19 +45,34 @@ def make_jobs(folder: Path, **settings) -> list[Job]:
     ]
 
 
-def generate(prompts, done):
-    """A text per file for each row, but for row 1 of the second data set, which fails."""
-    for i in range(len(prompts)):
-        if i not in done:
-            prompt = prompts[i]
-            texts = [f" {prompt} "] if prompt.startswith("first") else [f" {prompt} ", f" {prompt} with crop "]
-            yield i, ValueError("unreadable") if prompt == "second1" else texts
+class Generator:
+    """A text per file for each row; while it `fails`, none for the second file of one row. Notes what it is asked."""
+
+    def __init__(self, fails: bool = False, ends_after: int | None = None):
+        self.fails, self.ends_after, self.asked = fails, ends_after, []
+
+    def __call__(self, prompts, done):
+        for i in range(len(prompts)):
+            if i not in done:
+                if len(self.asked) == self.ends_after:
+                    raise KeyboardInterrupt
+                prompt = prompts[i]
+                self.asked.append(prompt)
+                texts = [f" {prompt} "] if prompt.startswith("first") else [f" {prompt} ", f" {prompt} with crop "]
+                yield i, [texts[0], ValueError("no room")] if prompt == "second1" and self.fails else texts
 
 
-def do(folder: Path, generate=generate, **settings) -> int:
-    with Run(make_jobs(folder, **settings), generate) as run:
+def do(folder: Path, generate=None, **settings) -> int:
+    with Run(make_jobs(folder, **settings), generate or Generator()) as run:
         for job in run.unfinished():
             run.write(job, run.generate(job))
+    return run.exit_code
+
+
+def do_one(job: Job, generate) -> int:
+    with Run([job], generate) as run:
+        for unfinished in run.unfinished():
+            run.write(unfinished, run.generate(unfinished))
     return run.exit_code
 
 
@@ -62,103 +80,157 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_run_writes_its_files_and_nothing_else(tmp_path, caplog):
-    assert do(tmp_path) == 3
+WRITTEN = [f"{name}.{end}" for name in ("first", "second_1", "second_2") for end in ("json", "meta.json")]
+
+
+def test_a_run_writes_its_files_and_nothing_else(tmp_path):
+    assert do(tmp_path) == 0
+    assert sorted(files(tmp_path)) == WRITTEN
     assert read_predictions(tmp_path / "first.json") == [
         {"question_id": 1, "answer": "first0"},
         {"question_id": 2, "answer": "first1"},
         {"question_id": "3", "answer": "first2"},
     ]
+    meta = read_meta(tmp_path / "second_2.json")
+    assert (meta["settings"], meta["models"], meta["dataset_path"]) == ({"model": "m"}, {"model": "m"}, "d")
+
+
+def test_a_row_that_fails_is_named_and_asked_again_alone(tmp_path, caplog):
+    assert do(tmp_path, Generator(fails=True)) == 3
     assert [r["answer"] for r in read_predictions(tmp_path / "second_2.json")] == [
         "second0 with crop",
         "",
         "second2 with crop",
     ]
-    meta = read_meta(tmp_path / "second_1.json")
-    assert meta["failed"] == [{"question_id": 5, "reason": "unreadable"}]
+    meta = read_meta(tmp_path / "second_2.json")
+    assert meta["failed"] == [{"question_id": 5, "reason": "no room"}]
     assert meta["counts"] == {"rows": 3, "failed": 1}
-    assert (meta["settings"], meta["models"], meta["dataset_path"]) == ({"model": "m"}, {"model": "m"}, "d")
-    assert sorted(files(tmp_path)) == [
-        *(
-            "first.json",
-            "first.meta.json",
-            "second_1.json",
-            "second_1.meta.json",
-            "second_2.json",
-            "second_2.meta.json",
-        ),
-    ]
-    assert f"{tmp_path}/second_2.json: 1 failed: question_id 5: unreadable" in caplog.text
+    assert f"{tmp_path}/second_2.json: 1 failed: question_id 5: no room" in caplog.text
+    again = Generator(fails=True)
+    assert do(tmp_path, again) == 3
+    assert again.asked == ["second1"]
+    mended = Generator()
+    assert do(tmp_path, mended) == 0
+    assert mended.asked == ["second1"]
+    do(tmp_path / "undisturbed")
+    assert files(tmp_path / "undisturbed").items() <= files_of(tmp_path).items()
 
 
-def test_one_error_for_all_files_of_a_row_is_logged_once(tmp_path, caplog):
-    do(tmp_path)
-    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith("question_id")] == [
-        "question_id 5: unreadable"
-    ]
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_failures_are_listed_in_short_and_kept_whole(tmp_path, caplog):
+def test_many_rows_that_failed_are_asked_again_in_small_groups(tmp_path):
+    """More than ten failures in a row would be the server's fault."""
+    groups = []
+
     def fails(prompts, done):
-        return ((i, ValueError("y" * 1000)) for i in range(100))
+        groups.append(len(prompts) - len(done))
+        return ((i, [ValueError("y" * 1000)]) for i in range(len(prompts)) if i not in done and i < 25)
 
-    made = output(tmp_path / "p.json")
-    with Run([Job(["x" * 1000, *range(99)], Prompts("", 100), [made])], fails) as run:
-        run.write(run.jobs[0], run.generate(run.jobs[0]))
-    assert run.exit_code == 3
-    assert all(len(record.getMessage()) < 10_000 for record in caplog.records)
-    assert "100 failed: question_id 'xxx" in caplog.text
-    assert len(read_meta(tmp_path / "p.json")["failed"]) == 100
+    job = Job(list(range(30)), Prompts("", 30), [output(tmp_path / "p.json")])
+    with pytest.raises(KeyError), Run([job], fails) as run:
+        run.write(job, run.generate(job))  # the other five have nothing yet
+    with Run([job], fails) as run:
+        list(run.generate(job))
+    assert groups == [30, 5, 10, 10, 5]
 
 
-@pytest.mark.parametrize(
-    "meta", [[], {"settings": ["model"]}, {"settings": None, "failed": None}, {"settings": {}, "failed": 3}], ids=str
-)
+def test_an_unreadable_image_is_asked_for_again_once_it_has_changed(tmp_path):
+    def job(*keys):
+        return Job([1, 2], Prompts("first", 2), [output(tmp_path / "p.json", images=hash(keys))], list(keys))
+
+    def unreadable(prompts, done):
+        for i, texts in Generator()(prompts, done):
+            yield i, UnreadableImage("cut off") if i == 1 else texts
+
+    assert do_one(job(7, 8), unreadable) == 3
+    assert do_one(job(7, 8), None) == 3  # nothing to generate
+    generate = Generator()
+    assert do_one(job(7, 9), generate) == 0
+    assert generate.asked == ["first1"]
+
+
+def test_rows_whose_image_has_changed_are_done_again(tmp_path):
+    def job(*keys):
+        return Job([1, 2, 3], Prompts("first", 3), [output(tmp_path / "p.json")], list(keys))
+
+    with pytest.raises(KeyboardInterrupt):
+        do_one(job(7, 8, 9), Generator(ends_after=2))
+    generate = Generator()
+    assert do_one(job(7, 0, 9), generate) == 0
+    assert generate.asked == ["first1", "first2"]
+
+
+def test_a_finished_run_is_done_again_only_with_other_settings(tmp_path):
+    do(tmp_path, size=1)
+    before, generate = files(tmp_path), Generator()
+    assert do(tmp_path, generate, size=1) == 0
+    assert generate.asked == []
+    assert files(tmp_path) == before
+    assert do(tmp_path, generate, size=2) == 0
+    assert len(generate.asked) == 6
+
+
+@pytest.mark.parametrize("meta", [[], {"settings": ["model"]}, {"settings": {}, "failed": 3}], ids=str)
 def test_a_meta_file_of_another_form_is_not_of_this_run(meta, tmp_path):
-    assert do(tmp_path) == 3
-    made = output(tmp_path / "second_1.json")
-    assert made.is_written()
+    do(tmp_path)
     (tmp_path / "second_1.meta.json").write_text(json.dumps(meta))
-    assert not made.is_written()
-    assert made.failures == []
+    generate = Generator()
+    assert do(tmp_path, generate) == 0
+    assert generate.asked == ["second0", "second1", "second2"]
+
+
+def test_a_file_may_leave_rows_out(tmp_path):
+    def job():
+        return Job([4, 5, 6], Prompts("first", 3), [output(tmp_path / "all.json"), output(tmp_path / "some.json", {5})])
+
+    def generate(prompts, done):
+        return ((i, ["a"] if i == 1 else ["a", "b"]) for i in range(3) if i not in done)
+
+    assert do_one(job(), generate) == 0
+    assert [r["question_id"] for r in read_predictions(tmp_path / "some.json")] == [4, 6]
+    assert read_meta(tmp_path / "some.json")["left_out"] == [5]
+    assert do_one(job(), None) == 0
+
+
+def test_seconds_are_those_of_all_parts_of_a_run(tmp_path):
+    def slow(ends_after):
+        def generate(prompts, done):
+            for i, texts in Generator(ends_after=ends_after)(prompts, done):
+                time.sleep(0.2)
+                yield i, texts
+
+        return generate
+
+    def job():
+        made = output(tmp_path / "p.json")
+        made.count = lambda records, seconds: {"seconds": seconds}
+        return Job([1, 2, 3], Prompts("first", 3), [made])
+
+    with pytest.raises(KeyboardInterrupt):
+        do_one(job(), slow(2))
+    assert do_one(job(), slow(None)) == 0
+    assert 0.6 <= read_meta(tmp_path / "p.json")["counts"]["seconds"] < 1.2
+
+
+def test_what_another_process_has_left_is_taken_over(tmp_path):
+    with Journal(tmp_path / "first.json.rank1", {"model": "m"}) as journal:
+        journal.append([{"question_id": "3", "answer": "of the other"}])
+    generate = Generator()
+    assert do(tmp_path, generate) == 0
+    assert generate.asked[:3] == ["first0", "first1", "second0"]
+    assert read_predictions(tmp_path / "first.json")[2]["answer"] == "of the other"
+    assert sorted(files(tmp_path)) == WRITTEN
 
 
 def test_a_file_is_written_when_its_job_is_done(tmp_path):
-    def ends(prompts, done):
-        if prompts.name == "second":
-            raise KeyboardInterrupt
-        yield from generate(prompts, done)
-
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path, Unwrapped(ends))
+        do(tmp_path, Generator(ends_after=3))
     assert sorted(files(tmp_path)) == ["first.json", "first.json.journal.jsonl", "first.meta.json"]
-
-
-class Unwrapped:
-    """A generator that looks at the prompt source behind a process's share."""
-
-    def __init__(self, generate):
-        self.generate = generate
-
-    def __call__(self, share, done):
-        return self.generate(share.prompts, done)
-
-
-def test_a_run_that_ended_is_done_anew_and_one_that_did_not_goes_on(tmp_path):
-    asked = []
-
-    def counted(prompts, done):
-        asked.append((prompts.name, list(done)))
-        for i, texts in generate(prompts, done):
-            if len(asked) == 2 and i == 1:
-                raise KeyboardInterrupt
-            yield i, texts
-
-    with pytest.raises(KeyboardInterrupt):
-        do(tmp_path, Unwrapped(counted))
-    assert do(tmp_path, Unwrapped(counted)) == 3
-    assert do(tmp_path, Unwrapped(counted)) == 3
-    assert asked == [("first", []), ("second", []), ("second", [0]), ("first", []), ("second", [])]
+    generate = Generator()
+    assert do(tmp_path, generate) == 0
+    assert generate.asked == ["second0", "second1", "second2"]
 
 
 def killed_at(event: int, folder: Path) -> bool:
@@ -175,82 +247,61 @@ def killed_at(event: int, folder: Path) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        code = do(folder)
-        os._exit(code)
+        os._exit(do(folder))
     _, status = os.waitpid(child, 0)
-    assert status in (signal.SIGKILL, 3 << 8)
+    assert status in (signal.SIGKILL, 0)
     return status == signal.SIGKILL
 
 
 def test_a_kill_at_any_event_ends_in_the_files_of_an_undisturbed_run(tmp_path):
     whole = tmp_path / "whole"
     do(whole)
-    expected, event, killed_while_removing = files(whole), 0, 0
+    expected, event = files(whole), 0
     while True:
         event += 1
         folder = tmp_path / f"killed{event:03d}"
         if not killed_at(event, folder):
             break
         left = files(folder) if folder.exists() else {}
-        kept = {
-            name: [json.loads(line)["question_id"] for line in content.splitlines()[1:]]
-            for name, content in left.items()
-            if name.endswith(".jsonl")
-        }
-        generated = []
-
-        def counted(prompts, done, generated=generated):
-            for i, texts in generate(prompts, done):
-                generated.append(prompts[i])
-                yield i, texts
-
-        assert do(folder, counted) == 3
+        generate = Generator()
+        assert do(folder, generate) == 0
         assert files(folder) == expected, event
-        # What was in the journals is not generated again; nor anything, if all files were there and a journal was left.
-        if kept:
-            complete = expected.keys() <= left.keys()
-            known = 3 if complete or kept.get("first.json.journal.jsonl", []) == [1, 2, "3"] else 0
-            assert len([g for g in generated if g.startswith("first")]) <= 3 - known, event
-            assert not (complete and generated), event
-            killed_while_removing += complete and "first.json.journal.jsonl" not in kept
+        # What was in a journal or in a finished file is not generated again.
+        if "first.json" in left or left.get("first.json.journal.jsonl", b"").count(b"\n") == 4:
+            assert not any(prompt.startswith("first") for prompt in generate.asked), event
+        if expected.keys() <= left.keys():
+            assert generate.asked == [], event
     assert event > 30
-    assert killed_while_removing >= 2
 
 
 def test_settings_that_differ_are_rejected(tmp_path):
-    def ends(prompts, done):
-        yield 0, [" a "]
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path, ends, size=64)
-    with pytest.raises(ValueError, match="size 64 there, 128 here"):
-        do(tmp_path, size=128)
+        do(tmp_path, Generator(ends_after=1), size=64, model_path="a", model_files=1)
+    with pytest.raises(UserError, match="size 64 there, 128 here"):
+        do(tmp_path, size=128, model_path="a", model_files=1)
+    with pytest.raises(UserError, match="model_files 1 there, 2 here"):
+        do(tmp_path, size=64, model_path="a", model_files=2)
+    assert do(tmp_path, size=64, model_path="moved", model_files=1) == 0
 
 
-@pytest.mark.parametrize("line", ['{"question_id": 1}', '{"question_id": 1, "answer": null}', '{"question_id": true}'])
-def test_journal_lines_that_are_not_records_are_named(tmp_path, line):
-    def ends(prompts, done):
-        yield 0, [" a "]
-        raise KeyboardInterrupt
-
+def test_journal_lines_that_are_not_records_are_named(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path, ends)
+        do(tmp_path, Generator(ends_after=1))
     with (tmp_path / "first.json.journal.jsonl").open("a") as file:
-        file.write(f"{line}\n")
-    with pytest.raises(ValueError, match="line 3 of .*first.json.journal.jsonl is not readable; delete"):
+        file.write('{"question_id": 1, "answer": null}\n')
+    with pytest.raises(UserError, match="line 3 of .*first.json.journal.jsonl is not readable; delete"):
         do(tmp_path)
 
 
 def test_one_file_for_two_jobs_is_refused(tmp_path):
     jobs = [Job([1], Prompts("a", 1), [output(tmp_path / "a.json")]) for _ in range(2)]
-    with pytest.raises(DuplicateOutput, match="a.json would be written 2 times"):
-        Run(jobs, generate)
+    with pytest.raises(UserError, match="a.json would be written 2 times; run them one by one with --name"):
+        Run(jobs, Generator())
 
 
 def test_a_second_run_in_the_same_place_is_refused_and_the_first_goes_on(tmp_path):
     """A lock belongs to a process: the second run is another one."""
-    with Run(make_jobs(tmp_path), generate) as run:
+    with Run(make_jobs(tmp_path), Generator()) as run:
         child = os.fork()
         if child == 0:
             try:
@@ -261,18 +312,4 @@ def test_a_second_run_in_the_same_place_is_refused_and_the_first_goes_on(tmp_pat
         assert os.waitpid(child, 0)[1] == 7 << 8
         for job in run.unfinished():
             run.write(job, run.generate(job))
-    assert len(files(tmp_path)) == 6
-
-
-def test_a_file_may_leave_rows_out(tmp_path):
-    """The other file of the job has them; a row has as many texts as there are files with it."""
-    short, whole = output(tmp_path / "short.json"), output(tmp_path / "whole.json")
-    short.left_out = [2]
-    job = Job([1, 2, 3], Prompts("p", 3), [whole, short])
-    with Run([job], lambda prompts, done: [(0, ["a", "b"]), (1, ["c"]), (2, ValueError("unreadable"))]) as run:
-        run.write(job, run.generate(job))
-    assert [record["question_id"] for record in read_predictions(whole.path)] == [1, 2, 3]
-    assert read_predictions(short.path) == [{"question_id": 1, "answer": "b"}, {"question_id": 3, "answer": ""}]
-    assert read_meta(short.path)["left_out"] == [2]
-    assert "left_out" not in read_meta(whole.path)
-    assert [row["question_id"] for row in short.failures] == [3]
+    assert sorted(files(tmp_path)) == WRITTEN
