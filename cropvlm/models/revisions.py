@@ -1,4 +1,4 @@
-"""`name@revision`: a model or data set of the Hub at a commit, tag or branch."""
+"""`name@revision`: a model of the Hub at a commit, tag or branch."""
 
 import os
 import re
@@ -7,10 +7,10 @@ import re
 def split_revision(path: str) -> tuple[str, str | None]:
     """The name without its revision, and the revision; None where none is named, as of a local path.
 
-    >>> split_revision("lmms-lab/DocVQA@1a2b3c:DocVQA")
-    ('lmms-lab/DocVQA:DocVQA', '1a2b3c')
+    >>> split_revision("HuggingFaceTB/SmolVLM-256M-Instruct@v1.0")
+    ('HuggingFaceTB/SmolVLM-256M-Instruct', 'v1.0')
     """
-    match = re.fullmatch(r"(\w[\w.-]*(?:/[\w.-]+)?)(:[^@]*)?@([\w./-]+)(:.*)?", path)
+    match = re.fullmatch(r"(\w[\w.-]*(?:/[\w.-]+)?)@([\w./-]+)", path)
     if match is None or os.path.exists(path):  # noqa: PTH110 (Path.exists raises for a name that is too long)
         return path, None
-    return match[1] + (match[2] or match[4] or ""), match[3]
+    return match[1], match[2]

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cropvlm.data.catalog import dataset_name, locate
-from cropvlm.data.images import encoded_image
+from cropvlm.data.catalog import dataset_name
+from cropvlm.data.rows import data_commit
 from cropvlm.errors import shorten
 from cropvlm.models.revisions import split_revision
 
@@ -105,7 +105,7 @@ def _checksum(file: Path, *_: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def hub_commit(path: str, repo_type: str = "model") -> str | None:
+def hub_commit(path: str) -> str | None:
     """The commit that a Hub id stands for now, or offline the one in the cache; None for anything else."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
@@ -113,9 +113,9 @@ def hub_commit(path: str, repo_type: str = "model") -> str | None:
     name, revision = split_revision(path)
     with contextlib.suppress(Exception):  # loaders go on with the cache as well, whatever the Hub answers
         api, timeout = HfApi(), constants.HF_HUB_ETAG_TIMEOUT
-        return api.repo_info(name, revision=revision, repo_type=repo_type, timeout=timeout).sha
+        return api.model_info(name, revision=revision, timeout=timeout).sha
     with contextlib.suppress(Exception):  # no Hub id at all
-        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type))
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
         if revision and (folder / "snapshots" / revision).is_dir():
             return revision
         return (folder / "refs" / (revision or "main")).read_text()
@@ -129,6 +129,7 @@ def image_checksums(rows: Any) -> list[int]:
     """
     from tqdm import tqdm
 
+    from cropvlm.data.images import encoded_image
     from cropvlm.data.schema import base64_bytes
 
     if "image" not in rows.column_names:
@@ -162,12 +163,6 @@ def sources_of(path: str, rows: Any) -> list[dict[str, Any]]:
         return json.loads((Path(path) / SOURCES).read_text())
     split = None if rows.split is None else str(rows.split)
     return [{"name": dataset_name(path), "path": path, "split": split, "commit": data_commit(path)}]
-
-
-def data_commit(path: str) -> str | None:
-    """The commit of a data set of the Hub; None for a folder."""
-    source, _ = locate(path)
-    return None if Path(source).exists() else hub_commit(source, "dataset")
 
 
 def data_settings(source: dict[str, Any], rows: Any, keys: list[int]) -> dict[str, Any]:

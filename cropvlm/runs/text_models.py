@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cropvlm.data.catalog import BENCHMARKS
+from cropvlm.data.rows import data_commit
 from cropvlm.errors import UserError, remedy
 from cropvlm.runs.cli import file_name, nonempty, positive
 from cropvlm.runs.model_flags import add_local_flags, server_of
 from cropvlm.runs.processes import device_index, worker_count
-from cropvlm.runs.provenance import data_commit, describe_model, references_hash
+from cropvlm.runs.provenance import describe_model, references_hash
 from cropvlm.runs.run import Generate
 from cropvlm.runs.server import Server, fit_longest_edge
 

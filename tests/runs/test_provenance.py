@@ -71,9 +71,6 @@ def test_a_hub_id_counts_by_its_commit(tmp_path, monkeypatch):
     [
         ("owner/name@v1.0", ("owner/name", "v1.0")),
         ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
-        ("textvqa@1a2b", ("textvqa", "1a2b")),
-        ("owner/name@v1:config", ("owner/name:config", "v1")),
-        ("owner/name:config@v1", ("owner/name:config", "v1")),
         ("owner/name", ("owner/name", None)),
         ("/data/sets@home/vqa", ("/data/sets@home/vqa", None)),
         ("./a@b", ("./a@b", None)),
