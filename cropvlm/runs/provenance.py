@@ -161,8 +161,10 @@ def sources_of(path: str, rows: Any) -> list[dict[str, Any]]:
     """
     with contextlib.suppress(OSError, ValueError):
         return json.loads((Path(path) / SOURCES).read_text())
-    split = None if rows.split is None else str(rows.split)
-    return [{"name": dataset_name(path), "path": path, "split": split, "commit": data_commit(path)}]
+    source = {"name": dataset_name(path), "path": path, "split": rows.split and str(rows.split), "commit": None}
+    with contextlib.suppress(Exception):  # the Hub does not answer any more
+        source["commit"] = data_commit(path)
+    return [source]
 
 
 def data_settings(source: dict[str, Any], rows: Any, keys: list[int]) -> dict[str, Any]:
