@@ -34,7 +34,7 @@ esac
 [ "$1" != "${FAILING-}" ] || exit "$CODE"
 [ -z "${SLOW-}" ] || { echo $$ >> pids.txt; exec sleep 60; }
 """
-SOURCED = ("setup.sh", "steps.sh")
+SOURCED = ("setup.sh", "steps.sh", "beside.sh")
 SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]
 STAGES = [
     "create_dataset.py",
