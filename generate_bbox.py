@@ -11,6 +11,10 @@ With --api_model a merged cropper behind an OpenAI-compatible server (--api_base
 writes the boxes. Its own processor resizes the images, as it was saved with the model; --longest_edge makes them
 smaller before they are sent.
 
+A cropper that was trained to write `Not needed.` decides by it whether a row needs a crop. With --need it writes a box
+for every row, and `need` beside it: log p of a box's first token minus that of `Not needed.`, by which
+generate_final_answers.py --need_threshold gives every share of crops.
+
 Differences from the released experiment: rows are generated in batches; a `{name}_bbox.meta.json` says what was run.
 """
 
@@ -39,11 +43,14 @@ def parse_args() -> argparse.Namespace:
     add("--base_model_path", type=nonempty, help="the adapter's base, where it has moved")
     add("--output", type=nonempty, default="predictions", help="folder, or a file that ends in .json (predictions)")
     add("--longest_edge", type=pixels, help="pixels of the longer side (default 512; servers: image's own)")
+    add("--need", action="store_true", help="record with each box how much the row needs it, in nats")
     add("--max_new_tokens", type=positive, default=MAX_BOX_TOKENS, help="of a box (default 32)")
     add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
     refuse_beside_server(args, "model_path", "base_model_path")
+    if args.need and args.api_model:
+        raise UserError("--need reads the model's own probabilities, which a server does not give; use --model_path")
     if args.api_model is None and args.model_path is None:
         raise UserError("--model_path names the cropper, or --api_model one behind a server; give one of them")
     if is_file_name(args.output) and args.dataset and len(args.dataset) > 1:
@@ -65,6 +72,7 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     keys = row_keys(rows)
     settings = model.settings | data_settings(source, rows, keys) | {"longest_edge": model.longest_edge}
     settings |= {"max_new_tokens": args.max_new_tokens, "prompt": cropper_messages("{question}")}
+    settings |= {"need": True} if args.need else {}
     known = model.known | describe_data(source, rows)
     output = Output(path, settings, source, model.names, count_boxes, known=known)
     return Job(list(rows["question_id"]), BoxPrompts(rows), [output], keys)
@@ -74,10 +82,12 @@ def count_boxes(records: list[dict], seconds: float) -> dict[str, Any]:
     """Rows, invalid boxes (answered with the whole image later), mean area of the valid ones, unreadable images."""
     boxes = [box for box in (parse_bbox(record["answer"]) for record in records) if box]
     not_needed = sum(is_not_needed(record["answer"]) for record in records)
+    needs = [record["need"] for record in records if "need" in record]
     return {
         "rows": len(records),
         "invalid_boxes": len(records) - len(boxes) - not_needed,
         **({"not_needed": not_needed} if not_needed else {}),
+        **({"needed": sum(need >= 0 for need in needs)} if needs else {}),
         "mean_area_pct": round(sum(map(bbox_area_pct, boxes)) / len(boxes), 2) if boxes else None,
         "failed": sum("failed" in record for record in records),
         "seconds": seconds,

@@ -34,7 +34,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cropvlm.boxes import is_not_needed, parse_bbox
+from cropvlm.boxes import decide, is_not_needed, parse_bbox
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
 from cropvlm.errors import UserError
@@ -58,6 +58,7 @@ def parse_args() -> argparse.Namespace:
     add("--vqa_model_path", type=nonempty, default="HuggingFaceTB/SmolVLM-256M-Instruct", help="Hub id or folder")
     add("--output_path", type=nonempty, default="predictions", help="folder of the answer files (default predictions)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="base: without the crop; cropvlm: with it")
+    add("--need_threshold", type=float, help="nats: no crop where a box's need is below (boxes of --need; its own: 0)")
     add("--controls", nargs="+", choices=(*CONTROLS, "all"), default=(), help="answers with these in the crop's place")
     add("--longest_edge", type=pixels, help="pixels of the longer side (SmolVLM: default 512; servers: image's own)")
     add("--min_pixels", type=positive, help="width x height of an image at least (Qwen2.5-VL)")
@@ -70,6 +71,7 @@ def parse_args() -> argparse.Namespace:
     refuse_beside_server(args, "min_pixels", "max_pixels")
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}; lower it")
+    args.modes = [mode for mode in MODES if mode in args.modes]  # a row without a crop has the base answer
     args.controls = [control for control in CONTROLS if {control, "all"} & set(args.controls)]
     if args.bbox is None and (CROPVLM in args.modes or args.controls):
         needs = "--modes cropvlm needs" if CROPVLM in args.modes else "--controls need"
@@ -111,9 +113,13 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
     rows, keys = load_checked_rows(source, file)
     ids = list(rows["question_id"])
     boxes = file and join_on_question_id(file.records[: args.max_samples], rows, str(file.path))
+    boxes_key = hash_of(json.dumps(boxes))
+    if args.need_threshold is not None:
+        boxes = decide(boxes, file.needs(ids), args.need_threshold)
     shown = {mode: ids if mode == BASE else boxes for mode in args.modes} | shown_by_controls(args, boxes, rows)
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
     instruction = BRIEF_ANSWER if own is None else own
+    without_crop = {i for i, text in zip(ids, boxes or [], strict=False) if is_not_needed(text)}
     outputs = []
     known = model.known | describe_data(source, rows)
     known_with_boxes = known | ({"boxes": file.known()} if file else {})
@@ -123,13 +129,16 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
         settings |= {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
         settings["prompt"] = answerer_messages("{question}", 1 if mode in (BASE, "crop_alone") else 2, instruction)
         if mode != BASE:
-            settings["boxes"] = hash_of(json.dumps(boxes))
+            settings["boxes"] = boxes_key
+            settings |= {} if args.need_threshold is None else {"need_threshold": args.need_threshold}
         if mode in args.controls:
             settings |= {"control": mode, "control_boxes": hash_of(json.dumps(shown[mode]))}
         left_out = dict.fromkeys(i for i, text in zip(ids, shown[mode], strict=True) if text is None)
+        as_first = without_crop if args.modes[0] == BASE and mode != BASE else frozenset()
         count = functools.partial(count_answers, boxes=None if mode == BASE else shown[mode])
         inputs = known if mode == BASE else known_with_boxes
-        outputs.append(Output(path, settings, source, model.names, count, clean_answer, left_out, inputs))
+        outputs.append(Output(path, settings, source, model.names, count, clean_answer, left_out, as_first, inputs))
+        shown[mode] = [None if i in as_first else text for i, text in zip(ids, shown[mode], strict=True)]
     return Job(ids, AnswerPrompts(rows, shown, instruction, model.seen_size), outputs, keys)
 
 

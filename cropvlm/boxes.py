@@ -48,6 +48,11 @@ def is_not_needed(text: str) -> bool:
     return text.strip() == NOT_NEEDED
 
 
+def decide(texts: Sequence[str], needs: Sequence[float], threshold: float) -> list[str]:
+    """The boxes whose need is at least `threshold`, and `Not needed.` in the place of the others."""
+    return [text if need >= threshold else NOT_NEEDED for text, need in zip(texts, needs, strict=True)]
+
+
 def validity(text: str) -> float:
     """Return 1.0 for a valid box, 0.25 for `Not needed.`, 0.0 for anything else (the paper's validity reward)."""
     if is_not_needed(text):

@@ -23,6 +23,7 @@ from cropvlm.models.any_family import (
     shares_encodings,
 )
 from cropvlm.models.batches import Batches, auto_batch_size, plan_batches, row_costs
+from cropvlm.models.need import BoxText, NeedRecorder
 from cropvlm.models.preparation import FailedRow, check_length, prepared_batches
 from cropvlm.models.readers import image_reader
 from cropvlm.models.tokens import named_stop_ids, stop_token_ids
@@ -44,6 +45,7 @@ def generate_rows(
     num_workers: int = 0,
     done: Collection[int] = (),
     min_new_tokens: int | None = None,
+    with_need: bool = False,
 ) -> Iterator[tuple[int, list[str] | ValueError]]:
     """Yield (row index, texts of its prompts) as batches complete, or the error of a row that fails.
 
@@ -60,6 +62,7 @@ def generate_rows(
         done: rows to leave out. Batches are cut as if they were there, and a batch of which some rows are missing
             is generated whole: a resumed run computes the same numbers as an undisturbed one.
         min_new_tokens: for benchmarks, which want texts of equal length.
+        with_need: the texts are boxes with their need, each a `cropvlm.models.need.BoxText`.
 
     Raises `BatchTooLarge` where memory does not hold a batch that may not be halved, and `UserError` where the model
     cannot answer from as many images as a prompt shows.
@@ -86,7 +89,7 @@ def generate_rows(
     for indices, items in prepared_batches(prepare_row, plan, num_workers, model.device):
         good = [item for item in items if not isinstance(item, ValueError)]
         # A generator: a batch that is halved yields its first rows before the rest is generated.
-        texts = batches.run(lambda part: _generate_batch(model, processor, part, config), good)
+        texts = batches.run(lambda part: _generate_batch(model, processor, part, config, with_need), good)
         for i, item in zip(indices, items, strict=True):
             outcome = item if isinstance(item, ValueError) else next(texts)
             if isinstance(outcome, FailedRow):
@@ -165,13 +168,19 @@ def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int 
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Any, processor: Any, rows: list[Prepared] | list[PreparedAlone], config: GenerationConfig
+    model: Any,
+    processor: Any,
+    rows: list[Prepared] | list[PreparedAlone],
+    config: GenerationConfig,
+    with_need: bool = False,
 ) -> list[list[str]]:
     """Return the texts of each row of a batch."""
     if isinstance(rows[0], PreparedAlone):
         return [generate_alone(model, processor, row, config) for row in rows]
     inputs = model_inputs(model, merge(rows), config.pad_token_id)
-    output = model.generate(**inputs, generation_config=config)
+    recorders = [NeedRecorder(processor.tokenizer)] if with_need else []
+    output = model.generate(**inputs, generation_config=config, logits_processor=recorders)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]  # (prompts, up to max_new_tokens)
-    texts = iter(processor.batch_decode(new_tokens, skip_special_tokens=True))
+    decoded = processor.batch_decode(new_tokens, skip_special_tokens=True)
+    texts = iter(map(BoxText, decoded, recorders[0].needs) if with_need else decoded)
     return [list(itertools.islice(texts, len(row.input_ids))) for row in rows]

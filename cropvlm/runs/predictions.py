@@ -53,12 +53,12 @@ def build_meta(
 def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None:
     """Write the meta file, then the prediction file: where the latter exists, both are complete.
 
-    Only `question_id` (str or int, type kept) and `answer` (str) of each record are written.
+    Only `question_id` (str or int, type kept), `answer` (str) and the `need` of a box are written.
     Raises `UserError` where a file cannot be written.
     """
     check_output(path)
     write_json(meta_path(path), meta)
-    write_json(path, [{"question_id": r["question_id"], "answer": r["answer"]} for r in records])
+    write_json(path, [{key: r[key] for key in ("question_id", "answer", "need") if key in r} for r in records])
 
 
 def check_output(path: str | Path) -> None:
@@ -134,6 +134,17 @@ class BoxFile:
     @property
     def cropper(self) -> str:
         return self.meta["models"]["cropper"]
+
+    def needs(self, ids: Sequence[str | int]) -> list[float]:
+        """The need of the rows with these question ids, 0 for one that failed. `UserError` without `--need`'s."""
+        known = {record["question_id"]: record.get("need") for record in self.records}
+        known |= {row["question_id"]: 0.0 for row in self.meta.get("failed") or []}
+        found = [known[question_id] for question_id in ids]
+        if not all(isinstance(need, int | float) for need in found):
+            raise UserError(
+                f"--need_threshold: {self.path} does not say the need of every row; expected boxes of --need"
+            )
+        return found
 
     def key(self, rows: int) -> str:
         """What the settings of answers call these boxes: a hash of the first `rows` texts."""

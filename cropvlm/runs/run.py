@@ -41,7 +41,8 @@ class Output:
     models: what the meta file says of the models.
     count: takes records and seconds, returns the counts of the meta file.
     clean: turns a generated text into the answer that is written.
-    left_out: question ids of the rows that the file leaves out.
+    left_out: question ids of the rows that the file leaves out. as_first: of those whose text is the one of the job's
+    first file.
     known: further entries of the meta file: what its inputs are.
     rows: the records so far, by question_id. failures: `question_id` and `reason` of the rows without a text, and
     whether the files are there, both once the run has looked or written.
@@ -54,6 +55,7 @@ class Output:
     count: Callable[[list[dict], float], dict[str, Any]]
     clean: Callable[[str], str] = str
     left_out: Collection[str | int] = frozenset()
+    as_first: Collection[str | int] = frozenset()
     known: dict[str, Any] = field(default_factory=dict)
     journal: Journal = field(init=False)
     rows: dict[str | int, dict] = field(init=False, default_factory=dict)
@@ -84,7 +86,7 @@ class Output:
         if isinstance(text, ValueError):
             unreadable = {"unreadable": True} if isinstance(text, UnreadableImage) else {}
             return {"answer": "", "failed": str(text), **unreadable}
-        return {"answer": text}
+        return {"answer": text} | ({"need": text.need} if hasattr(text, "need") else {})
 
     def keep(self, record: dict) -> None:
         """Add a row to the journal."""
@@ -129,6 +131,8 @@ class Output:
 class Job:
     """One data set and the prediction files to make from it; a row has a prompt for each of its files, in this order.
 
+    A file that takes a row's text from the first one has no prompt for it.
+
     keys: of `cropvlm.runs.provenance.row_keys`; a row whose key has changed since a journal was begun is done again.
     """
 
@@ -144,6 +148,16 @@ class Job:
     def outputs_of(self, question_id: str | int) -> list[Output]:
         """The files that have a row."""
         return [output for output in self.outputs if question_id not in output.left_out]
+
+    def by_prompt(self, question_id: str | int) -> list[list[Output]]:
+        """The files that have a row, those together that share a prompt, in the order of the prompts."""
+        groups = []
+        for output in self.outputs_of(question_id):
+            if groups and question_id in output.as_first:
+                groups[0].append(output)
+            else:
+                groups.append([output])
+        return groups
 
     def is_done(self, question_id: str | int) -> bool:
         """Whether no text is missing for a row."""
@@ -238,7 +252,7 @@ class Run:
             self.generate_texts(prompts, done=sorted(everything.difference(group))) for group in wanted
         )
         for k, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
-            texts = [texts] * len(job.outputs_of(ids[k])) if isinstance(texts, ValueError) else texts
+            texts = [texts] * len(job.by_prompt(ids[k])) if isinstance(texts, ValueError) else texts
             for reason in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
                 logger.warning("question_id %s: %s", shorten(repr(ids[k])), shorten(reason, 400))
             yield share[k], texts
@@ -253,9 +267,10 @@ class Run:
             question_id, now = job.question_ids[i], time.monotonic()
             known = {"question_id": question_id, "key": job.key_of[question_id], "seconds": round(now - last, 4)}
             last = now
-            for output, text in zip(job.outputs_of(question_id), of_outputs, strict=True):
-                kept = known | output.make_record(i, text)
-                output.keep({name: value for name, value in kept.items() if value is not None})
+            for outputs, text in zip(job.by_prompt(question_id), of_outputs, strict=True):
+                for output in outputs:
+                    kept = known | output.make_record(i, text)
+                    output.keep({name: value for name, value in kept.items() if value is not None})
         collected = []
         for output in job.outputs:
             mine = [output.rows[i] for i in shard(job.question_ids) if i not in output.left_out]

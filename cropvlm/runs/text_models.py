@@ -143,6 +143,8 @@ def local_generator(args: argparse.Namespace, load: Callable[[], Any], processor
         model = load()
         processes = worker_count(args.num_workers, model.device.type)
         options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": processes}
+        if getattr(args, "need", False):  # of the cropper
+            options["with_need"] = True
         return generate_rows(model, processor, prompts, done=done, **options)
 
     return generate

@@ -181,6 +181,16 @@ def test_a_meta_file_of_another_form_is_not_of_this_run(meta, tmp_path):
     assert generate.asked == ["second0", "second1", "second2"]
 
 
+def test_a_file_may_take_rows_from_the_first_one(tmp_path):
+    first, other = output(tmp_path / "first.json"), output(tmp_path / "other.json")
+    other.as_first = {2}
+    job = Job([1, 2], Prompts("p", 2), [first, other])
+    with Run([job], lambda prompts, done: [(0, ["a", "b"]), (1, ["c"])]) as run:
+        run.write(job, run.generate(job))
+    assert [record["answer"] for record in read_predictions(first.path)] == ["a", "c"]
+    assert [record["answer"] for record in read_predictions(other.path)] == ["b", "c"]
+
+
 def test_a_file_may_leave_rows_out(tmp_path):
     def job():
         return Job([4, 5, 6], Prompts("first", 3), [output(tmp_path / "all.json"), output(tmp_path / "some.json", {5})])

@@ -1,0 +1,147 @@
+"""The need of a crop: what is recorded with each box, and what a threshold makes of it."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import load_from_disk
+from PIL import Image
+from processes import REPO
+
+import generate_bbox
+import generate_final_answers
+from cropvlm import generation
+from cropvlm.boxes import NOT_NEEDED, decide, format_bbox
+from cropvlm.encoding import model_inputs, prepare
+from cropvlm.errors import UserError
+from cropvlm.generation import generate_rows
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.need import BoxText, NeedRecorder
+from cropvlm.prompts import cropper_messages
+from cropvlm.runs.cli import run
+from cropvlm.runs.predictions import read_meta, read_predictions
+
+
+class Tokenizer:
+    """Words by their first letter."""
+
+    def __init__(self, *ids: int):
+        self.ids = ids
+
+    def __call__(self, texts, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [[i, 9, 9] for i in self.ids]}
+
+
+def test_the_first_token_decides_and_a_box_is_written_all_the_same():
+    recorder = NeedRecorder(Tokenizer(1, 2))
+    logits = torch.tensor([[0.0, 3.0, 1.0], [0.0, -1.0, 4.0]])
+    masked = recorder(None, logits)
+    assert recorder.needs == [3 - 1, -1 - 4]
+    assert masked.tolist() == [[0, 3, -math.inf], [0, -1, -math.inf]]
+    assert recorder(None, logits) is logits  # later tokens are as they are
+    with pytest.raises(UserError, match="begins a box and 'Not needed.' with one token"):
+        NeedRecorder(Tokenizer(1, 1))
+
+
+def test_a_threshold_decides():
+    boxes = ["[0, 0, 10, 10].", "[0, 0, 20, 20].", "no box"]
+    assert decide(boxes, [0.5, -0.1, 3], 0) == [boxes[0], NOT_NEEDED, boxes[2]]
+    assert decide(boxes, [0.5, -0.1, 3], 0.5) == [boxes[0], NOT_NEEDED, boxes[2]]
+    assert decide(boxes, [0.5, -0.1, 3], -math.inf) == boxes
+
+
+class Rows(list):
+    def image_sizes(self, i):
+        return [image.size for _, images in self[i] for image in images]
+
+
+def test_the_need_is_a_difference_of_log_probabilities(tiny_smolvlm):
+    model, processor = load_model(str(tiny_smolvlm), device="cpu"), load_processor(str(tiny_smolvlm))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    pictures = [
+        Image.new("RGB", size, color) for size, color in (((64, 48), "red"), ((30, 60), "teal"), ((9, 9), "grey"))
+    ]
+    prompts = [(cropper_messages(f"what is number {i}?"), [image]) for i, image in enumerate(pictures)]
+    texts = dict(generate_rows(model, processor, Rows([p] for p in prompts), max_new_tokens=4, with_need=True))
+    ids = [processor.tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0] for text in ("[7, 7", NOT_NEEDED)]
+    for i, prompt in enumerate(prompts):
+        with torch.inference_mode():
+            logits = model(**model_inputs(model, prepare(processor, [prompt]), 2)).logits[0, -1]
+        box, other = logits.log_softmax(-1)[ids].tolist()
+        (text,) = texts[i]
+        assert isinstance(text, BoxText)
+        assert text.need == pytest.approx(box - other, abs=1e-4)
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, tiny_smolvlm):
+    """Run a script in this process with the tiny SmolVLM; its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(main, *flags) -> int:
+        argv = ["script", "--max_new_tokens", 4, "--longest_edge", 64, "--gpu", -1, *flags]
+        monkeypatch.setattr(sys, "argv", [str(flag) for flag in argv])
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        return ended.value.code
+
+    return call
+
+
+READER = REPO / "miniature" / "models" / "smolvlm"
+BOXES = Path("predictions/miniature_bbox.json")
+
+
+def test_one_box_file_gives_every_operating_point(script, tiny_smolvlm, tiny_world, monkeypatch):
+    data = ["--dataset_path", tiny_world, "--split", "test"]
+    assert script(generate_bbox.main, "--model_path", tiny_smolvlm, "--need", *data) == 0
+    records = read_predictions(BOXES)
+    needs = [record["need"] for record in records]
+    assert len(set(needs)) == 12
+    assert read_meta(BOXES)["counts"]["needed"] == sum(need >= 0 for need in needs)
+    true = [format_bbox(box) for box in load_from_disk(str(tiny_world))["test"]["true_bbox"]]  # it wrote none
+    BOXES.write_text(json.dumps([record | {"answer": box} for record, box in zip(records, true, strict=True)]))
+    prompts, generate_rows = [], generation.generate_rows
+
+    def counted(model, processor, source, **options):
+        prompts.append([len(source[i]) for i in range(len(source))])
+        return generate_rows(model, processor, source, **options)
+
+    monkeypatch.setattr(generation, "generate_rows", counted)
+    middle = sorted(needs)[5]
+    points = {"plain": (), "always": (-99,), "some": (middle,), "never": (99,)}
+    answers = {}
+    for name, threshold in points.items():
+        flags = ["--need_threshold", *threshold] if threshold else []
+        assert script(generate_final_answers.main, "--bbox", BOXES, "--vqa_model_path", READER, "--name", name,
+                      "--modes", "cropvlm", "base", *flags) == 0  # fmt: skip
+        files = [f"predictions/{name}_{mode}_answers.json" for mode in ("base", "cropvlm")]
+        answers[name] = [[record["answer"] for record in read_predictions(file)] for file in files]
+        settings = read_meta(files[1])["settings"]
+        assert settings.get("need_threshold") == (float(*threshold) if threshold else None)
+        assert settings["boxes"] == read_meta("predictions/plain_cropvlm_answers.json")["settings"]["boxes"]
+        assert read_meta(files[1])["counts"].get("not_needed", 0) == {"some": 5, "never": 12}.get(name, 0)
+    assert answers["always"] == answers["plain"]
+    base, crop = answers["plain"]
+    assert base != crop
+    assert answers["never"] == [base, base]
+    assert answers["some"][1] == [c if n >= middle else b for n, b, c in zip(needs, base, crop, strict=True)]
+    # The base answer is not generated twice.
+    assert [sum(numbers) for numbers in prompts] == [24, 24, 24 - 5, 12]
+
+
+def test_need_takes_a_local_cropper_and_its_boxes(script, tiny_smolvlm, tiny_world, capsys):
+    assert script(generate_bbox.main, "--api_model", "m", "--need") == 2
+    assert "a server does not give" in capsys.readouterr().err
+    data = ["--dataset_path", tiny_world, "--split", "test"]
+    assert script(generate_bbox.main, "--model_path", tiny_smolvlm, *data) == 0
+    assert all(record.keys() == {"question_id", "answer"} for record in read_predictions(BOXES))
+    flags = ["--bbox", BOXES, "--vqa_model_path", tiny_smolvlm, "--need_threshold", 0]
+    assert script(generate_final_answers.main, *flags) == 2
+    assert "does not say the need of every row; expected boxes of --need" in capsys.readouterr().err
