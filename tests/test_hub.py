@@ -121,6 +121,7 @@ SPLITS = [
 ]
 
 
+@pytest.mark.slow
 def test_only_the_files_of_the_split_are_fetched(hub, tmp_path):
     """And its rows, features and order are those of `load_dataset`; without a connection they come from the cache."""
     home = tmp_path / "home"

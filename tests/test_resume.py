@@ -165,6 +165,7 @@ def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage"), [("optimizer.pt", "cut"), (RECORD, "missing")])
 def test_a_damaged_newest_checkpoint_makes_no_difference(name, damage, flags, finished, tmp_path, unchanged, caplog):
     folder = copy(finished, tmp_path / "run", "adapter_*", RECORD)
@@ -219,6 +220,7 @@ def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter,
     assert any((halfway[name] - weight).abs().max() > 1e-4 for name, weight in undisturbed.items())
 
 
+@pytest.mark.slow
 def test_without_any_whole_checkpoint_it_starts_anew(flags, finished, tmp_path, unchanged, caplog):
     folder = copy(finished, tmp_path / "run", "adapter_*", "checkpoint-*/optimizer.pt")
     train("train_sft", [*flags, "--output_dir", folder, *RESUME])
@@ -226,6 +228,7 @@ def test_without_any_whole_checkpoint_it_starts_anew(flags, finished, tmp_path, 
     assert weights(folder) == weights(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", [(), (RECORD,)])
 def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, tmp_path, unchanged, monkeypatch):
     """With a whole result, a partial one, or none."""
@@ -324,6 +327,7 @@ def test_merging_can_be_asked_for_later(flags, finished, tmp_path, unchanged):
     assert weights(folder) == weights(finished)
 
 
+@pytest.mark.slow
 def test_the_hub_gets_the_result_and_no_file_or_log_the_token(flags, tmp_path, unchanged, monkeypatch, capfd, caplog):
     """`--hub_token` would be pickled into training_args.bin, in the folder that is uploaded."""
     pushed, tokens = [], []

@@ -152,6 +152,7 @@ def test_one_step_moves_the_policy_and_nothing_else(bf16, sft_adapter, tiny_smol
     assert len(moved) > 0.9 * sum("lora_" in name and ".default." in name for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["likelihood", "accuracy"])
 def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
     flags = flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path)
@@ -180,6 +181,7 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
         run_main(monkeypatch, *flags, *another)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_accuracy_on_held_out_rows_is_kept(
     sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
 ):
@@ -204,6 +206,7 @@ def test_the_best_checkpoint_by_accuracy_on_held_out_rows_is_kept(
     assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     """Policy and reference are what the checkpoint holds, which is not what its run started from."""
     options = {"max_steps": 1, "save_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3}
@@ -230,6 +233,7 @@ def test_a_merged_model_gets_a_fresh_adapter(sft_adapter, tiny_smolvlm, tiny_wor
     assert all(not weight.any() for name, weight in trained.items() if "lora_B" in name)  # a fresh one
 
 
+@pytest.mark.slow
 def test_a_step_by_default_is_16_prompts_of_6_completions(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     names = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
     options = {name: train_grpo.GRPOArguments.__dataclass_fields__[name].default for name in names}
@@ -262,6 +266,7 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path), *flags)
 
 
+@pytest.mark.slow
 def test_a_reward_vlm_that_resizes_in_its_own_way(sft_adapter, tiny_qwen, tiny_world, tmp_path, monkeypatch):
     """The message names `--vqa_longest_edge None`, which such a model needs."""
     flags = flags_for(sft_adapter, tiny_qwen, tiny_world, tmp_path)

@@ -98,6 +98,7 @@ def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):
     assert not any("out_proj" in name or "lm_head" in name or "embed" in name for name in linears)
 
 
+@pytest.mark.slow
 def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
     """The model learns the boxes by heart; its output folder loads like any model."""
     flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
@@ -126,6 +127,7 @@ def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
         assert line in card.text
 
 
+@pytest.mark.slow
 def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data, tiny_world, tmp_path, monkeypatch):
     """A scripted answerer gets none of three held-out rows right after one step and all after two."""
     answers = iter(["wrong"] * 3 + ["right"] * 3)
@@ -164,6 +166,7 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
     assert "eval_accuracy: 100" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_weights_as_they_are(tiny_smolvlm, sft_data, tiny_world, tmp_path, monkeypatch):
     """With the adapter's dropout, whose random numbers follow those that measuring draws."""
     weights = []

@@ -184,6 +184,7 @@ def command(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(call, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_as_a_command(world):
     done = command("--predictions", "p", "--claims", "claims.yaml", "--examples", "3")
     assert done.returncode == 3

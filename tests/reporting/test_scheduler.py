@@ -146,6 +146,7 @@ def driver(tmp_path):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [

@@ -171,6 +171,7 @@ def test_help_is_this_projects_and_help_all_is_trls_too(script, types, monkeypat
     assert "(default: 0.03)" in helps["--help"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
 def test_flags_are_read_without_what_only_training_needs(script):
     """Neither the trainers, nor `datasets`, nor the models: each takes seconds."""

@@ -117,6 +117,7 @@ def flat_gradient(model):
     return torch.cat([weight.grad.double().flatten() for weight in model.parameters() if weight.grad is not None])
 
 
+@pytest.mark.slow
 def test_every_image_is_decoded_and_preprocessed_once_a_step_and_never_copied(
     sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
 ):
@@ -214,6 +215,7 @@ def test_every_weight_is_trained_against_a_reference_of_its_own(tiny_smolvlm, ti
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.named_parameters())
 
 
+@pytest.mark.slow
 def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
     trainer = make_trainer(
         tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no", gradient_accumulation_steps=4
