@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from datasets import load_from_disk
 from trainers import make_grpo_trainer
 from transformers import set_seed
@@ -31,6 +32,7 @@ def completions_of_steps(trainer, monkeypatch):
     return ids, shapes
 
 
+@pytest.mark.slow
 def test_a_static_cache_gives_the_same_completions_in_few_shapes(
     sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
 ):
