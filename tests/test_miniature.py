@@ -73,14 +73,6 @@ def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, caps
         assert (pixels == color).all(1).sum() > 12 * report.THUMB
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "expected"),
-    [(1, ("Inn: right", "green")), (0, ("Inn: wrong", "red")), (0.3, ("Inn: 30%", "darkorange"))],
-)
-def test_the_contact_sheet_says_which_answer_is_right(accuracy, expected):
-    assert report.verdict(report.Setting(["Inn"], np.array([accuracy]), None), 0) == expected
-
-
 def test_how_boxes_lie_to_placards_by_hand():
     placards = [[10, 20, 30, 40]] * 4
     # The placard; one twice as wide and as high; its left half; no box, so the whole image: 5 times its sides.

@@ -17,8 +17,6 @@ from miniature.pretraining.lessons import (
     COLOR_IDS,
     IGNORE,
     Example,
-    draw_pretraining_scene,
-    make_example,
     patch_labels,
     take_picture,
 )
@@ -77,15 +75,6 @@ def test_labels_of_a_picture_by_hand():
     cut = patch_labels([placard], (0, 0, 50, 50), 4, 4)
     assert set(cut["word"]) == {IGNORE}
     assert red in cut["color"]
-
-
-def test_reading_lessons_stay_within_the_zoom():
-    scene = draw_pretraining_scene("smolvlm", 0, 1)
-    assert len(scene.pictures) == 1 + 4 * len(scene.placards)
-    rng = random.Random(0)
-    shown = [make_example(rng, scene, "read", 1.5).pictures for _ in range(50)]
-    assert all(full is scene.pictures[0] and (crop.missed or 0.9 < crop.zoom <= 1.5) for full, crop in shown)
-    assert 5 < sum(crop.missed for _, crop in shown) < 30  # three in ten of 50
 
 
 def test_tokens_or_answers_weigh_alike_in_the_loss():

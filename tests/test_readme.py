@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import create_dataset
 from cropvlm.data.catalog import BENCHMARKS
 from cropvlm.errors import UserError
-from cropvlm.sets.responses import teacher_settings
-from cropvlm.sets.teacher_flags import teacher_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -100,15 +97,7 @@ def test_the_script_accepts_the_flags(command, monkeypatch, capsys):
         pytest.fail(f"{command}: {error} {capsys.readouterr().err}")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "python3 create_dataset.py --no_such_flag",
-        "python3 generate_bbox.py",
-        "python3 vqa_accuracy.py --predictions_file P --metric bleu",
-        "bash scripts/train_sft.sh 0 --no_such_flag 1",
-    ],
-)
+@pytest.mark.parametrize("command", ["python3 generate_bbox.py", "bash scripts/train_sft.sh 0 --no_such_flag 1"])
 def test_this_test_would_see_a_wrong_flag(command, monkeypatch):
     with pytest.raises((SystemExit, UserError)):
         parse(python_call(command), monkeypatch)
@@ -147,23 +136,6 @@ def test_the_top_levels_are_in_the_tree():
 
 def test_the_readme_is_short():
     assert len(README.split()) <= 1500
-
-
-def test_training_sets_of_other_teachers_lie_elsewhere(monkeypatch):
-    """In one place the second command would refuse the journal of the first; --from_journal follows its own."""
-    kept, last = {}, None
-    for call in filter(None, map(python_call, commands())):
-        if call[0] != "create_dataset.py":
-            continue
-        monkeypatch.setattr(sys, "argv", call)
-        args = create_dataset.parse_args()
-        if args.from_journal:
-            assert args.output_path == last
-        else:
-            settings = teacher_settings(teacher_of(args))
-            assert kept.setdefault(args.output_path, settings) == settings, call
-        last = args.output_path
-    assert len(kept) > 2
 
 
 def test_the_links_and_paths_in_the_text_are_there():
