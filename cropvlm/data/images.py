@@ -1,4 +1,4 @@
-"""Open whatever a data set holds as an upright 8-bit RGB image."""
+"""Open the images of data sets, in any form, as upright 8-bit RGB: the one place that decodes an image."""
 
 import contextlib
 import io
@@ -12,16 +12,16 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from cropvlm.errors import UnreadableImage, one_line, shorten
 
-# An image of so many pixels, in RGBA, takes 2 GB to open; scans of 100 megapixels are what the method is meant for.
+# In RGBA, such an image takes 2 GB to open; the method is meant for scans of 100 megapixels.
 MAX_PIXELS = 250_000_000
-# Pillow refuses an image, from its header, that has twice as many pixels as this, and warns from here on.
+# Pillow warns above this number of pixels and refuses twice as many, from the header alone.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow refuses a PNG with more text or a larger colour profile than 1 MB. The pixels are good all the same.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 MAX_FILE_BYTES = 1 << 30
-STRIP_PIXELS = 1 << 24  # an image is converted in strips of so many pixels, which bounds the memory of the steps
+STRIP_PIXELS = 1 << 24  # converted at a time, which bounds the memory of the steps
 
 
 def open_image(source: Any) -> Image.Image:
@@ -85,7 +85,7 @@ def _opened(source: Any) -> Iterator[Image.Image]:
             if opened.format == "EPS":  # a program, which another one would have to run
                 raise ValueError("PostScript")
             yield opened
-    except Exception as error:  # Pillow's decoders raise whatever they like
+    except Exception as error:  # Pillow's decoders raise exceptions of many kinds
         # Pillow's words for an unknown format hold a memory address, which no report should.
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise UnreadableImage(f"unreadable image: {reason}; expected a file that Pillow opens") from error

@@ -77,7 +77,7 @@ class Repository:
 
 
 def open_repository(source: str, revision: str | None = None) -> Repository:
-    """List the files of a folder, or of a Hub id at a revision: of the cache where the Hub cannot be reached."""
+    """List the files of a folder, or of a Hub id at a revision; from the cache if the Hub cannot be reached."""
     if Path(source).is_dir():
         return Repository(source, _files_in(source), folder=Path(source))
     if source.count("/") > 1 or source.startswith((".", "/", "~", "datasets/")) or Path(source).exists():
@@ -88,7 +88,7 @@ def open_repository(source: str, revision: str | None = None) -> Repository:
 @functools.cache  # one commit for all that a process reads
 def _on_the_hub(source: str, revision: str | None) -> Repository:
     options = {"repo_type": "dataset", "revision": revision, "allow_patterns": ["README.md"]}
-    folder = Path(huggingface_hub.snapshot_download(source, **options))  # of the cache where the Hub does not answer
+    folder = Path(huggingface_hub.snapshot_download(source, **options))  # from the cache if the Hub does not answer
     try:
         files = huggingface_hub.list_repo_files(source, revision=folder.name, repo_type="dataset")
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
@@ -117,7 +117,7 @@ def load_published(
         known: the benchmark that the data set is, where that is known.
         split: None takes `default_split`, else the benchmark's own, else the only one.
 
-    Raises `UserError` for whatever keeps the split from being loaded, and for one without rows.
+    Raises `UserError` where the split cannot be loaded or has no rows.
     """
     source, config, revision = location
     wanted = [split] if split else [default_split, known.split if known else None]
@@ -133,7 +133,7 @@ def load_published(
             rows, chosen = _from_files(repository, config, known, split, wanted)
     except UserError:
         raise
-    except Exception as error:  # those who parse cards and tables raise whatever they like
+    except Exception as error:  # the parsers of cards and tables raise exceptions of many kinds
         raise UserError(_failure(source, revision, error)) from error
     finally:
         client_logger.setLevel(level)
@@ -145,7 +145,7 @@ def load_published(
 
 
 def _failure(source: str, revision: str | None, error: Exception) -> str:
-    """What the user is told of an error while a data set was opened."""
+    """The message for an error while a data set was opened."""
     if type(error) is DatasetGenerationError and error.__cause__:  # says nothing itself
         error = error.__cause__
     if isinstance(error, StopIteration):  # what datasets makes of an empty file
@@ -253,7 +253,7 @@ def _listed_splits(tables: Repository, params: dict[str, Any]) -> dict[str, list
 
 @functools.cache
 def cache_dir() -> str:
-    """The cache of `datasets`; a temporary folder in the place of one that cannot be written to."""
+    """The cache of `datasets`; or a temporary folder if that cannot be written to."""
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     if os.access(next(folder for folder in (cache, *cache.parents) if folder.exists()), os.W_OK):
         return str(cache)

@@ -1,7 +1,7 @@
 """Data sets in the one row schema, from a folder or the Hugging Face Hub.
 
 Every row has `image`, `question` (str), `question_id` (str or int, unique), `answers` (list of non-empty str, empty
-without references) and whatever other columns its source has (`bbox` in the SFT part). Images stay encoded:
+without references) and the other columns of its source (`bbox` in the SFT part). Images stay encoded:
 `{"bytes": ..., "path": ...}`, which `cropvlm.data.images.open_image` opens.
 
 `datasets` takes seconds to import, so only the functions that load a data set do.
@@ -38,7 +38,7 @@ def load_rows(
         dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, any of these with `@revision`; folder written by
             `save_to_disk` (with or without splits), or with tables, such as a copy of a Hub repository.
         split: None takes `default_split`, else the benchmark's own, else the only one.
-        max_samples: the first so many rows; None takes all.
+        max_samples: number of rows, from the first one; None takes all.
         dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known Hub id or the
             columns decide.
         default_split: the split to take where none is asked for and the data set has it; a warning says if not.

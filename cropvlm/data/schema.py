@@ -81,7 +81,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str | None, path: str) -> list[str] | list[int]:
-    """The published ids; the row numbers where some are missing or two rows share one, which a warning says."""
+    """Published ids, or row numbers (with a warning) if any are missing or duplicated."""
     ids = list(raw[source]) if source else []
     if any(value is None or value != value for value in ids):  # NaN: a blank among the numbers of a CSV file
         reason = "rows without a question_id"
@@ -94,7 +94,7 @@ def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str | Non
             ids = [f"{i}_{cycle}" for i, cycle in zip(ids, raw["cycle_category"], strict=True)]  # HR-Bench
         if ids and len(set(ids)) == len(ids):
             return ids
-        reason = "several rows with one question_id" if ids else "no question_id"
+        reason = "duplicate question_ids" if ids else "no question_id"
     logger.warning("%s has %s: the row numbers serve as ids", path, reason)
     return list(range(len(raw)))
 
@@ -169,7 +169,7 @@ def _parse_cell(value: Any) -> Any:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens of a Python expression; of strings the content, whatever the quotes."""
+    """The tokens of a Python expression; of strings the content, without their quotes."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return [ast.literal_eval(token.string) if token.type == tokenize.STRING else token.string for token in tokens]
 

@@ -132,8 +132,8 @@ def test_ids_of_every_type(tmp_path, kind):
     ("ids", "reason"),
     [
         (None, "no question_id"),
-        ([5, 5], "several rows with one question_id"),
-        (["a", "a"], "several rows with one question_id"),
+        ([5, 5], "duplicate question_ids"),
+        (["a", "a"], "duplicate question_ids"),
         ([5, None], "rows without a question_id"),
         ([None, None], "rows without a question_id"),
         ([5.0, float("nan")], "rows without a question_id"),
