@@ -79,7 +79,7 @@ def test_the_script_writes_both_files(script, server, boxes, tiny_world):
         assert [record["question_id"] for record in records] == list(rows["question_id"])
         assert [record["answer"] for record in records] == answers
         meta = read(f"predictions/world_{mode}_answers.meta.json")
-        assert meta["models"] == {"answerer": "m", "server": server.url}
+        assert meta["models"] == {"answerer": "m", "server": server.url, "replied": ["m"]}
         assert (meta["settings"]["api_model"], meta["settings"]["longest_edge"]) == ("m", 64)
         assert (meta["counts"]["rows"], meta["counts"]["empty_answers"]) == (12, 0)
     assert not list(Path().rglob("*.jsonl"))

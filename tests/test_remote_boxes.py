@@ -56,7 +56,7 @@ def test_the_server_writes_the_boxes(script, server, asked, tiny_world):
         assert open_url(image["image_url"]["url"]).size == row["image"].size
         assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("models/merged", 0, 32)
     meta = read("predictions/miniature_bbox.meta.json")
-    assert meta["models"] == {"cropper": "models/merged", "server": server.url}
+    assert meta["models"] == {"cropper": "models/merged", "server": server.url, "replied": ["m"]}
     assert (meta["settings"]["api_model"], meta["settings"]["longest_edge"]) == ("models/merged", None)
     assert (meta["counts"]["rows"], meta["counts"]["invalid_boxes"], meta["counts"]["failed"]) == (12, 0, 0)
     assert not list(Path().rglob("*.jsonl"))

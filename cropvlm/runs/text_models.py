@@ -154,7 +154,7 @@ def remote_model(server: Server, role: str, longest_edge: int | None) -> TextMod
     """A model behind a server, which gets images at `longest_edge`. role: what the meta file calls it."""
     # Not the address: it may change during a run.
     settings = {"api_model": server.model, "image_format": server.image_format}
-    names = {role: server.model, "server": server.base}
+    names = {role: server.model, "server": server.base, "replied": server.replied}
     resize = functools.partial(fit_longest_edge, longest_edge=longest_edge)
     model = TextModel(settings, names, lambda prompts, done: server.answer_rows(prompts, resize, done), longest_edge)
     if longest_edge is not None:

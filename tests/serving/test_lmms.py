@@ -89,14 +89,15 @@ def test_the_miniature_scores_as_the_scripts_do(has_plugin, tiny_smolvlm, tiny_w
     data = world / "datasets/miniature" if trained else tiny_world
     cropper = world / "models/miniature_grpo" if trained else tiny_smolvlm
     answerer = ROOT / "miniature/models/smolvlm"
+    boxes = ["--model_path", cropper, "--base_model_path", answerer, "--output", tmp_path / "boxes.json"]
     source = ["--dataset_path", data, "--split", "test", "--longest_edge", "64", "--gpu", "-1"]
-    script(tmp_path, "generate_bbox", *source, "--model_path", cropper, "--output", tmp_path / "boxes.json")
+    script(tmp_path, "generate_bbox", *source, *boxes)
     answers = ["--bbox", tmp_path / "boxes.json", "--vqa_model_path", answerer, "--max_new_tokens", "8"]
     script(tmp_path, "generate_final_answers", *source, *answers, "--output_path", tmp_path, "--name", "x")
     shared = f"answerer={answerer},longest_edge=64,device=cpu"
     for mode, plugin in zip(
         ("base", "cropvlm"),
-        evaluate(tmp_path, data, f"{shared},cropper=None", f"{shared},cropper={cropper}"),
+        evaluate(tmp_path, data, f"{shared},cropper=None", f"{shared},cropper={cropper},base_model_path={answerer}"),
         strict=True,
     ):
         file = tmp_path / f"x_{mode}_answers.json"

@@ -243,3 +243,32 @@ def test_one_thing_answers(flags):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "one of --api_base and --vqa_model_path" in done.stderr
+
+
+@pytest.mark.slow
+def test_before_transformers_serve(serve, cropper, tiny_smolvlm, tiny_world, tmp_path):
+    """The answers are those of the scripts with the same boxes."""
+    rows = load_from_disk(str(tiny_world))["test"]
+    boxes = [{"question_id": i, "answer": "[0, 0, 50, 100]."} for i in rows["question_id"]]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    data = ["--dataset_path", tiny_world, "--split", "test", "--api_model", tiny_smolvlm, "--max_new_tokens", "6"]
+    command = [sys.executable, ROOT / "generate_final_answers.py", *data, "--name", "x", "--output_path", tmp_path]
+    with listening(build(cropper, Behind(serve, timeout=120))) as url:
+        calls = {
+            "cropvlm": ["--bbox", tmp_path / "boxes.json", "--api_base", serve],
+            "base": ["--api_base", url],
+        }
+        for mode, flags in calls.items():
+            command = [
+                sys.executable,
+                ROOT / "generate_final_answers.py",
+                *data,
+                "--name",
+                "x",
+                "--modes",
+                mode,
+                *flags,
+            ]
+            subprocess.run([*map(str, command), "--output_path", str(tmp_path)], check=True, capture_output=True)
+    answers = [tmp_path / f"x_{mode}_answers.json" for mode in calls]
+    assert answers[0].read_bytes() == answers[1].read_bytes()
