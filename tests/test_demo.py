@@ -108,7 +108,9 @@ def test_mistakes_end_with_one_line(tmp_path, flags, problem):
 
 
 # The page in earnest: started as a user does, without flags, in a folder that looks like one after the miniature.
-GRADIO = ROOT / ".venv/demo/bin/python3"  # where scripts/demo.sh installs it
+GRADIO = Path(
+    os.environ.get("CROPVLM_DEMO_PYTHON", ROOT / ".venv/demo/bin/python3")
+)  # where scripts/demo.sh installs it
 CLIENT = """
 import json, sys
 from gradio_client import Client, handle_file
@@ -137,7 +139,11 @@ def address(tmp_path_factory, tiny_smolvlm, tiny_world) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "log"
-    environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
+    # As on a shared machine behind a proxy: another user's /tmp/gradio, and variables that other pages were given.
+    (folder / "gradio").touch()
+    environment = {key: value for key, value in os.environ.items() if key.lower() != "no_proxy"}
+    environment |= {"TMPDIR": str(folder), "http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}
+    environment |= {"GRADIO_SERVER_PORT": "1", "GRADIO_SHARE": "True", "GRADIO_ROOT_PATH": "/proxy"}
     with log.open("w") as file:
         call = [GRADIO, folder / "scripts/demo.py", "--port", str(port)]
         process = subprocess.Popen(call, stdout=file, stderr=file, env=environment)
