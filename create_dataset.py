@@ -13,6 +13,9 @@ Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the
 interruption, and asks again for what a server rejected. `--from_journal` grows and saves again without the teacher,
 with other `--growth` for instance. With --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher
 (--api_base: vLLM, SGLang); --min_pixels and --max_pixels must then lie within the server's own bounds.
+With --label_need the reward model labels each row of the SFT part by whether the teacher's crop helps it (`loss_gap` in
+nats, `needed`); SFT then teaches `Not needed.` where it does not.
+
 Exit code 3: complete, but for rows whose image could not be read, or that the server or the memory was too small for;
 they are named. Under `accelerate launch` exit codes 2 and 3 become 1.
 
@@ -51,6 +54,7 @@ def create_dataset(args: argparse.Namespace) -> int:
     from cropvlm.sets.card import describe_sources, report_files, write_card
     from cropvlm.sets.hub import prepare_repository, push
     from cropvlm.sets.mixture import halve, load_sources
+    from cropvlm.sets.need_labels import label_need
     from cropvlm.sets.responses import Asking, failed_rows, settings_in_journal, teacher_settings
     from cropvlm.sets.saving import output_folders, save_whole
     from cropvlm.sets.summary import summarise
@@ -85,6 +89,8 @@ def create_dataset(args: argparse.Namespace) -> int:
         boxes = [box for box in boxes if box]
         report = summarise(boxes, list(parts["sft"]["source"]), cut_points, args.growth)
         report["left_out"] = failed_rows(records)
+        if args.label_need:
+            parts["sft"], report["need"] = label_need(parts["sft"], target, args)
         if grpo_rows is not None:
             parts["grpo"] = with_readable_images(grpo_rows, journal)
             unreadable, without_references = len(grpo_rows) - len(parts["grpo"]), len(other_rows) - len(grpo_rows)

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.hf_argparser import HfArg
 
-from cropvlm.boxes import format_bbox, parse_bbox
+from cropvlm.boxes import NOT_NEEDED, format_bbox, parse_bbox
 from cropvlm.encoding import chat_text
 from cropvlm.errors import UserError
 from cropvlm.models.tokens import END_OF_UTTERANCE
@@ -43,15 +43,16 @@ def lora_config(r: int = LORA_R, alpha: int = LORA_ALPHA, dropout: float = LORA_
     return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
 
 
-def prompt_and_completion(processor: Any, question: str, bbox_pct: list[float]) -> dict[str, str]:
-    """Texts of an SFT row; the loss is on the completion alone.
+def prompt_and_completion(processor: Any, question: str, bbox_pct: list[float], needed: bool = True) -> dict[str, str]:
+    """Texts of an SFT row, whose completion is `Not needed.` without need; the loss is on the completion alone.
 
     >>> prompt_and_completion(processor, "what is it?", [1, 2, 30, 40])["completion"]
     ' [1, 2, 30, 40].<end_of_utterance>'
     """
     prompt = chat_text(processor, cropper_messages(question))
     # The template would add a line break after the end of the turn, which inference never reaches.
-    return {"prompt": prompt, "completion": f" {format_bbox(bbox_pct)}{END_OF_UTTERANCE}"}
+    text = format_bbox(bbox_pct) if needed else NOT_NEEDED
+    return {"prompt": prompt, "completion": f" {text}{END_OF_UTTERANCE}"}
 
 
 def grpo_prompt(question: str, image_token: str) -> Messages:

@@ -37,13 +37,16 @@ sources' own files, byte for byte.
 
 - Teacher: {teacher}, greedy, at most {settings[max_new_tokens]} new tokens, images of {least} to {most} pixels
 - Prompt: `{prompt!r}`
-- Responses: {responses}. A response without a box counts as the whole image.
+- Responses: {responses}. A response without a box counts as the whole image.{need}
 - Cut points of relative area: {cut_points}
 - Growth of the area, smallest fifth first: {fifths}
 - Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}
 
 `teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.
 """
+NEED = """
+- Need of a crop (`needed`): {needed} rows, not {not_needed}; by {reward_model}, which sees images at {longest_edge} px:
+  `loss_gap`, the log-likelihood of the answer with the crop less that without, is at least {threshold} nats"""
 
 
 def report_files(report: dict, boxes: list[GrownBox], rows: Dataset) -> dict[str, bytes]:
@@ -83,9 +86,14 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
         prompt=settings["prompt"][0]["content"][-1]["text"],
         responses=", ".join(f"{count} {kind}" for kind, count in report["responses"].items()),
         cut_points=", ".join(f"{100 * point:.3f}%" for point in report["cut_points"]),
+        need=_need(report["need"]) if "need" in report else "",
         fifths=", ".join(f"{rows} rows x{factor:g}" for rows, factor in fifths),
         versions=", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers")),
     )
+
+
+def _need(need: dict) -> str:
+    return NEED.format(**need | {"reward_model": _public(need["reward_model"])})
 
 
 def _licences(sources: list[dict]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cropvlm.boxes import GROWTH
 from cropvlm.errors import UserError, remedy, shorten
-from cropvlm.runs.cli import factor, fraction, nonempty, positive
+from cropvlm.runs.cli import factor, fraction, nonempty, pixels, positive
 from cropvlm.runs.model_flags import add_api_flags, add_local_flags, refuse_beside_server, server_of
 from cropvlm.sets.asking import DEFAULT_TEACHER, Teacher
 from cropvlm.sets.sources import Source, parse_source
@@ -37,6 +37,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_pixels", type=positive, help="of the image as the teacher sees it; default: its own")
     add("--max_new_tokens", type=positive, default=128, help="of a response (default 128)")
+    add("--label_need", action="store_true", help="label rows by whether the reward model needs the crop, for SFT")
+    add("--reward_model", type=nonempty, default="HuggingFaceTB/SmolVLM-256M-Instruct", help="with --label_need")
+    add("--reward_longest_edge", type=pixels, default=512, help="pixels at which it sees images (default 512)")
+    add("--need_threshold", type=float, default=0.5, help="nats that a needed crop gains at least (default 0.5)")
     add_local_flags(parser)
     add("--verbose", action="store_true", help="log every response")
 

@@ -90,7 +90,8 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
         logger.warning("%d of %d rows are left out by their bbox: %s", left_out, len(rows), problems)
 
     def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
-        pairs = [prompt_and_completion(processor, *row) for row in zip(batch["question"], batch["bbox"], strict=True)]
+        columns = [batch[name] for name in ("question", "bbox", "needed") if name in batch]
+        pairs = [prompt_and_completion(processor, *row) for row in zip(*columns, strict=True)]
         images = list(map(open_training_image, batch["image"], batch["question_id"]))
         return {name: [pair[name] for pair in pairs] for name in ("prompt", "completion")} | {"image": images}
 
