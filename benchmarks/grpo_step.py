@@ -40,7 +40,8 @@ from cropvlm.boxes import format_bbox
 from cropvlm.crops import crop_or_corner
 from cropvlm.data.images import open_image
 from cropvlm.data.rows import then_transform
-from cropvlm.modeling import answer_log_likelihood, stop_token_ids
+from cropvlm.modeling import answer_log_likelihood
+from cropvlm.models.tokens import stop_token_ids
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
 from cropvlm.runs.cli import positive
 from cropvlm.trainers.micro_batches import set_micro_batches

@@ -10,18 +10,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 
 from cropvlm.errors import UserError, failure
 from cropvlm.likelihood import answer_log_likelihood  # noqa: F401 (where a reader looks for it)
-from cropvlm.models.adapters import adapter_base, adapter_bases, attach_adapter, base_of, is_adapter, merge_adapter  # noqa: F401
+from cropvlm.models.adapters import adapter_bases, attach_adapter, base_of, is_adapter, merge_adapter
 from cropvlm.models.loading import NO_CODE, device_and_dtype
-from cropvlm.models.processors import first_processor, longest_edge_of, set_image_fit, set_image_size  # noqa: F401
-from cropvlm.models.qwen import ImageSizeError  # noqa: F401
+from cropvlm.models.processors import first_processor, set_image_fit, set_image_size
 from cropvlm.models.revisions import split_revision
-from cropvlm.models.tokens import stop_token_ids  # noqa: F401
 from cropvlm.prompts import answerer_messages
-
-
-class BaseModelError(UserError):
-    """Nothing raises it any more."""
-
 
 logger = logging.getLogger(__name__)
 

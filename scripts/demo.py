@@ -63,7 +63,7 @@ def load(path: str, longest_edge: int, gpu: int, max_new_tokens: int) -> Ask:
 
     try:
         processor = modeling.load_processor(path, longest_edge)
-    except modeling.ImageSizeError:
+    except UserError:  # of a family that resizes images in another way, or nothing is there
         processor = modeling.load_processor(path)
     device, dtype = modeling.device_and_dtype(gpu if gpu >= 0 else None)
     model = modeling.load_model(path, device=device, dtype=dtype)

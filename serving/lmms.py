@@ -20,7 +20,8 @@ from cropvlm import Cropper
 from cropvlm.data.images import open_image
 from cropvlm.errors import UserError
 from cropvlm.generation import generate_texts
-from cropvlm.modeling import load_model, load_processor, longest_edge_of
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.processors import longest_edge_of
 from cropvlm.prompts import clean_answer
 
 logger = logging.getLogger(__name__)

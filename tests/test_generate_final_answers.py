@@ -13,7 +13,8 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransfo
 
 import generate_final_answers
 from cropvlm import generation, modeling
-from cropvlm.modeling import load_model, load_processor, longest_edge_of
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.processors import longest_edge_of
 from cropvlm.runs.cli import run
 from cropvlm.runs.predictions import build_meta, write_predictions
 from generate_final_answers import MODES

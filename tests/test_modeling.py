@@ -13,6 +13,7 @@ from PIL import Image
 from cropvlm import modeling
 from cropvlm.encoding import model_inputs, prepare
 from cropvlm.errors import UserError
+from cropvlm.models.tokens import stop_token_ids
 from cropvlm.prompts import answerer_messages
 from cropvlm.training import LORA_TARGETS
 
@@ -77,11 +78,9 @@ def test_images_are_resampled_with_lanczos(tiny_smolvlm):
 
 def test_the_end_of_a_turn(smolvlm, tiny_qwen):
     model, processor = smolvlm
-    assert modeling.stop_token_ids(model, processor) == [
-        processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
-    ]
+    assert stop_token_ids(model, processor) == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
     qwen, processor = modeling.load_model(tiny_qwen, device="cpu"), modeling.load_processor(tiny_qwen)
-    assert processor.tokenizer.eos_token_id in modeling.stop_token_ids(qwen, processor)
+    assert processor.tokenizer.eos_token_id in stop_token_ids(qwen, processor)
 
 
 def test_a_merged_model_keeps_its_rotary_frequencies_in_float32(adapter):

@@ -270,7 +270,7 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
 def test_a_reward_vlm_that_resizes_in_its_own_way(sft_adapter, tiny_qwen, tiny_world, tmp_path, monkeypatch):
     """The message names `--vqa_longest_edge None`, which such a model needs."""
     flags = flags_for(sft_adapter, tiny_qwen, tiny_world, tmp_path)
-    with pytest.raises(UserError, match="longest edge of 64 px; say --vqa_longest_edge None"):
+    with pytest.raises(UserError, match="longest edge of 64 px; .* say --vqa_longest_edge None"):
         run_main(monkeypatch, *flags)
     monkeypatch.setattr(trl_overrides.BoxGRPOTrainer, "train", lambda self, **options: None)
     run_main(monkeypatch, *flags, "--vqa_longest_edge", None)

@@ -6,8 +6,10 @@ from transformers import AutoProcessor, LlavaImageProcessor, ProcessorMixin
 
 from cropvlm.errors import UserError, failure, one_line
 from cropvlm.models.loading import NO_CODE
-from cropvlm.models.qwen import ImageSizeError, budget_of, qwen_size
+from cropvlm.models.qwen import budget_of, qwen_size
 from cropvlm.models.revisions import split_revision
+
+LEAVE_OUT = "leave --longest_edge, --min_pixels and --max_pixels out"
 
 
 def first_processor(candidates: Iterable[str], path: str) -> ProcessorMixin:
@@ -34,14 +36,14 @@ def set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> Non
     if longest_edge is not None:
         if size.keys() != {"longest_edge"}:
             told = f"{path} resizes images by {size}, not to a longest edge of {longest_edge} px"
-            others = "others go without --longest_edge (in training --vqa_longest_edge None)"
-            raise ImageSizeError(f"{told}; the cropper has to be an Idefics3 or SmolVLM, {others}")
+            others = f"for others {LEAVE_OUT} (in training say --vqa_longest_edge None)"
+            raise UserError(f"{told}; the cropper has to be an Idefics3 or SmolVLM, {others}")
         image_processor.size = {"longest_edge": longest_edge}
     if min_pixels is not None or max_pixels is not None:
         # Qwen's names for the bounds on the area; Idefics2 means sides by them.
         if not ({"shortest_edge", "longest_edge"} <= size.keys() and hasattr(image_processor, "merge_size")):
             told = f"{path} resizes images by {size}, not to a number of pixels"
-            raise ImageSizeError(f"{told}; leave --min_pixels and --max_pixels out")
+            raise UserError(f"{told}; {LEAVE_OUT}")
         budget = budget_of(image_processor).within(min_pixels, max_pixels)
         image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
 

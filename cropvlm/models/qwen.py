@@ -10,10 +10,6 @@ from cropvlm.errors import UserError
 MAX_RATIO = 200  # of the sides that qwen-vl-utils takes
 
 
-class ImageSizeError(UserError):
-    """The processor cannot resize images in the way that is asked for."""
-
-
 class PixelBudget(NamedTuple):
     """Least and most pixels of an image as a Qwen2.5-VL sees it, and what both of its sides are multiples of.
 
@@ -31,7 +27,7 @@ class PixelBudget(NamedTuple):
         smallest = max(least, self.factor**2)
         if smallest > most:
             told = f"images of at least {smallest} and at most {most} pixels do not exist"
-            raise ImageSizeError(f"{told}; change --min_pixels and --max_pixels")
+            raise UserError(f"{told}; change --min_pixels and --max_pixels")
         return PixelBudget(least, most, self.factor)
 
 

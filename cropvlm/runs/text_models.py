@@ -8,7 +8,7 @@ from typing import Any
 
 from cropvlm.data.catalog import BENCHMARKS
 from cropvlm.data.rows import data_commit
-from cropvlm.errors import UserError, remedy
+from cropvlm.errors import UserError
 from cropvlm.runs.cli import file_name, nonempty, positive
 from cropvlm.runs.model_flags import add_local_flags, server_of
 from cropvlm.runs.processes import device_index, worker_count
@@ -72,17 +72,16 @@ def cropper(args: argparse.Namespace) -> TextModel:
     """The model that writes the boxes."""
     if server := server_of(args):
         return remote_model(server, "cropper", args.longest_edge)
-    from cropvlm.modeling import BaseModelError, ImageSizeError, adapter_base, load_model, load_processor
+    from cropvlm.modeling import load_model, load_processor
+    from cropvlm.models.adapters import adapter_base
 
     device, dtype = device_of(args)
     path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
     longest_edge = LONGEST_EDGE if args.longest_edge is None else args.longest_edge
-    with remedy("only an Idefics3 or SmolVLM can be the cropper", ImageSizeError):
-        processor = load_processor(path, longest_edge)
+    processor = load_processor(path, longest_edge)
     known = describe_model(path, base or adapter_base(path))
     settings = {"model_path": path, "base_model_path": base} | computing(known, dtype, attention)
     load = functools.partial(load_model, path, base, device, dtype, attn_implementation=attention)
-    load = remedy("name the one to use with --base_model_path", BaseModelError)(load)
     names = {"cropper": path, "cropper_base": base}
     return TextModel(settings, names, local_generator(args, load, processor), longest_edge, known={"cropper": known})
 
@@ -91,13 +90,13 @@ def answerer(args: argparse.Namespace) -> TextModel:
     """The frozen VLM that answers."""
     if server := server_of(args):
         return remote_model(server, "answerer", args.longest_edge)
-    from cropvlm.modeling import ImageSizeError, adapter_base, load_model, load_processor, longest_edge_of
-    from cropvlm.models.processors import image_fit_of, seen_size
+    from cropvlm.modeling import load_model, load_processor
+    from cropvlm.models.adapters import adapter_base
+    from cropvlm.models.processors import image_fit_of, longest_edge_of, seen_size
 
     device, dtype = device_of(args)
     path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
-    with remedy("leave --longest_edge, --min_pixels and --max_pixels out", ImageSizeError):
-        processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels, args.image_fit)
+    processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels, args.image_fit)
     own = longest_edge_of(processor)
     if longest_edge is None and own is not None:
         longest_edge = min(own, LONGEST_EDGE)
@@ -128,9 +127,7 @@ def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
     """The device that this process uses, and the dtype of the model there."""
     from cropvlm.modeling import device_and_dtype
 
-    index = device_index(args.gpu)
-    with remedy("name one that does with --gpu"):
-        return device_and_dtype(index)
+    return device_and_dtype(device_index(args.gpu))
 
 
 def local_generator(args: argparse.Namespace, load: Callable[[], Any], processor: Any) -> Generate:

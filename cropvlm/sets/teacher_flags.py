@@ -75,7 +75,6 @@ def teacher_of(args: argparse.Namespace) -> Teacher:
 @contextlib.contextmanager
 def remedies() -> Iterator[None]:
     """Add to errors of making the data set which flag sets them right."""
-    from cropvlm.modeling import ImageSizeError
     from cropvlm.sets.hub import PushError
     from cropvlm.sets.responses import MissingResponses
     from cropvlm.sets.saving import OutputError
@@ -83,7 +82,6 @@ def remedies() -> Iterator[None]:
 
     with (
         remedy("name another --output_path", OutputError),
-        remedy("change --min_pixels and --max_pixels or leave them out", ImageSizeError),
         remedy("leave --from_journal out to ask the teacher", MissingResponses),
         remedy("box them all with --sft_share 1.0", NoReferences),
         remedy("all is saved here, push again with --from_journal", PushError),

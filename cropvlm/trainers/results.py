@@ -14,7 +14,8 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from transformers import Trainer, TrainingArguments
 
 from cropvlm.errors import failure
-from cropvlm.modeling import adapter_base, load_model, load_processor
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.provenance import library_versions
 from cropvlm.trainers.checkpoints import RECORD, add_steps, write_record
 from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype

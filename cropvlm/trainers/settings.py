@@ -94,14 +94,14 @@ class PolicyArguments:
 
     def load_processor(self) -> Any:
         """The policy's processor; `UserError` for one of another family than the cropper's."""
-        from cropvlm.modeling import ImageSizeError, load_processor
+        from cropvlm.modeling import load_processor
 
-        with remedy("the cropper has to be an Idefics3 or SmolVLM", ImageSizeError):
-            return load_processor(self.processor or self.base_model, self.longest_edge)
+        return load_processor(self.processor or self.base_model, self.longest_edge)
 
     def load_policy(self, dtype: torch.dtype, processor: Any) -> Any:
         """The model to train, on the CPU. dtype: of the weights that are not trained."""
-        from cropvlm.modeling import is_adapter, load_policy, stop_token_ids
+        from cropvlm.modeling import is_adapter, load_policy
+        from cropvlm.models.tokens import stop_token_ids
 
         model = load_policy(self.base_model, self.lora_config(), dtype, self.attn_implementation)
         if is_adapter(self.base_model):
@@ -119,10 +119,9 @@ class PolicyArguments:
 
     def load_answerer(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
         """The frozen reward VLM, which also answers held-out questions, and its processor."""
-        from cropvlm.modeling import ImageSizeError, load_full_model, load_processor
+        from cropvlm.modeling import load_full_model, load_processor
 
-        with remedy("say --vqa_longest_edge None", ImageSizeError):
-            processor = load_processor(self.vqa_model, self.vqa_longest_edge)
+        processor = load_processor(self.vqa_model, self.vqa_longest_edge)
         model = load_full_model(self.vqa_model, dtype, self.attn_implementation)
         return model.to(device).eval().requires_grad_(False), processor
 

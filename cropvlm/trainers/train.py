@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments, set_seed
 
 from cropvlm.errors import UserError
-from cropvlm.modeling import adapter_base
+from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import lock, write_text
 from cropvlm.trainers.checkpoints import (
     MODELS,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from cropvlm import modeling
 from cropvlm.encoding import model_inputs, prepare
 from cropvlm.errors import UserError
-from cropvlm.models.adapters import adapter_bases
+from cropvlm.models.adapters import adapter_base, adapter_bases
 from cropvlm.prompts import answerer_messages
 
 TARGETS = ["q_proj", "v_proj", "fc1", "proj"]
@@ -219,7 +219,7 @@ def test_an_adapter_on_an_adapter_adds_to_it(tiny_smolvlm, tmp_path):
 
 def test_the_base_is_of_the_revision_that_the_configuration_names(adapter_folder):
     rewrite(adapter_folder, base_model_name_or_path="someone/base", revision="v2")
-    assert modeling.adapter_base(str(adapter_folder)) == "someone/base@v2"
+    assert adapter_base(str(adapter_folder)) == "someone/base@v2"
 
 
 @pytest.mark.parametrize(
