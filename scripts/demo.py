@@ -26,7 +26,7 @@ from PIL import Image  # noqa: E402
 
 from cropvlm.boxes import format_bbox, parse_bbox  # noqa: E402
 from cropvlm.crops import crop_or_full_image  # noqa: E402
-from cropvlm.data.images import open_image  # noqa: E402
+from cropvlm.data.images import image_size, open_image  # noqa: E402
 from cropvlm.errors import UserError, one_line  # noqa: E402
 from cropvlm.prompts import Prompt, answerer_prompt, clean_answer  # noqa: E402
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, port, positive, run  # noqa: E402
@@ -78,7 +78,7 @@ def ask_server(server: Server, longest_edge: int, prompt: Prompt) -> str:
     return str(text)
 
 
-def answer(cropper: Crop, answerer: Ask, image: Image.Image | None, question: str, box: str) -> tuple:
+def answer(cropper: Crop, answerer: Ask, image: Image.Image | str | None, question: str, box: str) -> tuple:
     """Return the image with its box, the crop, the box's text (empty: the cropper's), both answers with seconds."""
     if image is None or not question.strip():
         raise ValueError("an image and a question are needed")
@@ -113,14 +113,16 @@ def build(cropper: Crop, answerer: Ask, examples: list):
             raise gr.Error(str(error)) from error
 
     def click(image, corners, event: gr.SelectData):
-        x, y = (100 * place / side for place, side in zip(event.index, image.size, strict=True))
+        x, y = (100 * place / side for place, side in zip(event.index, image_size(image), strict=True))
         return add_corner(corners, x, y)
 
     with gr.Blocks(title="CropVLM", analytics_enabled=False) as page:
         gr.Markdown("# CropVLM\nA small model chooses where to look. Click two corners on the image to draw a box.")
         corners = gr.State([])
         with gr.Row():
-            image = gr.Image(type="pil", label="image", sources=["upload", "clipboard"], buttons=["fullscreen"])
+            # The file as it was sent: gradio's own reading shows transparency black and 16-bit grey white.
+            as_sent = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
+            image = gr.Image(label="image", buttons=["fullscreen"], **as_sent)
             with gr.Column():
                 question = gr.Textbox(label="question")
                 box = gr.Textbox(label="box: [x1, y1, x2, y2] in percent; empty: the cropper's")

@@ -50,6 +50,12 @@ def test_the_croppers_box(demo):
     assert IMAGE.getpixel((99, 20)) == (0, 0, 0)
 
 
+def test_a_file_is_opened_as_in_the_pipeline(demo, tmp_path):
+    Image.new("RGBA", (200, 100), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    _, crop, *_ = demo.answer(cropper, answerer, str(tmp_path / "transparent.png"), "What?", "")
+    assert crop.getpixel((0, 0)) == (255, 255, 255)  # on white, not on black
+
+
 def test_a_typed_box_replaces_the_croppers(demo):
     _, crop, box, *_ = demo.answer(None, answerer, IMAGE, "What?", "[50, 50, 60, 60]")
     assert (crop.size, box) == ((20, 10), "[50, 50, 60, 60]")
