@@ -58,6 +58,7 @@ def create_dataset(args: argparse.Namespace) -> int:
     from cropvlm.sets.responses import Asking, failed_rows, settings_in_journal, teacher_settings
     from cropvlm.sets.saving import output_folders, save_whole
     from cropvlm.sets.summary import summarise
+    from cropvlm.sets.units import in_units
     from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references
     from cropvlm.teacher import grow
 
@@ -82,7 +83,7 @@ def create_dataset(args: argparse.Namespace) -> int:
         records = asking.gather(journal)
 
         # Grow, small boxes more than large ones.
-        boxes, cut_points = grow(records, args.growth)
+        boxes, cut_points = grow(in_units(records, args.teacher_box_format), args.growth)
 
         # Filter. Rows that training could not use are named and left out.
         parts = {"sft": with_boxes(sft_rows, records, boxes)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cropvlm.errors import UserError, shorten
-from cropvlm.runs.processes import limit_threads
+from cropvlm.runs.processes import limit_threads, shorten_socket_paths
 from cropvlm.runs.secret import redact
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def run(main: Callable[[], int | None]) -> None:
     """
     if sys.platform == "linux":  # Python 3.14 would pickle what a worker process gets, and start it anew, for seconds
         multiprocessing.set_start_method("fork", force=True)
+    shorten_socket_paths()
     os.environ["MPLBACKEND"] = "agg"  # no script opens a window, and a notebook's backend exists only there
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cropvlm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS without its lock daemon, Lustre without -o flock
 
 
 def write_json(path: str | Path, obj: Any) -> None:
@@ -62,6 +67,15 @@ def check_writable(path: str | Path) -> None:
         raise cannot_write(path, error) from error
 
 
+def open_to_group(folder: Path) -> None:
+    """Give all files below a folder the permissions that the umask asks for, where a library has withheld some."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | ((0o777 if path.is_dir() else 0o666) & ~umask))
+
+
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The error to raise where writing `path` ends with `error`: a full disk, a read-only folder, a long name."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -72,7 +86,8 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 def open_locked(path: Path) -> BinaryIO:
     """Open a file for appending and reading; it is locked until it is closed or this process ends.
 
-    Its folder is made if need be. Raises `UserError` where another process holds it or it cannot be written.
+    Its folder is made if need be. A file system without locks is told in a warning. Raises `UserError` where another
+    process holds it or it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +102,10 @@ def open_locked(path: Path) -> BinaryIO:
             except BlockingIOError:
                 file.close()
                 raise UserError(f"another run is writing here ({path} is locked); wait for it to end") from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                logger.warning("%s lies on a file system without locks: start no second run there", path.parent)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
             file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one

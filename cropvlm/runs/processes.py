@@ -3,8 +3,10 @@
 import contextlib
 import datetime
 import math
+import multiprocessing.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from cropvlm.errors import UserError
 
 # What torch's launcher, which `accelerate launch` starts, sets for every one of its processes.
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+LONGEST_TMPDIR = 60  # letters; a socket's path may have 107, and some 32 are added
 
 
 def rank() -> int:
@@ -65,6 +69,19 @@ def worker_count(num_workers: int | None, device_type: str) -> int:
         return 0
     processes_here = int(os.environ["LOCAL_WORLD_SIZE"]) if num_processes() > 1 else 1
     return max(1, min(16, cpu_count() // processes_here - 1))
+
+
+def shorten_socket_paths() -> None:
+    """Let worker processes meet in /tmp where TMPDIR is so long that the path of a socket in it would be refused.
+
+    They would wait for ever for each other. Anything else still goes to TMPDIR.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+        wanted, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()  # made now, and taken by every worker
+        finally:
+            tempfile.tempdir = wanted
 
 
 def shard(rows: Any) -> Any:

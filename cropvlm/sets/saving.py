@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset, Image
 
 from cropvlm.errors import UserError, failure, one_line
+from cropvlm.runs.files import open_to_group
 from cropvlm.sets.sources import Source
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
@@ -78,6 +79,7 @@ def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str
             rows.save_to_disk(work / part)
             for name, content in files[part].items():
                 (work / part / name).write_bytes(content)
+        open_to_group(work)
         for folder in folders.values():
             if folder.exists():
                 folder.rename(work / f"{folder.name}.old")

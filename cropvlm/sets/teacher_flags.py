@@ -32,6 +32,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_api_flags(parser)
     add("--output_path", type=output_path, default="datasets/cropvlm_dataset", help="_sft and _grpo are added")
     add("--growth", type=factor, nargs=5, default=GROWTH, help="area multipliers, smallest fifth first (45 10 4 2 1)")
+    add(
+        "--teacher_box_format",
+        choices=("pixels", "relative"),
+        default="pixels",
+        help="of the image as the teacher sees it (Qwen2.5-VL), or 0 to 1000 (a Qwen3-VL behind a server)",
+    )
     add("--from_journal", action="store_true", help="grow and save again, without the teacher")
     add("--push_to_hub", type=nonempty, metavar="REPO", help="send both parts and the card there as well")
     add("--min_pixels", type=positive, help="of the image as the teacher sees it; default: its own")

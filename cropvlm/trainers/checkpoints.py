@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
 from cropvlm.errors import UserError, listed, shorten
-from cropvlm.runs.files import write_json
+from cropvlm.runs.files import open_to_group, write_json
 from cropvlm.runs.provenance import RECORD, file_checksum, model_checksum, rows_checksum, sources_of
 from cropvlm.trainers.micro_batches import differs_by_micro_batch
 
@@ -142,6 +142,7 @@ class CheckpointRecorder(TrainerCallback):
         PartialState().wait_for_everyone()
         if args.should_save and can_resume(args, state.global_step, state.max_steps):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            open_to_group(folder)
             files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
             write_record(folder, add_steps(self.run, state), (file for file in files if file.name != RECORD))
             if self.limit:

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from cropvlm.errors import failure
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.adapters import adapter_base
+from cropvlm.runs.files import open_to_group
 from cropvlm.runs.provenance import library_versions
 from cropvlm.trainers.checkpoints import RECORD, add_steps, write_record
 from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype
@@ -130,6 +131,7 @@ def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict])
 
 def _put_in_place(new: Path, folder: Path, run: dict[str, dict]) -> None:
     """Replace the result in `folder` by the one in `new`."""
+    open_to_group(new)
     # Not the card, which a user may edit, nor the merged model, which can be made again.
     files = [Path(file.name) for file in new.iterdir() if file.is_file() and file.name != "README.md"]
     forget_result(folder)

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and nothing else is touched or left behind."""
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cropvlm.errors import UserError
-from cropvlm.runs.files import check_writable, write_json
+from cropvlm.runs.files import check_writable, open_locked, open_to_group, write_json
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -119,3 +120,24 @@ def test_new_files_have_the_permissions_of_others(tmp_path):
     (tmp_path / "other").touch()
     write_json(tmp_path / "a.json", [])
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_a_library_withholds_is_given_as_the_umask_asks(tmp_path):
+    (tmp_path / "weights").touch(0o600)
+    (tmp_path / "program").touch(0o700)
+    before = os.umask(0o027)
+    open_to_group(tmp_path)
+    os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("weights", "program")] == [0o640, 0o740]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with open_locked(tmp_path / "a") as file:
+        file.write(b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+    assert "without locks: start no second run there" in caplog.text

@@ -1,7 +1,9 @@
 """Rows split over processes, and which environments say that there are several."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -127,3 +129,18 @@ def test_torch_gets_as_many_threads_as_the_quota_allows(given, expected, monkeyp
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == expected
+
+
+def test_workers_meet_in_a_folder_with_a_short_name(tmp_path):
+    """The path of a socket may have 107 letters; with a longer one workers wait for ever."""
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    program = (
+        "import multiprocessing.util, tempfile; from cropvlm.runs.processes import shorten_socket_paths as shorten\n"
+        "shorten(); print(multiprocessing.util.get_temp_dir(), tempfile.gettempdir())"
+    )
+    options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).resolve().parents[2]}
+    done = subprocess.run([sys.executable, "-c", program], env={"TMPDIR": str(folder)}, **options)
+    sockets, others = done.stdout.split()
+    assert sockets.startswith("/tmp/pymp-")
+    assert others == str(folder)
