@@ -145,7 +145,7 @@ def address(tmp_path_factory, tiny_smolvlm, tiny_world) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "log"
-    # As on a shared machine behind a proxy: another user's /tmp/gradio, and variables that other pages were given.
+    # As on a shared machine behind a proxy: another user's folder of gradio, and variables that other pages were given.
     (folder / "gradio").touch()
     environment = {key: value for key, value in os.environ.items() if key.lower() != "no_proxy"}
     environment |= {"TMPDIR": str(folder), "http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}
