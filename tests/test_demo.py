@@ -114,9 +114,7 @@ def test_mistakes_end_with_one_line(tmp_path, flags, problem):
 
 
 # The page in earnest: started as a user does, without flags, in a folder that looks like one after the miniature.
-GRADIO = Path(
-    os.environ.get("CROPVLM_DEMO_PYTHON", ROOT / ".venv/demo/bin/python3")
-)  # where scripts/demo.sh installs it
+GRADIO = Path(os.environ.get("CROPVLM_DEMO_PYTHON", ROOT / ".venv/demo/bin/python3"))  # made by scripts/demo.sh
 CLIENT = """
 import json, sys
 from gradio_client import Client, handle_file
