@@ -39,6 +39,9 @@ class GRPOPolicyArguments(PolicyArguments):
     reward: Literal["likelihood", "accuracy"] = HfArg(
         default="likelihood", help="log-likelihood of the answer, or accuracy of the generated one"
     )
+    crop_cost: float | None = HfArg(
+        default=None, help="price of a crop that takes as many tokens as the full image; `Not needed.` is free"
+    )
     reward_batch_size: int | None = HfArg(default=None, help="completions scored at once; default: all of a step")
     log_crops_every: int = HfArg(default=50, help="steps between pictures of boxes in {output_dir}/crops; 0 draws none")
 
@@ -105,11 +108,17 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
 
 
 def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> list:
-    """The two rewards, whose sum is the paper's."""
+    """The two rewards, whose sum is the paper's; with a price for crops three."""
     from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 
     reward = {"likelihood": AnswerLikelihoodReward, "accuracy": AnswerAccuracyReward}[policy.reward]
-    return [validity_reward, reward(answerer, processor, policy.reward_batch_size)]
+    may_decide = policy.crop_cost is not None
+    answer_reward = reward(answerer, processor, policy.reward_batch_size, may_decide)
+    if not may_decide:
+        return [validity_reward, answer_reward]
+    from cropvlm.trainers.crop_cost import CropCostReward, decision_reward
+
+    return [decision_reward, answer_reward, CropCostReward(policy.crop_cost, processor)]
 
 
 def main() -> None:

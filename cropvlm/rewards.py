@@ -35,12 +35,14 @@ class _AnswererReward:
 
     model, processor: as `cropvlm.modeling` loads them; `UserError` for a family whose answers cannot be scored.
     batch_size: completions in one forward pass; None takes all of a step. Halved for good where memory is too small.
+    may_decide: `Not needed.` is scored by the full image alone, not as a broken box.
     """
 
-    def __init__(self, model: Any, processor: Any, batch_size: int | None = None):
+    def __init__(self, model: Any, processor: Any, batch_size: int | None = None, may_decide: bool = False):
         if not shares_encodings(model, processor):
             raise UserError(f"a {type(model).__name__} as reward VLM; expected a SmolVLM, LLaVA-1.5 or Qwen2.5-VL")
         self.model, self.processor, self.batches = model, processor, Batches(batch_size)
+        self.may_decide = may_decide
 
     def __call__(
         self,
@@ -55,8 +57,8 @@ class _AnswererReward:
         image: the full-resolution image of each completion, decoded; a group shares one object.
         Raises `BatchTooLarge` where memory does not hold a single completion.
         """
-        crops, order = distinct_crops(completions, image, question, answers)
-        rows = [((image[i], crop), question[i], answers[i]) for i, crop in crops]
+        crops, order = distinct_crops(completions, image, question, answers, self.may_decide)
+        rows = [((image[i], crop) if crop else (image[i],), question[i], answers[i]) for i, crop in crops]
         scores = []
         for score in self.batches.run(lambda part: self.score(*zip(*part, strict=True)), rows):
             if isinstance(score, BatchTooLarge):
@@ -91,7 +93,7 @@ class AnswerAccuracyReward(_AnswererReward):
     __name__ = "answer_accuracy_reward"
 
     def score(self, images: Sequence, questions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
-        messages = [answerer_messages(question, 2) for question in questions]
+        messages = [answerer_messages(q, len(shown)) for q, shown in zip(questions, images, strict=True)]
         options = {"max_new_tokens": MAX_ANSWER_TOKENS, "batch_size": len(questions)}
         texts = generate_texts(self.model, self.processor, messages, images, **options)
         return [answer_accuracy(clean_answer(text), own) for text, own in zip(texts, answers, strict=True)]
@@ -107,11 +109,12 @@ def distinct_crops(
     images: Sequence[Image.Image],
     questions: Sequence[str],
     answers: Sequence[Sequence[str]],
-) -> tuple[list[tuple[int, Image.Image]], list[int]]:
+    may_decide: bool = False,
+) -> tuple[list[tuple[int, Image.Image | None]], list[int]]:
     """Cut every distinct crop once: a prompt's equal boxes, and all its broken ones, are scored as one.
 
     Returns (row, crop) of each distinct crop, `row` being the first completion that asks for it; and for every
-    completion the position of its crop in that list.
+    completion the position of its crop in that list. With `may_decide` the crop of `Not needed.` is None.
     """
     positions: dict[tuple, int] = {}
     crops: list[tuple[int, Image.Image]] = []
@@ -119,10 +122,11 @@ def distinct_crops(
     rows = zip(completions, images, questions, answers, strict=True)
     for i, (completion, image, question, references) in enumerate(rows):
         text = completion_text(completion)
-        key = (id(image), question, tuple(references), boxes.parse_bbox(text))
+        not_needed = may_decide and boxes.is_not_needed(text)
+        key = (id(image), question, tuple(references), boxes.parse_bbox(text), not_needed)
         if key not in positions:
             positions[key] = len(crops)
-            crops.append((i, crop_or_corner(image, text)))
+            crops.append((i, None if not_needed else crop_or_corner(image, text)))
         order.append(positions[key])
     return crops, order
 

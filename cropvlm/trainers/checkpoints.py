@@ -40,15 +40,21 @@ PARTS = re.compile("(per_device_train_batch_size|gradient_accumulation_steps)") 
 # What a launcher, or a shell, decides the computation by.
 ENVIRONMENT = re.compile("(ACCELERATE_(?!.*(PROCESS|PORT|IP))|FSDP_|TORCH_ALLOW_TF32|NVIDIA_TF32)")
 MODELS = ("base_model", "processor", "vqa_model")
+UNLESS_GIVEN = ("crop_cost",)  # settings that are left out where nothing was given
 
 
 class DifferentRun(UserError):
     """A checkpoint or a finished model comes from a run with other settings."""
 
 
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of `UNLESS_GIVEN` for which nothing was given."""
+    return {name: value for name, value in settings.items() if value is not None or name not in UNLESS_GIVEN}
+
+
 def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     """Return what determines the weights: `settings` by name, and `contents`, checksums of models in local folders."""
-    settings = vars(policy) | args.to_dict() | {"processes": args.world_size * max(1, args.n_gpu)}
+    settings = given(vars(policy)) | args.to_dict() | {"processes": args.world_size * max(1, args.n_gpu)}
     settings["rows_a_step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
     settings["environment"] = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.match(name)}
     left_out = [INDIFFERENT] if args.load_best_model_at_end else [INDIFFERENT, MEASURING]
@@ -81,8 +87,9 @@ def add_steps(run: dict[str, dict], state: TrainerState) -> dict[str, dict]:
 def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
     """Return what two runs differ in, in words. A path counts by what it holds, where both runs know that."""
     found = []
-    for name in sorted(theirs["settings"].keys() & ours["settings"].keys()):
-        there, here = theirs["settings"][name], ours["settings"][name]
+    either = (theirs["settings"].keys() | ours["settings"].keys()) & set(UNLESS_GIVEN)
+    for name in sorted((theirs["settings"].keys() & ours["settings"].keys()) | either):
+        there, here = (run["settings"].get(name) for run in (theirs, ours))
         held = [run["contents"].get(name) for run in (theirs, ours)]
         if there != here and (None in held or held[0] != held[1]):
             found.append(f"{name} {shorten(repr(there))} there, {shorten(repr(here))} here")

@@ -18,7 +18,7 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import open_to_group
 from cropvlm.runs.provenance import library_versions
-from cropvlm.trainers.checkpoints import RECORD, add_steps, write_record
+from cropvlm.trainers.checkpoints import RECORD, add_steps, given, write_record
 from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def save_card(trainer: Any, folder: str | Path, name: str) -> None:
         rows=len(trainer.train_dataset),
         steps=trainer.state.global_step,
         figures=_listed(latest_figures(trainer.state.log_history)),
-        settings=_listed(vars(policy) | own_settings),
+        settings=_listed(given(vars(policy)) | own_settings),
         versions=_listed(library_versions()),
     )
     ModelCard(card).save(Path(folder) / "README.md")

@@ -16,6 +16,7 @@ from trl import GRPOTrainer, SFTTrainer
 from cropvlm.models.readers import image_reader
 from cropvlm.rewards import completion_text
 from cropvlm.trainers.box_logging import box_figures, draw_groups, log_picture
+from cropvlm.trainers.crop_cost import CollapseWarning
 from cropvlm.trainers.evaluation import CropAccuracy
 from cropvlm.trainers.images import ImageCollator
 from cropvlm.trainers.results import save_card
@@ -108,6 +109,7 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     # Relies on: images reaching the model only through `processing_class` and the model's `get_image_features`.
     def __init__(self, policy: PolicyArguments, model: Any, processing_class: Any, args: Any, **kwargs: Any):
         self.shared_images = SharedImages(model, processing_class)
+        self.collapse_warning = CollapseWarning()
         if args.per_device_train_batch_size % args.num_generations == 0:
             self.group = args.num_generations
         numbered = self.shared_images.processor
@@ -166,7 +168,12 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     # Relies on: `_log_metric` averaging what it is given over the steps between two logs.
     def _log_boxes(self, inputs: list[dict], texts: list[str], rewards: Tensor) -> None:
         # A group may be spread over processes: every process computes the figures of all.
-        for name, values in box_figures(gather_object(texts), rewards, self.num_generations).items():
+        figures = box_figures(gather_object(texts), rewards, self.num_generations)
+        if self.policy_arguments.crop_cost is not None:
+            self.collapse_warning(figures["boxes/not_needed"])
+        elif not any(figures.get("boxes/not_needed", [])):
+            figures.pop("boxes/not_needed", None)
+        for name, values in figures.items():
             for value in values:
                 self._log_metric(name, value)
         step, every = self.state.global_step, self.policy_arguments.log_crops_every
