@@ -144,7 +144,7 @@ def build(cropper: Crop, answerer: Ask, examples: list):
 def main() -> None:
     args = parse_args()
     with tempfile.TemporaryDirectory(prefix="cropvlm_demo_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # /tmp/gradio may be another user's
+        os.environ["GRADIO_TEMP_DIR"] = folder  # the default one may be another user's
         serve(args)
 
 
