@@ -4,7 +4,7 @@
     python3 benchmarks/gpu_table.py --only boxes --tiny          (on a CPU: do the lines run?)
 
 Each line is a benchmark of its own, run as a process with a time limit: one that fails leaves its reason in the table,
-beside what it had measured before. Below the table stand the lines for `rates.yaml`.
+beside what it had measured before.
 """
 
 import argparse
@@ -83,8 +83,8 @@ TINY = {
 }
 
 
-def run(line: Line, tiny: bool) -> tuple[float | None, str]:
-    """Our figure, and a row of the table: the work, our figure, the other way's, the ratio; or why one is missing."""
+def run(line: Line, tiny: bool) -> str:
+    """A row of the table: the work, our figure, the other way's, the ratio; or why a figure is missing."""
     script, *flags = line.command.split()
     limit, environment = line.limit, dict(os.environ)
     if tiny:
@@ -109,16 +109,7 @@ def run(line: Line, tiny: bool) -> tuple[float | None, str]:
     ratio = ""
     if ours and other:
         ratio = f"{other / ours if line.unit == 's' else ours / other:.2f}"
-    return ours, f"| {line.work} | {first} | {second} | {ratio} |"
-
-
-def rate(line: Line, ours: float) -> str:
-    """A line for rates.yaml, in rows per second whatever the unit."""
-    px, prompts = re.search(r"(\d+) px", line.work), re.search(r"(\d+) prompts", line.work)
-    what = line.work[: px.start()].strip() if px else line.work
-    per_second = ours if line.unit == "rows/s" else int(prompts[1]) / ours
-    name = machine().split(",")[0]
-    return f"- {{what: {what}, gpu: {name}, px: {px[1] if px else 'null'}, rows_per_second: {per_second:.4g}}}"
+    return f"| {line.work} | {first} | {second} | {ratio} |"
 
 
 def main() -> None:
@@ -128,13 +119,9 @@ def main() -> None:
     args = parser.parse_args()
     note = "Tiny models, next to no rows: whether the lines run, nothing else.\n\n" if args.tiny else ""
     print(f"### {machine()}, {datetime.date.today()}\n\n{note}| work | ours | other way | ratio |\n|---|---|---|---|")
-    rates = []
     for line in LINES:
         if any(part in line.work for part in args.only):
-            ours, row = run(line, args.tiny)
-            print(row, flush=True)
-            rates += [rate(line, ours)] if ours else []
-    print("\nFor benchmarks/rates.yaml:", *rates, sep="\n")
+            print(run(line, args.tiny), flush=True)
 
 
 if __name__ == "__main__":

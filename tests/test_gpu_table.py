@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -23,15 +22,6 @@ def test_all_lines_together_keep_within_twenty_minutes(gpu_table):
     assert sum(line.limit for line in gpu_table.LINES) < 20 * 60
     tiny = sum(gpu_table.TINY[line.command.split()[0]][1] for line in gpu_table.LINES)
     assert tiny < 8 * 60
-
-
-def test_the_rates_are_what_the_table_prints(gpu_table):
-    """Rows a second, also of a line that is measured in seconds for 16 prompts."""
-    printed = [yaml.safe_load(gpu_table.rate(line, 2))[0] for line in gpu_table.LINES]
-    recorded = yaml.safe_load((FOLDER / "rates.yaml").read_text())
-    assert {(r["what"], r["px"]) for r in printed} == {(r["what"], r["px"]) for r in recorded}
-    assert {r["rows_per_second"] for r in printed if r["what"] == "GRPO step"} == {8}  # 16 prompts in 2 s
-    assert {r["rows_per_second"] for r in printed if r["what"] != "GRPO step"} == {2}
 
 
 def of(gpu_table, command: str, limit: int = 60):
@@ -56,9 +46,8 @@ def of(gpu_table, command: str, limit: int = 60):
 def test_a_row(gpu_table, monkeypatch, tmp_path, program, row):
     (tmp_path / "script.py").write_text(program)
     monkeypatch.setattr(gpu_table, "FOLDER", tmp_path)
-    ours, printed = gpu_table.run(of(gpu_table, "script.py", 1 if "sleep" in program else 60), tiny=False)
+    printed = gpu_table.run(of(gpu_table, "script.py", 1 if "sleep" in program else 60), tiny=False)
     assert printed == f"| work | {row} |"
-    assert ours == (2 if "ours" in program else None)
 
 
 @pytest.mark.slow
@@ -67,7 +56,7 @@ def test_a_line_of_each_benchmark_runs():
     only = ["boxes 512", "GRPO step 512", "SFT 512", "teacher"]
     call = [sys.executable, FOLDER / "gpu_table.py", "--tiny", "--only", *only]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
-    heading, _, _, _, columns, _, *rows = done.stdout.split("\n\nFor")[0].splitlines()
+    heading, _, _, _, columns, _, *rows = done.stdout.splitlines()
     assert re.fullmatch(r"### .+, torch .+, \d{4}-\d\d-\d\d", heading)
     assert columns == "| work | ours | other way | ratio |"
     assert len(rows) == len(only)
