@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from cropvlm.boxes import bbox_area_pct
 from cropvlm.runs.drawing import new_figure
 from cropvlm.runs.scoring import standard_error
+from reporting.need import NeedCurve
 from reporting.pairs import Pair
 from reporting.results import Result
 
@@ -72,6 +73,22 @@ def draw_gains_by_size(pairs: Sequence[Pair], names: Sequence[str]) -> str:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # they may span less than a decade
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
+    _legend(figure, axes)
+    return _svg(figure)
+
+
+def draw_need(curve: NeedCurve, span: tuple[float, float], unit: str) -> str:
+    """Return the score against the cost of a question, from no crop to all. span: the costs of both, in `unit`."""
+    figure, axes = _figure(3.6)
+    for name, order in curve.orders.items():
+        scores = curve.accuracies(order)
+        axes.plot(np.linspace(*span, len(scores)), scores, label=name, linestyle="-" if name == "decide" else "--")
+    never, always = scores[0], scores[-1]
+    axes.plot(span, (never, always), color=GREY, label="random")
+    own = curve.own_crops / len(curve.needs)
+    at = span[0] + own * (span[1] - span[0])
+    axes.plot(at, curve.accuracies(curve.orders["decide"])[curve.own_crops], "o", color="#222", label="threshold 0")
+    axes.set(xlabel=f"{unit} a question, the answerer's", ylabel="score")
     _legend(figure, axes)
     return _svg(figure)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from cropvlm.runs.files import check_writable, write_json
-from reporting import plots, tables
+from reporting import need, plots, tables
 from reporting.claims import Claims, Setting, read_claims
 from reporting.costs import costs
 from reporting.examples import examples
@@ -47,6 +47,18 @@ class Report:
         return self.claims.title if self.claims else f"{self.results[0].path.name} against {self.results[1].path.name}"
 
     @cached_property
+    def need_curves(self) -> list[need.NeedCurve]:
+        return need.need_curves(self.pairs)
+
+    def span(self, pair: Pair) -> tuple[tuple[float, float], str]:
+        """What a question costs the answerer without the crop and with it, and in what unit."""
+        costs = [self.costs[self.results.index(result)] for result in (pair.before, pair.after)]
+        for key, unit in (("image_tokens_per_question", "visual tokens"), ("images_per_question", "images")):
+            if all(cost[key] is not None for cost in costs):
+                return (costs[0][key], costs[1][key]), unit
+        raise AssertionError("the number of images is always known")
+
+    @cached_property
     def costs(self) -> list[dict]:
         return [costs(result) for result in self.results]
 
@@ -78,7 +90,7 @@ def judge_folder(folder: Path, claims_file: Path, names: Mapping[str, str]) -> R
     known = [result for result in found if result.benchmark in claims.benchmarks]
     if len(known) < len(found):
         logger.warning("%d answer files of other benchmarks are left out", len(found) - len(known))
-    results = [result for result in known if result.control is None]
+    results = [result for result in known if result.control is None and result.need_threshold is None]
     compared = pairs(results)
 
     def command(settings: Sequence[Setting]) -> str:
@@ -106,6 +118,8 @@ def write(report: Report, folder: Path, example_count: int) -> None:
     content = tables.to_json(report.claims, report.verdicts, report.results, names, report.costs, report.pairs)
     if report.gains:
         content["gains"] = [to_json(gain) for gain in report.gains]
+    if report.need_curves:
+        content["need"] = [curve.summary() for curve in report.need_curves]
     write_json(paths["report.json"], content)
     _write_text(paths["report.md"], _markdown(report, listed))
     pair = report.shown_pair
@@ -150,6 +164,9 @@ def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
     if report.gains:
         lines = [row for gain in report.gains for row in gain_rows(gain, report.name(gain.pair.after))]
         listed.append(("Where the gain comes from", COLUMNS, lines))
+    if report.need_curves:
+        lines = [need.need_row(curve, report.name(curve.pair.after)) for curve in report.need_curves]
+        listed.append(("Whether to crop", need.COLUMNS, lines))
     names = [report.name(result) for result in report.results]
     listed.append(("Scores and costs", tables.FILE_COLUMNS, tables.file_rows(report.results, names, report.costs)))
     return listed
@@ -171,6 +188,10 @@ def _plots(report: Report) -> list[tuple[str, str]]:
         drawn.append(("Areas of the boxes", plots.draw_areas(shown, [report.name(result) for result in shown])))
     if any(pair.region_areas for pair in report.pairs):
         drawn.append(("Gain by the size of the region", plots.draw_gains_by_size(report.pairs, of_pairs)))
+    for curve in report.need_curves:
+        drawn.append(
+            (f"Whether to crop: {report.name(curve.pair.after)}", plots.draw_need(curve, *report.span(curve.pair)))
+        )
     return drawn
 
 

@@ -48,6 +48,11 @@ class Result:
         return self.settings.get("control")
 
     @property
+    def need_threshold(self) -> float | None:
+        """The need from which on a row got its crop; None where all rows did, or none."""
+        return self.settings.get("need_threshold")
+
+    @property
     def box_key(self) -> str | None:
         """What tells the cropper's boxes behind the answers from others."""
         return self.settings.get("boxes")

@@ -1,0 +1,79 @@
+"""The curve of whether to crop, by hand, and in the report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
+
+from cropvlm.runs import scoring
+from reporting import results
+from reporting.need import need_curves
+from reporting.pairs import pairs
+from reporting.report import judge_folder, write
+
+BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path, monkeypatch):
+    """Work in a folder with 100 rows: 40 right without the crop, 60 with it (rows 40 to 59 gain)."""
+    monkeypatch.chdir(tmp_path)
+    results._load_rows.cache_clear()
+    monkeypatch.setattr(scoring, "RESAMPLES", 200)
+    write_rows(Path("rows"))
+    write_boxes(Path("p/sft_bbox.json"), BOXES, "models/sft", "rows")
+    write_answers(Path("p/none_answers.json"), right(40), "rows")
+    write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=BOXES)
+
+
+def write_needs(needs: list[float]) -> None:
+    records = json.loads(Path("p/sft_bbox.json").read_text())
+    Path("p/sft_bbox.json").write_text(
+        json.dumps([record | {"need": need} for record, need in zip(records, needs, strict=True)])
+    )
+
+
+def curve():
+    (found,) = need_curves(pairs(results.read_folder("p")))
+    return found
+
+
+def test_a_curve_by_hand():
+    # Rows 50 to 99 ask for a crop, row 50 most: ten of the 20 that it would help.
+    write_needs([99 - abs(i - 50) - 49.5 if i >= 50 else i - 50.0 for i in range(100)])
+    decide = curve().accuracies(curve().orders["decide"])
+    assert decide[[0, 5, 10, 50, 60, 100]].tolist() == pytest.approx([40, 45, 50, 50, 60, 60])
+    assert curve().accuracies(curve().orders["oracle"])[[10, 20, 100]].tolist() == pytest.approx([50, 60, 60])
+    summary = curve().summary()
+    assert (summary["never"], summary["always"], summary["decides_itself"]) == pytest.approx((40, 60, 50))
+    assert summary["crops_pct"] == 50
+    assert (summary["precision"], summary["recall"]) == (1, 0.5)
+    # From k = 60 on nothing is lost. At 59 one row is: 1 +- 1.96 points may be more than 1.
+    assert summary["largest_saving_pct"] == 40
+    random = np.linspace(40, 60, 101)
+    assert summary["area_above_random"] == pytest.approx((decide - random).mean())
+
+
+def test_a_file_without_needs_has_no_curve_nor_one_made_at_a_threshold():
+    assert need_curves(pairs(results.read_folder("p"))) == []
+    write_needs([1.0] * 100)
+    write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=BOXES, settings={"need_threshold": 0.0})
+    assert need_curves(pairs(results.read_folder("p"))) == []
+
+
+def test_the_report_has_a_table_and_a_picture():
+    Path("claims.yaml").write_text(CLAIMS)
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    write(made, Path("plain"), 5)
+    assert "Whether to crop" not in Path("plain/report.html").read_text()
+    assert "need" not in json.loads(Path("plain/report.json").read_text())
+    write_needs([float(i - 39) for i in range(100)])
+    write_answers(Path("p/half_answers.json"), right(50), "rows", boxes=BOXES, settings={"need_threshold": 9.0})
+    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    assert len(made.results) == 2  # the answers at a threshold are no result of the setting
+    write(made, Path("out"), 5)
+    assert "| rows: small, SFT | 40.00 | 60.00 | 60.00 | 61.00 |" in Path("out/report.md").read_text()
+    assert json.loads(Path("out/report.json").read_text())["need"][0]["recall"] == 1
+    assert "<figcaption>Whether to crop: rows: small, SFT</figcaption>" in Path("out/report.html").read_text()
