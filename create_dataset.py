@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run, start_logging
-from cropvlm.sets.teacher_flags import add_flags, remedies, teacher_of
+from cropvlm.sets.teacher_flags import add_flags, teacher_of
 
 logger = logging.getLogger("cropvlm.create_dataset")
 
@@ -124,8 +124,7 @@ def log_result(report: dict, parts: dict[str, Any], folders: dict[str, Path]) ->
 def main() -> int:
     args = parse_args()
     start_logging(args)
-    with remedies():
-        return create_dataset(args)
+    return create_dataset(args)
 
 
 if __name__ == "__main__":

@@ -34,18 +34,6 @@ def listed(texts: Sequence[str], limit: int = 20, length: int = 100, separator: 
 
 
 @contextlib.contextmanager
-def remedy(words: str, of: type[UserError] = UserError) -> Iterator[None]:
-    """Add to an error of the library what the user can do: `with remedy("leave --longest_edge out", ImageSizeError):`.
-
-    The library says what it saw and expected; only scripts and argument modules know the flags.
-    """
-    try:
-        yield
-    except of as error:
-        raise UserError(f"{error}; {words}") from error
-
-
-@contextlib.contextmanager
 def failure(words: str, kind: type[UserError] = UserError) -> Iterator[None]:
     """Turn whatever a library raises into a `UserError` of one line that opens with `words`; the cause is logged.
 

@@ -11,13 +11,9 @@ from datasets import load_from_disk
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from cropvlm.data.catalog import locate
-from cropvlm.errors import UserError, failure, remedy
+from cropvlm.errors import failure
 
 UNKNOWN_LICENCE = "see the source"
-
-
-class PushError(UserError):
-    """The data set was saved, but could not be sent to the Hub."""
 
 
 def licence(dataset_path: str) -> str:
@@ -36,16 +32,17 @@ def prepare_repository(repo: str) -> None:
     Raises `UserError` if it cannot be written to.
     """
     login = "log in with `hf auth login` and name a repository of yours"
-    with remedy(login), failure(f"the repository {repo} cannot be made"):
+    with failure(f"the repository {repo} cannot be made; {login}"):
         HfApi().create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
 
 
 def push(repo: str, folders: dict[str, Path]) -> None:
     """Send the saved parts (name -> folder) as configurations of the repository, then the card and the report.
 
-    Raises `PushError`; what is saved here stays.
+    Raises `UserError`; what is saved here stays.
     """
-    with failure(f"the data set cannot be sent to {repo}", PushError):
+    again = "all is saved here, push again with --from_journal"
+    with failure(f"the data set cannot be sent to {repo}; {again}"):
         for part, folder in folders.items():
             load_from_disk(str(folder)).push_to_hub(repo, config_name=part, split="train")
         first = next(iter(folders.values()))

@@ -29,9 +29,7 @@ from cropvlm.sets.asking import Teacher, TeacherPrompts, inspect_rows, is_respon
 
 logger = logging.getLogger(__name__)
 
-
-class MissingResponses(UserError):
-    """Responses were to be taken from a journal that lacks them."""
+ASK = "leave --from_journal out to ask the teacher"
 
 
 def teacher_settings(teacher: Teacher) -> dict:
@@ -49,7 +47,7 @@ def teacher_settings(teacher: Teacher) -> dict:
 
 
 def settings_in_journal(target: str) -> dict:
-    """Return the settings that the journal of `target` was begun with; `MissingResponses` if a teacher began none."""
+    """Return the settings that the journal of `target` was begun with; `UserError` if a teacher began none."""
     path = Journal(target, {}).path
     try:
         with path.open() as file:
@@ -57,7 +55,7 @@ def settings_in_journal(target: str) -> dict:
         if missing := {"model_path", "min_pixels", "max_pixels", "max_new_tokens", "prompt"} - settings.keys():
             raise ValueError(f"its settings lack {', '.join(sorted(missing))}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MissingResponses(f"{path} is not a readable journal of a teacher ({error})") from error
+        raise UserError(f"{path} is not a readable journal of a teacher ({error}); {ASK}") from error
     return settings
 
 
@@ -77,13 +75,13 @@ class Asking:
         """Return the record (see `response_records`) of every row, in order.
 
         A row whose image is found unreadable now is a row with an error, whatever the journal holds.
-        Raises `MissingResponses` with `only_journal` if there are any to ask for.
+        Raises `UserError` with `only_journal` if there are any to ask for.
         """
         self._take_over(journal)
         inspected, missing, rejected = self._survey(list(journal.rows.values()))
         if self.only_journal and missing:
             rows = f"{len(missing)} of {len(self.rows)} rows, {missing[0]!r} first"
-            raise MissingResponses(f"{journal.path} has no response to {rows}")
+            raise UserError(f"{journal.path} has no response to {rows}; {ASK}")
         logger.info("%d of %d responses are in %s", len(self.rows) - len(missing), len(self.rows), journal.path)
         if missing:
             self._ask_share(journal, inspected, missing, rejected)

@@ -17,21 +17,18 @@ from cropvlm.sets.sources import Source
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
 OWN_FILES = ("*.arrow", "dataset_info.json", "state.json", "README.md", "teacher_report.*", "cache-*", "tmp*")
+ANOTHER = "name another --output_path"
 MARKER = ".made_by_create_dataset"  # tells a folder that an interrupted run left from one of the user's
-
-
-class OutputError(UserError):
-    """The data set cannot be saved where it was to go."""
 
 
 def output_folders(target: str, sources: Sequence[Source]) -> dict[str, Path]:
     """Return `{target}_sft` and `{target}_grpo`: free, or saved before and to be replaced.
 
-    Raises `OutputError` where the user's own files would be replaced: a source, a folder within or around one, a link,
+    Raises `UserError` where the user's own files would be replaced: a source, a folder within or around one, a link,
     or a folder with anything else in it.
     """
     folders = {part: Path(f"{target}_{part}") for part in ("sft", "grpo")}
-    with failure(f"cannot save to {target}", OutputError):  # such as a name that is too long
+    with failure(f"cannot save to {target}; {ANOTHER}"):  # such as a name that is too long
         for folder in folders.values():
             _check_replaceable(folder)
             for source in sources:
@@ -41,15 +38,16 @@ def output_folders(target: str, sources: Sequence[Source]) -> dict[str, Path]:
 
 def _check_replaceable(folder: Path) -> None:
     if folder.is_symlink():
-        raise OutputError(f"{folder} is a symbolic link, which would be replaced")
+        raise UserError(f"{folder} is a symbolic link, which would be replaced; {ANOTHER}")
     if not folder.exists():
         return
     if not (folder / "dataset_info.json").is_file():
-        raise OutputError(f"{folder} exists and is not a saved data set")
+        raise UserError(f"{folder} exists and is not a saved data set; {ANOTHER}")
     if others := sorted(
         file.name for file in folder.iterdir() if not any(fnmatch(file.name, own) for own in OWN_FILES)
     ):
-        raise OutputError(f"{folder} holds {others[0]}, which is not part of a saved data set and would be lost")
+        told = f"{folder} holds {others[0]}, which is not part of a saved data set and would be lost"
+        raise UserError(f"{told}; {ANOTHER}")
 
 
 def _check_apart(folder: Path, source: Source) -> None:
@@ -59,13 +57,14 @@ def _check_apart(folder: Path, source: Source) -> None:
             continue
         there, here = Path(path).resolve(), folder.resolve()
         if there == here or there in here.parents or here in there.parents:
-            raise OutputError(f"{folder} and the source {path} are the same folder, or one lies in the other")
+            told = f"{folder} and the source {path} are the same folder, or one lies in the other"
+            raise UserError(f"{told}; {ANOTHER}")
 
 
 def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str, bytes]]) -> None:
     """Save each part in `{target}_{part}`, with its files by name: complete beside the targets, then moved there.
 
-    Raises `OutputError`; what the folders held before is then still there.
+    Raises `UserError`; what the folders held before is then still there.
     """
     folders = {part: Path(f"{target}_{part}") for part in parts}
     work = Path(target).with_name(f".{Path(target).name}.tmp")
@@ -88,7 +87,8 @@ def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str
     except UserError:
         raise
     except Exception as error:  # a full disk has many names: OSError, ArrowInvalid, RuntimeError
-        raise OutputError(f"cannot save {' and '.join(map(str, folders.values()))}: {one_line(error)}") from error
+        told = f"cannot save {' and '.join(map(str, folders.values()))}: {one_line(error)}"
+        raise UserError(f"{told}; {ANOTHER}") from error
     finally:
         with contextlib.suppress(OSError, UserError):  # what went wrong was said above
             _clear(work, folders.values())
@@ -101,7 +101,7 @@ def _clear(work: Path, folders: Iterable[Path]) -> None:
     is_folder = work.is_dir() and not work.is_symlink()
     contents = [path for path in work.iterdir() if path.name != MARKER] if is_folder else []
     if not is_folder or (contents and not (work / MARKER).exists()):
-        raise OutputError(f"{work} is in the way: this script did not make it")
+        raise UserError(f"{work} is in the way: this script did not make it; {ANOTHER}")
     for folder in folders:
         old = work / f"{folder.name}.old"
         if old.exists() and not folder.exists():

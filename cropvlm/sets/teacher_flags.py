@@ -1,12 +1,10 @@
 """The flags of `create_dataset.py`. Importing this takes neither torch nor datasets: a mistake is told at once."""
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from cropvlm.boxes import GROWTH
-from cropvlm.errors import UserError, remedy, shorten
+from cropvlm.errors import UserError, shorten
 from cropvlm.runs.cli import factor, fraction, nonempty, pixels, positive
 from cropvlm.runs.model_flags import add_api_flags, add_local_flags, refuse_beside_server, server_of
 from cropvlm.sets.asking import DEFAULT_TEACHER, Teacher
@@ -76,23 +74,6 @@ def teacher_of(args: argparse.Namespace) -> Teacher:
         gpu=args.gpu,
         attn_implementation=args.attn_implementation,
     )
-
-
-@contextlib.contextmanager
-def remedies() -> Iterator[None]:
-    """Add to errors of making the data set which flag sets them right."""
-    from cropvlm.sets.hub import PushError
-    from cropvlm.sets.responses import MissingResponses
-    from cropvlm.sets.saving import OutputError
-    from cropvlm.sets.usable_rows import NoReferences
-
-    with (
-        remedy("name another --output_path", OutputError),
-        remedy("leave --from_journal out to ask the teacher", MissingResponses),
-        remedy("box them all with --sft_share 1.0", NoReferences),
-        remedy("all is saved here, push again with --from_journal", PushError),
-    ):
-        yield
 
 
 def output_path(text: str) -> str:

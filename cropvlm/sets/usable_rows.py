@@ -17,10 +17,6 @@ from cropvlm.teacher import GrownBox
 logger = logging.getLogger(__name__)
 
 
-class NoReferences(UserError):
-    """No row that is left for GRPO has references."""
-
-
 def with_boxes(rows: Dataset, records: Sequence[dict], boxes: Sequence[GrownBox | None]) -> Dataset:
     """Return the rows that have a box, with `bbox` (4 ints, percent) and `teacher_response` from box and record."""
     columns = {
@@ -41,13 +37,13 @@ def with_boxes(rows: Dataset, records: Sequence[dict], boxes: Sequence[GrownBox 
 def with_references(rows: Dataset | None) -> Dataset | None:
     """Return the rows of the GRPO part that have references, which the reward needs.
 
-    Raises `NoReferences` if none has.
+    Raises `UserError` if none has.
     """
     if rows is None:
         return None
     kept = [i for i, answers in enumerate(rows["answers"]) if answers]
     if not kept:
-        raise NoReferences(f"none of the {len(rows)} rows for GRPO has references")
+        raise UserError(f"none of the {len(rows)} rows for GRPO has references; box them all with --sft_share 1.0")
     return _leave_out_others(rows, kept, "no references, left out of the GRPO part")
 
 

@@ -23,7 +23,7 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import TrlParser
 
 from cropvlm import training
-from cropvlm.errors import UserError, failure, remedy, shorten
+from cropvlm.errors import UserError, failure, shorten
 from cropvlm.runs.cli import batch_size, flag_error
 from cropvlm.trainers.hardware import settle_hardware, show_one_gpu
 from cropvlm.training import WARMUP, Schedule
@@ -233,9 +233,11 @@ def parse(types: tuple[type, ...], description: str = "") -> tuple[Any, ...]:
     parser = Parser(types, description, everything="--help_all" in flags)
     namespace = parser.parse_args(flags)
     if namespace.config is not None:
-        with remedy(f"correct {namespace.config}"):
+        try:
             configured = _config_flags(parser, namespace.config)
             parser.parse_args(configured)
+        except UserError as error:
+            raise UserError(f"{error}; correct {namespace.config}") from error
         namespace = parser.parse_args([*configured, *flags])
     _check_limits(vars(namespace))
     with failure("these settings do not work"):  # a package is missing, or TRL or transformers refuse a value

@@ -7,8 +7,9 @@ import pytest
 from datasets import Dataset, Image
 from published import BLUE, RED
 
+from cropvlm.errors import UserError
 from cropvlm.sets import saving
-from cropvlm.sets.saving import OutputError, output_folders, save_whole
+from cropvlm.sets.saving import output_folders, save_whole
 from cropvlm.sets.sources import parse_source
 
 
@@ -93,7 +94,7 @@ def test_what_was_there_stays_where_saving_fails(parts, tmp_path, monkeypatch, e
             raise error
 
     monkeypatch.setattr(Dataset, "save_to_disk", fails)
-    with pytest.raises(OutputError, match="cannot save"):
+    with pytest.raises(UserError, match="cannot save"):
         save_whole(str(tmp_path / "x"), {name: rows.select([0]) for name, rows in parts.items()}, FILES)
     assert snapshot(tmp_path) == before
     monkeypatch.setattr(Dataset, "save_to_disk", save_to_disk)
@@ -153,7 +154,7 @@ def link_of_the_user(work: Path) -> None:
 def test_what_has_the_temporary_name_is_not_touched(parts, tmp_path, make):
     make(tmp_path / ".x.tmp")
     before = snapshot(tmp_path)
-    with pytest.raises(OutputError, match=r"\.x\.tmp is in the way"):
+    with pytest.raises(UserError, match=r"\.x\.tmp is in the way"):
         save_whole(str(tmp_path / "x"), parts, FILES)
     assert snapshot(tmp_path) == before
 
@@ -189,25 +190,25 @@ def test_an_output_that_is_a_source(tmp_path, monkeypatch, source, target):
     (tmp_path / "up").mkdir()
     monkeypatch.chdir(tmp_path)
     sources = [parse_source(source.format(tmp=tmp_path))]
-    with pytest.raises(OutputError, match="is the same folder|one lies in the other|would be lost"):
+    with pytest.raises(UserError, match="is the same folder|one lies in the other|would be lost"):
         output_folders(target.format(tmp=tmp_path), sources)
 
 
 def test_an_output_that_is_a_link(tmp_path):
     (tmp_path / "x_sft").symlink_to(save_source(tmp_path / "elsewhere"))
-    with pytest.raises(OutputError, match="x_sft is a symbolic link"):
+    with pytest.raises(UserError, match="x_sft is a symbolic link"):
         output_folders(str(tmp_path / "x"), [])
 
 
 def test_an_output_that_holds_other_files(tmp_path):
     (save_source(tmp_path / "x_sft") / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"x_sft holds notes\.txt"):
+    with pytest.raises(UserError, match=r"x_sft holds notes\.txt"):
         output_folders(str(tmp_path / "x"), [])
 
 
 def test_an_output_that_is_no_saved_data_set(tmp_path):
     (tmp_path / "x_grpo").mkdir()
-    with pytest.raises(OutputError, match="x_grpo exists and is not a saved data set"):
+    with pytest.raises(UserError, match="x_grpo exists and is not a saved data set"):
         output_folders(str(tmp_path / "x"), [])
 
 
@@ -221,5 +222,5 @@ def test_outputs_beside_their_sources(tmp_path, monkeypatch):
 
 
 def test_a_name_that_is_too_long(tmp_path):
-    with pytest.raises(OutputError, match="File name too long"):
+    with pytest.raises(UserError, match="File name too long"):
         output_folders(str(tmp_path / ("x" * 300)), [])

@@ -3,7 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from cropvlm.sets.usable_rows import NoReferences, with_boxes, with_references
+from cropvlm.errors import UserError
+from cropvlm.sets.usable_rows import with_boxes, with_references
 from cropvlm.teacher import GrownBox
 
 
@@ -18,7 +19,7 @@ def test_rows_without_references_are_counted_by_source_and_named(caplog):
 
 def test_no_references_at_all():
     rows = Dataset.from_dict({"question_id": [1], "source": ["a"], "answers": [[]]})
-    with pytest.raises(NoReferences, match="none of the 1 rows for GRPO has references"):
+    with pytest.raises(UserError, match="none of the 1 rows for GRPO has references"):
         with_references(rows)
 
 
