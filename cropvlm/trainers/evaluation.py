@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from cropvlm.boxes import parse_bbox
+from cropvlm.boxes import is_not_needed, parse_bbox
 from cropvlm.crops import full_and_crop
 from cropvlm.data.rows import benchmark_for
 from cropvlm.generation import generate_texts
@@ -52,7 +52,8 @@ class CropAccuracy:
         ]
         answers = generate_texts(*self.answerer, *zip(*prompts, strict=True), max_new_tokens=MAX_ANSWER_TOKENS)
         scores = [self.score(clean_answer(answer), row["answers"]) for answer, row in zip(answers, rows, strict=True)]
-        return [(score, parse_bbox(box) is not None) for score, box in zip(scores, boxes, strict=True)]
+        valid = [parse_bbox(box) is not None or is_not_needed(box) for box in boxes]
+        return list(zip(scores, valid, strict=True))
 
 
 def load_held_out_rows(args: TrainerArguments) -> Dataset | None:
