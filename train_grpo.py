@@ -108,7 +108,7 @@ def make_trainer(args: GRPOArguments, policy: GRPOPolicyArguments) -> Any:
 
 
 def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> list:
-    """The two rewards, whose sum is the paper's; with a price for crops three."""
+    """The two rewards, whose sum is the release's; with a price for crops three."""
     from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 
     reward = {"likelihood": AnswerLikelihoodReward, "accuracy": AnswerAccuracyReward}[policy.reward]

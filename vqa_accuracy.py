@@ -6,7 +6,7 @@ Details come first; the last line is the score alone, 0 to 100. Data set, split 
 file's meta file unless flags name others. Predictions are joined to the rows on `question_id`; missing, duplicate or
 unknown ids are an error. Of a model that writes its reasoning first, what follows `</think>` is scored.
 
-As in the paper, VQA accuracy compares the lower-cased prediction with the unchanged references; `--metric
+As in the release, VQA accuracy compares the lower-cased prediction with the unchanged references; `--metric
 vqa_official` normalises both. HR-Bench's score is the mean over its cycles. Where questions have options the letter
 counts; with `--metric option` also an answer that is the text of one option, as lmms-eval and VLMEvalKit count it.
 """

@@ -7,7 +7,7 @@
 ours      groups share one encoding of their image, and the rewards of all completions are scored together
 trl       TRL's own `GRPOTrainer`, one prompt in a micro-step; a completion's reward is scored alone
 
-Random weights, the paper's settings, JPEGs of about 1024x768, from encoded bytes to the optimiser's step. Both ways
+Random weights, the release's settings, JPEGs of about 1024x768, from encoded bytes to the optimiser's step. Both ways
 really generate `--new_tokens` tokens, which the same boxes then replace, so that rewards and gradients can be compared
 and the crops are as many and as large as in training. Dropout is off in both.
 """
@@ -83,7 +83,7 @@ class Models:
         return model
 
     def policy(self, dtype: torch.dtype, processor: Any) -> Any:
-        """The model with the paper's LoRA, whose B is not zero, as after SFT."""
+        """The model with the release's LoRA, whose B is not zero, as after SFT."""
         policy = get_peft_model(self.model(dtype), GRPOPolicyArguments().lora_config())
         generator = torch.Generator().manual_seed(1)
         for name, weight in policy.named_parameters():

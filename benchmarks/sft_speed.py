@@ -3,7 +3,7 @@
     python3 benchmarks/sft_speed.py --longest_edge 2048 --steps 20          (on a GPU)
     python3 benchmarks/sft_speed.py --geometry miniature --steps 4
 
-Random weights, the paper's 16 rows a step, JPEGs of about 1024x768 from encoded bytes to the optimiser's step. The
+Random weights, the release's 16 rows a step, JPEGs of about 1024x768 from encoded bytes to the optimiser's step. The
 first step is not counted.
 """
 

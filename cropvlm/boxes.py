@@ -12,7 +12,7 @@ from cropvlm.prompts import without_reasoning
 
 Bbox = tuple[float, float, float, float]
 
-# Area multipliers of the teacher's boxes, smallest fifth of the boxes first (paper, data set construction).
+# Area multipliers of the teacher's boxes, smallest fifth of the boxes first (the release's).
 GROWTH = (45, 10, 4, 2, 1)
 
 NOT_NEEDED = "Not needed."  # what a cropper writes in a box's place where the full image will do
@@ -54,7 +54,7 @@ def decide(texts: Sequence[str], needs: Sequence[float], threshold: float) -> li
 
 
 def validity(text: str) -> float:
-    """Return 1.0 for a valid box, 0.25 for `Not needed.`, 0.0 for anything else (the paper's validity reward)."""
+    """Return 1.0 for a valid box, 0.25 for `Not needed.`, 0.0 for anything else (the release's validity reward)."""
     if is_not_needed(text):
         return 0.25
     return float(parse_bbox(text) is not None)

@@ -34,7 +34,7 @@ _CONTRACTIONS = {
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Return VQA accuracy as the paper scores it: the lower-cased prediction against the unchanged references.
+    """Return VQA accuracy as the release scores it: the lower-cased prediction against the unchanged references.
 
     That is the mean of min(1, matches / 3) over the sets that leave one reference out. Nothing else is normalised, so a
     reference with a capital letter never matches.

@@ -1,6 +1,6 @@
 """Every word that a model reads or is trained to write, as chat messages for `processor.apply_chat_template`.
 
-`str.capitalize()` lower-cases the rest of a question. The paper's models were trained so; it stays.
+`str.capitalize()` lower-cases the rest of a question. The release trains its models so; it stays.
 """
 
 import functools
@@ -20,7 +20,7 @@ TEACHER = (
 )
 OUTLINE = "Outline the region in the image that would help answer this question."
 BRIEF_ANSWER = "Give a very brief answer."
-MAX_BOX_TOKENS = 32  # of what the cropper writes (paper: GRPO)
+MAX_BOX_TOKENS = 32  # of what the cropper writes (the release's GRPO)
 
 
 class PromptSource(Protocol):
@@ -52,7 +52,7 @@ def answerer_messages(question: str, num_images: int, instruction: str = BRIEF_A
     Args:
         question: as in the data set.
         num_images: 1 for the full image alone, 2 for full image and crop, in this order.
-        instruction: what the benchmark asks for; the paper's brief answer by default.
+        instruction: what the benchmark asks for; the release's brief answer by default.
     """
     return _user_turn(num_images, f"{question.capitalize()}\n{instruction}")
 

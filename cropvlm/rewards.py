@@ -1,6 +1,6 @@
 """The rewards, as TRL's `GRPOTrainer` calls them: one value per completion, data set columns as keyword arguments.
 
-The paper's reward is validity plus what the frozen reward VLM makes of `[full image, crop]`: the log-likelihood of
+The reward is validity plus what the frozen reward VLM makes of `[full image, crop]`: the log-likelihood of
 the reference answer, or the accuracy of the answer that it generates.
 """
 
@@ -74,7 +74,7 @@ class _AnswererReward:
 
 
 class AnswerLikelihoodReward(_AnswererReward):
-    """Log-likelihood (at most 0) of the most frequent reference answer (the paper's better reward)."""
+    """Log-likelihood (at most 0) of the most frequent reference answer (the better reward, by notes on the paper)."""
 
     __name__ = "answer_likelihood_reward"  # what TRL logs it as
 
