@@ -91,9 +91,7 @@ def test_a_wrong_flag_is_one_line_without_the_usage_block(capsys):
     assert capsys.readouterr().err == "error: unrecognized arguments: --colour red; --help lists the flags\n"
 
 
-@pytest.mark.parametrize(
-    "flags", [["--api_key", "sk-1"], ["--api_key=sk-1"], ["--hub_token", "sk-1"], ["-key", "sk-1"]]
-)
+@pytest.mark.parametrize("flags", [["--api_key", "sk-1"], ["--hub_token=sk-1"]])
 def test_the_value_of_an_unknown_flag_for_a_key_is_not_shown(capsys, flags):
     assert exit_code(lambda: ArgumentParser("A script.").parse_args(flags)) == 2
     err = capsys.readouterr().err
@@ -184,7 +182,7 @@ def test_a_notebooks_backend_of_plots_does_no_harm(monkeypatch):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a bug"), KeyboardInterrupt()])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:
         run(raising(error))
