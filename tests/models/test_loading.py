@@ -119,3 +119,11 @@ def test_with_a_torchvision_that_lacks_lanczos(tiny_smolvlm, tiny_qwen, monkeypa
     assert type(qwen.image_processor).__name__ == "Qwen2VLImageProcessor"
     for processor in (smolvlm, qwen):
         ProcessorReader(processor).read(Image.new("RGB", (90, 60)))
+
+
+def test_an_fp8_checkpoint_is_float32_throughout_on_a_cpu(tiny_llava, tmp_path):
+    folder = shutil.copytree(tiny_llava, tmp_path / "fp8")
+    quantised = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    edit(folder / "config.json", quantization_config=quantised)
+    model = modeling.load_full_model(str(folder), torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
