@@ -37,8 +37,11 @@ INDIFFERENT = re.compile(
 )
 MEASURING = re.compile("(eval_|save_|metric_for_best_model|greater_is_better)")  # these choose the best checkpoint
 PARTS = re.compile("(per_device_train_batch_size|gradient_accumulation_steps)")  # of a step
-# What a launcher, or a shell, decides the computation by.
-ENVIRONMENT = re.compile("(ACCELERATE_(?!.*(PROCESS|PORT|IP))|FSDP_|TORCH_ALLOW_TF32|NVIDIA_TF32)")
+# What a launcher, or a shell, decides the computation by, unless it says no to it.
+ENVIRONMENT = re.compile(
+    "(ACCELERATE_(MIXED_PRECISION|DYNAMO_|USE_FSDP|USE_DEEPSPEED)|FSDP_|TORCH_ALLOW_TF32|NVIDIA_TF32)"
+)
+NO = ("", "0", "no", "false", "default")
 MODELS = ("base_model", "processor", "vqa_model")
 UNLESS_GIVEN = ("crop_cost",)  # settings that are left out where nothing was given
 
@@ -56,7 +59,8 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     """Return what determines the weights: `settings` by name, and `contents`, checksums of models in local folders."""
     settings = given(vars(policy)) | args.to_dict() | {"processes": args.world_size * max(1, args.n_gpu)}
     settings["rows_a_step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    settings["environment"] = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.match(name)}
+    environment = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.match(name)}
+    settings["environment"] = {name: value for name, value in environment.items() if value.lower() not in NO}
     left_out = [INDIFFERENT] if args.load_best_model_at_end else [INDIFFERENT, MEASURING]
     left_out += [] if differs_by_micro_batch(args) else [PARTS]
     kept = {name: value for name, value in settings.items() if not any(names.match(name) for names in left_out)}

@@ -30,20 +30,20 @@ from cropvlm.training import WARMUP, Schedule
 
 logger = logging.getLogger(__name__)
 
-# Where neither TRL nor transformers refuses a value before the first step is under way.
+# Where neither TRL, transformers nor torch refuses a value before the first step has been taken.
 LIMITS = (
     ("at least", -1, "max_steps"),
-    ("at least", 0, "seed data_seed dataloader_num_workers log_crops_every lora_dropout warmup_steps warmup_ratio"),
-    ("at least", 0, "learning_rate weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"),
-    ("at least", 0, "beta epsilon top_k min_p"),
-    ("at least", 1, "lora_r lora_alpha reward_batch_size max_samples eval_max_samples save_total_limit"),
-    ("at least", 1, "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"),
-    ("at least", 1, "steps_per_generation generation_batch_size num_iterations num_generations_eval"),
-    ("at least", 1, "max_completion_length dataloader_prefetch_factor"),
+    ("at least", 0, "seed data_seed warmup_steps warmup_ratio lora_dropout beta epsilon log_crops_every"),
+    ("at least", 1, "lora_alpha reward_batch_size max_samples eval_max_samples save_total_limit num_generations_eval"),
+    (
+        "at least",
+        1,
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_iterations",
+    ),
+    ("at least", 1, "steps_per_generation generation_batch_size max_completion_length lora_r"),
     ("at least", 2, "longest_edge vqa_longest_edge num_generations"),
-    ("more than", 0, "temperature top_p repetition_penalty num_train_epochs save_steps logging_steps eval_steps"),
-    ("less than", 1, "lora_dropout adam_beta1 adam_beta2 warmup_ratio"),
-    ("at most", 1, "top_p min_p top_entropy_quantile"),
+    ("more than", 0, "num_train_epochs save_steps logging_steps eval_steps temperature"),
+    ("less than", 1, "lora_dropout warmup_ratio"),
     ("at most", 2**32 - 1, "seed data_seed"),
 )
 HOLDS = {"at least": operator.ge, "more than": operator.gt, "less than": operator.lt, "at most": operator.le}
@@ -204,14 +204,13 @@ class Parser(TrlParser):
                 continue
             default = "" if action.default in (None, "") else "(default: %(default)s)"
             action.help = f"{action.help or ''} {default}".strip()
-            action.metavar = None if action.choices else METAVARS.get(getattr(action.type, "__name__", None), "VALUE")
+            action.metavar = None if action.choices else "VALUE"
 
     def error(self, message: str) -> typing.NoReturn:
         raise flag_error(message)
 
 
 LIBRARIES = ("trl", "transformers")
-METAVARS = {"int": "N", "float": "X", "str": "TEXT", "string_to_bool": "BOOL"}
 
 
 class _OneLineAFlag(argparse.RawDescriptionHelpFormatter):

@@ -233,10 +233,12 @@ def test_a_step_may_be_divided_but_not_changed(tmp_path):
 
 
 def test_what_the_environment_decides_has_to_be_the_same(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_IPEX", "false")
+    """A launcher that leaves all as it is makes no other run."""
     before = describe_sft(tmp_path)
-    monkeypatch.setenv("FSDP_SHARDING_STRATEGY", "1")
-    monkeypatch.setenv("ACCELERATE_PROCESS_INDEX", "1")  # of this machine alone
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_FSDP"):
+        monkeypatch.setenv(name, "no")
+    assert differences(before, describe_sft(tmp_path)) == []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # flags are silent, the model computes in bfloat16
     assert [text.split()[0] for text in differences(before, describe_sft(tmp_path))] == ["environment"]
 
 
