@@ -7,7 +7,7 @@ TRL's `GRPOTrainer` in its Dr. GRPO form; rollouts, advantages and loss are its 
 and boxes are logged. The policy starts from the SFT adapter; a frozen copy of it is the reference. The reward is
 validity plus what a frozen reward VLM makes of `[full image, crop]`. TRL's `GRPOConfig` flags work beside those below;
 rollouts by vLLM are not tested. Dropout is off, so that policy, reference and rollouts are one model; the KL divergence
-is plain k3. `scripts/configs/grpo_released.yaml` goes back to the released experiment where it differs.
+is plain k3. `scripts/configs/grpo_released.yaml` restores what settings can of the released experiment.
 """
 
 from dataclasses import dataclass

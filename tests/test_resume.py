@@ -61,18 +61,10 @@ def unchanged(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def data(tiny_world, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("datasets") / "sft"
-    rows = datasets.load_from_disk(str(tiny_world))["train"]
-    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def flags(tiny_smolvlm, data) -> list:
+def flags(tiny_smolvlm, boxed_world) -> list:
     """Four steps of SFT at a constant rate, so that a fifth would show, with a checkpoint at every second one."""
     return [
-        *("--base_model", tiny_smolvlm, "--dataset_path", data, "--longest_edge", 64, "--lora_r", 4),
+        *("--base_model", tiny_smolvlm, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_r", 4),
         *("--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--lr_scheduler_type", "constant"),
         *("--report_to", "none", "--use_cpu", True, "--disable_tqdm", True),
         *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2),
@@ -104,8 +96,10 @@ def weights(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(script, tiny_smolvlm, tiny_world, data, tmp_path, unchanged):
-    flags = ["--base_model", tiny_smolvlm, "--dataset_path", data, "--longest_edge", 64, "--lora_r", 4]
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    script, tiny_smolvlm, tiny_world, boxed_world, tmp_path, unchanged
+):
+    flags = ["--base_model", tiny_smolvlm, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_r", 4]
     flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 2]
     flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
     flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
@@ -198,9 +192,9 @@ def test_grpo_resumes_where_no_completions_are_left(tiny_smolvlm, tiny_world, sf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
-def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter, data, tmp_path, unchanged):
+def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter, boxed_world, tmp_path, unchanged):
     """How much goes through the model at once may change on the way: the weights are the same but for rounding."""
-    flags = ["--base_model", sft_adapter, "--dataset_path", data, "--longest_edge", 64, "--lora_dropout", 0]
+    flags = ["--base_model", sft_adapter, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_dropout", 0]
     flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
     flags += ["--disable_tqdm", True, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 1]
     if script == "train_grpo":
@@ -253,12 +247,12 @@ def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, 
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_run_with_other_settings_is_refused(
-    changed, words, state, flags, data, tiny_smolvlm, finished, tmp_path, unchanged, monkeypatch
+    changed, words, state, flags, boxed_world, tiny_smolvlm, finished, tmp_path, unchanged, monkeypatch
 ):
     folder = copy(finished, tmp_path / "run", *([] if state == "finished" else ["adapter_*", "checkpoint-4"]))
     if changed == ["--dataset_path", "other"]:
         changed = ["--dataset_path", tmp_path / "other"]
-        rows = datasets.load_from_disk(str(data))
+        rows = datasets.load_from_disk(str(boxed_world))
         rows.map(lambda row: {"bbox": [0, 0, 9, 9]}).save_to_disk(str(tmp_path / "other"))
     if changed == ["--base_model", "other"]:
         changed = ["--base_model", shutil.copytree(tiny_smolvlm, tmp_path / "other")]
@@ -270,10 +264,10 @@ def test_a_run_with_other_settings_is_refused(
     assert (state == "half-way") or weights(folder) == before
 
 
-def test_a_run_that_has_moved_goes_on(flags, finished, data, tiny_smolvlm, tmp_path, unchanged, caplog):
+def test_a_run_that_has_moved_goes_on(flags, finished, boxed_world, tiny_smolvlm, tmp_path, unchanged, caplog):
     """Its folder, its data and its base are elsewhere, and hold what they held."""
     folder = copy(finished, tmp_path / "run", "adapter_*", "checkpoint-4")
-    moved = [shutil.copytree(path, tmp_path / path.name) for path in (data, tiny_smolvlm)]
+    moved = [shutil.copytree(path, tmp_path / path.name) for path in (boxed_world, tiny_smolvlm)]
     paths = ["--dataset_path", moved[0], "--base_model", moved[1], "--output_dir", folder]
     train("train_sft", [*flags, *paths, *RESUME])
     assert f"resuming from {folder / 'checkpoint-2'}" in caplog.text

@@ -25,15 +25,6 @@ from cropvlm.training import LORA_TARGETS, valid_rows
 BOX = [10, 20, 30, 40]
 
 
-@pytest.fixture(scope="module")
-def sft_data(tiny_world, tmp_path_factory):
-    """The miniature's training split with boxes, as create_dataset.py leaves it."""
-    rows = datasets.load_from_disk(str(tiny_world))["train"]
-    folder = tmp_path_factory.mktemp("datasets") / "sft"
-    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(folder))
-    return folder
-
-
 def run_main(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["train_sft.py", *map(str, flags)])
     train_sft.main()
@@ -63,8 +54,8 @@ def test_defaults_are_the_papers(tmp_path):
     assert not args.bf16  # on the CPU everything is float32
 
 
-def test_the_loss_is_on_box_and_end_of_turn_alone(tiny_smolvlm, sft_data, tmp_path):
-    trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(sft_data)))
+def test_the_loss_is_on_box_and_end_of_turn_alone(tiny_smolvlm, boxed_world, tmp_path):
+    trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(boxed_world)))
     dataset = trainer.train_dataset
     batch = trainer.data_collator([dataset[i] for i in (0, 11)])
     tokenizer = trainer.processing_class.tokenizer
@@ -72,12 +63,12 @@ def test_the_loss_is_on_box_and_end_of_turn_alone(tiny_smolvlm, sft_data, tmp_pa
     assert decoded == [" [0, 5, 30, 100].<end_of_utterance>", " [11, 16, 41, 100].<end_of_utterance>"]
 
 
-def test_training_and_inference_see_the_same_prompt(tiny_smolvlm, sft_data, tmp_path):
-    trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(sft_data)))
+def test_training_and_inference_see_the_same_prompt(tiny_smolvlm, boxed_world, tmp_path):
+    trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(boxed_world)))
     example = trainer.train_dataset[3]
     batch = trainer.data_collator([dict(example)])
     prompt_ids = batch["input_ids"][0][batch["labels"][0] == -100].tolist()
-    question = load_rows(sft_data)[3]["question"]
+    question = load_rows(boxed_world)[3]["question"]
     prepared = prepare(trainer.processing_class, [(cropper_messages(question), [example["image"]])])
     assert prompt_ids == prepared.input_ids[0]
     (image,) = prepared.images.values()
@@ -99,9 +90,9 @@ def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):
 
 
 @pytest.mark.slow
-def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+def test_a_whole_run(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
     """The model learns the boxes by heart; its output folder loads like any model."""
-    flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
+    flags = flags_for(tiny_smolvlm, boxed_world, tmp_path)
     run_main(monkeypatch, *flags, "--max_steps", 6, "--learning_rate", 0.01, "--save_steps", 3, "--merge")
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
@@ -117,18 +108,12 @@ def test_a_whole_run(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
     assert modeling.load_processor(str(tmp_path / "merged")).image_processor.size["longest_edge"] == 64
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "peft"
-    for line in (
-        f"data: `{sft_data}`, 24 rows",
-        "Figures after 6 steps",
-        f"loss: {losses[-1]:.4g}",
-        "lora_r: 4",
-        "trl: ",
-    ):
+    for line in (f"data: `{boxed_world}`, 24 rows", "after 6 steps", f"loss: {losses[-1]:.4g}", "lora_r: 4", "trl: "):
         assert line in card.text
 
 
 @pytest.mark.slow
-def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data, tiny_world, tmp_path, monkeypatch):
+def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, boxed_world, tiny_world, tmp_path, monkeypatch):
     """A scripted answerer gets none of three held-out rows right after one step and all after two."""
     answers = iter(["wrong"] * 3 + ["right"] * 3)
     plain = evaluation.generate_texts
@@ -142,7 +127,7 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
 
     monkeypatch.setattr(evaluation, "generate_texts", generate_texts)
     monkeypatch.setattr(evaluation, "answer_accuracy", lambda answer, references: float(answer == "right"))
-    flags = flags_for(tiny_smolvlm, sft_data, tmp_path)
+    flags = flags_for(tiny_smolvlm, boxed_world, tmp_path)
     held_out = tmp_path / "held_out"  # of its two splits validation is taken, unasked
     splits = datasets.load_from_disk(str(tiny_world))
     datasets.DatasetDict(train=splits["train"], validation=splits["test"]).save_to_disk(str(held_out))
@@ -167,11 +152,11 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, sft_data,
 
 
 @pytest.mark.slow
-def test_measuring_leaves_the_weights_as_they_are(tiny_smolvlm, sft_data, tiny_world, tmp_path, monkeypatch):
+def test_measuring_leaves_the_weights_as_they_are(tiny_smolvlm, boxed_world, tiny_world, tmp_path, monkeypatch):
     """With the adapter's dropout, whose random numbers follow those that measuring draws."""
     weights = []
     for name in ("plain", "measured"):
-        flags = [*flags_for(tiny_smolvlm, sft_data, tmp_path / name), "--max_steps", 2, "--lora_dropout", 0.5]
+        flags = [*flags_for(tiny_smolvlm, boxed_world, tmp_path / name), "--max_steps", 2, "--lora_dropout", 0.5]
         if name == "measured":
             flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 1]
             flags += ["--eval_steps", 1, "--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
@@ -180,14 +165,14 @@ def test_measuring_leaves_the_weights_as_they_are(tiny_smolvlm, sft_data, tiny_w
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
-def test_merge_needs_an_adapter(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+def test_merge_needs_an_adapter(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--merge"):
-        run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), "--merge", "--use_lora", False)
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path), "--merge", "--use_lora", False)
 
 
-def test_weights_without_lora(tiny_smolvlm, sft_data, tmp_path, monkeypatch, caplog):
+def test_weights_without_lora(tiny_smolvlm, boxed_world, tmp_path, monkeypatch, caplog):
     flags = ["--use_lora", False, "--max_steps", 1, "--warmup_steps", 0]
-    run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
+    run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path), *flags)
     assert "every weight" in caplog.text
     assert not modeling.is_adapter(str(tmp_path))
     before, after = (
@@ -249,18 +234,20 @@ def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
         (["--config", "missing.yaml"], "missing.yaml"),
     ],
 )
-def test_mistakes_are_refused_before_a_model_is_loaded(flags, message, tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+def test_mistakes_are_refused_before_a_model_is_loaded(
+    flags, message, tiny_smolvlm, boxed_world, tmp_path, monkeypatch
+):
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=message):
-        run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path), *flags)
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path), *flags)
 
 
 @pytest.mark.parametrize("name", ["base_model", "dataset_path", "the base of base_model"])
-def test_the_output_does_not_replace_what_the_run_reads(name, tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+def test_the_output_does_not_replace_what_the_run_reads(name, tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
     """The result's weights would take the place of the base's, which the adapter is nothing without."""
     base, data, adapter = tmp_path / "base", tmp_path / "data", tmp_path / "adapter"
     shutil.copytree(tiny_smolvlm, base)
-    shutil.copytree(sft_data, data)
+    shutil.copytree(boxed_world, data)
     model = base
     if name == "the base of base_model":
         model = adapter
@@ -273,9 +260,9 @@ def test_the_output_does_not_replace_what_the_run_reads(name, tiny_smolvlm, sft_
     assert sorted(output.iterdir()) == before
 
 
-def broken_data(sft_data, folder, damage):
+def broken_data(boxed_world, folder, damage):
     """The training rows, the third image damaged."""
-    rows = datasets.load_from_disk(str(sft_data)).cast_column("image", datasets.Image(decode=False))
+    rows = datasets.load_from_disk(str(boxed_world)).cast_column("image", datasets.Image(decode=False))
     images = [damage(row["bytes"]) if i == 2 else row["bytes"] for i, row in enumerate(rows["image"])]
     images = [{"bytes": image, "path": None} for image in images]
     rows = rows.remove_columns("image").add_column("image", images).cast_column("image", datasets.Image())
@@ -285,10 +272,10 @@ def broken_data(sft_data, folder, damage):
 
 @pytest.mark.parametrize("damage", [lambda image: b"no image", lambda image: image[: len(image) // 2]])
 def test_an_image_that_cannot_be_decoded_is_named_before_a_model_is_loaded(
-    damage, tiny_smolvlm, sft_data, tmp_path, monkeypatch
+    damage, tiny_smolvlm, boxed_world, tmp_path, monkeypatch
 ):
     """Also one whose header is good."""
-    broken_id = broken_data(sft_data, tmp_path / "data", damage)
+    broken_id = broken_data(boxed_world, tmp_path / "data", damage)
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=rf"1 rows cannot be trained on, question_id {broken_id!r};"):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
@@ -300,7 +287,7 @@ def test_a_data_set_without_boxes_is_refused(tiny_smolvlm, tiny_world, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_cannot_be_written_is_refused(tiny_smolvlm, sft_data, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_refused(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        run_main(monkeypatch, *flags_for(tiny_smolvlm, sft_data, tmp_path / "file" / "out"))
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path / "file" / "out"))

@@ -61,33 +61,11 @@ def test_a_checkpoint_is_whole_or_not(name, damage, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "record",
-    [
-        "[]",
-        "{}",
-        '{"files": {}}',
-        '{"files": [], "settings": {}, "contents": {}}',
-        '{"files": {}, "settings": {"seed": 1}, "contents": ["base"]}',
-        "null",
-        "[" * 100_000,
-        '{"files": {"a\\u0000b": "0"}, "settings": {}, "contents": {}}',
-    ],
-    ids=range(8),
+    "record", ["null", "[" * 100_000, '{"files": [], "settings": {}, "contents": {}}'], ids=range(3)
 )
 def test_a_record_that_is_none(record, tmp_path):
     (tmp_path / RECORD).write_text(record)
     assert read_record(tmp_path) is None
-
-
-def test_a_setting_of_great_length_is_shortened():
-    there, here = ({"settings": {"config": [i] * 10**5}, "contents": {}} for i in (1, 2))
-    assert len(differences(there, here)[0]) < 250
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"base_model_name_or_path": 1}', "\ud83d"], ids=range(4))
-def test_an_adapter_configuration_of_nonsense_has_a_checksum(content, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(content, errors="surrogatepass")
-    assert len(model_checksum(str(tmp_path))) == 64
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path, caplog):
