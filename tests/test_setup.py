@@ -164,7 +164,7 @@ def test_a_module_in_place_of_the_library_is_refused(name, checkout):
 def test_a_missing_c_compiler_is_told_where_a_gpu_is(gpu, checkout, tmp_path):
     assert is_ready(checkout, set_up(checkout))
     (tmp_path / "bin").mkdir()
-    for name in ("bash", "dirname", "basename", "readlink", "cmp"):
+    for name in ("bash", "dirname", "basename", "readlink", "cmp", "grep"):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
     if gpu:
         executable(tmp_path / "bin/nvidia-smi", "#!/usr/bin/env bash\n")
