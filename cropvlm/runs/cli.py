@@ -112,9 +112,10 @@ def _line(error: UserError | OSError) -> str:
 
 
 def _variables_behind(error: BaseException | None) -> str:
-    """The environment's variables of proxies and certificates, if no HTTP client could be made with them."""
+    """The environment's variables of proxies, and of missing certificates, if no HTTP client could be made with them."""
     names = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    given = ", ".join(name for each in names for name in (each, each.lower()) if os.environ.get(name))
+    values = {name: os.environ.get(name, "") for each in names for name in (each, each.lower())}
+    given = ", ".join(name for name, value in values.items() if value and not Path(value).exists())
     while given and error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
         if any(frame.f_globals["__name__"] == "httpx2._client" for frame in frames):
