@@ -112,7 +112,7 @@ def _line(error: UserError | OSError) -> str:
 
 
 def _variables_behind(error: BaseException | None) -> str:
-    """The environment's variables of proxies, and of missing certificates, if no HTTP client could be made with them."""
+    """The variables of proxies and of missing certificates, if no HTTP client could be made with them."""
     names = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
     values = {name: os.environ.get(name, "") for each in names for name in (each, each.lower())}
     given = ", ".join(name for name, value in values.items() if value and not Path(value).exists())

@@ -65,12 +65,8 @@ class Server:
         """Yield (row index, texts of its prompts) as the server answers, as `generate_rows` does with a local model.
 
         A prompt without an answer has `Rejected` or `CutOff` in the place of its text, a row without prompts
-        `UnreadableImage` in the place of its texts.
-
-        source: prompts by row. resize: what is done to an image before it is sent. done: rows to leave out.
-
-        Raises `UserError`, after the answers under way, where the server cannot be reached, refuses the key, has
-        reached a limit of the account, or answers no prompt.
+        `UnreadableImage` in the place of its texts. source: prompts by row. resize: what is done to an image before it
+        is sent. done: rows to leave out. Raises `UserError`, after the answers under way, for a fault of the server's.
         """
         waiting = deque(sorted(set(range(len(source))) - set(done)))
         doubts, fault = Doubts(), None
@@ -110,9 +106,9 @@ class Server:
         """The texts of row `i`'s prompts. Raises `UnreadableImage` if it has none, `UserError` if no row gets any."""
         try:
             chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, self.image_format))
-        except (UnreadableImage, UserError):
-            raise
         except Exception as error:  # whatever a decoder or encoder may raise, MemoryError included
+            if isinstance(error, UnreadableImage | UserError):
+                raise
             raise UnreadableImage(f"image cannot be sent ({type(error).__name__}: {one_line(error)})") from error
         return [await self._ask(client, messages) for messages in chats]
 
@@ -182,11 +178,11 @@ class Doubts:
         for place, text in enumerate(texts):
             self.failures[place] = self.failures[place] + 1 if isinstance(text, Rejected) else 0
         self.answered |= {place for place in range(len(texts)) if not self.failures[place]}
-        rows, self.rows = [*self.rows, (i, texts)], []
+        rows, self.rows, settled = [*self.rows, (i, texts)], [], []
         for row in rows:
-            if any(isinstance(text, Rejected) and self.failures[place] for place, text in enumerate(row[1])):
-                self.rows.append(row)
-        return [row for row in rows if row not in self.rows]
+            doubtful = any(isinstance(text, Rejected) and self.failures[place] for place, text in enumerate(row[1]))
+            (self.rows if doubtful else settled).append(row)
+        return settled
 
     def fault(self, at_end: bool = False) -> Rejected | None:
         """A failure that is the server's: of more in a row than rows can be blamed for; at the end, of all there."""
