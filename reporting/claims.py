@@ -1,259 +1,429 @@
 """Figures and claims as data: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BeforeValidator, Field, Strict, ValidationError
+from pydantic.dataclasses import dataclass
 
-from cropvlm.errors import UserError
+from cropvlm.data.catalog import dataset_name
+from cropvlm.errors import UserError, shorten
 
-METRICS = ("score", "refusals")
 MEAN = "mean"  # as a figure's benchmark: over all benchmarks of the file
+FIRST_SEED = 42  # of `scripts/configs/`
+
+checked = dataclass(frozen=True, config={"extra": "forbid", "strict": True})
+Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]  # YAML has lists
+Count = Annotated[int, Field(ge=1)]
+Points = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Bar = Annotated[float, Field(allow_inf_nan=False)]
+# `stage: true`, for a true box, is a switch to YAML.
+Words = Annotated[str, BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)]
+Metric = Literal["score", "refusals"]
 
 
-@dataclass(frozen=True)
+@checked
 class Benchmark:
     """A data set as the figures use it. split, rows: what a comparable file covers; None where it does not matter.
 
-    path: of the data set, where its name is not that of a benchmark.
+    path: of the data set, where its name is not that of a benchmark. metric: that it is scored by.
     """
 
     name: str
     split: str | None = None
-    rows: int | None = None
+    metric: str | None = None
+    rows: Count | None = None
     path: str | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class Data:
     """A training set: its sources, and what the folders of its two parts begin with.
 
-    rows: of each part. flags: more, of step 1.
+    rows: of each part; grpo_rows: of the second one, where it has more. flags: more, of step 1.
     """
 
-    sources: tuple[str, ...]
+    name: str
+    sources: Names
     output: str
-    rows: int | None = None
+    rows: Count | None = None
+    grpo_rows: Count | None = None
     flags: str = ""
 
+    @property
+    def names(self) -> list[str]:
+        return [dataset_name(source) for source in self.sources]
 
-@dataclass(frozen=True)
+
+@checked
 class Answerer:
-    """A frozen VLM and the size (px) at which it sees images. api: it is behind a server. flags: more, of step 5."""
+    """A frozen VLM and the size (px) at which it sees images. api: it is behind a server. flags: more, of step 5.
+
+    assumed: what the paper does not say of it.
+    """
 
     name: str
     title: str
     model: str
-    longest_edge: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
+    longest_edge: Count | None = None
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
+    max_new_tokens: Count | None = None
+    dtype: str | None = None
     api: bool = False
     flags: str = ""
+    assumed: str = ""
 
 
-@dataclass(frozen=True)
+@checked
 class Cropper:
-    """A source of boxes, recognised by the model that their meta file names.
+    """A source of boxes. What its run records of it has to agree; without a record, the model that a meta file names.
 
-    stage and reward say what it is; longest_edge (px) and trained_on must agree too for figures to be comparable.
-    training: the trainer's flags; None where nothing trains it. base: the cropper that GRPO starts from.
+    longest_edge: px. trained_on: a training set of the file. training: the trainer's flags; None where nothing trains
+    it. base: the cropper that GRPO starts from. hours: that its training took, as reported. teacher: of the boxes that
+    step 1 gives the test rows, in place of a cropper, more of its flags; BENCHMARK in `model` is one's name.
     """
 
     name: str
     title: str
-    stage: str
+    stage: Words
     model: str
     reward: str | None = None
-    longest_edge: int | None = None
+    longest_edge: Count | None = None
     trained_on: str | None = None
     training: str | None = None
     base: str | None = None
+    seed: int | None = None
+    hours: Points | None = None
+    teacher: str | None = None
+
+    def model_on(self, benchmark: str) -> str:
+        return self.model.replace("BENCHMARK", benchmark)
 
 
-@dataclass(frozen=True)
+@checked
 class Setting:
-    """Models and data behind a score. cropper: None for the full image alone."""
+    """Models and data behind a score. cropper: None for the full image alone. control: instead of the cropper's box."""
 
     benchmark: Benchmark
     answerer: Answerer
     cropper: Cropper | None
+    control: str | None = None
+
+    @property
+    def models(self) -> str:
+        cropper = self.cropper.title if self.cropper else "no crop"
+        return f"{self.answerer.title}, {cropper}" + (f", control {self.control}" if self.control else "")
 
     @property
     def title(self) -> str:
-        cropper = self.cropper.title if self.cropper else "no crop"
-        return f"{self.benchmark.name}: {self.answerer.title}, {cropper}"
+        return f"{self.benchmark.name}: {self.models}"
 
 
-@dataclass(frozen=True)
+@checked
 class Figure:
-    """A reported score (or share of refusals), 0 to 100, and how far (points) ours may lie from it.
+    """A reported score (or share of refusals), 0 to 100.
 
+    margin: how far (points) another result may lie from it to be called the same: all of the 95% interval has to lie
+    within. tolerance: the same for the score alone, which says nothing about other questions.
     settings: the one that it is of; several if it is a mean over benchmarks. unknown: why it can never be judged.
     """
 
     settings: tuple[Setting, ...]
-    reported: float
-    tolerance: float
-    metric: str = "score"
+    reported: Annotated[Points, Field(le=100)]
+    margin: Points | None = None
+    tolerance: Points | None = None
+    metric: Metric = "score"
     unknown: str | None = None
 
     @property
     def title(self) -> str:
-        cropper = self.settings[0].cropper
         benchmark = self.settings[0].benchmark.name if len(self.settings) == 1 else MEAN
         refusals = ", refusals in percent" if self.metric == "refusals" else ""
-        return f"{benchmark}: {self.settings[0].answerer.title}, {cropper.title if cropper else 'no crop'}{refusals}"
+        return f"{benchmark}: {self.settings[0].models}{refusals}"
+
+    @property
+    def columns(self) -> list[tuple[Setting, ...]]:
+        """The setting of each benchmark."""
+        return [(setting,) for setting in self.settings]
+
+    @property
+    def bars(self) -> list[tuple[int, float]]:
+        """What a value must be at least (1) and at most (-1)."""
+        margin = self.tolerance if self.margin is None else self.margin
+        return [(1, self.reported - margin), (-1, self.reported + margin)]
+
+    @property
+    def bar(self) -> float:
+        return self.reported
+
+    nearest = bar  # what the difference is from
+    strict = False  # the bars themselves are good enough
 
 
-@dataclass(frozen=True)
+@checked
 class Claim:
     """A sentence and the comparison that it stands for; each tuple has one setting per benchmark.
 
     The value is the score, or its difference from `over`, or that difference in percent of the one between `of` and
-    `over`. It must be at least or at most a bar; without one, the 95% interval of the difference must lie above 0.
+    `over`. Its 95% interval must lie at or above `at_least`, at or below `at_most`; without a bar, above 0.
     """
 
     says: str
     score: tuple[Setting, ...]
     over: tuple[Setting, ...] = ()
     of: tuple[Setting, ...] = ()
-    at_least: float | None = None
-    at_most: float | None = None
-    metric: str = "score"
+    at_least: Bar | None = None
+    at_most: Bar | None = None
+    metric: Metric = "score"
+
+    @property
+    def columns(self) -> list[tuple[Setting, ...]]:
+        """For each benchmark the settings of `score`, `over` and `of`."""
+        return list(zip(*filter(None, (self.score, self.over, self.of)), strict=True))
+
+    @property
+    def title(self) -> str:
+        return self.says
+
+    @property
+    def bars(self) -> list[tuple[int, float]]:
+        """What a value must be at least (1) and at most (-1); without a bar above 0, see `strict`."""
+        given = [(sign, bar) for sign, bar in ((1, self.at_least), (-1, self.at_most)) if bar is not None]
+        return given or [(1, 0.0)]
+
+    @property
+    def strict(self) -> bool:
+        return self.at_least is None and self.at_most is None
+
+    @property
+    def bar(self) -> str:
+        """The bar in words."""
+        return (
+            "above 0" if self.strict else " and ".join(f"at {'least' if s > 0 else 'most'} {b:g}" for s, b in self.bars)
+        )
+
+    @property
+    def nearest(self) -> float | None:
+        return None if self.strict else self.bars[0][1]
 
 
-@dataclass(frozen=True)
+@checked
 class Claims:
     """A claims file.
 
-    also: settings to run beside those of figures and claims. command: what produces all settings; None where each has
-    commands of its own.
+    margin: of its figures, and reason: why that much. also: settings to run beside those of figures and claims.
+    command: what produces all settings; None where each has commands of its own.
     """
 
     title: str
-    source: str
-    benchmarks: dict[str, Benchmark]
-    answerers: dict[str, Answerer]
-    croppers: dict[str, Cropper]
-    data: dict[str, Data]
-    figures: tuple[Figure, ...]
-    claims: tuple[Claim, ...]
-    also: tuple[Setting, ...]
-    command: str | None
-    examples: Setting | None
+    source: str = ""
+    margin: Points | None = None
+    reason: str = ""
+    command: str | None = None
+    unknown_mean: str | None = None
+    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
+    answerers: dict[str, Answerer] = field(default_factory=dict)
+    croppers: dict[Any, Cropper] = field(default_factory=dict)
+    data: dict[str, Data] = field(default_factory=dict)
+    figures: tuple[Figure, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    also: tuple[Setting, ...] = ()
+    examples: Setting | None = None
 
     @property
     def settings(self) -> list[Setting]:
         """All settings that are to be run, each once, in the file's order."""
         of_claims = [part for claim in self.claims for part in (claim.score, claim.over, claim.of)]
         parts = [*(figure.settings for figure in self.figures), *of_claims, self.also]
-        return list(dict.fromkeys(setting for part in parts for setting in part))
+        return list(dict.fromkeys(chain.from_iterable(parts)))
 
-    def combinations(self, benchmark: str) -> list[Setting]:
-        """All settings that the file can name on a benchmark; none if it does not know it."""
+    def known(self, benchmark: str) -> list[Setting]:
+        """All settings that the file can name on a benchmark, without controls."""
         if benchmark not in self.benchmarks:
             return []
         croppers = [None, *self.croppers.values()]
         return [Setting(self.benchmarks[benchmark], a, c) for a in self.answerers.values() for c in croppers]
 
+    def bases(self, cropper: Cropper) -> list[Cropper]:
+        """The croppers that a cropper's training starts from, the first one first."""
+        base = self.croppers.get(cropper.base)
+        return [*self.bases(base), base] if base else []
 
-def read_claims(path: str | Path, names: Mapping[str, str] | None = None) -> Claims:
-    """Return the content of a claims file. names: replace its own for the `{name}`s in it.
 
-    Raises `UserError` where the file cannot be read, or holds an unknown key, name or value.
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(
+                f"the key {twice[0]!r} is given twice, last in line {node.value[-1][0].start_mark.line + 1}"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: int | None = None) -> Claims:
+    """Return the content of a claims file.
+
+    names: replace its own for the `{name}`s in it. seed: of every training, instead of that of its configuration.
+    Raises `UserError` where the file cannot be read, or a field is missing, unknown or of another form.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
+        return _parse(_mapping(content, "the file"), names or {}, seed)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return _parse(content, names or {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"missing or unknown: {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} is not a claims file: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a claims file: {error}") from error
 
 
-def _parse(content: dict[str, Any], names: Mapping[str, str]) -> Claims:
-    own = content.pop("names", {})
-    if unknown := names.keys() - own.keys():
+def _parse(content: dict[str, Any], names: Mapping[str, str], seed: int | None) -> Claims:
+    content = dict(content)
+    content = _fill(content, _names(_mapping(content.pop("names", {}), "names"), names))
+    kinds = {"benchmarks": Benchmark, "answerers": Answerer, "croppers": Cropper, "data": Data}
+    tables = {
+        part: {
+            key: _build(kind, f"{part}.{key}", entry, name=str(key))
+            for key, entry in _mapping(content.pop(part, {}), part).items()
+        }
+        for part, kind in kinds.items()
+    }
+    croppers = tables["croppers"]
+    for key, cropper in croppers.items():
+        for part, value, known in (("base", cropper.base, croppers), ("training", cropper.trained_on, tables["data"])):
+            if getattr(cropper, part) is not None and value not in known:
+                raise ValueError(f"croppers.{key} has {part}, but {value!r} is not in the file")
+        if seed is not None and cropper.training is not None:
+            croppers[key] = _with_seed(cropper, seed)
+
+    def named(part: str, name: Any, where: str) -> Any:
+        if not isinstance(name, str | bool | int) or name not in tables[part]:
+            raise ValueError(f"{where}: {name!r} is not one of the {part}: {', '.join(map(str, tables[part]))}")
+        return tables[part][name]
+
+    def settings(entry: Any, covered: Sequence[str], where: str) -> tuple[Setting, ...]:
+        entry = dict(_mapping(entry, where))
+        answerer = named("answerers", entry.pop("answerer", None), where)
+        cropper = entry.pop("cropper", None)
+        cropper = None if cropper == "none" else named("croppers", cropper, where)
+        control = entry.pop("control", None)
+        if entry or not isinstance(control, str | None) or (control and cropper is None):
+            expected = "expected answerer and cropper, and with a cropper perhaps a control"
+            raise ValueError(f"{where}: {', '.join(map(str, entry)) or 'control'} does not fit; {expected}")
+        return tuple(Setting(named("benchmarks", name, where), answerer, cropper, control) for name in covered)
+
+    def figure(entry: Any, where: str) -> Figure:
+        entry = dict(_mapping(entry, where))
+        chosen = entry.pop("benchmark", None)
+        covered = [*tables["benchmarks"]] if chosen == MEAN else [chosen]
+        pair = {key: entry.pop(key) for key in ("answerer", "cropper", "control") if key in entry}
+        if "margin" not in entry and "tolerance" not in entry:
+            entry["margin"] = content.get("margin")
+        unknown = content.get("unknown_mean") if chosen == MEAN else None
+        made = _build(Figure, where, entry, settings=settings(pair, covered, where), unknown=unknown)
+        if (made.margin is None) == (made.tolerance is None):
+            raise ValueError(f"{where} has no margin, or a tolerance as well; expected one of them")
+        return made
+
+    def claim(entry: Any, where: str) -> Claim:
+        entry = dict(_mapping(entry, where))
+        covered = entry.pop("benchmarks", [*tables["benchmarks"]])
+        if not isinstance(covered, list) or not covered:
+            raise ValueError(f"{where}: benchmarks is {covered!r}; expected a list of names")
+        parts = {key: settings(entry.pop(key), covered, where) for key in ("score", "over", "of") if key in entry}
+        made = _build(Claim, where, entry, **parts) if "score" in parts else None
+        bars = [bar for bar in (made and made.at_least, made and made.at_most) if bar is not None]
+        if made is None or (made.of and not made.over) or (not bars and (not made.over or made.of)):
+            raise ValueError(f"{where} is no comparison; expected score, and over (with `of` a bar too) or a bar")
+        if bars != sorted(bars) or (not made.over and any(not 0 <= bar <= 100 for bar in bars)):
+            raise ValueError(f"{where} has the bar {made.bar}; no score can meet it")
+        return made
+
+    lists = {part: _sequence(content.pop(part, []), part) for part in ("figures", "claims", "also")}
+    made = {
+        "figures": tuple(figure(entry, f"figures[{i}]") for i, entry in enumerate(lists["figures"])),
+        "claims": tuple(claim(entry, f"claims[{i}]") for i, entry in enumerate(lists["claims"])),
+        "also": tuple(chain.from_iterable(settings(e, [*tables["benchmarks"]], "also") for e in lists["also"])),
+    }
+    if shown := content.pop("examples", None):
+        shown = dict(_mapping(shown, "examples"))
+        (made["examples"],) = settings(shown, [shown.pop("benchmark", None)], "examples")
+    return _build(Claims, "the file", content, **tables, **made)
+
+
+def _with_seed(cropper: Cropper, seed: int) -> Cropper:
+    """Return a cropper trained with a seed; under its own name with `FIRST_SEED`, which its configuration has."""
+    if seed == FIRST_SEED:
+        return replace(cropper, seed=seed)
+    run = {name: f"{getattr(cropper, name)}_seed{seed}" for name in ("name", "model")}
+    title, training = f"{cropper.title}, seed {seed}", f"{cropper.training} --seed {seed}"
+    return replace(cropper, **run, title=title, training=training, seed=seed)
+
+
+def _names(own: dict[str, Any], given: Mapping[str, str]) -> dict[str, str]:
+    if unknown := given.keys() - own.keys():
         raise ValueError(f"it has no name {', '.join(sorted(unknown))}; its names are: {', '.join(own) or 'none'}")
-    resolved = {}
+    resolved: dict[str, str] = {}
     for name, default in own.items():
-        resolved[name] = names[name] if name in names else default.format_map(resolved)
-    content = _fill(content, resolved)
-    benchmarks = {name: Benchmark(name, **entry) for name, entry in content.pop("benchmarks").items()}
-    answerers = {name: Answerer(name, **entry) for name, entry in content.pop("answerers").items()}
-    croppers = {name: Cropper(name, **entry) for name, entry in content.pop("croppers", {}).items()}
-
-    data = {name: Data(tuple(e.pop("sources")), **e) for name, e in content.pop("data", {}).items()}
-    for cropper in croppers.values():
-        if cropper.base is not None and cropper.base not in croppers:
-            raise ValueError(f"the cropper {cropper.name} has the base {cropper.base!r}, which is not in the file")
-        if cropper.training is not None and cropper.trained_on not in data:
-            raise ValueError(
-                f"the cropper {cropper.name} is trained on {cropper.trained_on!r}, which is not under data"
-            )
-    unknown_mean = content.pop("unknown_mean", None)
-
-    def settings(entry: dict, covered: list[str]) -> tuple[Setting, ...]:
-        if unknown := entry.keys() - {"answerer", "cropper"}:
-            raise ValueError(f"unknown key {', '.join(sorted(unknown))} in {entry}")
-        cropper = None if entry["cropper"] == "none" else croppers[entry["cropper"]]
-        return tuple(Setting(benchmarks[name], answerers[entry["answerer"]], cropper) for name in covered)
-
-    def figure(entry: dict) -> Figure:
-        entry, chosen = dict(entry), entry["benchmark"]
-        pair = {key: entry.pop(key) for key in ("answerer", "cropper")}
-        if entry.pop("benchmark") == MEAN:
-            return _checked(Figure(settings(pair, [*benchmarks]), **entry, unknown=unknown_mean))
-        return _checked(Figure(settings(pair, [chosen]), **entry))
-
-    def claim(entry: dict) -> Claim:
-        entry = dict(entry)
-        covered = entry.pop("benchmarks", [*benchmarks])
-        parts = {key: settings(entry.pop(key), covered) for key in ("score", "over", "of") if key in entry}
-        return _checked(Claim(**parts, **entry))
-
-    figures = tuple(figure(entry) for entry in content.pop("figures", []))
-    claims = tuple(claim(entry) for entry in content.pop("claims", []))
-    also = tuple(s for entry in content.pop("also", []) for s in settings(entry, [*benchmarks]))
-    examples = content.pop("examples", None)
-    if examples:
-        (examples,) = settings({k: v for k, v in examples.items() if k != "benchmark"}, [examples["benchmark"]])
-    head = {key: content.pop(key, None) for key in ("title", "source", "command")}
-    if content:
-        raise ValueError(f"unknown key {', '.join(sorted(content))}")
-    return Claims(**head, benchmarks=benchmarks, answerers=answerers, croppers=croppers, data=data, figures=figures,
-                  claims=claims, also=also, examples=examples)  # fmt: skip
+        resolved[name] = given[name] if name in given else _fill(default, resolved)
+    return resolved
 
 
-def _checked(item: Figure | Claim) -> Figure | Claim:
-    if item.metric not in METRICS:
-        raise ValueError(f"metric is {item.metric!r}; expected one of {', '.join(METRICS)}")
-    numbers = {field.name: getattr(item, field.name) for field in fields(item) if field.type in ("float", float)}
-    numbers |= {name: getattr(item, name, None) for name in ("at_least", "at_most")}
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{name} is {value!r}; expected a number")
-    if isinstance(item, Claim):
-        has_bar = item.at_least is not None or item.at_most is not None
-        if not has_bar and (not item.over or item.of):
-            raise ValueError(f"the claim {item.says!r} has no bar; expected at_least or at_most")
-        if item.of and not item.over:
-            raise ValueError(f"the claim {item.says!r} has `of` without `over`")
-    return item
+def _build(kind: type, where: str, entry: Any, **made: Any) -> Any:
+    """Return an object of a dataclass from an entry of the file, each field checked, and from parts that are made."""
+    entry = _mapping(entry, where)
+    if given := [key for key in entry if key in made]:
+        raise ValueError(f"{where} has the unknown key {given[0]!r}")
+    try:
+        return kind(**{str(key): value for key, value in entry.items()}, **made)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, (where, *first["loc"])))
+        raise ValueError(f"{place}: {first['msg']}, got {shorten(repr(first['input']))}") from error
+
+
+def _mapping(value: Any, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: {value!r} is not a mapping; expected keys and values")
+    return value
+
+
+def _sequence(value: Any, where: str) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is {value!r}; expected a list")
+    return value
 
 
 def _fill(value: Any, names: Mapping[str, str]) -> Any:
     """Replace `{name}` in every string of a YAML value, its keys too."""
-    if isinstance(value, str):
-        return value.format_map(names) if "{" in value else value
+    if isinstance(value, str) and "{" in value:
+        try:
+            return value.format_map(names)
+        except (KeyError, IndexError, AttributeError) as error:
+            raise ValueError(f"{value!r} has a name that is not under names: {error}") from error
     if isinstance(value, list):
         return [_fill(item, names) for item in value]
     if isinstance(value, dict):
         return {_fill(key, names): _fill(item, names) for key, item in value.items()}
     return value
+
+
+def each_run(path: Path, names: Sequence[str] = (), seeds: int = 1) -> Iterator[Claims]:
+    """Yield the content of a claims file for each of several training runs.
+
+    names: `NAME=VALUE,VALUE...`, a value for each run or one for all. seeds: so many runs, of seeds after 42.
+    """
+    values = {name: text.split(",") for name, _, text in (entry.partition("=") for entry in names)}
+    runs = max([seeds, *map(len, values.values())])
+    if seeds > 1 and runs > seeds or any(len(texts) not in (1, runs) for texts in values.values()):
+        raise UserError(f"--names {' '.join(names)}: expected one value of each name, or as many as there are runs")
+    for i in range(runs):
+        chosen = {name: texts[i % len(texts)] for name, texts in values.items()}
+        yield read_claims(path, chosen, None if seeds == 1 else FIRST_SEED + i)

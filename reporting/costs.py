@@ -1,10 +1,12 @@
-"""Cost of a question with and without the crop: seconds, images, and image tokens where the processor is at hand."""
+"""Cost of a question with and without the crop: seconds and image tokens, the cropper's own among them."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
 
+from cropvlm.boxes import format_bbox
 from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
 from cropvlm.encoding import prepare
@@ -20,31 +22,48 @@ SAMPLE = 20  # questions whose image tokens are counted
 
 
 def costs(result: Result) -> dict[str, Any]:
-    """Return rows, seconds and images a question, and the mean number of image tokens (None where unknown).
+    """Return what a question costs: seconds and image tokens of the answerer and, with a crop, of the cropper.
 
-    The seconds are those of the run that wrote the file; answers without and with the crop may share one.
+    None where a value is unknown. Answers without and with the crop that were made in one run share their seconds.
     """
-    counts = result.meta["counts"]
-    return {
+    counts, versions = result.meta["counts"], result.meta.get("versions") or {}
+    cost = {
         "rows": counts["rows"],
-        "seconds_per_question": round(counts["seconds"] / max(counts["rows"], 1), 4),
-        "images_per_question": 2 if result.with_crop else 1,
+        "seconds_per_question": _per_row(counts),
+        "images_per_question": 1 if result.settings["mode"] in ("base", "crop_alone") else 2,
         "image_tokens_per_question": image_tokens(result),
+        "gpu": versions.get("gpu"),
+        "peak_memory_gib": counts.get("peak_memory_gib"),
     }
+    if result.boxes:
+        of_boxes = result.boxes.meta
+        cost["cropper_seconds_per_question"] = _per_row(of_boxes["counts"])
+        edge = of_boxes["settings"].get("longest_edge")
+        cost["cropper_image_tokens_per_question"] = _mean_tokens(result, result.boxes.cropper, (edge,), crop=False)
+    return cost
+
+
+def _per_row(counts: dict[str, Any]) -> float | None:
+    return round(counts["seconds"] / max(counts["rows"], 1), 4) if "seconds" in counts else None
 
 
 def image_tokens(result: Result) -> float | None:
-    """Return the mean number of image tokens in a prompt, over the first `SAMPLE`; None without the processor here.
+    """Return the mean number of image tokens in a prompt of the answerer; see `_mean_tokens`."""
+    if "server" in result.meta["models"]:
+        return None
+    sizes = (result.settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels"))
+    return _mean_tokens(result, result.answerer, sizes, crop=result.with_crop)
+
+
+def _mean_tokens(result: Result, model: str, sizes: Iterable[int | None], crop: bool) -> float | None:
+    """Return the mean number of image tokens over the first `SAMPLE` scored rows; None without the processor here.
 
     The prompts are prepared as for the answers and their tokens counted: families estimate them wrongly (LLaVA-1.5 in
     transformers 5.23, for an image size that is not the published one).
     """
-    if "server" in result.meta["models"]:
-        return None
     try:
-        sizes = (result.settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels"))
-        processor = load_processor(result.answerer, *sizes)
-        shown = [_images(result, i) for i in range(min(SAMPLE, len(result.scored.indices)))]
+        processor = load_processor(model, *sizes)
+        shown = [_images(result, i, crop) for i in range(min(SAMPLE, len(result.scored.indices)))]
         counts = [_count(processor, images) for images in shown if images]
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # UserError is one; families differ
         logger.info("image tokens of %s are not counted: %s", result.path, error)
@@ -52,16 +71,16 @@ def image_tokens(result: Result) -> float | None:
     return round(sum(counts) / len(counts), 1) if counts else None
 
 
-def _images(result: Result, i: int) -> list[Image.Image]:
+def _images(result: Result, i: int, crop: bool) -> list[Image.Image]:
     """Return the images that scored row `i` is answered from; none where its image is unreadable."""
-    index = result.scored.indices[i]
+    index = result.scored.indices[i]  # of its row: rows without references are not scored
     try:
         image = open_image(result.rows[index]["image"])
     except UnreadableImage:
         return []
-    if not result.with_crop:
+    if not crop:
         return [image]
-    return full_and_crop(image, result.boxes.texts[index] if result.boxes else "")
+    return full_and_crop(image, result.bboxes[i] and format_bbox(result.bboxes[i]) or "")
 
 
 def _count(processor: Any, images: list[Image.Image]) -> int:

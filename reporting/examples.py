@@ -17,6 +17,7 @@ from reporting.pairs import Pair
 
 IMAGE_SIDE, CROP_SIDE = 420, 280  # px of a thumbnail, at most
 PICTURE_BYTES = {IMAGE_SIDE: 28_000, CROP_SIDE: 14_000}  # 300 examples in base64: 17 MB
+TEXT_LENGTH = 1000  # characters of a question, an answer or a box text, at most
 QUALITIES = (80, 65, 45, 25, 10)
 
 
@@ -76,20 +77,28 @@ def _example(pair: Pair, i: int, cause: str | None) -> Example:
         crop = data_uri(crop_bbox(opened, bbox_pct), CROP_SIDE) if bbox_pct else None
     except UnreadableImage:
         pass
+    texts = {
+        "question_id": str(row["question_id"]),
+        "question": row["question"],
+        "before": pair.before.scored.answers[i],
+        "after": pair.after.scored.answers[i],
+    }
+    boxes = pair.after.boxes
     return Example(
-        question_id=str(row["question_id"]),
-        question=row["question"],
-        references=list(dict.fromkeys(row["answers"])),
+        **{name: _cut(text) for name, text in texts.items()},
+        references=[_cut(text) for text in list(dict.fromkeys(row["answers"]))[:20]],
         image=image,
         crop=crop,
         bbox_pct=bbox_pct,
-        box_text=pair.after.boxes.texts[index] if pair.after.boxes else None,
-        before=pair.before.scored.answers[i],
-        after=pair.after.scored.answers[i],
+        box_text=None if boxes is None else _cut(pair.after.box_texts[i]),
+        cause=cause,
         before_score=float(pair.before.scored.scores[i]),
         after_score=float(pair.after.scored.scores[i]),
-        cause=cause,
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_LENGTH else f"{text[:TEXT_LENGTH]}... ({len(text)} characters)"
 
 
 def data_uri(image: Image.Image, side: int) -> str:

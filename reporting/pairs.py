@@ -43,16 +43,17 @@ class Pair:
 
 def pair_up(after: Result, before: Result) -> Pair:
     """Return the pair; `UserError` where the two have not answered the same questions."""
-    sources = [{key: r.meta.get(key) for key in ("dataset_path", "split", "max_samples")} for r in (after, before)]
-    if sources[0] != sources[1] or list(after.rows["question_id"]) != list(before.rows["question_id"]):
-        raise UserError(f"{after.path} and {before.path} answer different questions: {sources[0]} and {sources[1]}")
+    if after.asked != before.asked:
+        counts = f"{len(after.asked)} and {len(before.asked)}"
+        raise UserError(f"{after.path} and {before.path} answer different questions: {counts}, not the same")
     return Pair(after, before)
 
 
 def pairs(results: Sequence[Result]) -> list[Pair]:
     """Return every result with crops beside the one of the same answerer, image size and rows without."""
     bases = {setting_key(result): result for result in reversed(results) if not result.with_crop}
-    return [Pair(r, bases[setting_key(r)]) for r in results if r.with_crop and setting_key(r) in bases]
+    found = [Pair(r, bases[setting_key(r)]) for r in results if r.with_crop and setting_key(r) in bases]
+    return [pair for pair in found if pair.after.asked == pair.before.asked]
 
 
 def setting_key(result: Result) -> tuple:

@@ -1,14 +1,20 @@
 """The stages that produce a claims file's settings: data, training, boxes, answers; done ones are left out."""
 
+import contextlib
 import fnmatch
+import json
 import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cropvlm.errors import UserError
+from cropvlm.runs.predictions import read_boxes, read_meta
+from cropvlm.runs.provenance import RECORD, model_checksum
 from reporting.claims import Answerer, Claims, Cropper, Setting
 from reporting.rates import ANSWERS, BOXES, GRPO, SFT, TEACHER, Rate, Work, rate_of, side
+from reporting.results import changed_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PREDICTIONS = Path("predictions/paper")
@@ -16,7 +22,10 @@ PREDICTIONS = Path("predictions/paper")
 
 @dataclass(frozen=True)
 class Stage:
-    """A command for Python. outputs: files and folders that it leaves. needs: names of stages that come before."""
+    """A command for Python. outputs: files and folders that it leaves. needs: names of stages that come before.
+
+    inputs: what its meta file has to say of its inputs: a box file, or the model that training starts from.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -25,31 +34,52 @@ class Stage:
     work: Work | None = None  # what its speed depends on
     rows: int | None = None  # that it goes through, where the claims file knows
     key: bool = False  # needs $OPENAI_API_KEY
+    boxes: Path | None = None
+    base: str | None = None
 
     @property
     def done(self) -> bool:
-        return all(path.exists() for path in self.outputs)
+        return all(path.exists() for path in self.outputs) and self.changed is None
+
+    @property
+    def changed(self) -> str | None:
+        """Which input is no longer what the outputs were made from; None also where they do not say."""
+        with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):  # no file, or of another form
+            if self.outputs[-1].name == RECORD:
+                recorded = json.loads(self.outputs[-1].read_text())["contents"]["base_model"]
+                here = self.base and Path(self.base).is_dir()
+                return self.base if here and recorded not in (None, model_checksum(self.base)) else None
+            for path in (path for path in self.outputs if path.suffix == ".json"):
+                meta = read_meta(path)
+                if model := next((m for role in ("cropper", "answerer") if (m := changed_model(meta, role))), None):
+                    return model
+                shown = meta["settings"].get("boxes")
+                if (
+                    self.boxes
+                    and shown
+                    and shown != read_boxes(self.boxes).key(meta["counts"]["rows"] + len(meta.get("left_out") or []))
+                ):
+                    return str(self.boxes)
+        return None
 
 
-def stages(claims: Claims, folder: Path = PREDICTIONS) -> dict[str, Stage]:
-    """Return all stages of a claims file by name, in an order in which they can run."""
-    croppers = [setting.cropper for setting in claims.settings if setting.cropper]
-    wanted = dict.fromkeys(c for cropper in croppers for c in (*_bases(cropper, claims), cropper))
-    made = [_data_stage(claims, name) for name in dict.fromkeys(c.trained_on for c in wanted if c.training)]
-    made += [_training_stage(cropper, claims) for cropper in wanted if cropper.training]
-    for setting in claims.settings:
-        if setting.cropper:
-            made.append(_box_stage(setting, folder))
-        made.append(_answer_stage(setting, folder))
+def stages(runs: Sequence[Claims], folder: Path = PREDICTIONS) -> dict[str, Stage]:
+    """Return all stages of a claims file (for each of several trainings) by name, in an order in which they can run."""
+    made: list[Stage] = []
+    for claims in runs:
+        croppers = [setting.cropper for setting in claims.settings if setting.cropper]
+        wanted = dict.fromkeys(c for cropper in croppers for c in (*claims.bases(cropper), cropper))
+        made += [_data_stage(claims, name) for name in dict.fromkeys(c.trained_on for c in wanted if c.training)]
+        made += [_training_stage(cropper, claims) for cropper in wanted if cropper.training]
+        together: dict[Setting, list[str]] = {}  # the crop -> the controls that are answered in the same run
+        for setting in claims.settings:
+            crop = Setting(setting.benchmark, setting.answerer, setting.cropper)
+            together.setdefault(crop, []).extend([setting.control] if setting.control else [])
+        for setting, controls in together.items():
+            if setting.cropper:
+                made += _box_stages(setting, folder)
+            made.append(_answer_stage(setting, controls, folder))
     return {stage.name: stage for stage in made}
-
-
-def _bases(cropper: Cropper, claims: Claims) -> list[Cropper]:
-    """Return the croppers that training starts from, the first one first."""
-    if cropper.base is None:
-        return []
-    base = claims.croppers[cropper.base]
-    return [*_bases(base, claims), base]
 
 
 def _data_stage(claims: Claims, name: str) -> Stage:
@@ -61,32 +91,41 @@ def _data_stage(claims: Claims, name: str) -> Stage:
 
 
 def _training_stage(cropper: Cropper, claims: Claims) -> Stage:
-    data = claims.data[cropper.trained_on]
-    script, part = ("train_sft.py", "sft") if cropper.base is None else ("train_grpo.py", "grpo")
-    base = ["--base_model", claims.croppers[cropper.base].model] if cropper.base else []
-    command = [
-        here(script),
-        *map(here, shlex.split(cropper.training)),
-        *base,
-        "--dataset_path",
-        f"{data.output}_{part}",
-    ]
-    command += ["--output_dir", cropper.model, "--resume_from_checkpoint", "True"]
-    needs = (f"data/{cropper.trained_on}", *([f"train/{cropper.base}"] if cropper.base else []))
-    done = (Path(cropper.model) / "adapter_model.safetensors", Path(cropper.model) / "run.json")
-    work = Work(GRPO if cropper.base else SFT, cropper.model, cropper.longest_edge, cropper.reward)
-    return Stage(f"train/{cropper.name}", tuple(command), done, needs, work, data.rows)
+    data, base = claims.data[cropper.trained_on], claims.croppers.get(cropper.base)
+    script, part = ("train_grpo.py", "grpo") if base else ("train_sft.py", "sft")
+    command = [here(script), *map(here, shlex.split(cropper.training)), *(["--base_model", base.model] if base else [])]
+    command += ["--dataset_path", f"{data.output}_{part}", "--output_dir", cropper.model]
+    command += ["--resume_from_checkpoint", "True"]
+    needs = (f"data/{cropper.trained_on}", *([f"train/{base.name}"] if base else []))
+    done = (Path(cropper.model) / "adapter_model.safetensors", Path(cropper.model) / RECORD)
+    work, rows = Work(GRPO if base else SFT, cropper.model, cropper.longest_edge), base and data.grpo_rows or data.rows
+    return Stage(f"train/{cropper.name}", tuple(command), done, needs, work, rows, base=base and base.model)
 
 
-def _box_stage(setting: Setting, folder: Path) -> Stage:
-    cropper, benchmark = setting.cropper, setting.benchmark
-    output = folder / "boxes" / cropper.name / f"{benchmark.name}_bbox.json"
+def _box_file(setting: Setting, folder: Path) -> Path:
+    return folder / "boxes" / setting.cropper.name / f"{setting.benchmark.name}_bbox.json"
+
+
+def _box_stages(setting: Setting, folder: Path) -> list[Stage]:
+    """Return the stages that make a setting's box file: of a teacher, its training boxes for the test rows first."""
+    cropper, benchmark, output = setting.cropper, setting.benchmark, _box_file(setting, folder)
+    name, split = f"boxes/{cropper.name}/{benchmark.name}", ["--split", benchmark.split] if benchmark.split else []
+    if cropper.teacher is not None:
+        path = benchmark.path or benchmark.name
+        data = cropper.model_on(benchmark.name).rpartition(" of ")[2].removesuffix("_sft")
+        flags = ["--dataset_path", path, *split, "--sft_share", "1.0", "--output_path", data]
+        command = [here("create_dataset.py"), *flags, *shlex.split(cropper.teacher)]
+        work = Work(TEACHER, "the teacher")
+        made = Stage(
+            f"data/{cropper.name}/{benchmark.name}", tuple(command), (Path(f"{data}_sft"),), (), work, benchmark.rows
+        )
+        command = ["-m", "miniature.known_boxes", "--dataset_path", f"{data}_sft", "--column", "bbox", "--of", path]
+        return [made, Stage(name, (*command, *split, "--output", str(output)), (output,), (made.name,))]
     size = ["--longest_edge", str(cropper.longest_edge)] if cropper.longest_edge else []
     command = [here("generate_bbox.py"), "--model_path", cropper.model, *size, *_source(setting)]
     needs = (f"train/{cropper.name}",) if cropper.training else ()
-    name = f"boxes/{cropper.name}/{benchmark.name}"
     work = Work(BOXES, cropper.model, cropper.longest_edge)
-    return Stage(name, (*command, "--output", str(output)), (output,), needs, work, benchmark.rows)
+    return [Stage(name, (*command, "--output", str(output)), (output,), needs, work, benchmark.rows)]
 
 
 def answers_name(setting: Setting) -> str:
@@ -95,20 +134,19 @@ def answers_name(setting: Setting) -> str:
     return f"answers/{setting.answerer.name}/{cropper}/{setting.benchmark.name}"
 
 
-def _answer_stage(setting: Setting, folder: Path) -> Stage:
+def _answer_stage(setting: Setting, controls: Sequence[str], folder: Path) -> Stage:
     answerer, benchmark, name = setting.answerer, setting.benchmark, answers_name(setting)
-    output = folder / Path(name).parent
+    output, boxes = folder / Path(name).parent, None
     if setting.cropper:
-        box_stage = _box_stage(setting, folder)
-        mode, source, needs = "cropvlm", ["--bbox", str(box_stage.outputs[0])], (box_stage.name,)
+        boxes = _box_file(setting, folder)
+        mode, source, needs = "cropvlm", ["--bbox", str(boxes)], (f"boxes/{setting.cropper.name}/{benchmark.name}",)
     else:
         mode, source, needs = "base", [*_source(setting), "--name", benchmark.name], ()
     command = [here("generate_final_answers.py"), "--modes", mode, *source, *_answerer_flags(answerer)]
-    path = output / f"{benchmark.name}_{mode}_answers.json"
-    command += ["--output_path", str(output)]
-    size = answerer.longest_edge or side(answerer.max_pixels)
-    work = Work(ANSWERS, answerer.model, size, server=answerer.api)
-    return Stage(name, tuple(command), (path,), needs, work, benchmark.rows, key=answerer.api)
+    command += ["--output_path", str(output), *(["--controls", *controls] if controls else [])]
+    paths = tuple(output / f"{benchmark.name}_{shown}_answers.json" for shown in (mode, *controls))
+    work = Work(ANSWERS, answerer.model, answerer.longest_edge or side(answerer.max_pixels), server=answerer.api)
+    return Stage(name, tuple(command), paths, needs, work, benchmark.rows, key=answerer.api, boxes=boxes)
 
 
 def here(name: str) -> str:
@@ -144,6 +182,15 @@ def chosen(all_stages: dict[str, Stage], patterns: Sequence[str]) -> dict[str, S
     return {name: stage for name, stage in all_stages.items() if name in needed}
 
 
+def unfinished(picked: dict[str, Stage]) -> dict[str, Stage]:
+    """Return the stages that are to be run: those that are not done, and those that need one of these."""
+    left: dict[str, Stage] = {}
+    for name, stage in picked.items():  # in an order in which they can run
+        if not stage.done or left.keys() & set(stage.needs):
+            left[name] = stage
+    return left
+
+
 def only_command(settings: Sequence[Setting]) -> str:
     """Return the command of `scripts/reproduce.py` that runs settings, all benchmarks of a pair by one pattern."""
     pairs = {answers_name(setting).rpartition("/")[0] for setting in settings}
@@ -152,14 +199,12 @@ def only_command(settings: Sequence[Setting]) -> str:
     return shlex.join(["python3", "scripts/reproduce.py", "0", "--only", *sorted(f"{pair}/{last}" for pair in pairs)])
 
 
-def hours_left(
-    stage: Stage, measured: dict[Work, Rate], published: dict[tuple[str, int | None], float]
-) -> tuple[float | None, str]:
+def hours(stage: Stage, measured: dict[Work, Rate]) -> tuple[float | None, str]:
     """Return the hours that a stage takes and where the estimate is from; (None, "") where nothing is known."""
-    if stage.done:
-        return 0.0, "done"
-    rate = rate_of(stage.work, measured, published) if stage.work and stage.rows else None
-    return (stage.rows / rate.rows_per_second / 3600, rate.source) if rate else (None, "")
+    if not stage.work or not stage.rows:
+        return None, ""
+    rate = rate_of(stage.work, measured)
+    return stage.rows * len(stage.outputs if stage.boxes else [0]) / rate.rows_per_second / 3600, rate.source
 
 
 def has_key() -> bool:

@@ -1,24 +1,26 @@
 """The whole report: what `scripts/report.py` makes of a folder of predictions, or of two files."""
 
+import base64
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from cropvlm.runs.files import check_writable, write_json
 from reporting import need, plots, tables
-from reporting.claims import Claims, Setting, read_claims
+from reporting.claims import Claims, Setting
 from reporting.costs import costs
 from reporting.examples import examples
 from reporting.gains import COLUMNS, Gain, gain_rows, gains, to_json
-from reporting.page import render
 from reporting.pairs import Pair, pair_up, pairs
 from reporting.plan import only_command
-from reporting.results import Result, read_boxes, read_folder, read_result
-from reporting.verdicts import Verdict, differences, failed, judge
+from reporting.results import Result, read_box_file, read_folder, read_result
+from reporting.verdicts import NOT_RUN, Verdict, differences, failed, judge
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +31,33 @@ FILES = ("report.md", "report.json", "report.html")
 class Report:
     """Results, their pairs with and without the crop, and the verdicts on a claims file (None: two files alone).
 
-    gains: of the pairs that have controls.
+    gains: of the pairs that have controls. runs: the claims file for each of several trainings.
     """
 
     results: list[Result]
     pairs: list[Pair]
-    claims: Claims | None = None
+    runs: list[Claims] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     gains: list[Gain] = field(default_factory=list)
+
+    @property
+    def claims(self) -> Claims | None:
+        return self.runs[0] if self.runs else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know of the verdicts."""
+        if not self.claims:
+            return []
+        margin = (
+            f"Margin of the figures: {self.claims.margin:g} points; {self.claims.reason}." if self.claims.margin else ""
+        )
+        one = (
+            "Every cropper was trained once: the intervals hold the noise of questions and nothing of that of training."
+        )
+        several = f"{len(self.runs)} trainings: the intervals hold the noise of questions and of training."
+        assumed = [f"Assumed of {a.title}: {a.assumed}." for a in self.claims.answerers.values() if a.assumed]
+        return [*filter(None, [margin]), several if len(self.runs) > 1 else one, *assumed]
 
     @property
     def exit_code(self) -> int:
@@ -64,9 +85,9 @@ class Report:
 
     def name(self, result: Result) -> str:
         """Return the name of what a result was made with: its setting's in the claims file, else from its meta file."""
-        if self.claims:
-            for setting in self.claims.combinations(result.benchmark):
-                if differences(setting, result, self.claims) == ():
+        for claims in self.runs:
+            for setting in claims.known(result.benchmark):
+                if differences(setting, result, claims) == ():
                     return setting.title
         size = result.settings.get("longest_edge") or result.settings.get("max_pixels")
         answerer = Path(result.answerer).name + (f", {size} px" if size else "")
@@ -83,27 +104,30 @@ class Report:
         return self.pairs[0] if self.pairs else None
 
 
-def judge_folder(folder: Path, claims_file: Path, names: Mapping[str, str]) -> Report:
-    """Return the report on the answer files below a folder, of the benchmarks that the claims file knows."""
-    claims = read_claims(claims_file, names)
+def judge_folder(folder: Path, runs: list[Claims]) -> Report:
+    """Return the report on the answer files below a folder, of the benchmarks that the claims file knows.
+
+    runs: the claims file for each of several trainings.
+    """
     found = read_folder(folder)
-    known = [result for result in found if result.benchmark in claims.benchmarks]
+    benchmarks = {name for claims in runs for name in claims.benchmarks}
+    known = [result for result in found if result.benchmark in benchmarks]
     if len(known) < len(found):
         logger.warning("%d answer files of other benchmarks are left out", len(found) - len(known))
     results = [result for result in known if result.control is None and result.need_threshold is None]
     compared = pairs(results)
 
     def command(settings: Sequence[Setting]) -> str:
-        return claims.command or only_command(settings)
+        return runs[0].command or only_command(settings)
 
-    verdicts = judge(claims, results, command)
-    return Report(results, compared, claims, verdicts, gains(compared, [r for r in known if r.control]))
+    verdicts = judge(runs, known, command)
+    return Report(results, compared, runs, verdicts, gains(compared, [r for r in known if r.control]))
 
 
 def compare_files(predictions_file: Path, other: Path) -> Report:
     """Return the report on two answer files for the same questions; boxes are looked for beside them."""
     folders = dict.fromkeys([predictions_file.parent, other.parent])
-    boxes = [read_boxes(path) for folder in folders for path in sorted(folder.glob("*_bbox.json"))]
+    boxes = [read_box_file(path) for folder in folders for path in sorted(folder.glob("*_bbox.json"))]
     first, second = (read_result(path, boxes) for path in (predictions_file, other))
     return Report([first, second], [pair_up(first, second)])
 
@@ -115,7 +139,9 @@ def write(report: Report, folder: Path, example_count: int) -> None:
         check_writable(path)
     listed = _tables(report)
     names = [report.name(result) for result in report.results]
-    content = tables.to_json(report.claims, report.verdicts, report.results, names, report.costs, report.pairs)
+    content = tables.to_json(
+        report.claims, report.notes, report.verdicts, report.results, names, report.costs, report.pairs
+    )
     if report.gains:
         content["gains"] = [to_json(gain) for gain in report.gains]
     if report.need_curves:
@@ -127,28 +153,37 @@ def write(report: Report, folder: Path, example_count: int) -> None:
     if report.claims is None:
         labels |= {"before": "B", "after": "A"}
     causes = next((gain.causes for gain in report.gains if gain.pair is pair), None)
-    shown = examples(pair, example_count, causes) if pair else []
-    source = report.claims.source if report.claims else None
-    _write_text(paths["report.html"], render(report.title, source, listed, _plots(report), shown, labels))
+    content = {
+        "title": report.title,
+        "source": report.claims.source if report.claims else None,
+        "notes": report.notes,
+        "tables": listed,
+        "plots": [(caption, base64.b64encode(svg.encode()).decode()) for caption, svg in _plots(report)],
+        "examples": examples(pair, example_count, causes) if pair else [],
+        "labels": labels,
+    }
+    loader = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html")
+    _write_text(paths["report.html"], page.render(content))
 
 
 def summary(report: Report) -> str:
     """Return what the script prints: a line for each verdict but `not run`, and how many of those there are."""
-    lines = [_in_a_line(verdict) for verdict in report.verdicts if verdict.ours is not None]
+    lines = [_in_a_line(verdict) for verdict in report.verdicts if verdict.verdict != NOT_RUN]
     if report.claims is None:
         lines += [", ".join(row) for row in tables.pair_rows(report.pairs, [report.title])]
-    if not_run := sum(verdict.ours is None for verdict in report.verdicts):
+    if not_run := sum(verdict.verdict == NOT_RUN for verdict in report.verdicts):
         lines.append(f"- not run: {not_run} figures and claims; the report has their commands")
-    return "\n".join(lines)
+    return "\n".join([*lines, *report.notes])
 
 
 def _in_a_line(verdict: Verdict) -> str:
     reason = f" ({verdict.reason})" if verdict.reason else ""
-    interval = ""
-    if verdict.interval_95:
-        interval = ", 95% interval [{:.1f}, {:.1f}]".format(*verdict.interval_95)
     reported = f"reported {verdict.reported:g}" if verdict.kind == "figure" else verdict.reported
-    return f"- {verdict.verdict}{reason}: {verdict.title}: {verdict.ours:.1f}{interval} ({reported})"
+    ours = ""
+    if verdict.interval_95:
+        ours = f": {verdict.ours:.1f}, 95% interval [{verdict.interval_95[0]:.1f}, {verdict.interval_95[1]:.1f}]"
+    return f"- {verdict.verdict}{reason}: {verdict.title}{ours} ({reported})"
 
 
 def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
@@ -168,7 +203,10 @@ def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
         lines = [need.need_row(curve, report.name(curve.pair.after)) for curve in report.need_curves]
         listed.append(("Whether to crop", need.COLUMNS, lines))
     names = [report.name(result) for result in report.results]
-    listed.append(("Scores and costs", tables.FILE_COLUMNS, tables.file_rows(report.results, names, report.costs)))
+    columns = ("setting", *tables.FILE_COLUMNS, "file")
+    listed.append(("Scores and costs", columns, tables.file_rows(report.results, names, report.costs)))
+    if croppers := tables.cropper_rows(report.runs, report.results):
+        listed.append(("Trainings of the croppers", tables.CROPPER_COLUMNS, croppers))
     return listed
 
 
@@ -198,7 +236,8 @@ def _plots(report: Report) -> list[tuple[str, str]]:
 def _markdown(report: Report, listed: Sequence[tuple]) -> str:
     source = f"Reported values: {report.claims.source}.\n" if report.claims else ""
     parts = [f"## {heading}\n\n{tables.markdown_table(columns, rows)}\n" for heading, columns, rows in listed]
-    return "\n".join([f"# {report.title}\n", source, *parts])
+    notes = "".join(f"- {note}\n" for note in report.notes)
+    return "\n".join([f"# {report.title}\n", source, notes, *parts])
 
 
 def _write_text(path: Path, text: str) -> None:

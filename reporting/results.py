@@ -12,23 +12,26 @@ import numpy as np
 
 from cropvlm.boxes import Bbox, parse_bbox
 from cropvlm.data.catalog import dataset_name
-from cropvlm.data.rows import benchmark_for, load_rows
-from cropvlm.errors import UserError
-from cropvlm.metrics import option_letter
-from cropvlm.runs.predictions import BoxFile, join_on_question_id, meta_path, read_meta, read_predictions, rows_of
-from cropvlm.runs.scoring import ScoredRows
+from cropvlm.data.rows import load_rows
+from cropvlm.errors import UserError, listed
+from cropvlm.runs.predictions import BoxFile, meta_path, read_boxes, read_meta, read_predictions, rows_of
+from cropvlm.runs.provenance import file_checksum, model_checksum
+from cropvlm.runs.scoring import ScoredRows, score_file
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Result:
-    """An answer file, its meta file, the boxes that its crops were cut by (None: full image), and its scores."""
+    """An answer file, its meta file, and the box files that its crops may have been cut by (none: full image).
+
+    Several croppers may have written the same boxes; then the answers are those of each.
+    """
 
     path: Path
     meta: dict[str, Any]
     records: list[dict]
-    boxes: BoxFile | None
+    box_files: tuple[BoxFile, ...]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -58,8 +61,19 @@ class Result:
         return self.settings.get("boxes")
 
     @property
+    def boxes(self) -> BoxFile | None:
+        return self.box_files[0] if self.box_files else None
+
+    @property
     def benchmark(self) -> str:
         return dataset_name(self.meta["dataset_path"], self.meta.get("dataset"))
+
+    @property
+    def failures(self) -> str:
+        """The rows without an answer, in words; empty without any."""
+        ids = [repr(row["question_id"]) for row in self.meta.get("failed") or []]
+        count = max(len(ids), self.meta["counts"].get("failed") or 0)
+        return f"{count} rows failed" + (f" ({listed(ids, limit=3)})" if ids else "") if count else ""
 
     @functools.cached_property
     def rows(self) -> Any:
@@ -77,26 +91,36 @@ class Result:
 
     @functools.cached_property
     def scored(self) -> ScoredRows:
-        answers = join_on_question_id(self.records, self.rows, str(self.path))
-        source = [self.meta.get(key) for key in ("dataset_path", "dataset", "split")]
+        rows = self.all_rows
         try:
-            return ScoredRows(self.rows, answers, benchmark_for(*source).metric)
+            return score_file(self.path, rows)
         except UserError as error:
             raise UserError(f"{self.path} cannot be scored: {error}") from error
 
     @functools.cached_property
+    def asked(self) -> list[tuple]:
+        """What tells the scored questions from others: id, question and references of each."""
+        return list(zip(self.scored.ids, self.scored.asked, map(tuple, self.scored.references), strict=True))
+
+    @functools.cached_property
     def bboxes(self) -> list[Bbox | None]:
         """The box of each scored row, in percent; None for a missing or invalid one."""
-        if self.boxes is None:
-            return [None] * len(self.scored.indices)
-        return [parse_bbox(self.boxes.texts[i]) for i in self.scored.indices]
+        return [None if text is None else parse_bbox(text) for text in self.box_texts]
+
+    @property
+    def box_texts(self) -> list[str | None]:
+        """What the cropper wrote for each scored row; None where that is unknown."""
+        texts = {record["question_id"]: record["answer"] for record in (self.boxes.records if self.boxes else [])}
+        return [texts.get(question_id) for question_id in self.scored.ids]
 
     def values(self, metric: str) -> np.ndarray:
-        """Return the score of every scored row, or for `refusals` 100 where an answer is empty or names no option."""
-        if metric == "score":
-            return self.scored.scores
-        letters = self.scored.metric == "letter"
-        return np.array([100.0 * (not a or (letters and option_letter(a) is None)) for a in self.scored.answers])
+        """Return the score of every scored row, or for `refusals` 100 where an answer is empty or names no option.
+
+        A row that failed is no refusal.
+        """
+        failed = {row["question_id"] for row in self.meta.get("failed") or []}
+        answered = np.array([question_id not in failed for question_id in self.scored.ids])
+        return self.scored.scores if metric == "score" else self.scored.refusals * answered
 
 
 @functools.cache
@@ -114,7 +138,7 @@ def read_folder(folder: str | Path) -> list[Result]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected one with prediction files")
-    boxes = [read_boxes(path) for path in _with_meta(folder.rglob("*_bbox.json"))]
+    boxes = [read_box_file(path) for path in _with_meta(folder.rglob("*_bbox.json"))]
     results = [read_result(path, boxes) for path in _with_meta(folder.rglob("*_answers.json"))]
     if not results:
         raise UserError(f"{folder} has no answer files (*_answers.json) with meta files; run steps 4 and 5 first")
@@ -129,25 +153,37 @@ def _with_meta(paths: Any) -> list[Path]:
     return [path for path in paths if meta_path(path).exists()]
 
 
-def read_boxes(path: Path) -> BoxFile:
+def read_box_file(path: Path) -> BoxFile:
     """Return a box file with its meta file; `UserError` if either has another form."""
-    meta = _checked_meta(path, {"models": ("cropper",), "settings": (), "counts": ("rows",)})
-    return BoxFile(path, meta, read_predictions(path))
+    _check_meta(path, {"models": ("cropper",), "settings": (), "counts": ("rows",)})
+    return read_boxes(path)
 
 
 def read_result(path: Path, boxes: Sequence[BoxFile]) -> Result:
     """Return an answer file with its meta file and, of `boxes`, those that it was made with."""
-    meta = _checked_meta(path, {"models": ("answerer",), "settings": ("mode",), "counts": ("rows", "seconds")})
-    key = meta["settings"].get("boxes")
-    used = None
-    if meta["settings"]["mode"] == "cropvlm":
-        used = next((file for file in boxes if key == file.key(meta["counts"]["rows"])), None)
-        if used is None:
+    meta = _check_meta(path, {"models": ("answerer",), "settings": ("mode",), "counts": ("rows", "seconds")})
+    used: tuple[BoxFile, ...] = ()
+    if key := meta["settings"].get("boxes"):
+        recorded = (meta.get("boxes") or {}).get("checksum")
+        used = tuple(
+            file
+            for file in boxes
+            if (file_checksum(file.path) == recorded if recorded else file.key(meta["counts"]["rows"]) == key)
+        )
+        if not used:
             logger.warning("%s: the box file that it was made with is not in the folder", path)
     return Result(path, meta, read_predictions(path), used)
 
 
-def _checked_meta(path: Path, needed: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+def changed_model(meta: dict[str, Any], role: str) -> str | None:
+    """Return the local folder of a file's model if it holds another model now; None also where nothing is recorded."""
+    path, base = meta["models"].get(role), meta["settings"].get("base_model_path")
+    recorded = (meta.get(role) or {}).get("checksum")
+    here = recorded and isinstance(path, str) and Path(path).is_dir()
+    return path if here and model_checksum(path, base) != recorded else None
+
+
+def _check_meta(path: Path, needed: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     meta = read_meta(path)
     for part, keys in {"dataset_path": (), **needed}.items():
         value = meta.get(part)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
-from reporting.plan import Stage
+from reporting.plan import Stage, unfinished
 
 GRACE = 30  # seconds between SIGTERM and SIGKILL
 PR_SET_PDEATHSIG = 1
@@ -37,12 +37,8 @@ class Scheduler:
     """
 
     def __init__(self, stages: dict[str, Stage], gpus: list[int]):
-        self.waiting = dict(stages)
-        self.finished: set[str] = set()
-        for name, stage in stages.items():  # in an order in which they can run
-            if stage.done and not any(need in self.waiting for need in stage.needs):
-                self.finished.add(name)
-                del self.waiting[name]
+        self.waiting = unfinished(stages)
+        self.finished = stages.keys() - self.waiting.keys()
         self.gpus, self.known = gpus, set(stages)
         self.failed: list[str] = []
         self.left_out: list[str] = []

@@ -9,21 +9,23 @@ from reporting.pairs import Pair
 from reporting.results import Result
 from reporting.verdicts import Verdict
 
-COLUMNS = ("figure or claim", "reported", "reproduced", "difference", "95% interval", "verdict")
+COLUMNS = ("figure or claim", "reported", "reproduced", "difference", "95% interval", "verdict", "why")
 
 
 def verdict_cells(verdict: Verdict) -> tuple[str, ...]:
     """Return the cells of a verdict's line, as `COLUMNS` names them."""
     reported = f"{verdict.reported:.2f}" if isinstance(verdict.reported, float | int) else verdict.reported
     interval = verdict.interval_95 and f"[{verdict.interval_95[0]:.2f}, {verdict.interval_95[1]:.2f}]"
-    words = verdict.verdict + (f": {verdict.reason}" if verdict.reason else "")
+    if verdict.runs > 1 and verdict.spread is not None:
+        interval = f"{interval} over {verdict.runs} trainings, deviation {verdict.spread:.2f}"
     return (
         verdict.title,
         reported,
         number(verdict.ours) + (f" (over {verdict.over})" if verdict.over else ""),
         number(verdict.difference, sign=True),
         interval or "",
-        words,
+        verdict.verdict,
+        verdict.reason,
     )
 
 
@@ -32,36 +34,54 @@ def number(value: float | None, sign: bool = False) -> str:
     return "" if value is None else f"{value:{'+' if sign else ''}.2f}"
 
 
+FILE_COLUMNS = {  # column -> what it holds of a score's summary or a cost
+    "score": "score",
+    "standard error": "standard_error",
+    "questions": "questions",
+    "seconds a question": "seconds_per_question",
+    "of the cropper": "cropper_seconds_per_question",
+    "images": "images_per_question",
+    "image tokens": "image_tokens_per_question",
+    "the cropper's": "cropper_image_tokens_per_question",
+    "peak GiB": "peak_memory_gib",
+    "GPU": "gpu",
+}
+
+
 def file_rows(results: Sequence[Result], names: Sequence[str], costs: Sequence[dict]) -> list[tuple[str, ...]]:
     """Return a line for each answer file: setting, score, error, rows, and what a question costs."""
     rows = []
     for result, name, cost in zip(results, names, costs, strict=True):
-        summary = result.scored.summary()
-        rows.append(
-            (
-                name,
-                number(summary["score"]),
-                number(summary["standard_error"]),
-                str(summary["questions"]),
-                f"{cost['seconds_per_question']:.3f}",
-                str(cost["images_per_question"]),
-                "unknown" if cost["image_tokens_per_question"] is None else f"{cost['image_tokens_per_question']:g}",
-                str(result.path),
-            )
-        )
+        known = result.scored.summary() | cost
+        shown = str(result.path) + (f": {result.failures}" if result.failures else "")
+        rows.append((name, *(_cell(known.get(key)) for key in FILE_COLUMNS.values()), shown))
     return rows
 
 
-FILE_COLUMNS = (
-    "setting",
-    "score",
-    "standard error",
-    "questions",
-    "seconds a question",
-    "images",
-    "image tokens",
-    "file",
-)
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+CROPPER_COLUMNS = ("cropper", "stage", "reward", "px", "rows", "steps", "seed", "reported hours")
+
+
+def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """Return a line for each trained cropper whose boxes were used: what its training recorded of itself."""
+    hours = {cropper.model: cropper.hours for run in claims for cropper in run.croppers.values()}
+    rows = {}
+    for file in (file for result in results for file in result.box_files):
+        record = file.meta.get("cropper") or {}
+        if "stage" in record:
+            steps = f"{record.get('steps')} of {record.get('planned_steps')}"
+            cells = (
+                *(record.get(key) for key in ("stage", "reward", "longest_edge", "rows")),
+                steps,
+                record.get("seed"),
+            )
+            rows[file.cropper] = (file.cropper, *map(_cell, cells), _cell(hours.get(file.cropper)))
+    return list(rows.values())
+
+
 PAIR_COLUMNS = ("setting", "without", "with", "difference", "95% interval", "better", "worse", "equal")
 
 
@@ -91,6 +111,7 @@ def _escape(text: str) -> str:
 
 def to_json(
     claims: Claims | None,
+    notes: Sequence[str],
     verdicts: Sequence[Verdict],
     results: Sequence[Result],
     names: Sequence[str],
@@ -101,6 +122,7 @@ def to_json(
     content = {
         "title": claims.title if claims else None,
         "source": claims.source if claims else None,
+        "notes": list(notes),
         "verdicts": [vars(verdict) for verdict in verdicts],
         "files": [
             {"file": str(result.path), "setting": name, "cost": cost, "metric": result.scored.metric}

@@ -5,7 +5,8 @@
 
 Reads prediction and meta files, and the data sets that they name. The page is self-contained: reported and reproduced
 values with verdicts, scores, costs, plots, and examples to look through; of two files, the comparison and examples
-alone. Exit code 3: a figure or claim that was run is not reproduced.
+alone. Of several trainings (--seeds 3, or --names run=a,b,c) verdicts are on the mean, and intervals hold the noise of
+questions and of training. Exit code 3: a figure or claim that was run is not reproduced.
 """
 
 import argparse
@@ -25,7 +26,9 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--predictions", type=Path, metavar="FOLDER", help="all answer and box files below it (default: predictions)")
     add("--claims", type=Path, default=ROOT / "scripts/claims/paper.yaml", help="default: scripts/claims/paper.yaml")
-    add("--names", nargs="+", default=[], metavar="NAME=VALUE", help="replace names of the claims file")
+    add("--names", nargs="+", default=[], metavar="NAME=VALUE,...", help="replace names of the claims file; of several "
+        "trainings one value each")  # fmt: skip
+    add("--seeds", type=positive, default=1, help="trainings of every cropper, as reproduce.py --seeds ran them")
     add("--predictions_file", type=Path, metavar="A", help="one answer file, to be compared with another")
     add("--compare", type=Path, metavar="B", help="the other one")
     add("--output", type=Path, metavar="FOLDER", help="where the report goes (default: beside the predictions)")
@@ -44,13 +47,14 @@ def main() -> int:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from reporting import report  # imports datasets and matplotlib: not for --help
+    from reporting.claims import each_run
 
     if args.predictions_file:
         made = report.compare_files(args.predictions_file, args.compare)
         output = args.output or args.predictions_file.parent
     else:
         folder = args.predictions or Path("predictions")
-        made = report.judge_folder(folder, args.claims, dict(name.split("=", 1) for name in args.names))
+        made = report.judge_folder(folder, list(each_run(args.claims, args.names, args.seeds)))
         output = args.output or folder
     report.write(made, output, args.examples)
     print(report.summary(made))

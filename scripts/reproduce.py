@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cropvlm.errors import UserError  # noqa: E402
-from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run  # noqa: E402
+from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, positive, run  # noqa: E402
 from reporting.scheduler import Interrupted, Scheduler  # noqa: E402
 
 
@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     add("--plan", action="store_true", help="print every command, what is done and the hours left; run nothing")
     add("--only", nargs="+", default=[], metavar="PATTERN", help="only stages whose names fit, and what they need")
     add("--claims", type=Path, default=ROOT / "scripts/claims/paper.yaml", help="default: scripts/claims/paper.yaml")
+    add("--seeds", type=positive, default=1, help="train every cropper with so many seeds, from 42 on (default 1)")
     add("--predictions", type=Path, default=Path("predictions/paper"), help="folder of the prediction files")
     return parser.parse_args()
 
@@ -42,29 +43,32 @@ def duration(hours: float) -> str:
 
 def print_plan(stages: dict, folder: Path) -> None:
     """Print each stage's name, hours left with the origin of the estimate, and command; then the sum."""
-    from reporting.plan import hours_left
-    from reporting.rates import measured_rates, published_rates
+    from reporting.plan import hours, unfinished
+    from reporting.rates import measured_rates
 
-    measured, published = measured_rates(folder), published_rates()
-    estimates = {name: hours_left(stage, measured, published) for name, stage in stages.items()}
+    measured, left = measured_rates(folder), unfinished(stages)
+    estimates = {name: hours(stage, measured) for name, stage in left.items()}
     for name, stage in stages.items():
-        hours, source = estimates[name]
-        left = "hours unknown" if hours is None else f"{duration(hours)} ({source})"
-        print(f"{name}: {'done' if stage.done else left}\n    {shlex.join(['python3', *stage.command])}")
+        state = "done"
+        if name in left:
+            known, source = estimates[name]
+            state = "hours unknown" if known is None else f"{duration(known)} ({source})"
+            state += f"; {stage.changed} has changed since it was done" if stage.changed else ""
+            state += f"; {stage.rows * len(stage.outputs)} requests" if stage.key and stage.rows else ""
+        print(f"{name}: {state}\n    {shlex.join(['python3', *stage.command])}")
     known = sum(hours for hours, _ in estimates.values() if hours)
     unknown = sum(hours is None for hours, _ in estimates.values())
-    done = sum(stage.done for stage in stages.values())
     more = f", and {unknown} stages whose hours are unknown" if unknown else ""
-    print(f"{done} of {len(stages)} stages are done; {known:.1f} h left on one GPU{more}")
+    print(f"{len(stages) - len(left)} of {len(stages)} stages are done; {known:.1f} h left on one GPU{more}")
 
 
 def main() -> int:
     args = parse_args()
-    from reporting.claims import read_claims
+    from reporting.claims import each_run
     from reporting.plan import chosen, has_key, stages
 
-    claims = read_claims(args.claims)
-    picked = chosen(stages(claims, args.predictions), args.only)
+    runs = list(each_run(args.claims, seeds=args.seeds))
+    picked = chosen(stages(runs, args.predictions), args.only)
     if not picked:
         raise UserError(f"no stage fits --only {' '.join(args.only)}; --plan lists them")
     if without_key := [name for name, stage in picked.items() if stage.key and not stage.done and not has_key()]:
@@ -82,7 +86,9 @@ def main() -> int:
         return signal.exit_code
     report = [sys.executable, str(ROOT / "scripts/report.py"), "--predictions", str(args.predictions)]
     try:
-        code = subprocess.run([*report, "--claims", str(args.claims)], check=False).returncode
+        code = subprocess.run(
+            [*report, "--claims", str(args.claims), "--seeds", str(args.seeds)], check=False
+        ).returncode
     except OSError as error:
         print(f"the report cannot start: {error.strerror}", file=sys.stderr)
         code = COMPLETE_WITH_FAILURES

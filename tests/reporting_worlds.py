@@ -33,8 +33,12 @@ def right(number: int, count: int = COUNT) -> list[str]:
     return ["yes" if i < number else "no" for i in range(count)]
 
 
-def write_boxes(path: Path, texts: list[str], cropper: str, dataset: str, **settings) -> None:
+def write_boxes(
+    path: Path, texts: list[str], cropper: str, dataset: str, record: dict | None = None, **settings
+) -> None:
+    """Write a box file with its meta file. record: what the cropper's training recorded of itself."""
     meta = {
+        **({"cropper": record} if record else {}),
         "dataset_path": dataset,
         "models": {"cropper": cropper, "cropper_base": None},
         "settings": {"longest_edge": 64, **settings},

@@ -8,6 +8,7 @@ from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_ro
 
 from cropvlm.runs import scoring
 from reporting import results
+from reporting.claims import read_claims
 from reporting.gains import gains
 from reporting.pairs import pairs
 from reporting.report import judge_folder, write
@@ -111,7 +112,7 @@ def test_the_report_has_a_table_and_a_filter_for_each_cause():
     write_answers(Path("p/sft_answers.json"), answers(0, 1, 2), "rows", boxes=BOXES)
     for name, wrong in {"full_twice": (0, 1), "wider": (0, 2)}.items():
         write_control(name, answers(*wrong))
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judge_folder(Path("p"), [read_claims("claims.yaml")])
     assert len(made.results) == 2  # controls are neither results of their own nor bases of a pair
     assert len(made.pairs) == 1
     write(made, Path("out"), example_count=100)
@@ -129,6 +130,6 @@ def test_the_report_has_a_table_and_a_filter_for_each_cause():
 
 def test_without_controls_nothing_is_said_of_them():
     Path("claims.yaml").write_text(CLAIMS)
-    write(judge_folder(Path("p"), Path("claims.yaml"), {}), Path("out"), example_count=5)
+    write(judge_folder(Path("p"), [read_claims("claims.yaml")]), Path("out"), example_count=5)
     assert "Where the gain" not in Path("out/report.md").read_text()
     assert "gains" not in json.loads(Path("out/report.json").read_text())

@@ -9,6 +9,7 @@ from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_ro
 
 from cropvlm.runs import scoring
 from reporting import results
+from reporting.claims import read_claims
 from reporting.need import need_curves
 from reporting.pairs import pairs
 from reporting.report import judge_folder, write
@@ -65,13 +66,13 @@ def test_a_file_without_needs_has_no_curve_nor_one_made_at_a_threshold():
 
 def test_the_report_has_a_table_and_a_picture():
     Path("claims.yaml").write_text(CLAIMS)
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judge_folder(Path("p"), [read_claims("claims.yaml")])
     write(made, Path("plain"), 5)
     assert "Whether to crop" not in Path("plain/report.html").read_text()
     assert "need" not in json.loads(Path("plain/report.json").read_text())
     write_needs([float(i - 39) for i in range(100)])
     write_answers(Path("p/half_answers.json"), right(50), "rows", boxes=BOXES, settings={"need_threshold": 9.0})
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judge_folder(Path("p"), [read_claims("claims.yaml")])
     assert len(made.results) == 2  # the answers at a threshold are no result of the setting
     write(made, Path("out"), 5)
     assert "| rows: small, SFT | 40.00 | 60.00 | 60.00 | 61.00 |" in Path("out/report.md").read_text()

@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from reporting_worlds import write_answers
+from reporting_worlds import write_answers, write_boxes
 
 from cropvlm.errors import UserError
-from reporting.claims import read_claims
-from reporting.plan import Stage, chosen, hours_left, only_command, stages
+from cropvlm.runs.provenance import model_checksum
+from reporting.claims import each_run, read_claims
+from reporting.plan import Stage, chosen, hours, only_command, stages, unfinished
 from reporting.rates import (
     ANSWERS,
     BOXES,
     GRPO,
+    PUBLISHED,
     SFT,
     TEACHER,
     Rate,
     Work,
     measured_rates,
-    published_rates,
     rate_of,
 )
 
@@ -34,13 +35,13 @@ PAPER = read_claims(ROOT / "scripts" / "claims" / "paper.yaml")
 
 def test_what_a_stage_needs_comes_before_it():
     seen = set()
-    for name, stage in stages(PAPER).items():
+    for name, stage in stages([PAPER]).items():
         assert set(stage.needs) <= seen, name
         seen.add(name)
     assert {f"train/{kind}_{size}" for kind in ("sft", "grpo") for size in (512, 1024, 2048)} <= seen
     assert "train/grpo_accuracy_1024" in seen
-    # Seven benchmarks, with and without a crop.
-    assert len([name for name in seen if name.startswith("answers/qwen_448/")]) == 14
+    # Six benchmarks, without a crop, with GRPO's and with the teacher's.
+    assert len([name for name in seen if name.startswith("answers/qwen_448/")]) == 18
 
 
 @pytest.mark.parametrize("name", ["boxes/grpo_1024/vstar", "answers/qwen_448/grpo_2048/docvqa"])
@@ -48,7 +49,7 @@ def test_commands_have_their_scripts_flags(name, monkeypatch):
     from test_readme import parse
 
     monkeypatch.chdir(ROOT)
-    script, *flags = stages(PAPER)[name].command
+    script, *flags = stages([PAPER])[name].command
     assert (ROOT / script).is_file()
     parse([script, *flags], monkeypatch)
     with pytest.raises(UserError):
@@ -56,14 +57,14 @@ def test_commands_have_their_scripts_flags(name, monkeypatch):
 
 
 def test_training_names_configurations_that_are_there():
-    commands = [stage.command for name, stage in stages(PAPER).items() if name.startswith("train/")]
+    commands = [stage.command for name, stage in stages([PAPER]).items() if name.startswith("train/")]
     configs = [command[command.index("--config") + 1] for command in commands]
-    assert len(configs) == 7
+    assert len(configs) == 9
     assert all((ROOT / config).is_file() for config in configs)
 
 
 def test_only_picks_a_stage_and_what_it_needs():
-    picked = chosen(stages(PAPER), ["answers/qwen_448/grpo_2048/vstar"])
+    picked = chosen(stages([PAPER]), ["answers/qwen_448/grpo_2048/vstar"])
     assert list(picked) == [
         "data/mixture",
         "train/sft_2048",
@@ -71,7 +72,7 @@ def test_only_picks_a_stage_and_what_it_needs():
         "boxes/grpo_2048/vstar",
         "answers/qwen_448/grpo_2048/vstar",
     ]
-    assert chosen(stages(PAPER), ["nothing*"]) == {}
+    assert chosen(stages([PAPER]), ["nothing*"]) == {}
 
 
 def test_the_command_of_a_setting_picks_its_stages():
@@ -79,7 +80,7 @@ def test_the_command_of_a_setting_picks_its_stages():
     assert only_command(of_vstar) == "python3 scripts/reproduce.py 0 --only answers/qwen_448/grpo_2048/vstar"
     mean = PAPER.figures[0].settings
     assert only_command(mean) == "python3 scripts/reproduce.py 0 --only 'answers/llava_336/none/*'"
-    assert list(chosen(stages(PAPER), ["answers/llava_336/none/*"])) == [
+    assert list(chosen(stages([PAPER]), ["answers/llava_336/none/*"])) == [
         f"answers/llava_336/none/{s.benchmark.name}" for s in mean
     ]  # noqa: E501
 
@@ -90,15 +91,11 @@ def test_hours_come_from_this_machines_meta_files_first(tmp_path):
     work = Work(ANSWERS, "m", 64)
     assert measured == {work: Rate(5, "measured here")}
     stage = Stage("a", ("x",), (tmp_path / "gone",), work=work, rows=36000)
-    assert hours_left(stage, measured, {}) == (pytest.approx(2), "measured here")
-    assert hours_left(replace(stage, outputs=(tmp_path,)), measured, {}) == (0, "done")
-    assert hours_left(replace(stage, rows=None), measured, {}) == (None, "")
-    published = {(TEACHER, None): 10.0}
-    at_another_size = replace(stage, work=replace(work, size=128))
-    assert hours_left(at_another_size, measured, published) == (
-        pytest.approx(1),
-        "benchmarks/README.md; nearest figure: teacher 7B",
-    )
+    assert hours(stage, measured) == (pytest.approx(2), "measured here")
+    assert hours(replace(stage, rows=None), measured) == (None, "")
+    # Four answers to each question: the crop and three controls.
+    four = replace(stage, outputs=(tmp_path / "gone",) * 4, boxes=tmp_path / "boxes.json")
+    assert hours(four, measured) == (pytest.approx(8), "measured here")
 
 
 def test_of_two_files_the_slower_counts(tmp_path):
@@ -107,73 +104,74 @@ def test_of_two_files_the_slower_counts(tmp_path):
     assert measured_rates(tmp_path) == {Work(ANSWERS, "m", 64): Rate(5, "measured here")}
 
 
-TABLE = """\
-| date | command | tiles |
-| work | ours | other way | ratio |
-|---|---|---|---|
-| boxes 512 px | 62 rows/s | one at a time | 40 |
-| boxes 2048 px | 1 rows/s | 0.5 rows/s, one at a time | 2.00 |
-| GRPO step 512 px, 16 prompts | 9.4 s | 19.9 s, unmodified TRL | 2.1 |
-| SFT 512 px | not done in 180 s | | |
-| teacher 7B | 4.9 rows/s | one at a time | 12.6 |
-text in between
-| boxes 2048 px | 20 rows/s | 0.5 rows/s, one at a time | 40.00 |
-"""
-
-
-def test_a_gpus_rates_are_read_from_the_tables_of_the_readme(tmp_path):
-    (tmp_path / "README.md").write_text(TABLE)
-    assert published_rates(tmp_path / "README.md") == {
-        (BOXES, 512): 62,
-        (BOXES, 2048): 20,  # the later one
-        (GRPO, 512): pytest.approx(16 / 9.4),
-        (TEACHER, None): 4.9,
-    }
-
-
-def test_the_projects_own_readme_has_every_kind_of_work():
-    assert published_rates().keys() == {
-        *((kind, size) for kind in (BOXES, ANSWERS, GRPO, SFT) for size in (512, 2048)),
-        (TEACHER, None),
-    }
-
-
-SMOLVLM, TEACHERS = "HuggingFaceTB/SmolVLM-256M-Instruct", {(TEACHER, None): 5.0}
-TWO_SIZES = {(BOXES, 512): 50.0, (BOXES, 2048): 10.0}  # 0.02 and 0.1 s a row
+SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
 
 
 @pytest.mark.parametrize(
-    ("work", "published", "rate", "source"),
+    ("work", "rate", "source"),
     [
-        (Work(BOXES, "models/grpo", 512), TWO_SIZES, 50, ""),
-        # 1024 px has (4 - 1) / (16 - 1) = a fifth of the way in pixels: 0.02 + 0.08 / 5 = 0.036 s.
-        (Work(BOXES, "models/grpo", 1024), TWO_SIZES, 1 / 0.036, "; interpolated between 512 and 2048 px"),
-        (Work(BOXES, "models/grpo", 384), TWO_SIZES, 50, "; nearest figure: 512 px"),
-        (Work(BOXES, "models/grpo", 4096), TWO_SIZES, 10, "; nearest figure: 2048 px"),
-        (Work(BOXES, "models/grpo"), TWO_SIZES, 10, "; nearest figure: 2048 px"),
-        (Work(ANSWERS, SMOLVLM, 512), {(ANSWERS, 512): 80.0}, 80, "; for both answers"),
-        (Work(ANSWERS, "llava-hf/llava-1.5-7b-hf"), TEACHERS, 5, "; nearest figure: teacher 7B"),
-        (Work(ANSWERS, "Qwen/Qwen2.5-VL-7B-Instruct", 448), TEACHERS, 5, "; nearest figure: teacher 7B"),
-        (
-            Work(ANSWERS, "gpt-4.1-nano", 512, server=True),
-            TEACHERS,
-            5,
-            "; nearest figure: teacher 7B; the model is behind a server",
-        ),
-        (
-            Work(GRPO, "models/grpo", 512, reward="accuracy"),
-            {(GRPO, 512): 2.0},
-            2,
-            "; with the likelihood reward",
+        pytest.param(Work(BOXES, SMOLVLM, 512), 62, "", id="at a measured size"),
+        # 1024 px have (1024^2 - 512^2) / (2048^2 - 512^2) = 1/5 of the way: 0.8 / 62 + 0.2 / 18 s.
+        pytest.param(Work(BOXES, SMOLVLM, 1024), 1 / (0.8 / 62 + 0.2 / 18), ", from 512 and 2048 px", id="between two"),
+        pytest.param(Work(BOXES, SMOLVLM, 64), 62, ", from 512 and 2048 px", id="below: the nearest"),
+        pytest.param(Work(SFT, "models/sft", None), 2.8, "", id="the model's own size: the largest"),
+        pytest.param(Work(GRPO, "models/grpo", 2048), 1.5, "", id="GRPO"),
+        pytest.param(Work(ANSWERS, "llava", 336), 4.9, ", by the rate of a 7B model", id="another answerer"),
+        pytest.param(Work(TEACHER, "the teacher"), 4.9, "", id="the teacher"),
+        pytest.param(
+            Work(ANSWERS, "gpt", 512, server=True),
+            4.9,
+            ", by the rate of a 7B model, the model is behind a server",
+            id="behind a server",
         ),
     ],
 )
-def test_estimates_say_what_they_are_from(work, published, rate, source):
-    assert rate_of(work, {}, published) == Rate(pytest.approx(rate), f"benchmarks/README.md{source}")
+def test_estimates_say_what_they_are_from(work, rate, source):
+    assert rate_of(work, {}) == Rate(pytest.approx(rate), f"one H200{source}")
 
 
-def test_without_a_figure_of_its_kind_nothing_is_estimated():
-    assert rate_of(Work(SFT, "models/sft", 512), {}, TWO_SIZES) is None
+def test_the_published_rates_are_those_of_the_benchmarks_readme():
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    for kind, name in {BOXES: "boxes", ANSWERS: "both answers", SFT: "SFT"}.items():
+        for size, rate in PUBLISHED[kind].items():
+            assert f"| {name} {size} px | {rate:g} rows/s |" in text
+    for size, rate in PUBLISHED[GRPO].items():
+        seconds = float(re.search(rf"\| GRPO step {size} px, 16 prompts \| ([\d.]+) s \|", text)[1])
+        assert rate == pytest.approx(16 / seconds, abs=0.01)
+
+
+@pytest.fixture
+def boxed(tmp_path, monkeypatch) -> dict[str, Stage]:
+    """The stages of boxes and answers of a cropper in a folder, all done."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/model.safetensors").write_text("first")
+    content = {
+        "title": "t",
+        "benchmarks": {"rows": {"path": "rows"}},
+        "answerers": {"a": {"title": "A", "model": "vlm"}},
+        "croppers": {"c": {"title": "C", "stage": "SFT", "model": "model"}},
+        "also": [{"answerer": "a", "cropper": "c"}],
+    }
+    Path("claims.yaml").write_text(yaml.safe_dump(content))
+    made = stages([read_claims("claims.yaml")], Path("p"))
+    texts = ["[0, 0, 9, 9]."] * 3
+    write_boxes(made["boxes/c/rows"].outputs[0], texts, "model", "rows", {"checksum": model_checksum("model")})
+    write_answers(made["answers/a/c/rows"].outputs[0], ["x"] * 3, "rows", boxes=texts)
+    return made
+
+
+def test_a_stage_is_done_while_its_inputs_are_what_its_meta_file_says(boxed):
+    assert unfinished(boxed) == {}
+    Path("model/model.safetensors").write_text("trained anew")
+    assert boxed["boxes/c/rows"].changed == "model"
+    assert list(unfinished(boxed)) == ["boxes/c/rows", "answers/a/c/rows"]
+
+
+def test_answers_to_other_boxes_are_not_done(boxed):
+    write_boxes(boxed["boxes/c/rows"].outputs[0], ["[1, 1, 9, 9]."] * 3, "model", "rows")
+    assert list(unfinished(boxed)) == ["answers/a/c/rows"]
+    assert boxed["answers/a/c/rows"].changed == "p/boxes/c/rows_bbox.json"
 
 
 def drive(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -186,10 +184,26 @@ def test_plan_prints_every_command_and_runs_nothing(monkeypatch):
     done = drive("0", "--plan")
     assert done.returncode == 0
     assert "left out without $OPENAI_API_KEY: answers/gpt_512/" in done.stdout
-    listed = [name for name, stage in stages(PAPER).items() if not stage.key]
+    listed = [name for name, stage in stages([PAPER]).items() if not stage.key]
     assert [line.split(":")[0] for line in done.stdout.splitlines()[1:-1:2]] == listed
-    assert re.fullmatch(r"\d+ of 155 stages are done; \d+\.\d h left on one GPU", done.stdout.splitlines()[-1])
-    assert "train/sft_2048: 6.2 h (benchmarks/README.md)\n" in done.stdout  # 62,042 rows at 2.8 rows/s
+    assert re.fullmatch(r"\d+ of 184 stages are done; \d+\.\d h left on one GPU.*", done.stdout.splitlines()[-1])
+    assert "train/sft_2048: 6.2 h (one H200)\n" in done.stdout  # 62,042 rows at 2.8 rows/s
+    assert "--controls full_twice no_detail elsewhere" in done.stdout
+
+
+def test_plan_counts_a_servers_requests(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    assert "; 191 requests\n" in drive("0", "--plan", "--only", "answers/gpt_512/grpo_2048/vstar").stdout
+
+
+def test_every_seed_trains_every_cropper_of_its_own(monkeypatch):
+    made = stages(list(each_run(ROOT / "scripts/claims/paper.yaml", seeds=3)))
+    one, two = made["train/grpo_1024"].command, made["train/grpo_1024_seed43"].command
+    assert "--seed" not in one
+    assert two[two.index("--seed") + 1] == "43"
+    assert two[two.index("--base_model") + 1] == "models/sft_1024_mixture_seed43"
+    assert made["train/grpo_1024_seed44"].needs == ("data/mixture", "train/sft_1024_seed44")
+    assert len([name for name in made if name.startswith("answers/qwen_448/none/")]) == 6  # without a crop once
 
 
 @pytest.mark.parametrize("flags", [[], ["x"], ["0", "--only", "nothing"], ["0", "--claims", "gone.yaml"]], ids=str)

@@ -14,11 +14,14 @@ from cropvlm.errors import UserError
 from cropvlm.runs import scoring
 from cropvlm.runs.predictions import meta_path
 from reporting import results, tables
+from reporting.claims import read_claims
+from reporting.costs import _images
+from reporting.examples import examples
 from reporting.report import FILES, compare_files, judge_folder, summary, write
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT_OVER_NONE = {"score": {"answerer": "small", "cropper": "sft"}, "over": {"answerer": "small", "cropper": "none"}}
-FIGURE = {"benchmark": "rows", "answerer": "small", "cropper": "none", "reported": 55, "tolerance": 1}
+FIGURE = {"benchmark": "rows", "answerer": "small", "cropper": "none", "reported": 55, "margin": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +36,12 @@ def world(tmp_path, monkeypatch):
     Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump(content))
 
 
+def judged():
+    return judge_folder(Path("p"), [read_claims("claims.yaml")])
+
+
 def test_files_and_exit_code(world):
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judged()
     write(made, Path("out"), example_count=10)
     assert sorted(path.name for path in Path("out").iterdir()) == sorted(FILES)
     content = json.loads(Path("out/report.json").read_text())
@@ -45,6 +52,7 @@ def test_files_and_exit_code(world):
     assert "| rows: small, no crop | 55.00 | 40.00 | -15.00 |" in text
     assert "| SFT \\*helps\\* \\<b\\> | above 0 | 20.00 |" in text
     assert made.exit_code == 3  # the figure is not reproduced
+    assert "Every cropper was trained once" in text
     assert "- not reproduced: rows: small, no crop: 40.0, 95% interval" in summary(made)
     page = Path("out/report.html").read_text()
     assert page.count("<article") == 10
@@ -52,7 +60,7 @@ def test_files_and_exit_code(world):
 
 
 def test_the_cost_of_a_question(world):
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judged()
     assert [cost["images_per_question"] for cost in made.costs] == [1, 2]
     assert made.costs[0]["seconds_per_question"] == 0.02  # 2 s for 100 rows
     assert made.costs[0]["image_tokens_per_question"] is None  # no processor there
@@ -104,33 +112,28 @@ BAD = {
     ),
     "data set gone": (
         lambda: Path("rows").rename("moved"),
-        "the questions of p/none_answers.json cannot be loaded: ",
+        "the questions of p/sft_answers.json cannot be loaded: ",
     ),
     "references gone": (
         lambda: [shutil.rmtree("rows"), write_rows(Path("rows"), answers=[[]] * 100)],
-        "p/none_answers.json cannot be scored: none of the 100 rows has references",
+        "p/sft_answers.json cannot be scored: none of the 100 rows has references",
     ),
     "other ids": (
         lambda: [shutil.rmtree("rows"), write_rows(Path("rows"), question_id=list(range(1, 101)))],
-        "p/none_answers.json",
+        "p/sft_answers.json",
     ),
     "no claims": (lambda: Path("claims.yaml").unlink(), "cannot read claims.yaml"),
     "broken claims": (lambda: Path("claims.yaml").write_text("a: ["), "claims.yaml is not YAML"),
     "claims that are a list": (lambda: Path("claims.yaml").write_text("[]"), "claims.yaml is not a claims file"),
-    "unknown key": (lambda: Path("claims.yaml").write_text(CLAIMS + "more: 1"), "unknown key more"),
     "unknown cropper": (
         lambda: Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"figures": [FIGURE | {"cropper": "best"}]})),
-        "missing or unknown: 'best'",
-    ),
-    "a word for a number": (
-        lambda: Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"figures": [FIGURE | {"reported": "50"}]})),
-        "reported is '50'; expected a number",
+        "figures[0]: 'best' is not one of the croppers: sft, grpo, grpo_other",
     ),
     "no bar": (
         lambda: Path("claims.yaml").write_text(
             CLAIMS + yaml.safe_dump({"claims": [{"says": "it", "score": SFT_OVER_NONE["score"]}]})
         ),
-        "the claim 'it' has no bar; expected at_least or at_most",
+        "claims[0] is no comparison; expected score, and over",
     ),
 }
 
@@ -139,9 +142,65 @@ BAD = {
 def test_bad_input_is_one_line(world, change, message):
     change()
     with pytest.raises(UserError) as raised:
-        judge_folder(Path("p"), Path("claims.yaml"), {})
+        judged()
     assert message in str(raised.value)
     assert "\n" not in str(raised.value).strip()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param("title: a test", "title: a test\nmore: 1", "more", id="unknown key"),
+        pytest.param("title: a test", "title: a test\ntitle: b", "the key 'title' is given twice", id="a key twice"),
+        pytest.param("rows: 100", "rows: 100, rows: 5", "the key 'rows' is given twice", id="a key twice, deep"),
+        pytest.param("rows: 100", "rows: 0", "benchmarks.rows.rows", id="no rows"),
+        pytest.param("rows: 100", "rows: 1.5", "benchmarks.rows.rows", id="half a row"),
+        pytest.param("rows: 100", "rows: true", "benchmarks.rows.rows", id="a switch for a number"),
+        pytest.param("model: vlm", "model: 7", "answerers.small.model", id="a number for text"),
+        pytest.param("longest_edge: 64}\ncrop", "longest_edge: big}\ncrop", "answerers.small.longest_edge", id="text"),
+        pytest.param("title: small, ", "", "answerers.small.title", id="missing"),
+        pytest.param("reported: 55", "reported: .nan", "figures[0].reported", id="nan"),
+        pytest.param("reported: 55", "reported: 155", "figures[0].reported", id="more than all"),
+        pytest.param("reported: 55", "reported: '55'", "figures[0].reported", id="text for a number"),
+        pytest.param("margin: 1", "margin: .inf", "figures[0].margin", id="inf"),
+        pytest.param("margin: 1", "margin: -1", "figures[0].margin", id="negative"),
+        pytest.param("margin: 1", "margin: 1\n  tolerance: 1", "has no margin, or a tolerance as well", id="both"),
+        pytest.param("margin: 1", "metric: bleu\n  margin: 1", "figures[0].metric", id="metric"),
+        pytest.param("cropper: sft", "cropper: [sft]", "is not one of the croppers", id="a list for a name"),
+        pytest.param("  says: SFT", "  at_least: 3\n  at_most: 2\n  says: SFT", "no score can meet it", id="bars"),
+        pytest.param("croppers:", "croppers: 7\nothers:", "croppers: 7 is not a mapping", id="a number for a table"),
+    ],
+)
+def test_every_field_of_a_claims_file_is_checked(world, old, new, message):
+    text = Path("claims.yaml").read_text()
+    assert old in text
+    Path("claims.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as raised:
+        read_claims("claims.yaml")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_long_texts_are_shortened_on_the_page(world):
+    texts = ["x" * 2_000_000] * 100
+    write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
+    write_answers(Path("p/grpo_answers.json"), texts, "rows", boxes=texts)
+    write(compare_files(Path("p/grpo_answers.json"), Path("p/none_answers.json")), Path("out"), 100)
+    assert Path("out/report.html").stat().st_size < 2_000_000
+
+
+def test_rows_without_references_move_no_other_row(world):
+    """Row 0 has no references: costs and examples are of the rows that are scored."""
+    shutil.rmtree("rows")
+    write_rows(Path("rows"), answers=[[]] + [["yes"]] * 99)
+    texts = ["[0, 0, 1, 1]."] + ["[0, 0, 50, 50]."] * 99
+    write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
+    write_answers(Path("p/grpo_answers.json"), ["none"] + ["yes"] * 99, "rows", boxes=texts)
+    made = compare_files(Path("p/grpo_answers.json"), Path("p/none_answers.json"))
+    shown = examples(made.pairs[0], 100)
+    assert {(example.box_text, example.after) for example in shown} == {("[0, 0, 50, 50].", "yes")}
+    assert {example.question_id for example in shown} == {str(i) for i in range(1, 100)}
+    assert [image.size for image in _images(made.results[0], 0, crop=True)] == [(40, 20), (20, 10)]
 
 
 def test_two_files_for_other_questions(world):
@@ -152,7 +211,7 @@ def test_two_files_for_other_questions(world):
 
 def test_boxes_that_are_gone_are_no_fault(world, caplog):
     Path("p/sft_bbox.json").unlink()
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judged()
     assert [verdict.verdict for verdict in made.verdicts] == ["not reproduced", "not run"]
     assert "the box file that it was made with is not in the folder" in caplog.text
     write(made, Path("out"), 5)
@@ -160,13 +219,13 @@ def test_boxes_that_are_gone_are_no_fault(world, caplog):
 
 def test_other_benchmarks_are_left_out_unread(world, caplog):
     write_answers(Path("p/other_answers.json"), right(5), "gone/elsewhere")
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judged()
     assert len(made.results) == 2
     assert "1 answer files of other benchmarks are left out" in caplog.text
     for path in Path("p").glob("*_answers.json"):
         if path.name != "other_answers.json":
             path.unlink()
-    made = judge_folder(Path("p"), Path("claims.yaml"), {})
+    made = judged()
     write(made, Path("out"), 5)
     assert (made.exit_code, {verdict.verdict for verdict in made.verdicts}) == (0, {"not run"})
 
@@ -175,7 +234,7 @@ def test_text_that_has_no_utf8_or_breaks_a_table_is_written(world):
     texts = ["\ud800 | `a` </script>"] * 100
     write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
     write_answers(Path("p/grpo_answers.json"), texts, "rows", boxes=texts)
-    write(judge_folder(Path("p"), Path("claims.yaml"), {}), Path("out"), 100)
+    write(judged(), Path("out"), 100)
     assert tables.markdown_table(["a|b"], [["c\nd|e"]]).splitlines()[-1] == "| c d\\|e |"
 
 

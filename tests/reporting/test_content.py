@@ -1,0 +1,148 @@
+"""What a cropper and its answers are, by what was recorded of them: what is comparable, and several trainings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from reporting_worlds import right, write_answers, write_boxes
+
+from cropvlm.runs.provenance import model_checksum
+from reporting.claims import each_run
+from reporting.results import read_folder
+from reporting.verdicts import Evidence, judge, what_would_decide
+
+FIGURE = {"benchmark": "rows", "answerer": "small", "cropper": "none", "reported": 50, "margin": 12}
+NONE, SFT = ({"answerer": "small", "cropper": name} for name in ("none", "sft"))
+
+TRAINED = """
+title: a test
+benchmarks: {rows: {rows: 100}}
+answerers: {small: {title: small, model: vlm, longest_edge: 64, max_new_tokens: 8, dtype: float32}}
+data: {texts: {sources: [texts], output: datasets/texts, rows: 50}}
+croppers:
+  sft: {title: SFT, stage: SFT, model: models/sft, longest_edge: 64, trained_on: texts, training: ""}
+  grpo:
+    {title: GRPO, stage: GRPO, model: models/grpo, longest_edge: 64, trained_on: texts, training: "", base: sft,
+     reward: likelihood}
+"""
+TEXTS = {"name": "texts", "path": "texts", "split": "train", "commit": None}
+RECORD = {
+    **{"checksum": "c", "stage": "GRPO", "reward": "likelihood", "longest_edge": 64, "sources": [TEXTS], "rows": 50},
+    **{"seed": 42, "steps": 10, "planned_steps": 10, "base": "models/sft"},
+}
+BOXES = ["[0, 0, 50, 50]."] * 100
+WITH_GRPO = FIGURE | {"cropper": "grpo"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param({}, "", id="as the claims file says"),
+        pytest.param({"reward": "accuracy"}, "cropper's reward accuracy instead of likelihood", id="reward"),
+        pytest.param({"stage": "SFT"}, "cropper's stage SFT instead of GRPO", id="stage"),
+        pytest.param({"rows": 10}, "rows of its training 10 instead of 50", id="rows"),
+        pytest.param({"steps": 3}, "steps of its training 3 instead of 10", id="steps short of planned"),
+        pytest.param({"longest_edge": 128}, "cropper trained at 128 instead of 64", id="size"),
+        pytest.param({"base": "other"}, "base other instead of models/sft", id="base"),
+        pytest.param(
+            {"sources": [TEXTS | {"name": "else"}]}, "cropper trained on else instead of texts", id="other data"
+        ),
+        pytest.param(
+            {"sources": [TEXTS, TEXTS | {"name": "rows", "split": None}]},
+            "cropper trained on rows, texts instead of texts; the cropper was trained on it",
+            id="rows that trained it",
+        ),
+    ],
+)
+def test_a_cropper_is_what_its_training_recorded(world, change, reason):
+    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", RECORD | change)
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
+    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
+    assert (judged.verdict, judged.reason) == ("not comparable" if reason else "reproduced", reason)
+
+
+def test_a_copied_folder_is_the_same_cropper(world):
+    write_boxes(Path("p/a_bbox.json"), BOXES, "elsewhere/copy", "rows", RECORD)
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
+    assert world({}, TRAINED, figures=[WITH_GRPO])[0].verdict == "reproduced"
+
+
+def test_boxes_of_a_cropper_that_was_trained_anew_are_not_comparable(world):
+    weights = Path("models/grpo/adapter_model.safetensors")
+    weights.parent.mkdir(parents=True)
+    weights.write_text("first")
+    record = RECORD | {"checksum": model_checksum("models/grpo")}
+    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", record)
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
+    assert world({}, TRAINED, figures=[WITH_GRPO])[0].verdict == "reproduced"
+    weights.write_text("again")
+    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
+    assert (judged.verdict, judged.reason) == ("not comparable", "models/grpo has changed since it wrote the boxes")
+
+
+@pytest.mark.parametrize(
+    ("of_boxes", "of_answers", "reason"),
+    [
+        pytest.param({}, {"max_new_tokens": 64}, "answerer's max_new_tokens 64 instead of 8", id="max_new_tokens"),
+        pytest.param({}, {"dtype": "torch.bfloat16"}, "answerer's dtype bfloat16 instead of float32", id="dtype"),
+        pytest.param({}, {"prompt": "Hm?"}, "another prompt of the answerer", id="prompt"),
+        pytest.param({}, {"min_pixels": 5}, "answerer's min pixels 5 instead of 9", id="min pixels"),
+        pytest.param({"max_new_tokens": 99}, {}, "cropper's max_new_tokens 99 instead of 32", id="of the box"),
+        pytest.param({"prompt": "Hm?"}, {}, "another prompt of the cropper", id="prompt of the box"),
+    ],
+)
+def test_other_settings_are_not_comparable(world, of_boxes, of_answers, reason):
+    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", RECORD, **of_boxes)
+    settings = {"max_new_tokens": 8, "dtype": "torch.float32", "min_pixels": 9} | of_answers
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES, settings=settings)
+    head = TRAINED.replace("dtype: float32", "dtype: float32, min_pixels: 9")
+    (judged,) = world({}, head, figures=[WITH_GRPO])
+    assert (judged.verdict, judged.reason) == ("not comparable", reason)
+
+
+def test_a_claim_compares_answers_of_the_same_settings(world):
+    write_answers(Path("p/none_answers.json"), right(10), "rows", settings={"max_new_tokens": 8})
+    texts = ["[1, 1, 50, 50]."] * 100
+    write_boxes(Path("p/sft_bbox.json"), texts, "models/sft", "rows")
+    write_answers(Path("p/sft_answers.json"), right(50), "rows", boxes=texts, settings={"max_new_tokens": 64})
+    (judged,) = world({}, claims=[{"says": "it", "score": SFT, "over": NONE}])
+    assert (judged.verdict, judged.reason) == ("not comparable", "answers with max_new_tokens 64 and 8 are compared")
+
+
+def test_a_control_is_a_setting_of_its_own(world):
+    write_boxes(Path("p/sft_bbox.json"), BOXES, "models/sft", "rows")
+    control = {"mode": "elsewhere", "control": "elsewhere"}
+    for name, number, settings in (("crop", 60, {}), ("elsewhere", 20, control)):
+        write_answers(Path(f"p/{name}_answers.json"), right(number), "rows", boxes=BOXES, settings=settings)
+    claim = {"says": "it", "score": SFT, "over": SFT | {"control": "elsewhere"}}
+    (judged,) = world({}, claims=[claim])
+    assert (judged.verdict, judged.ours) == ("reproduced", pytest.approx(40))
+
+
+def test_several_trainings(world):
+    """Three trainings with 40, 50 and 60 right: the questions alone would give 50 +- 10, the trainings 50 +- 11."""
+    for seed, number in ((42, 40), (43, 50), (44, 60)):
+        model = "models/grpo" if seed == 42 else f"models/grpo_seed{seed}"
+        texts = [f"[0, 0, 50, {seed}]."] * 100
+        write_boxes(Path(f"p/{seed}_bbox.json"), texts, model, "rows", RECORD | {"seed": seed, "base": "models/sft"})
+        write_answers(Path(f"p/{seed}_answers.json"), right(number), "rows", boxes=texts)
+    head = TRAINED.replace(", base: sft", "")
+    Path("claims.yaml").write_text(head + yaml.safe_dump({"figures": [WITH_GRPO | {"margin": 20}]}))
+    runs = list(each_run(Path("claims.yaml"), seeds=3))
+    (judged,) = judge(runs, read_folder("p"), lambda _: "")
+    assert (judged.ours, judged.runs) == (pytest.approx(50), 3)
+    assert judged.spread == pytest.approx(10)
+    half = 1.96 * (24.7 / 100 * 100 + 10**2 / 3) ** 0.5  # of questions and of trainings, about 15
+    assert (judged.interval_95[1] - judged.interval_95[0]) / 2 == pytest.approx(half, rel=0.15)
+    (alone,) = judge(runs[:1], read_folder("p"), lambda _: "")
+    assert (alone.ours, alone.spread, alone.runs) == (pytest.approx(40), None, 1)
+    assert (alone.interval_95[1] - alone.interval_95[0]) / 2 == pytest.approx(9.6, rel=0.15)
+
+
+def test_when_trainings_differ_most_more_of_them_would_decide():
+    draws = np.random.default_rng(0).normal(50, 12, 1000)
+    evidence = Evidence(50.0, np.array([30.0, 50, 70]), draws, 10_000)
+    # Three trainings that vary by 20 give 50 +- 22.6; for +- 10 it takes 3 * (22.6 / 10)^2 = 15.4.
+    assert what_would_decide(10, 22.64, evidence).startswith("about 16 trainings would decide; there are 3")
+    assert "no number" in what_would_decide(0.01, 23, evidence)
