@@ -25,6 +25,7 @@ part.
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,13 @@ def create_dataset(args: argparse.Namespace) -> int:
     # Imported here, since they take seconds: a mistake in the flags is told at once.
     from transformers import set_seed
 
-    from cropvlm.runs.journal import Journal
     from cropvlm.runs.processes import rank
-    from cropvlm.sets.card import describe_sources, report_files, write_card
+    from cropvlm.runs.provenance import SOURCES
+    from cropvlm.sets.card import describe_sources, origins, report_files, write_card
     from cropvlm.sets.hub import prepare_repository, push
     from cropvlm.sets.mixture import halve, load_sources
     from cropvlm.sets.need_labels import label_need
-    from cropvlm.sets.responses import Asking, failed_rows, settings_in_journal, teacher_settings
+    from cropvlm.sets.responses import failed_rows, response_run
     from cropvlm.sets.saving import output_folders, save_whole
     from cropvlm.sets.summary import summarise
     from cropvlm.sets.units import in_units
@@ -72,15 +73,14 @@ def create_dataset(args: argparse.Namespace) -> int:
     grpo_rows = with_references(other_rows)
 
     # Ask. Every process asks for its share; the first one continues with all responses.
-    asking = Asking(teacher, target, sft_rows, only_journal=args.from_journal)
-    if rank() > 0:
-        asking.contribute()
-        return 0
-    settings = settings_in_journal(target) if args.from_journal else teacher_settings(teacher)
-    with Journal(target, settings) as journal:
-        if args.push_to_hub:
+    with response_run(teacher, target, sft_rows, args.from_journal) as run:
+        if args.push_to_hub and rank() == 0:
             prepare_repository(args.push_to_hub)
-        records = asking.gather(journal)
+        (job,) = run.jobs
+        (records,) = run.collect(job, run.generate(job))
+        if rank() > 0:
+            return 0
+        settings, journal = job.outputs[0].settings, job.outputs[0].journal
 
         # Grow, small boxes more than large ones.
         boxes, cut_points = grow(in_units(records, args.teacher_box_format), args.growth)
@@ -99,7 +99,8 @@ def create_dataset(args: argparse.Namespace) -> int:
 
         # Save, both parts or none.
         card = write_card(report, settings, describe_sources(args.dataset_path, parts))
-        files = {part: {"README.md": card.encode()} for part in parts}
+        made_from = json.dumps(origins(args.dataset_path, sources, args.split), indent=2)
+        files = {part: {"README.md": card.encode(), SOURCES: made_from.encode()} for part in parts}
         files["sft"] |= report_files(report, boxes, parts["sft"])
         save_whole(target, parts, files)
     if args.push_to_hub:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cropvlm.modeling import device_and_dtype
 from cropvlm.runs.cli import batch_size, positive
-from cropvlm.sets.asking import TeacherPrompts, inspect_rows
+from cropvlm.sets.asking import TeacherPrompts
 from miniature.tiny_models import build_qwen
 
 # Qwen2.5-VL-7B-Instruct, from its published configuration
@@ -72,7 +72,7 @@ def make_rows(number: int) -> Dataset:
 
 
 def teacher_source(rows: Dataset) -> TeacherPrompts:
-    return TeacherPrompts(rows, list(inspect_rows(rows)))
+    return TeacherPrompts(rows)
 
 
 def main() -> None:

@@ -247,6 +247,8 @@ class Run:
         wanted = [group for group in (everything.difference(done, again), *groups) if group]
         if not wanted:
             return
+        if (kept := sum(map(job.is_done, job.question_ids))) and rank() == 0:
+            logger.info("%d of %d rows were done before", kept, len(job.question_ids))
         prompts = _Share(job.prompts, share)
         outcomes = chain.from_iterable(
             self.generate_texts(prompts, done=sorted(everything.difference(group))) for group in wanted

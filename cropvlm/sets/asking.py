@@ -4,15 +4,17 @@ It answers in pixels of the image as it saw it, resized to multiples of 28 withi
 worked out here and kept beside each response; `cropvlm.teacher` maps the box back to the original image.
 """
 
-import zlib
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cropvlm.data.images import encoded_image, image_size, open_image
+from cropvlm.data.images import image_size, open_image
 from cropvlm.errors import UnreadableImage, UserError
-from cropvlm.models.qwen import PixelBudget, budget_of, qwen_size
+from cropvlm.models.qwen import PixelBudget, budget_of, qwen_image
 from cropvlm.prompts import Prompt, teacher_messages
+from cropvlm.runs.processes import device_index, worker_count
+from cropvlm.runs.provenance import model_checksum
 
 if TYPE_CHECKING:  # the flags are parsed without them
     from transformers import ProcessorMixin
@@ -55,67 +57,88 @@ def pixel_budget(processor: "ProcessorMixin", path: str) -> PixelBudget:
     return budget_of(processor.image_processor)
 
 
-def inspect_rows(rows: Iterable[dict]) -> Iterator[dict]:
-    """Yield what is known of each row before the teacher sees it: `question_id`, `key`, and `size`, or `error`.
-
-    The key is a checksum of the image's file and the question: a response kept under it is one to this very row. The
-    size (width, height) is read from the image's header; the error says why that failed.
-    """
-    for row in rows:
-        encoded = encoded_image(row["image"])
-        known = {"question_id": row["question_id"], "key": zlib.crc32(row["question"].encode(), zlib.crc32(encoded))}
-        try:
-            yield known | {"size": list(image_size(row["image"]))}
-        except UnreadableImage as error:
-            yield known | {"error": str(error)}
-
-
 class TeacherPrompts:
-    """The teacher's prompt of every row. inspected: as `inspect_rows` yields it."""
+    """The teacher's prompt of every row."""
 
-    def __init__(self, rows: Any, inspected: list[dict]):
-        self.rows, self.inspected = rows, inspected
+    def __init__(self, rows: Any):
+        self.rows = rows.select_columns(["image", "question", "question_id"])
 
     def __len__(self) -> int:
-        return len(self.inspected)
+        return len(self.rows)
 
     def __getitem__(self, i: int) -> list[Prompt]:
-        if "error" in self.inspected[i]:
-            raise UnreadableImage(self.inspected[i]["error"])
-        row, size = self.rows[i], self.inspected[i]["size"]
-        image = open_image(row["image"])
-        if list(image.size) != size:
-            raise UnreadableImage(f"unreadable image: its header says {size}, its pixels {list(image.size)}")
+        row = self.rows[i]
+        image, size = open_image(row["image"]), image_size(row["image"])
+        if image.size != size:  # boxes are mapped by the size in the header
+            raise UnreadableImage(f"unreadable image: its header says {size}, its pixels {image.size}")
         return [(teacher_messages(row["question"]), [image])]
 
     def image_sizes(self, i: int) -> list[tuple[int, int]]:
-        return [tuple(self.inspected[i]["size"])] if "size" in self.inspected[i] else []
+        try:
+            return [image_size(self.rows[i]["image"])]
+        except UnreadableImage:
+            return []
 
 
-def response_records(
-    outcomes: Iterable[tuple[int, list[str | Exception] | Exception]], inspected: list[dict], budget: PixelBudget
-) -> Iterator[dict]:
-    """Yield the teacher's record of each row.
+class Asked:
+    """What a teacher says, as `cropvlm.runs.run.Run` asks for it, and the budget of pixels at which it sees images.
 
-    outcomes: (row index, its text or an error), as `generate_rows` or `Server.answer_rows` yield them for
-    `TeacherPrompts`. budget: of the teacher that was asked. A record is what was known of the row, with
-    `teacher_response` and `seen_size` (width and height of the image as the teacher saw it), or with `error`; with
-    `rejected` too where the image is readable, so that another run may get a response: a server refused the request,
-    or the row was too large for memory.
+    The model, or the processor alone, is loaded when it is needed.
     """
-    for i, texts in outcomes:
-        text = texts if isinstance(texts, Exception) else texts[0]
-        if isinstance(text, UnreadableImage):
-            yield inspected[i] | {"error": str(text)}
-        elif isinstance(text, Exception):
-            yield inspected[i] | {"error": str(text), "rejected": True}
+
+    def __init__(self, teacher: Teacher):
+        self.teacher = teacher
+
+    @functools.cached_property
+    def processor(self) -> "ProcessorMixin":
+        from cropvlm.modeling import load_processor
+
+        teacher = self.teacher
+        return load_processor(teacher.model_path, min_pixels=teacher.min_pixels, max_pixels=teacher.max_pixels)
+
+    @functools.cached_property
+    def budget(self) -> PixelBudget:
+        if self.teacher.server:  # it gets images at a size that it keeps
+            return PixelBudget().within(self.teacher.min_pixels, self.teacher.max_pixels)
+        return pixel_budget(self.processor, self.teacher.model_path)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        from cropvlm.modeling import load_model
+
+        teacher, (device, dtype) = self.teacher, device_and_dtype_of(self.teacher)
+        return load_model(
+            teacher.model_path, device=device, dtype=dtype, attn_implementation=teacher.attn_implementation
+        )
+
+    def generate(self, prompts: Any, done: Collection[int]) -> Iterable[tuple[int, Any]]:
+        """Yield (row index, its text or an error) for all rows but those `done`."""
+        from cropvlm.generation import generate_rows
+
+        budget, teacher = self.budget, self.teacher
+        if teacher.server:
+            return teacher.server.answer_rows(prompts, lambda image: qwen_image(image, *budget), done)
+        workers = worker_count(teacher.num_workers, self.model.device.type)
+        options = {"max_new_tokens": teacher.max_new_tokens, "batch_size": teacher.batch_size, "num_workers": workers}
+        return generate_rows(self.model, self.processor, prompts, done=done, **options)
+
+    def settings(self) -> dict:
+        """The settings that determine a response; a journal begun with different ones is rejected."""
+        teacher = self.teacher
+        settings = {"model_path": teacher.model_path, "server": teacher.server is not None}
+        if teacher.server:
+            settings |= {"image_format": teacher.server.image_format}
         else:
-            seen_size = list(qwen_size(inspected[i]["size"], *budget))
-            yield inspected[i] | {"seen_size": seen_size, "teacher_response": text}
+            dtype = str(device_and_dtype_of(teacher)[1])
+            settings |= {"model_files": model_checksum(teacher.model_path), "dtype": dtype}
+        if teacher.attn_implementation:
+            settings["attn_implementation"] = teacher.attn_implementation
+        sizes = {key: getattr(teacher, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
+        return settings | sizes | {"prompt": teacher_messages("{question}")}
 
 
-def is_response(record: dict) -> bool:
-    """Whether a record, read from a file that anyone may have changed, holds a response as `response_records` does."""
-    sizes = [record.get("size"), record.get("seen_size")]
-    are_sizes = all(isinstance(s, list) and len(s) == 2 and all(type(n) is int and n > 0 for n in s) for s in sizes)
-    return are_sizes and isinstance(record.get("teacher_response"), str)
+def device_and_dtype_of(teacher: Teacher) -> tuple[Any, Any]:
+    """The device of this process for a teacher, and the dtype of the model there."""
+    from cropvlm.models.loading import device_and_dtype
+
+    return device_and_dtype(device_index(teacher.gpu))

@@ -5,11 +5,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from datasets import Dataset
 
+from cropvlm.runs.provenance import library_versions, sources_of
 from cropvlm.sets.hub import licence
 from cropvlm.sets.sources import Source
 from cropvlm.sets.summary import draw_report
@@ -66,6 +66,18 @@ def describe_sources(sources: Sequence[Source], parts: Mapping[str, Dataset]) ->
     ]
 
 
+def origins(sources: Sequence[Source], loaded: Sequence[Dataset], split: str | None) -> list[dict]:
+    """Return `name`, `path`, `split` and `commit` of every source, by which a training knows what it was trained on.
+
+    split: as it was asked for; folders may keep no name of their split.
+    """
+    found = []
+    for source, rows in zip(sources, loaded, strict=True):
+        known = sources_of(source.path, rows)
+        found += known if len(known) > 1 else [known[0] | {"name": source.name, "split": known[0]["split"] or split}]
+    return found
+
+
 def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
     """Return the data set's card: Markdown with a YAML head.
 
@@ -88,7 +100,7 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
         cut_points=", ".join(f"{100 * point:.3f}%" for point in report["cut_points"]),
         need=_need(report["need"]) if "need" in report else "",
         fifths=", ".join(f"{rows} rows x{factor:g}" for rows, factor in fifths),
-        versions=", ".join(f"{name} {metadata.version(name)}" for name in ("datasets", "torch", "transformers")),
+        versions=", ".join(f"{name} {version}" for name, version in library_versions().items()),
     )
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage, UserError, listed
 from cropvlm.runs.journal import Journal
-from cropvlm.sets.asking import inspect_rows
+from cropvlm.runs.provenance import row_keys
 from cropvlm.teacher import GrownBox
 
 logger = logging.getLogger(__name__)
@@ -54,24 +54,25 @@ def with_readable_images(rows: Dataset, journal: Journal) -> Dataset:
     Raises `UserError` if no image can be.
     """
 
-    def is_known(record: dict) -> bool:
+    known = [{"question_id": i, "key": key} for i, key in zip(rows["question_id"], row_keys(rows), strict=True)]
+
+    def is_new(record: dict) -> bool:
         kept = journal.rows.get(record["question_id"], {})
-        return "error" in record or (kept.get("key") == record["key"] and not kept.get("rejected"))
+        return kept.get("key") != record["key"] or kept.get("rejected", False)
 
     def decode(i: int) -> dict:
         try:
-            open_image(rows[i]["image"])
+            open_image(images[i]["image"])
         except UnreadableImage as error:
-            return inspected[i] | {"error": str(error)}
-        return inspected[i] | {"readable": True}
+            return known[i] | {"error": str(error)}
+        return known[i] | {"readable": True}
 
-    columns = rows.select_columns(["image", "question", "question_id"])
-    inspected = list(inspect_rows(tqdm(columns, unit="row", desc="image sizes")))
-    unknown = [i for i, record in enumerate(inspected) if not is_known(record)]
+    images = rows.select_columns(["image"])
+    unknown = [i for i, record in enumerate(known) if is_new(record)]
     with ThreadPoolExecutor(max_workers=4) as threads:  # few: a scan of 100 megapixels takes 300 MB
         for record in tqdm(threads.map(decode, unknown), total=len(unknown), unit="row", desc="GRPO images"):
             journal.append([record])
-    records = [record if "error" in record else journal.rows[record["question_id"]] for record in inspected]
+    records = [journal.rows[record["question_id"]] for record in known]
     kept = [i for i, record in enumerate(records) if "error" not in record]
     if not kept:
         raise UserError(f"none of the {len(rows)} images of the GRPO part can be read; check the data set")

@@ -9,8 +9,8 @@ from made_sets import RESPONSES, content
 
 import create_dataset
 from cropvlm.runs.cli import run
-from cropvlm.sets import responses
-from cropvlm.sets.asking import PixelBudget
+from cropvlm.sets.asking import Asked
+from cropvlm.sets.responses import Responses
 
 
 @pytest.fixture
@@ -33,20 +33,19 @@ def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
     ids = []
 
-    def ask_model(teacher, prompts, done):
-        def outcomes():
-            for i in sorted(set(range(len(prompts))) - set(done)):
-                ids.append(prompts.inspected[i]["question_id"])
-                yield i, [RESPONSES[i % len(RESPONSES)][0]]
+    def generate(self, prompts, done):
+        for i in sorted(set(range(len(prompts))) - set(done)):
+            row = prompts.rows[i]  # among those of all processes
+            ids.append(prompts.prompts.rows[row]["question_id"])
+            yield i, [RESPONSES[row % len(RESPONSES)][0]]
 
-        return outcomes(), PixelBudget()
+    def make_record(self, i, text):
+        if isinstance(text, ValueError):
+            return {"error": str(text)}
+        return {"teacher_response": text, "size": [1000, 1000], "seen_size": [1000, 1000]}
 
-    def response_records(outcomes, inspected, budget):
-        for i, texts in outcomes:
-            yield inspected[i] | {"teacher_response": texts[0], "size": [1000, 1000], "seen_size": [1000, 1000]}
-
-    monkeypatch.setattr(responses, "ask_model", ask_model)
-    monkeypatch.setattr(responses, "response_records", response_records)
+    monkeypatch.setattr(Asked, "generate", generate)
+    monkeypatch.setattr(Responses, "make_record", make_record)
     return ids
 
 

@@ -5,8 +5,9 @@ import json
 from fake_server import error, open_url
 from made_sets import content, save_rows
 
+from cropvlm import modeling
+from cropvlm.runs import run
 from cropvlm.runs import server as remote
-from cropvlm.sets import responses
 
 
 def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):
@@ -14,8 +15,8 @@ def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypat
         asked_for.append(options["attn_implementation"])
         return load(path, **options)
 
-    asked_for, load = [], responses.load_model
-    monkeypatch.setattr(responses, "load_model", load_model)
+    asked_for, load = [], modeling.load_model
+    monkeypatch.setattr(modeling, "load_model", load_model)
     assert script("--max_samples", "2") == 0
     assert script("--max_samples", "4", "--attn_implementation", "eager") == 2  # of a journal without
     assert script("--max_samples", "2", "--attn_implementation", "eager", "--output_path", f"{tmp_path}/eager") == 0
@@ -46,7 +47,7 @@ def test_what_a_server_rejected_is_asked_for_again(script, tmp_path, server, hur
         return error(413, "Too large") if any(question in text for question in too_large) else "[0, 0, 28, 28]"
 
     monkeypatch.setattr(remote, "MOST_REJECTED", 2)
-    monkeypatch.setattr(responses, "MOST_REJECTED", 2)
+    monkeypatch.setattr(run, "MOST_REJECTED", 2)
     rows = content(tiny_world / "train")
     for i, row in enumerate(rows):
         row["question"] = f"What is number {i}?"

@@ -1,6 +1,7 @@
 """The teacher: the size it sees an image at, its boxes mapped back, batches of like size, unreadable images."""
 
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -17,7 +18,8 @@ from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.generation import generate_rows
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.qwen import PixelBudget, qwen_image, qwen_size
-from cropvlm.sets.asking import TeacherPrompts, inspect_rows, is_response, pixel_budget, response_records
+from cropvlm.sets.asking import Asked, Teacher, TeacherPrompts, pixel_budget
+from cropvlm.sets.responses import Responses, is_response
 
 SIDES = st.integers(min_value=1, max_value=9000)
 
@@ -86,10 +88,16 @@ def model(tiny_qwen):
     return load_model(str(tiny_qwen), device="cpu")
 
 
+def responses(rows, budget) -> Responses:
+    asked = Asked(Teacher("teacher"))
+    asked.budget = budget
+    return Responses(Path("made"), {}, {}, {}, None, data=rows, asked=asked)
+
+
 def records(model, processor, rows, **options) -> dict:
-    inspected = list(inspect_rows(rows))
-    outcomes = generate_rows(model, processor, TeacherPrompts(rows, inspected), max_new_tokens=8, **options)
-    return {r["question_id"]: r for r in response_records(outcomes, inspected, pixel_budget(processor, "teacher"))}
+    output = responses(rows, pixel_budget(processor, "teacher"))
+    outcomes = generate_rows(model, processor, TeacherPrompts(rows), max_new_tokens=8, **options)
+    return {f"q{i}": output.make_record(i, t if isinstance(t, ValueError) else t[0]) for i, t in outcomes}
 
 
 def test_records_are_the_same_at_every_batch_size(model, processor):
@@ -122,7 +130,7 @@ def test_unreadable_images_leave_the_others_alone(model, processor):
 @pytest.mark.parametrize("size", [(140, 84), (1023, 681), (3, 2000), (2000, 3), (41, 4100), (1, 1), (7300, 5480)])
 def test_the_teacher_sees_the_size_that_boxes_are_mapped_from(processor, size):
     rows = make_rows([size])
-    prompts = TeacherPrompts(rows, list(inspect_rows(rows)))
+    prompts = TeacherPrompts(rows)
     prepared = prepare(processor, prompts[0])
     width, height = qwen_size(size, *pixel_budget(processor, "teacher"))
     (seen,) = prepared.images.values()
@@ -131,7 +139,7 @@ def test_the_teacher_sees_the_size_that_boxes_are_mapped_from(processor, size):
 
 def test_prompt_reaches_the_teacher(processor):
     rows = make_rows([(140, 84)])
-    prompts = TeacherPrompts(rows, list(inspect_rows(rows)))
+    prompts = TeacherPrompts(rows)
     text = processor.tokenizer.decode(prepare(processor, prompts[0]).input_ids[0])
     assert text.count("<|image_pad|>") == 15  # 10 x 6 patches, merged two by two
     assert (
@@ -187,15 +195,13 @@ def test_is_response(change, expected):
 
 
 def test_a_row_that_fails_may_succeed_another_time():
-    outcomes = [
-        (0, UnreadableImage("broken")),
-        (1, MemoryError("too large")),
-        (2, [ValueError("rejected")]),
-        (3, ["ok"]),
-    ]
-    inspected = [{"question_id": i, "size": [28, 28]} for i in range(4)]
-    errors = [(r.get("error"), r.get("rejected")) for r in response_records(outcomes, inspected, PixelBudget())]
-    assert errors == [("broken", None), ("too large", True), ("rejected", True), (None, None)]
+    output = responses(make_rows([(28, 28)] * 4), PixelBudget())
+    outcomes = [UnreadableImage("broken"), ValueError("rejected"), "ok"]
+    output.rows = {i: {"key": 1} | output.make_record(i, text) for i, text in enumerate(outcomes)}
+    assert [output.is_done(i, 1) for i in range(4)] == [True, False, True, False]
+    assert not output.is_done(2, 7)  # another image
+    output.only_journal = True
+    assert [output.is_done(i, 1) for i in range(4)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1, 1), (33, 47), (1000, 10), (13, 1300), (1500, 10), (7301, 541)])
