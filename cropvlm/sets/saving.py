@@ -16,7 +16,8 @@ from cropvlm.runs.files import open_to_group
 from cropvlm.sets.sources import Source
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
-OWN_FILES = ("*.arrow", "*.json", "README.md", "teacher_report.png", "cache-*", "tmp*")
+OWN_FILES = ("*.arrow", "dataset_info.json", "state.json", "README.md", "sources.json", "teacher_report.*")
+OWN_FILES += ("cache-*", "tmp*")
 ANOTHER = "name another --output_path"
 MARKER = ".made_by_create_dataset"  # tells a folder that an interrupted run left from one of the user's
 
