@@ -286,7 +286,7 @@ def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finis
         raise RuntimeError("stopped")
 
     monkeypatch.setattr(Trainer, "train", stop)
-    with pytest.raises(RuntimeError, match="stopped"):
+    with pytest.raises(UserError, match="cannot be trained with .stopped."):
         train("train_sft", [*flags, "--output_dir", folder, "--seed", 7])
     assert read_record(folder) is None
 
