@@ -45,6 +45,11 @@ class GRPOPolicyArguments(PolicyArguments):
     reward_batch_size: int | None = HfArg(default=None, help="completions scored at once; default: all of a step")
     log_crops_every: int = HfArg(default=50, help="steps between pictures of boxes in {output_dir}/crops; 0 draws none")
 
+    def __post_init__(self):
+        if self.crop_cost is not None and not self.crop_cost >= 0:
+            raise UserError(f"--crop_cost {self.crop_cost}: expected a price of at least 0")
+        super().__post_init__()
+
 
 @dataclass
 class GRPOArguments(TrainerArguments, GRPOConfig):

@@ -4,10 +4,12 @@ import pytest
 from PIL import Image
 from trainers import make_grpo_trainer
 
+from cropvlm.errors import UserError
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.rewards import AnswerLikelihoodReward
 from cropvlm.trainers.checkpoints import differences
 from cropvlm.trainers.crop_cost import STEPS, CollapseWarning, CropCostReward, decision_reward
+from train_grpo import GRPOPolicyArguments
 
 TEXTS = ["[0, 0, 50, 50].", "Not needed.", "no box", "[0, 0, 100, 100]."]
 
@@ -46,6 +48,12 @@ def test_what_needs_no_crop_is_scored_by_the_full_image(tiny_smolvlm):
     assert shown == [2, 2, 2]
     assert released[1] == released[2] != decides[1]
     assert [decides[i] for i in (0, 2, 3)] == pytest.approx([released[i] for i in (0, 2, 3)], abs=1e-4)
+
+
+def test_a_price_is_at_least_0():
+    for price in (-0.5, float("nan")):
+        with pytest.raises(UserError, match="--crop_cost .*: expected a price of at least 0"):
+            GRPOPolicyArguments(crop_cost=price)
 
 
 def test_a_collapse_is_told_once(caplog):
