@@ -156,7 +156,8 @@ class Behind:
     """The server behind, which gets the request and whose reply, errors included, is handed on with its status."""
 
     def __init__(self, base: str, timeout: float):
-        self.client = httpx2.AsyncClient(base_url=base, timeout=timeout, trust_env=not is_here(base))
+        options = {"timeout": timeout, "trust_env": not is_here(base)}
+        self.client = httpx2.AsyncClient(base_url=base, limits=httpx2.Limits(max_connections=None), **options)
 
     async def close(self) -> None:
         await self.client.aclose()

@@ -47,6 +47,7 @@ class FakeServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 64  # clients that connect at once
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
