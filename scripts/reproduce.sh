@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The real experiment in order, at 512 px, scored on TextVQA:  bash scripts/reproduce.sh GPU [textvqa|mixture]
 # Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. All of the paper's
-# figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--only PATTERN]
+# figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--seeds 3]
 # Needs a CUDA GPU and the Hugging Face Hub. Finished stages are skipped, and an interrupted one continues from its
 # journal or newest checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
 [ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
