@@ -196,3 +196,12 @@ def test_no_fitting_python(checkout, python):
     assert result.returncode == 2
     assert "error: Python 3.11 or newer is required" in result.stderr.splitlines()[-1]
     assert not (checkout / ".venv").exists()
+
+
+def test_the_lock_file_agrees_with_the_requirements():
+    versions, locked = (
+        dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if "==" in line)
+        for name in ("requirements.txt", "requirements.lock")
+    )
+    normal = {name.lower().replace("_", "-"): version for name, version in locked.items()}
+    assert {name: normal.get(name.lower().replace("_", "-")) for name in versions} == versions
