@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIENT = """
 import json, sys
 import datasets
-from cropvlm.data.catalog import find_benchmark, locate
+from cropvlm.data.catalog import locate
 from cropvlm.data.rows import load_rows
 from cropvlm.data.repositories import load_published
 
@@ -30,8 +30,8 @@ datasets.disable_progress_bars()
 for line in sys.stdin:
     path, split, compare = json.loads(line)
     if compare:
-        known, (source, config, _) = find_benchmark(path), locate(path)
-        ours, _ = load_published(locate(path), known, split, None)
+        ours, known, _ = load_published(path, split)
+        source, config, _ = locate(path)
         files = known.data_files.get(split or known.split)
         options = {"data_files": {split or known.split: files}} if files else {"name": config}
         theirs = datasets.load_dataset(source, **options, split=str(ours.split))

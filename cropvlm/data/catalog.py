@@ -31,13 +31,10 @@ class Benchmark:
     instruction: str | None = None
 
     def source_columns(self, names: Collection[str]) -> dict[str, str]:
-        """Schema column -> the column of `names` that it is made from: the published one, else the schema's own."""
-        found = {}
-        for column in ("question", "question_id", "answers"):
-            published = self.columns.get(column, column)
-            if published in names or column in names:
-                found[column] = published if published in names else column
-        return found
+        """Schema column -> its source among `names`: the published column, else the schema's own."""
+        own = ("question", "question_id", "answers")
+        found = {column: column for column in own if column in names}
+        return found | {column: name for column, name in self.columns.items() if name in names}
 
 
 DOCVQA = {
@@ -83,7 +80,7 @@ BENCHMARKS = {
 
 
 class Location(NamedTuple):
-    """A data set's folder or Hub id, its configuration, and the revision (commit, branch or tag) on the Hub."""
+    """Folder or Hub id of a data set, its configuration, and the revision (commit, branch or tag) on the Hub."""
 
     source: str
     config: str | None = None
@@ -91,7 +88,7 @@ class Location(NamedTuple):
 
 
 def locate(dataset_path: str | Path) -> Location:
-    """Where a data set lies. Names in `BENCHMARKS`, `id:config` and either with `@revision` have more than a source.
+    """Location of a folder, a Hub id, `id:config` or a name in `BENCHMARKS`; all but a folder may have `@revision`.
 
     >>> locate("docvqa@v1.0")
     Location(source='lmms-lab/DocVQA', config='DocVQA', revision='v1.0')
@@ -99,12 +96,11 @@ def locate(dataset_path: str | Path) -> Location:
     path = str(dataset_path)
     if not path.strip():
         raise UserError("the data set has an empty name; expected a benchmark, a folder or a Hub id")
-    if path not in BENCHMARKS:
-        try:
-            if Path(path).exists():
-                return Location(path)
-        except OSError as error:  # a name that is too long
-            raise UserError(one_line(error)) from error
+    try:
+        if path not in BENCHMARKS and Path(path).exists():
+            return Location(path)
+    except OSError as error:  # a name that is too long
+        raise UserError(one_line(error)) from error
     name, _, revision = path.partition("@")
     if name in BENCHMARKS:
         return Location(BENCHMARKS[name].hub_id, BENCHMARKS[name].config, revision or None)
@@ -113,9 +109,9 @@ def locate(dataset_path: str | Path) -> Location:
 
 
 def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benchmark | None:
-    """The benchmark that is named, or whose Hub id this is; None for any other data set.
+    """Benchmark named by `dataset`, by the path or by its Hub id under any owner (Hub ids move); else None.
 
-    The owner in a Hub id is not compared, since Hub ids move. Raises `UserError` for an unknown `dataset`.
+    Raises `UserError` for an unknown `dataset`.
     """
     if dataset and dataset not in BENCHMARKS:
         raise UserError(f"unknown benchmark {dataset!r}; expected one of {', '.join(BENCHMARKS)}")
@@ -129,7 +125,7 @@ def find_benchmark(dataset_path: str | Path, dataset: str | None = None) -> Benc
 
 
 def benchmark_by_columns(names: Collection[str]) -> Benchmark:
-    """The benchmark that published columns fit; textvqa, whose columns are the schema's own, where none does."""
+    """Benchmark with these published columns; textvqa, whose columns are the schema's own, if no other fits."""
     if not {"question", "question_id"} <= set(names):
         for name in ("hrbench4k", "vstar", "docvqa", "stvqa"):  # those with the most columns of their own first
             benchmark = BENCHMARKS[name]
@@ -140,7 +136,7 @@ def benchmark_by_columns(names: Collection[str]) -> Benchmark:
 
 
 def dataset_name(dataset_path: str | Path, dataset: str | None = None) -> str:
-    """The `{name}` of a data set's files: the benchmark's, else the folder's or the last part of the Hub id."""
+    """Name of a data set in file names: the benchmark's, else the folder's or the last part of the Hub id."""
     source, config, _ = locate(dataset_path)
     if benchmark := find_benchmark(dataset_path, dataset):
         return benchmark.name

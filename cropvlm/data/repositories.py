@@ -1,7 +1,7 @@
 """One split of a data set as it is published: from a saved folder, a copy of a repository, or the Hugging Face Hub.
 
 The files of a split are those that the card names, else the tables whose own names say so (`train.jsonl`,
-`test/1.csv`), by the rule of `datasets`; names of images decide nothing. Only these files are downloaded.
+`test/1.csv`), by the rule of `datasets`; image names are ignored. Only these files are downloaded.
 """
 
 import atexit
@@ -26,9 +26,8 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from fsspec.utils import glob_translate
-from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from cropvlm.data.catalog import BENCHMARKS, LETTERS, MIRRORS, Benchmark, Location
+from cropvlm.data.catalog import BENCHMARKS, LETTERS, MIRRORS, Benchmark, benchmark_by_columns, find_benchmark, locate
 from cropvlm.errors import UserError, listed, one_line
 
 logger = logging.getLogger(__name__)
@@ -36,18 +35,14 @@ logger = logging.getLogger(__name__)
 # Read as text from CSV files: pandas makes numbers of "1.50" and "007", and a missing value of "None" and "N/A".
 TEXT_COLUMNS = ("question", "text", "answers", "answer", "label", *LETTERS)
 CSV = {"keep_default_na": False, "na_values": [""], "converters": dict.fromkeys(TEXT_COLUMNS, str)}
-JSON, PARQUET = (datasets.Dataset.from_json, {}), (datasets.Dataset.from_parquet, {})
 READERS = {
     ".csv": (datasets.Dataset.from_csv, CSV),
     ".tsv": (datasets.Dataset.from_csv, CSV | {"sep": "\t"}),
-    ".json": JSON,
-    ".jsonl": JSON,
-    ".ndjson": JSON,
-    ".parquet": PARQUET,
-}
+    ".parquet": (datasets.Dataset.from_parquet, {}),
+} | dict.fromkeys((".json", ".jsonl", ".ndjson"), (datasets.Dataset.from_json, {}))
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 STRINGS = (datasets.Value("string"), datasets.Value("large_string"))
-CARD_OPTIONS = ("sep", "delimiter", "field")  # of a configuration on a card, which the readers take
+CARD_OPTIONS = ("sep", "delimiter", "field")  # options of a card's configuration that the readers accept
 
 
 @dataclass(frozen=True)
@@ -63,17 +58,13 @@ class Repository:
     folder: Path | None = None
 
     def fetch(self, files: Iterable[str]) -> Path:
-        """The folder that holds `files`, as far as they exist; just they are downloaded from the Hub."""
-        if self.folder:
-            return self.folder
-        named = [glob.escape(file) for file in files]
-        options = {"repo_type": "dataset", "revision": self.commit, "allow_patterns": named}
-        return Path(huggingface_hub.snapshot_download(self.source, **options))
+        """The folder that holds `files`, as far as they exist; from the Hub, only these are downloaded."""
+        return self.folder or _download(self.source, self.commit, files)
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
-        """The files that match a pattern, in order of the patterns."""
-        expressions = [re.compile(glob_translate(pattern)) for pattern in patterns]
-        return list(dict.fromkeys(file for expr in expressions for file in self.files if expr.match(file)))
+        """Files that match a pattern, in order of the patterns."""
+        matches = [re.compile(glob_translate(pattern)).match for pattern in patterns]
+        return list(dict.fromkeys(file for match in matches for file in self.files if match(file)))
 
 
 def open_repository(source: str, revision: str | None = None) -> Repository:
@@ -87,16 +78,18 @@ def open_repository(source: str, revision: str | None = None) -> Repository:
 
 @functools.cache  # one commit for all that a process reads
 def _on_the_hub(source: str, revision: str | None) -> Repository:
-    options = {"repo_type": "dataset", "revision": revision, "allow_patterns": ["README.md"]}
-    folder = Path(huggingface_hub.snapshot_download(source, **options))  # from the cache if the Hub does not answer
+    folder = _download(source, revision, ["README.md"])  # from the cache if the Hub does not answer
     try:
         files = huggingface_hub.list_repo_files(source, revision=folder.name, repo_type="dataset")
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
-        raise
-    except Exception:
+    except Exception:  # of the client, of HTTP, of the network
         logger.warning("%s cannot be opened on the Hub: its rows come from the cache", source)
         return Repository(source, _files_in(folder), folder.name, folder)
     return Repository(source, tuple(sorted(files)), folder.name)
+
+
+def _download(source: str, revision: str | None, files: Iterable[str]) -> Path:
+    options = {"repo_type": "dataset", "revision": revision, "allow_patterns": [glob.escape(file) for file in files]}
+    return Path(huggingface_hub.snapshot_download(source, **options))
 
 
 def _files_in(folder: str | Path) -> tuple[str, ...]:
@@ -108,22 +101,18 @@ def _files_in(folder: str | Path) -> tuple[str, ...]:
 
 
 def load_published(
-    location: Location, known: Benchmark | None, split: str | None, default_split: str | None
-) -> tuple[datasets.Dataset, Repository]:
-    """The rows of one split, columns and types as published, and the repository that image paths are relative to.
+    dataset_path: str | Path, split: str | None = None, dataset: str | None = None, default_split: str | None = None
+) -> tuple[datasets.Dataset, Benchmark, Repository]:
+    """Rows of one split as published, their benchmark, and the repository that image paths are relative to.
 
-    Args:
-        location: its configuration None takes the benchmark's, or the only one.
-        known: the benchmark that the data set is, where that is known.
-        split: None takes `default_split`, else the benchmark's own, else the only one.
-
+    Arguments as of `cropvlm.data.rows.load_rows`. Without a configuration, the benchmark's or the only one is taken.
     Raises `UserError` where the split cannot be loaded or has no rows.
     """
-    source, config, revision = location
+    (source, config, revision), known = locate(dataset_path), find_benchmark(dataset_path, dataset)
     wanted = [split] if split else [default_split, known.split if known else None]
     client_logger = logging.getLogger("huggingface_hub")
     level = client_logger.level
-    client_logger.setLevel(logging.ERROR)  # else it tells of each try
+    client_logger.setLevel(logging.ERROR)  # no warning for each retry
     try:
         if any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
             repository = Repository(source, (), folder=Path(source))
@@ -141,14 +130,14 @@ def load_published(
         raise UserError(f"{source} has no rows (split {rows.split})")
     if default_split and not split and chosen not in (None, default_split):
         logger.warning("%s has no split %s: its rows are of %s", source, default_split, chosen)
-    return rows, repository
+    return rows, known or benchmark_by_columns(rows.column_names), repository
 
 
 def _failure(source: str, revision: str | None, error: Exception) -> str:
-    """The message for an error while a data set was opened."""
-    if type(error) is DatasetGenerationError and error.__cause__:  # says nothing itself
+    """Message for an error raised while a data set was opened."""
+    if type(error) is DatasetGenerationError and error.__cause__:  # its own message is generic
         error = error.__cause__
-    if isinstance(error, StopIteration):  # what datasets makes of an empty file
+    if isinstance(error, StopIteration | IndexError):  # raised by datasets for an empty file or saved data set
         return f"{source} has no rows"
     if Path(source).is_dir():
         return f"{source} is not a readable data set: {one_line(error)}; expected tables or what save_to_disk writes"
@@ -159,16 +148,13 @@ def _failure(source: str, revision: str | None, error: Exception) -> str:
 
 
 def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
-    """The rows that `save_to_disk` wrote and the name of their split, None where none is kept."""
+    """Rows that `save_to_disk` wrote, and the name of their split (None if none was saved)."""
     chosen = None
     if (folder / "dataset_dict.json").is_file():
         there = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         chosen = _choose_split(str(folder), split, wanted, there)
         folder = folder / chosen
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    except IndexError as error:  # what datasets makes of a saved data set of no rows
-        raise UserError(f"{folder} has no rows") from error
+    saved = datasets.load_from_disk(str(folder))
     name = chosen or (None if saved.split is None else str(saved.split))
     if split and name != split:
         raise UserError(f"{folder} has no splits, but {split!r} was asked for; leave --split out")
@@ -176,12 +162,9 @@ def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tup
 
 
 def _choose_split(source: str, split: str | None, wanted: Iterable[str | None], there: Iterable[str]) -> str:
-    there = list(dict.fromkeys(there))
-    for name in wanted:
-        if name in there:
-            return name
-    if not split and len(there) == 1:
-        return there[0]
+    there = list(there)
+    if chosen := next((name for name in wanted if name in there), there[0] if not split and len(there) == 1 else None):
+        return chosen
     problem = f"has no split {split!r}; there are" if split else "has several splits; name one with --split"
     raise UserError(f"{source} {problem}: {', '.join(there)}")
 
@@ -189,7 +172,7 @@ def _choose_split(source: str, split: str | None, wanted: Iterable[str | None], 
 def _from_files(
     repository: Repository, config: str | None, known: Benchmark | None, split: str | None, wanted: list[str | None]
 ) -> tuple[datasets.Dataset, str]:
-    """The rows of one split of a repository, and the name of the split."""
+    """Rows of one split of a repository, and the name of the split."""
     # 1. The card: configurations with their files, features and numbers of rows.
     configs, infos = MetadataConfigs(), DatasetInfosDict()
     if "README.md" in repository.files:
@@ -197,8 +180,8 @@ def _from_files(
         configs = MetadataConfigs.from_dataset_card_data(card)
         infos = DatasetInfosDict.from_dataset_card_data(card)
     entry = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
-    if config is None and entry and entry.config in configs:  # a copy may have been published without it
-        config = entry.config
+    if entry and entry.config in configs:  # a copy may have been published without it
+        config = config or entry.config
     config = config or configs.get_default_config_name()
     if not (config in configs if configs else config is None or (entry and entry.data_files)):
         problem = f"has no configuration {config}" if config else "has several configurations; choose one, as ID:NAME"
@@ -209,13 +192,12 @@ def _from_files(
     if not named:
         raise UserError(f"{repository.source} has no table; expected {', '.join(READERS)} or what save_to_disk writes")
     tables = replace(repository, files=tuple(named))
-    unlisted = _unlisted_splits(tables, entry) if entry else {}
-    splits, chosen = unlisted, next((name for name in wanted if name in unlisted), None)
-    if chosen:
-        info = None
+    splits = _unlisted_splits(tables, entry) if entry else {}
+    if {*splits}.isdisjoint(wanted):
+        splits = _listed_splits(tables, params) | splits
     else:
-        splits = _listed_splits(tables, params) | unlisted
-        chosen = _choose_split(repository.source, split, wanted, splits)
+        info = None
+    chosen = _choose_split(repository.source, split, wanted, splits)
     # 3. The rows.
     options = {name: params[name] for name in CARD_OPTIONS if name in params}
     rows = _read(repository, splits[chosen], chosen, options | ({"features": info.features} if info else {}))
@@ -226,9 +208,9 @@ def _from_files(
 
 
 def _unlisted_splits(tables: Repository, entry: Benchmark) -> dict[str, list[str]]:
-    """Split -> tables, of a benchmark's splits that the card does not list. A copy need not hold them all."""
+    """Split -> tables, for a benchmark's splits that the card does not list; a copy may lack some."""
     splits = {split: tables.matching([pattern]) for split, pattern in entry.data_files.items()}
-    # The split that a benchmark is scored on is read from these files or not at all: V*'s others inflate the score.
+    # A benchmark is scored on these files or not at all: V*'s other files inflate the score.
     if entry.split in splits and not splits[entry.split]:
         raise UserError(f"{tables.source} has no file {entry.data_files[entry.split]}")
     return {split: files for split, files in splits.items() if files}
@@ -253,7 +235,7 @@ def _listed_splits(tables: Repository, params: dict[str, Any]) -> dict[str, list
 
 @functools.cache
 def cache_dir() -> str:
-    """The cache of `datasets`; or a temporary folder if that cannot be written to."""
+    """Cache of `datasets`, or a temporary folder if that cannot be written to."""
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     if os.access(next(folder for folder in (cache, *cache.parents) if folder.exists()), os.W_OK):
         return str(cache)
@@ -269,10 +251,8 @@ def _suffix(file: str) -> str:
 
 
 def _read(repository: Repository, files: list[str], split: str, options: dict[str, Any]) -> datasets.Dataset:
-    """The rows of tables, in order; the conversion is cached by `datasets`.
-
-    Paths of images, in the column `image` or `file_name`, are relative to the table or to the repository: they become
-    relative to the repository.
+    """Rows of tables, in order. Paths in `image` or `file_name` may be relative to the table; they become relative to
+    the repository.
     """
     if len({READERS[_suffix(file)][0] for file in files}) > 1:
         raise UserError(f"{repository.source} has tables of several kinds: {listed(files, 5)}; expected one kind")
@@ -284,12 +264,12 @@ def _read(repository: Repository, files: list[str], split: str, options: dict[st
         if "image" not in rows.column_names and "file_name" in rows.column_names:
             rows = rows.rename_column("file_name", "image")
         if parent and "image" in rows.column_names and rows.features["image"] in STRINGS:
-            published = list(rows["image"])
-            beside = [path and posixpath.normpath(f"{parent}/{path}") for path in published]
-            # os.path.isfile, since such a text may be base64 and too long for a path; links are not listed.
-            for i, full in enumerate(beside):
-                if not full or not (full in listing or os.path.isfile(folder / full)):  # noqa: PTH113
-                    beside[i] = published[i]
-            rows = rows.remove_columns("image").add_column("image", beside)
+            paths = list(rows["image"])
+            for i, path in enumerate(paths):
+                beside = path and posixpath.normpath(f"{parent}/{path}")
+                # os.path.isfile, since such a text may be base64 and too long for a path; links are not listed.
+                if path and (beside in listing or os.path.isfile(folder / beside)):  # noqa: PTH113
+                    paths[i] = beside
+            rows = rows.remove_columns("image").add_column("image", paths)
         parts.append(rows)
     return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]

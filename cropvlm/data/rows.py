@@ -11,13 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cropvlm.data.catalog import Benchmark, benchmark_by_columns, find_benchmark, locate
+from cropvlm.data.catalog import Benchmark, find_benchmark, locate
 from cropvlm.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import datasets
-
-    from cropvlm.data.repositories import Repository
 
 NEEDED = ("image", "question", "question_id")
 
@@ -32,29 +30,26 @@ def load_rows(
     need: tuple[str, ...] = NEEDED,
     to_save: bool = False,
 ) -> "datasets.Dataset":
-    """The rows of a data set in the one row schema, images still encoded.
+    """Rows of a data set in the one row schema: a memory-mapped `Dataset`, images still encoded.
 
     Args:
         dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, any of these with `@revision`; folder written by
             `save_to_disk` (with or without splits), or with tables, such as a copy of a Hub repository.
         split: None takes `default_split`, else the benchmark's own, else the only one.
         max_samples: number of rows, from the first one; None takes all.
-        dataset: name in `BENCHMARKS` whose mapping is used on `dataset_path`. Without it, a known Hub id or the
-            columns decide.
-        default_split: the split to take where none is asked for and the data set has it; a warning says if not.
+        dataset: name in `BENCHMARKS` whose mapping is used; by default, a known Hub id or the columns decide.
+        default_split: split to take if the data set has it and `split` is None; a warning says if not.
         need: columns of the schema that the caller uses; without `image` that column stays as published.
-        to_save: the rows will be saved or published: `image` becomes a column that `save_to_disk` can embed, and an
-            image file outside of the data set is an error.
+        to_save: `image` becomes a column that `save_to_disk` can embed, and an image file outside of the data set is
+            an error, since the rows may be published.
 
-    Returns: a `Dataset`, memory-mapped; iterating over it holds one row at a time.
-    Raises `UserError` for a missing folder, data set, split or column, values that no schema column can hold, no rows,
-    or no readable image.
+    Raises `UserError` for a missing folder, data set, split or column, invalid values, no rows, or no readable image.
     """
-    from cropvlm.data import schema
+    from cropvlm.data import repositories, schema
 
     if max_samples is not None and max_samples < 1:
         raise UserError(f"--max_samples {max_samples}: expected at least 1")
-    raw, benchmark, repository = _load_published(dataset_path, split, dataset, default_split)
+    raw, benchmark, repository = repositories.load_published(dataset_path, split, dataset, default_split)
     try:
         rows = schema.map_columns(raw, benchmark, str(dataset_path), need)
         if max_samples is not None:
@@ -67,31 +62,19 @@ def load_rows(
 def benchmark_for(
     dataset_path: str | Path, dataset: str | None = None, split: str | None = None, default_split: str | None = None
 ) -> Benchmark:
-    """The entry of `BENCHMARKS` for a data set; textvqa's for one with the schema's own columns.
+    """Entry of `BENCHMARKS` for a data set; for a folder or an unknown Hub id, its columns decide."""
+    from cropvlm.data import repositories
 
-    The columns of a folder or an unknown Hub id decide, for which the split is opened as by `load_rows`.
-    """
     known = find_benchmark(dataset_path, dataset)
-    return known or _load_published(dataset_path, split, dataset, default_split)[1]
+    return known or repositories.load_published(dataset_path, split, dataset, default_split)[1]
 
 
 def data_commit(dataset_path: str | Path) -> str | None:
-    """The commit of a data set on the Hub, the one that this process loads; None for a folder."""
+    """Commit of a data set on the Hub, as loaded by this process; None for a folder."""
     from cropvlm.data import repositories
 
     source, _, revision = locate(dataset_path)
     return None if Path(source).is_dir() else repositories.open_repository(source, revision).commit
-
-
-def _load_published(
-    dataset_path: str | Path, split: str | None, dataset: str | None, default_split: str | None
-) -> tuple["datasets.Dataset", Benchmark, "Repository"]:
-    """The data set as published, its benchmark, and the folder or repository that image paths are relative to."""
-    from cropvlm.data import repositories
-
-    known = find_benchmark(dataset_path, dataset)
-    raw, repository = repositories.load_published(locate(dataset_path), known, split, default_split)
-    return raw, known or benchmark_by_columns(raw.column_names), repository
 
 
 def then_transform(rows: "datasets.Dataset", transform: Callable[[dict], dict]) -> "datasets.Dataset":

@@ -29,16 +29,14 @@ logger = logging.getLogger(__name__)
 
 ENCODED = datasets.Image(decode=False)
 # An array, a set, a Series and so on, as Python or pandas prints it.
-PRINTED = re.compile(
-    r"(\w+\.)*(\w*array|list|tuple|\w*set|Index|Series)\([\[({].*\)\Z|<\w*Array>", re.DOTALL | re.IGNORECASE
-)
+PRINTED = re.compile(r"[\w.]*(array|list|tuple|set|index|series)\([\[({].*\)\Z|<\w*array>", re.DOTALL | re.IGNORECASE)
 
 
 def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
-    """Replace the published text columns by the schema's. The images are neither read nor copied.
+    """Replace the published text columns by the schema's; images are neither read nor copied.
 
-    path: what messages call the data set. need: columns that must be there; ids are made where none are published.
-    Raises `UserError` for a missing column, a question or id of the wrong type, and references in an unknown form.
+    path: name of the data set in messages. need: required columns; missing ids become row numbers.
+    Raises `UserError` for a missing column, a question or id of the wrong type, or references in an unknown form.
     """
     names = raw.column_names
     sources = benchmark.source_columns(names)
@@ -60,7 +58,7 @@ def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tu
 
 
 def _questions(raw: datasets.Dataset, benchmark: Benchmark, source: str, path: str) -> list[str]:
-    """The questions, with their options one per line; an option that is null or blank is left out."""
+    """Questions with their options, one per line; null or blank options are left out."""
     questions = list(raw[source])
     for i, question in enumerate(questions):
         if not isinstance(question, str):
@@ -76,7 +74,7 @@ def _questions(raw: datasets.Dataset, benchmark: Benchmark, source: str, path: s
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN (a blank among the numbers of a CSV file) or white space."""
+    """Whether a cell is null, NaN (a blank among the numbers of a CSV file) or white space."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
@@ -100,32 +98,30 @@ def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str | Non
 
 
 def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]]:
-    """The references of each row as non-empty strings; an empty list where none are published.
+    """References of each row as non-empty strings; an empty list where none are published.
 
-    Known forms: a string, a number, an object with `answer` or `text`, a list of these (also written as JSON or Python
-    text, as CSV files hold it), a class label. Nulls and blanks do not count.
+    Accepted: a string, a number, a class label, an object with `answer` or `text`, and a list of these, also as JSON or
+    Python text in a CSV cell. Nulls and blanks are dropped.
     """
     feature = raw.features[source]
-    while hasattr(feature, "feature"):  # of a list
+    while hasattr(feature, "feature"):  # the elements of a list
         feature = feature.feature
-    labels = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    labels = getattr(feature, "names", None)  # of a ClassLabel
     references, plain, bare = [], None, None
     for i, value in enumerate(raw[source]):
         try:
             parsed = _parse_cell(value)
             references.append(list(_flatten(parsed, labels)))
         except (TypeError, IndexError, ValueError) as error:
-            expected = (
-                'expected strings, numbers, or {"answer": ...} objects, or lists of them, written as ["stop", "halt"]'
-            )
+            expected = 'expected strings, numbers or {"answer": ...} objects, or lists of them, e.g. ["stop", "halt"]'
             raise UserError(f"{path}: row {i} has the answers {shorten(repr(value))}; {expected}") from error
         if isinstance(value, str) and parsed is value:
             plain = plain or value.strip()
         elif isinstance(value, str) and references[-1] and not re.search("[\"']", value):
             bare = value
     if plain and bare:
-        problem = f"{shorten(bare)} in one row and {shorten(plain)} in another: the first may be a list or a text"
-        raise UserError(f'{path} has the answers {problem}; expected e.g. ["stop", "halt"] in all rows')
+        seen = f"{shorten(bare)} and, in another row, {shorten(plain)}: the first may be a list or a text"
+        raise UserError(f'{path} has the answers {seen}; expected e.g. ["stop", "halt"] in all rows')
     return references
 
 
@@ -149,10 +145,10 @@ def _flatten(value: Any, labels: list[str] | None) -> Iterator[str]:
 
 
 def _parse_cell(value: Any) -> Any:
-    """The list or object that a text prints, as JSON or Python does; any other value as it is.
+    """List or object written as JSON or Python text; any other value as it is.
 
-    Raises `ValueError` for a text that looks like one but does not print back to itself: numpy leaves out the commas,
-    and Python would read `['a' 'b']` as `['ab']`.
+    Raises `ValueError` for a text that looks like one but does not print back to itself: numpy omits the commas, and
+    Python would read `['a' 'b']` as `['ab']`.
     """
     text = value.strip() if isinstance(value, str) else ""
     if not (text and text[0] + text[-1] in ("[]", "{}", "()") or PRINTED.match(text)):
@@ -169,7 +165,7 @@ def _parse_cell(value: Any) -> Any:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens of a Python expression; of strings the content, without their quotes."""
+    """Tokens of a Python expression, string literals by their value."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return [ast.literal_eval(token.string) if token.type == tokenize.STRING else token.string for token in tokens]
 
@@ -177,15 +173,21 @@ def _tokens(text: str) -> list[str]:
 def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:
     """Let `image` yield `{"bytes": ..., "path": ...}`, whether it is published encoded, as base64 or as a path.
 
-    repository: what paths are relative to. to_save: see `cropvlm.data.rows.load_rows`.
-    Raises `UserError` for a column of another kind, or without a single readable image.
+    Paths are relative to `repository`; for `to_save` see `cropvlm.data.rows.load_rows`.
+    Raises `UserError` for a column of another kind, or one without a readable image.
     """
     source = repository.source
     if getattr(rows.features["image"], "dtype", None) in ("string", "large_string"):
-        if any(map(_is_base64_image, itertools.islice(filter(None, rows["image"]), 100))):
-            rows = _save_base64(rows) if to_save else rows.with_transform(_decode_base64)
-        else:
+        if not any(map(_is_base64_image, itertools.islice(filter(None, rows["image"]), 100))):
             rows = _open_paths(rows, repository, to_save)
+        elif to_save:  # a transform cannot be saved
+            cache = Path(cache_dir()) / "cropvlm"
+            cache.mkdir(parents=True, exist_ok=True)
+            features = datasets.Features(rows.features | {"image": ENCODED})
+            options = {"features": features, "cache_file_name": str(cache / f"{rows._fingerprint}.arrow")}
+            rows = rows.map(_decode_base64, batched=True, batch_size=16, desc="base64 images", **options)
+        else:
+            rows = rows.with_transform(_decode_base64)
     else:
         try:
             rows = rows.cast_column("image", ENCODED)
@@ -193,7 +195,7 @@ def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool)
             raise UserError(f"{source}: expected images in the column image, not {rows.features['image']}") from error
         if to_save:
             folders = [source, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
-            _refuse_outside(_paths_without_bytes(rows), folders, source)
+            _refuse_outside(rows, folders, source)
     _require_readable_image(rows, source)
     return rows
 
@@ -206,7 +208,7 @@ def _is_base64_image(text: str) -> bool:
 
 
 def base64_bytes(text: str | None) -> bytes:
-    """The bytes that base64 or a data URL holds, padded or not; empty for any other text: an unreadable image."""
+    """Bytes of base64 text or a data URL, padded or not; empty for any other text."""
     try:
         return base64.b64decode((text or "").rpartition("base64,")[2] + "==")
     except ValueError:  # binascii.Error is one; a character beyond ASCII raises it bare
@@ -219,46 +221,27 @@ def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return batch
 
 
-def _save_base64(rows: datasets.Dataset) -> datasets.Dataset:
-    """Decode a column of base64 into the cache of `datasets`, since a transform cannot be saved."""
-    cache = Path(cache_dir()) / "cropvlm"
-    cache.mkdir(parents=True, exist_ok=True)
-    images = rows.select_columns(["image"])
-    images = images.map(
-        _decode_base64,
-        batched=True,
-        batch_size=16,
-        features=datasets.Features({"image": ENCODED}),
-        cache_file_name=str(cache / f"{images._fingerprint}.arrow"),
-        desc="base64 images",
-    )
-    return datasets.concatenate_datasets([rows.remove_columns("image"), images], split=rows.split, axis=1)
-
-
 def _open_paths(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:
-    """Turn a column of paths into images. Of a repository on the Hub, just the files that are named are downloaded."""
+    """Replace a column of paths by images; from a repository on the Hub, only these files are downloaded."""
     paths = list(rows["image"])
     with failure(f"{repository.source}: its images cannot be downloaded"):
         folder = repository.fetch(filter(None, paths))
-    # Not joined to a URL, so that messages show it as it is.
+    # URLs stay as they are, for the message.
     full = [path if path is None or "://" in path else str(folder / path) for path in paths]
-    if to_save or repository.commit:
-        _refuse_outside(full, [folder], repository.source)
     images = [None if path is None else {"path": path, "bytes": None} for path in full]
     column = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": ENCODED}))
+    if to_save or repository.commit:
+        _refuse_outside(column, [folder], repository.source)
     return datasets.concatenate_datasets([rows.remove_columns("image"), column], split=rows.split, axis=1)
 
 
-def _paths_without_bytes(rows: datasets.Dataset) -> Iterator[str | None]:
-    """The path of each image that is not in the table itself, else None. Read from Arrow: no image is copied."""
-    for batch in rows.select_columns(["image"]).with_format("arrow").iter(1000):
-        content, path = (pc.struct_field(batch["image"], name) for name in ("bytes", "path"))
-        yield from pc.if_else(pc.is_null(content), path, None).to_pylist()
-
-
-def _refuse_outside(paths: Iterable[str | None], folders: Iterable[Any], source: str) -> None:
-    """Raise `UserError` for a path that leaves all of `folders`: a data set could publish the user's own files."""
+def _refuse_outside(rows: datasets.Dataset, folders: Iterable[Any], source: str) -> None:
+    """Raise `UserError` for an image file outside of `folders`: a data set could publish the user's own files."""
     roots = tuple(os.path.normpath(Path(folder).absolute()) + os.sep for folder in folders)
+    paths = []
+    for batch in rows.select_columns(["image"]).with_format("arrow").iter(1000):  # no image is copied
+        content, path = (pc.struct_field(batch["image"], name) for name in ("bytes", "path"))
+        paths += pc.if_else(pc.is_null(content), path, None).to_pylist()
     for i, path in enumerate(paths):
         # Links are not resolved: those of the Hub's cache, and of users, lead elsewhere.
         if path and "://" not in path and not os.path.normpath(Path(path).absolute()).startswith(roots):

@@ -34,14 +34,14 @@ def is_adapter(path: str) -> bool:
     check_model_path(path)
     if Path(path).is_dir():
         return (Path(path) / "adapter_config.json").is_file()
-    with contextlib.suppress(Exception):  # no such file, or no way to ask for it: then the model's loader will tell
+    with contextlib.suppress(Exception):  # no such file or no connection: the model's loader reports it
         name, revision = split_revision(str(path))
         return find_adapter_config_file(name, revision=revision) is not None
     return False
 
 
 def adapter_base(path: str) -> str | None:
-    """Return the base that an adapter's configuration names, `name@revision` where it names one; None of a model."""
+    """Return the base that an adapter's configuration names, as `name@revision` if it has one; None for a model."""
     if not is_adapter(path):
         return None
     config = _read_config(path)
@@ -51,9 +51,9 @@ def adapter_base(path: str) -> str | None:
 
 
 def adapter_bases(path: str) -> Iterator[str]:
-    """Yield the base of an adapter, the base of that one if it is an adapter itself, and so on; nothing of a model.
+    """Yield the base of an adapter, the base of that base if it is an adapter too, and so on; nothing for a model.
 
-    Raises `UserError` for an adapter that is its own base, be it by way of others.
+    Raises `UserError` for an adapter that is its own base, directly or through others.
     """
     seen, base = {Path(path).resolve()}, adapter_base(path)
     while base:
@@ -68,7 +68,7 @@ def adapter_bases(path: str) -> Iterator[str]:
 
 
 def base_of(path: str) -> str:
-    """Return the base that an adapter's configuration names. Raises `UserError`: none, not there, or the adapter."""
+    """Return the base that an adapter's configuration names. Raises `UserError` for none or for the adapter itself."""
     bases = list(adapter_bases(path))
     if not bases:
         raise UserError(f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path")
@@ -84,8 +84,8 @@ def _read_config(path: str) -> PeftConfig:
 def attach_adapter(model: torch.nn.Module, path: str, base: str, is_trainable: bool) -> PeftModel:
     """Return `model` with the LoRA adapter at `path` on it, every weight of the adapter loaded.
 
-    base: what `model` was loaded from, for messages. Raises `UserError`: the adapter was trained on another base, some
-    of its weights are missing or have no place in the base, or it is not a LoRA.
+    base: path of `model`, for messages. Raises `UserError` if the adapter was trained on another base, some of its
+    weights are missing or have no place in the base, or it is not a LoRA.
     """
     config = _read_config(path)
     if config.peft_type != PeftType.LORA:
@@ -102,7 +102,7 @@ def attach_adapter(model: torch.nn.Module, path: str, base: str, is_trainable: b
         adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
         if weights.keys() != saved.keys():
             _check_patterns(adapted, config)
-        # Not `PeftModel.from_pretrained`: of missing weights it only warns, and passes over those without a place.
+        # Not `PeftModel.from_pretrained`, which only warns of missing weights and ignores those without a place.
         result = set_peft_model_state_dict(adapted, weights)
         missing = [key for key in result.missing_keys if "lora_" in key]
         if config.bias != "none":
@@ -115,7 +115,7 @@ def attach_adapter(model: torch.nn.Module, path: str, base: str, is_trainable: b
 
 
 def _in_todays_layout(weights: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
-    """The adapter's weights under the names that the parts of `model` have now.
+    """Weights of the adapter under the current names of the parts of `model`.
 
     Transformers has moved them: `model.layers` of a Qwen2.5-VL of 2025 is `model.language_model.layers`.
     """
@@ -138,7 +138,7 @@ def _in_todays_layout(weights: dict[str, Tensor], model: torch.nn.Module) -> dic
 
 
 def _check_patterns(adapted: PeftModel, config: PeftConfig) -> None:
-    """Raise ValueError for a rank or scale of single modules that is named by the older layout: it would get lost."""
+    """Raise `ValueError` for a rank or scale of single modules under an older name, which PEFT would ignore."""
     modules = [name for name, layer in adapted.named_modules() if isinstance(layer, BaseTunerLayer)]
     for patterns in (config.rank_pattern, config.alpha_pattern):
         found = {get_pattern_key(patterns.keys(), name) for name in modules}
@@ -147,9 +147,9 @@ def _check_patterns(adapted: PeftModel, config: PeftConfig) -> None:
 
 
 def merge_adapter(adapted: PeftModel, path: str) -> torch.nn.Module:
-    """Return the base model with the adapter at `path` added to its weights, which computes what the adapter computes.
+    """Return the base model with the adapter at `path` merged into its weights; it computes the same as the adapter.
 
-    Raises `UserError` where it cannot be merged: it depends on the prompt, or changes one of two tied weights.
+    Raises `UserError` if it cannot be merged, because it depends on the prompt or changes one of two tied weights.
     """
     parameters = [id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False)]
     for name, layer in adapted.named_modules():

@@ -1,8 +1,7 @@
 """The general way: a VLM of any family, asked prompt by prompt through its own processor and `generate`.
 
-SmolVLM (Idefics3), LLaVA-1.5 and Qwen2.5-VL share encodings between prompts (`cropvlm.encoding`). What another family
-does with its images, and whether padding changes its answers, is not known here; asked alone, it answers as it would
-anywhere.
+SmolVLM (Idefics3), LLaVA-1.5 and Qwen2.5-VL share encodings between prompts (`cropvlm.encoding`). Other families may
+treat images differently, or change their answers when padded; asked alone, they answer as they do anywhere.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ SHARED = {
     ("llava", "LlavaProcessor"),
     ("qwen2_5_vl", "Qwen2_5_VLProcessor"),
 }
-# How processors call the texts that stand for images and videos.
+# Attributes of processors with the texts that stand for images and videos.
 PLACEHOLDERS = ("image_token", "boi_token", "start_image_token", "video_token")
 
 
@@ -35,13 +34,13 @@ def shares_encodings(model: Any, processor: Any) -> bool:
 
 @dataclass
 class PreparedAlone:
-    """The prompts of a row, each as its family's processor makes it."""
+    """Prompts of a row, each as prepared by its family's processor."""
 
     inputs: list[BatchFeature]
 
 
 def placeholders(processor: Any) -> list[str]:
-    """The texts that stand for an image or a video in this family's prompts: no question may hold one."""
+    """Texts that stand for an image or a video in this family's prompts; no question may contain one."""
     named = [getattr(processor, name, None) for name in PLACEHOLDERS]
     return [token for token in named if isinstance(token, str)]
 
@@ -49,7 +48,7 @@ def placeholders(processor: Any) -> list[str]:
 def prepare_alone(processor: Any, prompts: list[tuple], dtype: torch.dtype | None = None) -> PreparedAlone:
     """Preprocess each prompt by itself.
 
-    prompts: (chat messages, PIL images). dtype: that of the model, which pixels are cast to.
+    prompts: (chat messages, PIL images). dtype: of the model; pixels are cast to it.
     """
     return PreparedAlone([_inputs(processor, *prompt).to(dtype=dtype) for prompt in prompts])
 
@@ -79,10 +78,10 @@ def generate_alone(model: Any, processor: Any, row: PreparedAlone, config: Gener
 def check_takes_images(
     model: Any, processor: Any, rows: Sequence[list[tuple]], ask: Callable, config: GenerationConfig
 ) -> None:
-    """Let the model answer a made-up question about as many images as the first good row shows.
+    """Let the model answer a made-up question about as many images as the first readable row shows.
 
-    rows: the prompts of each, (chat messages, PIL images). ask: makes such a prompt of a list of images.
-    Raises `UserError` where it cannot answer from so many.
+    rows: prompts of each row, (chat messages, PIL images). ask: makes such a prompt from a list of images.
+    Raises `UserError` if the model cannot answer from that number of images.
     """
     picture = Image.new("RGB", (64, 48), "gray")
     config = GenerationConfig(**config.to_diff_dict() | {"max_new_tokens": 1, "min_new_tokens": None})

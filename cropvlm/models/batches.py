@@ -21,35 +21,35 @@ TEXT_TOKENS = 256  # of a prompt and its answer, amply
 WINDOW = 16  # batches that are sorted by size together: enough to be alike, few enough to keep reading in order
 
 
-# Values of pixel_values in one call of the vision encoder, in tiles of SmolVLM. 64 fill a GPU. A batch of 64 rows at
+# Values of pixel_values in one call of the vision encoder, in SmolVLM tiles. 64 fill a GPU. A batch of 64 rows at
 # 2048 px has 2,000; encoded at once, each of its activations (2,000 x 1,024 x 3,072) would take 12 GiB in bf16. A CPU's
 # caches are best used by one.
 TILE = 3 * 512 * 512
 ENCODED_AT_ONCE = {"cuda": 64 * TILE, "cpu": TILE}
 
 
-# What drivers and cuBLAS say where PyTorch's allocator was not asked.
+# Messages of drivers and cuBLAS, whose memory PyTorch's allocator does not manage.
 OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class BatchTooLarge(UserError):
-    """Out of memory at a batch size that may not be halved, or with a single row."""
+    """Out of memory at a fixed batch size, or with a single row."""
 
 
 class Batches:
-    """Batches as large as memory holds: the size is halved, for good, when it does not.
+    """Batches that fit into memory: the size is halved permanently when one does not.
 
-    size: items in a batch to begin with; None takes all there are. fixed: never halve.
+    size: initial number of items in a batch; None for all. fixed: never halve.
     """
 
     def __init__(self, size: int | None, fixed: bool = False):
         self.size, self.fixed = size, fixed
 
     def run(self, compute: Callable[[list], list], items: list) -> Iterator[Any]:
-        """Yield what `compute` makes of each item, in order; `BatchTooLarge` for one that memory does not hold alone.
+        """Yield the result of each item, in order; a `BatchTooLarge` for one that does not fit into memory alone.
 
         compute: takes a list of items, returns a result for each.
-        Raises `BatchTooLarge` where memory does not hold a batch of a fixed size above 1.
+        Raises `BatchTooLarge` if a batch of a fixed size above 1 does not fit into memory.
         """
         size_before, start = self.size, 0
         while start < len(items):
@@ -91,15 +91,15 @@ def unless_out_of_memory(compute: Callable[[Any], Any], part: Any) -> Any:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that are free on a GPU, with those that PyTorch keeps for what comes next."""
+    """Return the free bytes of a GPU, including those that PyTorch has reserved but does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def auto_batch_size(model: Any, processor: Any, costs: list[int]) -> int:
-    """Return the rows that fill about half of the GPU's free memory, a power of two up to 256; 32 on a CPU.
+    """Return the number of rows that fill about half of the GPU's free memory, a power of two up to 256; 32 on a CPU.
 
-    An estimate: what does not fit after all is halved. Each token of a row's two prompts takes its keys and values in
+    An estimate: a batch that does not fit is halved. Each token of a row's two prompts takes its keys and values in
     every layer, and some twenty activations while the prompt is read. SmolVLM-256M in bf16: (2 x 30 layers x 3 heads
     x 64 + 20 x 576) x 2 bytes = 46 kB a token, 2 x (256 + 2 x 64) tokens = 35 MB a row at 512 px.
     costs: of all rows, as `row_costs` counts them; the costliest decides.
@@ -122,7 +122,7 @@ def auto_batch_size(model: Any, processor: Any, costs: list[int]) -> int:
 
 
 def _image_tokens(model: Any, processor: Any, cost: int) -> int:
-    """Return the tokens of a row's images; where every image costs the same (0), of two."""
+    """Return the number of image tokens of a row; if every image costs the same (0), of two images."""
     of_a_tile = getattr(processor, "image_seq_len", None) or getattr(model.config, "image_seq_length", None) or 1
     if cost == 0:
         return 2 * of_a_tile
@@ -131,7 +131,7 @@ def _image_tokens(model: Any, processor: Any, cost: int) -> int:
 
 
 def row_costs(processor: Any, image_sizes: Callable[[int], list[tuple[int, int]]], rows: int) -> list[int]:
-    """Return the tiles (or patches) of each row's images: rows of one cost waste nothing on padding in a batch.
+    """Return the number of tiles (or patches) of each row's images: batches of equal cost need no padding.
 
     image_sizes: (width, height) of the images of row `i`; asked only where the cost depends on it.
     """
@@ -155,7 +155,7 @@ def image_cost(processor: Any) -> Callable[[tuple[int, int]], int] | None:
 
 
 def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
-    """Cut rows 0..len(costs)-1 into batches of like cost, window by window."""
+    """Split rows 0..len(costs)-1 into batches of similar cost, window by window."""
     batches = []
     for start in range(0, len(costs), WINDOW * batch_size):
         window = sorted(range(len(costs))[start : start + WINDOW * batch_size], key=costs.__getitem__)
@@ -164,7 +164,7 @@ def plan_batches(costs: list[int], batch_size: int) -> list[list[int]]:
 
 
 def encoded_at_once(values: list[int], device: torch.device) -> Iterator[slice]:
-    """Yield the slices of images that one call of the vision encoder takes. values: of each image's pixel_values."""
+    """Yield slices of images for one call of the vision encoder. values: size of each image's pixel_values."""
     most = ENCODED_AT_ONCE.get(device.type, ENCODED_AT_ONCE["cuda"])
     start = 0
     while start < len(values):

@@ -1,4 +1,4 @@
-"""Models as they are loaded: the device, and what a path names."""
+"""Device and path of a model before it is loaded."""
 
 import contextlib
 import functools
@@ -12,14 +12,14 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from cropvlm.errors import UserError, failure
 from cropvlm.models.revisions import split_revision
 
-# No loader runs code from a model's folder, whatever stdin says.
+# No loader runs code from a model's folder, or asks on stdin whether it may.
 NO_CODE = {"trust_remote_code": False}
 
 
 def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
     """Return GPU number `gpu` with bfloat16, or the CPU with float32 on a machine without a GPU.
 
-    None or a negative number asks for the CPU. Raises `UserError` where there are GPUs, but not this one.
+    None or a negative number selects the CPU. Raises `UserError` if there are GPUs, but not this one.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu is None or gpu < 0 or count == 0:
@@ -32,10 +32,9 @@ def device_and_dtype(gpu: int | None = 0) -> tuple[torch.device, torch.dtype]:
 
 @functools.cache
 def check_model_path(path: str) -> None:
-    """Ask once whether there is anything at `path`, before a loader looks for a dozen files one by one.
+    """Check once that `path` exists, before a loader looks for a dozen files one by one.
 
-    Raises:
-        UserError: neither a folder nor a Hub id that can be reached or lies in the cache.
+    Raises `UserError` for a path that is neither a folder nor a Hub id, reachable or in the cache.
     """
     if Path(path).is_dir():
         return

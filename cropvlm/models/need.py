@@ -1,7 +1,7 @@
 """Whether a crop is needed, decided at the first token that the cropper writes: a box's or that of `Not needed.`
 
 The difference of their log-probabilities is the `need` of a row, in nats; at least 0 where the cropper itself would
-write a box. One cropper so gives every operating point: a crop where the need reaches a threshold, else none.
+write a box. A threshold on it selects the rows that get a crop, so one cropper covers every operating point.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ class BoxText(str):
 
 
 class NeedRecorder(LogitsProcessor):
-    """Keeps the need of each prompt of a batch, `needs` (B,), and lets the model write a box whatever it is."""
+    """Records the need of each prompt of a batch, `needs` (B,), and lets the model write a box in any case."""
 
     def __init__(self, tokenizer: Any):
-        """Raises `UserError` for a tokenizer in which both texts begin alike."""
+        """Raises `UserError` for a tokenizer in which both texts begin with the same token."""
         # As SFT teaches them, after a space.
         texts = [f" {format_bbox((0, 0, 100, 100))}", f" {NOT_NEEDED}"]
         self.box, self.not_needed = (ids[0] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])

@@ -13,11 +13,11 @@ from cropvlm.errors import UnreadableImage, one_line, shorten
 
 
 class FailedRow(ValueError):
-    """Why a row cannot be prepared. The traceback of the cause is a note, which survives the way from a worker."""
+    """Reason why a row cannot be prepared; the cause's traceback is a note, which survives pickling by a worker."""
 
 
 class _Rows(torch.utils.data.Dataset):
-    """What `prepare` makes of row `i`, or its error."""
+    """Result of `prepare` for row `i`, or its error."""
 
     def __init__(self, prepare: Callable[[int], Any]):
         self.prepare = prepare
@@ -36,7 +36,7 @@ class _Rows(torch.utils.data.Dataset):
 def prepared_batches(
     prepare: Callable[[int], Any], plan: Sequence[list[int]], num_workers: int, device: torch.device
 ) -> Iterator[tuple[list[int], list[Any]]]:
-    """Yield the indices of each batch, and what `prepare` makes of each of its rows or the ValueError of that row.
+    """Yield the indices of each batch with the prepared rows, or the `ValueError` of a row that failed.
 
     prepare: called with a row's index, in one of `num_workers` processes; 0 calls it here, on a GPU in a thread.
     """
@@ -55,7 +55,7 @@ def prepared_batches(
 
 
 def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the items; the next one is made in a thread while the caller works with this one."""
+    """Yield the items; the next one is computed in a thread while the caller works with this one."""
     done = object()
     with ThreadPoolExecutor(max_workers=1) as thread:
         upcoming = thread.submit(next, items, done)
@@ -67,7 +67,7 @@ def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 def check_length(tokenizer: Any, texts: Iterable[str], context: int | None) -> None:
     """Raise `FailedRow` for a text that is longer than the model's context, before it fills the memory.
 
-    context: in tokens; None where the model names none.
+    context: in tokens; None if the model has no limit.
     """
     for text in texts:
         if context and len(text.encode(errors="replace")) > context:  # else it has no more tokens

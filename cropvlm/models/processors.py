@@ -1,4 +1,4 @@
-"""Processors: chat template, tokenizer and image preprocessing of a model, at the image size that is asked for."""
+"""Processors: chat template, tokenizer and image preprocessing of a model, at the requested image size."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ LEAVE_OUT = "leave --longest_edge, --min_pixels and --max_pixels out"
 
 
 def first_processor(candidates: Iterable[str], path: str) -> ProcessorMixin:
-    """The processor of the first of `candidates` that has a whole one. path: what the user named, for the error."""
+    """Processor of the first of `candidates` that has a complete one. path: the user's, for the error."""
     reason: object = "only a tokenizer there"
     for candidate in candidates:
         name, revision = split_revision(str(candidate))
@@ -30,7 +30,7 @@ def first_processor(candidates: Iterable[str], path: str) -> ProcessorMixin:
 
 
 def set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> None:
-    """Set the size that images are resized to, where anything is given. Raises `UserError` for another family."""
+    """Set the size that images are resized to, if one is given. Raises `UserError` for an unsupported family."""
     image_processor = processor.image_processor
     size = _image_size(processor)
     if longest_edge is not None:
@@ -40,7 +40,7 @@ def set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> Non
             raise UserError(f"{told}; the cropper has to be an Idefics3 or SmolVLM, {others}")
         image_processor.size = {"longest_edge": longest_edge}
     if min_pixels is not None or max_pixels is not None:
-        # Qwen's names for the bounds on the area; Idefics2 means sides by them.
+        # Qwen's names for the bounds on the area; in Idefics2 they are sides.
         if not ({"shortest_edge", "longest_edge"} <= size.keys() and hasattr(image_processor, "merge_size")):
             told = f"{path} resizes images by {size}, not to a number of pixels"
             raise UserError(f"{told}; {LEAVE_OUT}")
@@ -49,9 +49,9 @@ def set_image_size(processor, path, longest_edge, min_pixels, max_pixels) -> Non
 
 
 def set_image_fit(processor: ProcessorMixin, image_fit: str) -> None:
-    """Let a processor that centre-crops see whole images: "pad" to a square with the mean colour, "crop" as it is.
+    """Let a processor that centre-crops see whole images: "pad" to a square with the mean colour ("crop": unchanged).
 
-    LLaVA-1.5's published settings cut the sides off every image that is no square; its authors' own code pads.
+    LLaVA-1.5's published settings cut the sides off every image that is not square; its authors' own code pads.
     """
     own = processor.image_processor
     if image_fit == "pad" and image_fit_of(processor) == "crop":
@@ -60,7 +60,7 @@ def set_image_fit(processor: ProcessorMixin, image_fit: str) -> None:
 
 
 def image_fit_of(processor: ProcessorMixin) -> str | None:
-    """Return how a processor that centre-crops gets images that are no square: "pad" or "crop"; None of another."""
+    """Return how a processor that centre-crops gets images that are not square, "pad" or "crop"; None for others."""
     own = processor.image_processor
     if not getattr(own, "do_center_crop", False) or hasattr(own, "image_grid_pinpoints"):  # LLaVA-NeXT tiles first
         return None
@@ -68,7 +68,7 @@ def image_fit_of(processor: ProcessorMixin) -> str | None:
 
 
 def longest_edge_of(processor: ProcessorMixin) -> int | None:
-    """Return the pixels of the longer side that images are resized to (Idefics3, SmolVLM); None for other families."""
+    """Return the longer side in pixels that images are resized to (Idefics3, SmolVLM); None for other families."""
     size = _image_size(processor)
     tiled = hasattr(processor.image_processor, "max_image_size")
     return size["longest_edge"] if tiled and size.keys() == {"longest_edge"} else None

@@ -11,7 +11,7 @@ MAX_RATIO = 200  # of the sides that qwen-vl-utils takes
 
 
 class PixelBudget(NamedTuple):
-    """Least and most pixels of an image as a Qwen2.5-VL sees it, and what both of its sides are multiples of.
+    """Minimum and maximum pixels of an image as seen by Qwen2.5-VL, and the factor of which its sides are multiples.
 
     `qwen_size(size, *budget)` is the size that it sees. Each side is mapped back on its own, so boxes stay exact.
     """
@@ -21,7 +21,7 @@ class PixelBudget(NamedTuple):
     factor: int = 28
 
     def within(self, min_pixels: int | None, max_pixels: int | None) -> "PixelBudget":
-        """Return the same with the bounds that are given. Raises `UserError` where no image fits."""
+        """Return a copy with the given bounds. Raises `UserError` if no image fits."""
         least = self.min_pixels if min_pixels is None else min_pixels
         most = self.max_pixels if max_pixels is None else max_pixels
         smallest = max(least, self.factor**2)
@@ -32,7 +32,7 @@ class PixelBudget(NamedTuple):
 
 
 def budget_of(image_processor: Any) -> PixelBudget:
-    """Return the budget that an image processor is set to."""
+    """Return the budget of an image processor."""
     size = image_processor.size
     return PixelBudget(
         size["shortest_edge"], size["longest_edge"], image_processor.patch_size * image_processor.merge_size

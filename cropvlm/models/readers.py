@@ -1,7 +1,7 @@
-"""How a model gets its images: one reader, made of its processor for the device that it is on.
+"""Readers of images, one for a model's processor and device.
 
-What an image is read into moves between processes; its tiles are made of that on the model's device, either as the
-processor cut them or from the image's 8-bit levels. Nothing else asks which.
+A `ReadImage` moves between processes. Its tiles are made on the model's device, either as the processor cut them or
+from the image's 8-bit levels; no other module depends on which.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ FEW_IMAGES = 4  # up to which threads gain nothing
 
 
 class ReadImage(NamedTuple):
-    """An image as its reader hands it over."""
+    """Image as returned by its reader."""
 
     key: bytes  # the same for equal pixels
-    placeholder: str  # the text that stands for it in a prompt
-    tokens: int  # that it takes there
+    placeholder: str  # its text in a prompt
+    tokens: int  # in a prompt
     values: int  # of its pixel_values
     tensors: dict[str, Tensor]  # along dimension 0 (tiles, ...) or (patches, ...); or `levels`, (H, W, 3) uint8
 
@@ -92,7 +92,7 @@ class ProcessorReader:
 
 
 class LevelsReader:
-    """Reads an image as its 8-bit levels, of which a GPU cuts the tiles: fewer bytes to hand over."""
+    """Reads an image as its 8-bit levels, from which a GPU cuts the tiles: fewer bytes to transfer."""
 
     in_threads = True
 
@@ -101,7 +101,7 @@ class LevelsReader:
         self.tiles = tiling.tiles
 
     def read(self, image: Image.Image) -> ReadImage:
-        """Return `image` with its levels; one that is larger than the model sees it is shrunk, as by its processor."""
+        """Return `image` with its levels, shrunk as by the processor if it is larger than the model sees it."""
         levels = np.array(widened(image))  # (H, W, 3) uint8
         if max(image.size) > (edge := self.tiling.size["longest_edge"]):
             own, channels_first = self.processor.image_processor, levels.transpose(2, 0, 1)
@@ -123,5 +123,5 @@ class LevelsReader:
 
 
 def image_key(levels: np.ndarray) -> bytes:
-    """The same 16 bytes for the same pixels. levels: (H, W, 3) uint8."""
+    """Hash of the pixels, 16 bytes. levels: (H, W, 3) uint8."""
     return xxhash.xxh3_128_digest(str(levels.shape).encode() + levels.data)

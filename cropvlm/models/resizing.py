@@ -1,6 +1,6 @@
-"""Resize 8-bit images as Pillow does, by two matrix products: the way to have LANCZOS on a GPU.
+"""Resize 8-bit images as Pillow does, by two matrix products, which brings LANCZOS to a GPU.
 
-torchvision has LANCZOS on the CPU alone and falls back to bicubic on CUDA without a word. Pillow's resize is separable:
+torchvision has LANCZOS on the CPU only and silently falls back to bicubic on CUDA. Pillow's resize is separable:
 each output column is a weighted sum of input columns, rounded to 8 bits, and each output row one of the rows of that.
 Columns come first, as in Pillow up to 12 and in torchvision; Pillow 13 takes the rows first where that is cheaper,
 which moves some pixels by a few levels.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def resize(image: Tensor, size: tuple[int, int], resample: Resampling = Resampling.LANCZOS) -> Tensor:
-    """The image at another size, with Pillow's pixels: equal up to one level where a weighted sum is near a half.
+    """Image at another size, with Pillow's pixels: equal up to one level where a weighted sum is near a half.
 
     Args:
         image: (..., H, W) uint8, on any device.
@@ -41,7 +41,7 @@ def resize(image: Tensor, size: tuple[int, int], resample: Resampling = Resampli
 
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Matrix products of float32 in float32: neither bfloat16's 8 bits nor TF32's 11 hold a level's half."""
+    """Matrix products of float32 in float32: bfloat16's 8 bits and TF32's 11 cannot represent half a level."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "ieee"
@@ -59,7 +59,7 @@ def _to_levels(values: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=32)  # one of 2048 by 2048 takes 16 MiB of a GPU; to make it takes a millisecond
 def resize_matrix(length: int, new_length: int, resample: Resampling, device: torch.device) -> Tensor:
-    """The weights with which each of `new_length` output pixels sums `length` input pixels, (new_length, length) fp32.
+    """Weights of `length` input pixels in each of `new_length` output pixels, (new_length, length) fp32.
 
     Shrinking stretches the filter over all the pixels that fall into one. Every row sums to 1.
     """

@@ -1,4 +1,4 @@
-"""SmolVLM's tiles cut on the model's device, from 8-bit images: what is handed to a GPU is the image, not its tiles.
+"""SmolVLM's tiles cut on the model's device from 8-bit images: the image is sent to a GPU, not its tiles.
 
 At 2048 px an image of 1024x768 becomes 17 tiles of 512x512, 26 MB in bfloat16; its own levels are 2 MB. And LANCZOS on
 one core takes longer than the vision encoder does on a GPU.
@@ -19,12 +19,12 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from cropvlm.models.resizing import FILTERS, resize
 
-# Of an image processor, those that decide its tiles.
+# Settings of an image processor that determine its tiles.
 SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
 
 
 class DeviceTiling(Idefics3ImageProcessor):
-    """Idefics3's image processor, resizing on whatever device the image is; on `meta` it gives the sizes alone."""
+    """Idefics3's image processor, resizing on the image's own device; on `meta` it computes only the sizes."""
 
     def resize(self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any) -> Tensor:
         """Return the image (..., H, W) at the size that Idefics3's own method would give it."""
@@ -48,21 +48,21 @@ class DeviceTiling(Idefics3ImageProcessor):
 
     @property
     def tile_values(self) -> int:
-        """The number of values of a tile's pixels."""
+        """Number of values in a tile's pixels."""
         return 3 * self.max_image_size["longest_edge"] ** 2
 
     def tiles(self, images: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-        """Return the tiles of all images in a row, cut on the device. images: `levels`, (H, W, 3) uint8, of each."""
+        """Return the tiles of all images in order, cut on the device. images: `levels` of each, (H, W, 3) uint8."""
         return {"pixel_values": cut_tiles(self, [image["levels"].to(device, non_blocking=True) for image in images])}
 
     def __reduce__(self) -> tuple:
-        """A copy is the same object, as on the way from a worker: its mean and deviation are on the GPU already."""
+        """Unpickled from a worker, it is the same object: its mean and deviation are already on the GPU."""
         return _tiling, (self.settings,)
 
 
 def tiling_of(processor: Any, device: torch.device) -> DeviceTiling | None:
-    """Return how tiles are cut on `device`; None where the processor cuts them: on a CPU, where torchvision's LANCZOS
-    is faster, and for other families and filters. Transformers resizes with PIL where torchvision lacks LANCZOS.
+    """Return the tiling on `device`; None if the processor cuts the tiles: on a CPU, where torchvision's LANCZOS is
+    faster, and for other families and filters. Transformers resizes with PIL where torchvision lacks LANCZOS.
     """
     own = processor.image_processor
     known = type(own) in (Idefics3ImageProcessor, Idefics3ImageProcessorPil) and own.resample in FILTERS

@@ -1,4 +1,4 @@
-"""The tokens at which a turn ends, which families name in different places."""
+"""Tokens that end a turn, which families define in different places."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ END_OF_UTTERANCE = "<end_of_utterance>"
 
 
 def stop_token_ids(model: Any, processor: Any) -> list[int]:
-    """Return the ids that end a turn: `<end_of_utterance>` where the tokenizer has it, else what the model names.
+    """Return the ids that end a turn: `<end_of_utterance>` if the tokenizer has it, else those of the model.
 
-    Idefics3 pads with `<|im_end|>`; its text configuration also calls that the end of sequence, it is not.
+    Idefics3 pads with `<|im_end|>`, which its text configuration wrongly lists as the end of sequence too.
     """
     tokenizer = processor.tokenizer
     if END_OF_UTTERANCE in tokenizer.get_vocab():

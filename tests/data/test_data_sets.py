@@ -83,12 +83,6 @@ def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch)
     assert result["by_category"].keys() == {"single", "cross"}
 
 
-def test_the_baseline_of_all_benchmarks_at_once(script, tiny_smolvlm):
-    flags = ["--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 1, "--gpu", -1]
-    assert script(generate_final_answers, "--dataset", *ANSWERS, "--modes", "base", *flags) == 0
-    assert [len(read(f"predictions/{name}_base_answers.json")) for name in ANSWERS] == [2] * 7
-
-
 SCRIPTS = {
     generate_bbox: ["--model_path", "model", "--longest_edge", 64],
     generate_final_answers: ["--vqa_model_path", "model", "--modes", "base"],
@@ -125,16 +119,15 @@ def test_a_data_set_that_is_done_is_not_done_again_after_an_interruption(script,
     assert generated[4:] == []  # all is there, made from the same inputs
 
 
-@pytest.mark.parametrize("removed", [1, 2])
 @pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
-def test_a_kill_while_journals_are_removed_costs_nothing(script, generated, monkeypatch, module, removed):
+def test_a_kill_while_journals_are_removed_costs_nothing(script, generated, monkeypatch, module):
     flags = ["--dataset", "textvqa", "stvqa", "vstar", "--gpu", -1, *SCRIPTS[module]]
     generated += [[], []]  # none is interrupted
     remove, times = Journal.remove, []
 
     def killed(journal):
         times.append(journal)
-        if len(times) > removed:
+        if len(times) > 1:
             raise KeyboardInterrupt
         remove(journal)
 
@@ -142,7 +135,7 @@ def test_a_kill_while_journals_are_removed_costs_nothing(script, generated, monk
     with pytest.raises(KeyboardInterrupt):
         script(module, *flags)
     monkeypatch.setattr(Journal, "remove", remove)
-    assert len(list(Path("predictions").glob("*.jsonl"))) == 3 - removed
+    assert len(list(Path("predictions").glob("*.jsonl"))) == 2
     assert script(module, *flags) == 0
     assert len(generated) == 5
     assert not list(Path("predictions").glob("*.jsonl"))

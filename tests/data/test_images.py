@@ -6,12 +6,9 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from cropvlm.crops import crop_bbox
-from cropvlm.data import images
 from cropvlm.data.images import encoded_image, image_size, open_image
 from cropvlm.errors import UnreadableImage
 
@@ -84,7 +81,9 @@ UPRIGHT = {
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_once(value, format):
     options = {"lossless": True} if format == "WEBP" else {}
-    image = open_image(encode(checkered(), format, exif=orientation(value), **options))
+    data = encode(checkered(), format, exif=orientation(value), **options)
+    image = open_image(data)
+    assert image_size(data) == image.size
     np.testing.assert_array_equal(np.asarray(image), UPRIGHT[value](np.asarray(checkered())))
     again = open_image(image)
     np.testing.assert_array_equal(np.asarray(again), np.asarray(image))
@@ -101,14 +100,12 @@ def test_broken_exif_does_not_make_an_image_unreadable():
         pytest.param(Image.new("1", (1, 1), 1), WHITE, id="1 bit"),
         pytest.param(Image.new("L", (1, 1), 100), (100, 100, 100), id="grey"),
         pytest.param(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), RED, id="CMYK"),
-        pytest.param(Image.new("RGBA", (1, 1), (255, 0, 0, 255)), RED, id="opaque"),
         pytest.param(Image.new("RGBA", (1, 1), (0, 0, 0, 0)), WHITE, id="transparent shows white"),
         # 100 * 51/255 + 255 * 204/255 = 20 + 204
         pytest.param(Image.new("RGBA", (1, 1), (100, 100, 100, 51)), (224, 224, 224), id="a fifth opaque"),
         pytest.param(Image.new("LA", (1, 1), (0, 0)), WHITE, id="grey with alpha"),
         # 16 bit: v / 257
         pytest.param(Image.new("I;16", (1, 1), 25_700), (100, 100, 100), id="16 bit"),
-        pytest.param(Image.new("I;16", (1, 1), 65_535), WHITE, id="16 bit white"),
         pytest.param(Image.new("I;16", (1, 1), 255), (1, 1, 1), id="16 bit, nearly black"),
         pytest.param(Image.new("I;16B", (1, 1), 25_700), (100, 100, 100), id="16 bit, big-endian"),
         pytest.param(Image.new("I", (1, 1), 200), (200, 200, 200), id="32 bit holding 8"),
@@ -124,12 +121,6 @@ def test_every_mode_becomes_8_bit_rgb(image, pixel):
     assert pixels(open_image(image)) == [pixel]
 
 
-def test_16_bit_png_is_scaled_not_clipped():
-    levels = np.array([[0, 257, 25_700, 65_535]], dtype=np.uint16)
-    image = open_image(encode(Image.fromarray(levels)))
-    assert [pixel[0] for pixel in pixels(image)] == [0, 1, 100, 255]
-
-
 def test_palette_images():
     palette = checkered().quantize(6)
     assert palette.mode == "P"
@@ -140,17 +131,9 @@ def test_palette_images():
     assert shown[1:] == pixels(palette.convert("RGB"))[1:]
 
 
-def test_cmyk_jpeg():
-    image = open_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))
-    assert np.abs(np.asarray(image).astype(int) - RED).max() <= 3
-
-
-@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_first_frame_of_an_animation(format):
-    options = {"lossless": True} if format == "WEBP" else {}
+def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
-    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
-    image = open_image(data)
+    image = open_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert set(pixels(image)) == {RED}
     assert pixels(image.crop((0, 0, 1, 1))) == [RED]  # still whole after its file is closed
 
@@ -174,26 +157,10 @@ def test_large_metadata_of_a_png(metadata):
     assert image_size(data) == (3, 2)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "I;16"])
-def test_conversion_in_strips_changes_no_pixel(monkeypatch, mode):
-    noise = Image.effect_noise((37, 29), 80)
-    image = Image.merge("RGBA", [noise, noise.rotate(90), noise.rotate(180), noise.transpose(5).resize((37, 29))])
-    image = Image.fromarray(np.asarray(noise, np.uint16) * 200) if mode == "I;16" else image.convert(mode)
-    whole = open_image(image)
-    monkeypatch.setattr(images, "STRIP_PIXELS", 37 * 2)
-    assert np.array_equal(np.asarray(open_image(image)), np.asarray(whole))
-
-
-@pytest.mark.parametrize("value", [1, 6])
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_the_size_in_the_header_is_that_of_the_upright_image(value, format):
-    data = encode(checkered(), format, exif=orientation(value))
-    assert image_size(data) == open_image(data).size == ((2, 3) if value == 6 else (3, 2))
-
-
 def test_more_pixels_than_memory_holds():
-    no_pixels = (0).to_bytes(4, "big") + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
-    data = png_header(15_900, 15_900) + no_pixels  # 253 megapixels
+    chunks = [b"IHDR" + (15_900).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]), b"IDAT"]  # 253 megapixels
+    parts = [(len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") for chunk in chunks]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
     for read in (open_image, image_size):
         with pytest.raises(UnreadableImage, match="252810000 pixels.* limit of 250000000"):
             read(data)
@@ -212,7 +179,7 @@ def test_whatever_a_decoder_raises_is_an_unreadable_image(monkeypatch, raised):
 
 def test_only_a_regular_file_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", "/dev/zero", tmp_path, "a\0b", "https://example.com/a.png", "x" * 5000):
+    for path in (tmp_path / "pipe", tmp_path, "a\0b", "https://example.com/a.png", "x" * 5000):
         for source in (path, {"bytes": None, "path": str(path)}):
             with pytest.raises(UnreadableImage, match="unreadable image: .{,300}; expected"):
                 open_image(source)
@@ -230,19 +197,11 @@ def test_empty_bytes_are_not_looked_for_under_the_path(tmp_path):
         open_image({"bytes": b"", "path": str(tmp_path / "a.png")})
 
 
-def png_header(width, height):
-    """A PNG that claims a size and holds no pixels."""
-    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
-
-
 UNREADABLE = {
     "nothing": None,
     "no such file": "no/such/file.png",
-    "empty": b"",
     "no image": b"this is a text",
     "cut off": encode(Image.effect_noise((64, 64), 50))[:2000],
-    "a bomb": png_header(100_000, 100_000),
     "broken inside": encode(checkered()).replace(b"IDAT", b"IDAX"),
     "no pixels": Image.new("RGB", (0, 5)),
     "a number": 5,
@@ -254,14 +213,3 @@ def test_unreadable_images(source):
     with pytest.raises(UnreadableImage, match="unreadable image: .*; expected") as caught:
         open_image(source)
     assert "0x7" not in str(caught.value)  # no address of an object: the same image is reported in the same words
-
-
-@given(st.binary(max_size=200), st.integers(0, 70))
-def test_any_bytes_open_or_are_unreadable(noise, at):
-    data = bytearray(encode(checkered()))
-    data[at : at + len(noise)] = noise
-    try:
-        image = open_image(bytes(data))
-    except UnreadableImage:
-        return
-    assert image.mode == "RGB"
