@@ -91,7 +91,7 @@ def oid(content: bytes) -> str:
 
 
 def entry(path: str, content: bytes) -> dict:
-    """A file as `tree` and `paths-info` list it."""
+    """A file as `tree` lists it."""
     entry = {"type": "file", "oid": oid(content), "size": len(content), "path": path}
     if path.endswith(LARGE):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
@@ -106,11 +106,8 @@ class Handler(BaseHTTPRequestHandler):
     ROUTES = (
         ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
         ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", "tree"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
-        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/refs", "refs"),
         ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/[^/]+", "preupload"),
         ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/[^/]+", "commit"),
-        ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
         ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
@@ -181,20 +178,6 @@ class Handler(BaseHTTPRequestHandler):
         listed = [{"type": "directory", "oid": oid(path.encode()), "size": 0, "path": path} for path in sorted(folders)]
         self.send(200, listed + [entry(path, content) for path, content in sorted(inside.items())])
 
-    def paths_info(self, kind: str, repo: str, revision: str) -> None:
-        if found := self.find(kind, repo, revision):
-            form = "json" in (self.headers.get("Content-Type") or "")
-            paths = json.loads(self.body)["paths"] if form else parse_qs(self.body.decode()).get("paths", [])
-            files = [entry(path, found[1][path]) for path in paths if path in found[1]]
-            folders = [path for path in paths if any(name.startswith(f"{path}/") for name in found[1])]
-            listed = [{"type": "directory", "oid": oid(path.encode()), "size": 0, "path": path} for path in folders]
-            self.send(200, files + listed)
-
-    def refs(self, kind: str, repo: str) -> None:
-        if found := self.find(kind, repo):
-            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": found[0]}
-            self.send(200, {"branches": [branch], "converts": [], "tags": [], "pullRequests": []})
-
     def file(self, dataset: str | None, repo: str, revision: str, path: str) -> None:
         found = self.find("datasets" if dataset else "models", repo, revision)
         if not found:
@@ -205,24 +188,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         content = files[path]
         tag = entry(path, content).get("lfs", {}).get("oid") or oid(content)
-        headers = {"ETag": f'"{tag}"', "X_Repo_Commit": sha, "Accept_Ranges": "bytes"}
+        headers = {"ETag": f'"{tag}"', "X_Repo_Commit": sha}
         if self.command == "GET":
             self.hub.fetched.append(f"{repo}/{path}")
-        part = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
-        if not part:
-            self.send(200, content, **headers)
-            return
-        start, stop = (int(part[1]), int(part[2] or len(content) - 1)) if part[1] else (-int(part[2]), len(content) - 1)
-        start, stop = max(start % len(content) if start < 0 else start, 0), min(stop, len(content) - 1)
-        headers["Content_Range"] = f"bytes {start}-{stop}/{len(content)}"
-        self.send(206, content[start : stop + 1], **headers)
-
-    def whoami(self) -> None:
-        if self.headers.get("Authorization") is None:
-            self.send(401, {"error": "no token"})
-            return
-        token = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
-        self.send(200, {"type": "user", "id": "1", "name": USER, "fullname": USER, "orgs": [], "auth": token})
+        self.send(200, content, **headers)
 
     def create(self) -> None:
         asked = json.loads(self.body)
@@ -270,8 +239,6 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploads[value["oid"]]
-            elif line["key"] == "deletedFile":
-                del files[value["path"]]
         sha = self.hub.repositories[kind, repo].commit(files)
         url = f"{self.hub.url}/{repo}/commit/{sha}"
         self.send(200, {"commitUrl": url, "commitOid": sha, "hookOutput": "", "pullRequestUrl": None})

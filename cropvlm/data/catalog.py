@@ -12,7 +12,7 @@ LETTERS = ("A", "B", "C", "D", "E")  # of options; MME-RealWorld has five
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a data set is published, how its columns map to the row schema, how it is asked and scored.
+    """Source of a data set, the mapping of its columns to the row schema, and how it is asked and scored.
 
     columns: schema name -> published name, where they differ.
     data_files: split -> files in the repository, for splits that the data set's card does not list.

@@ -47,7 +47,7 @@ CARD_OPTIONS = ("sep", "delimiter", "field")  # options of a card's configuratio
 
 @dataclass(frozen=True)
 class Repository:
-    """The files of a folder, or of a data set on the Hub at one commit.
+    """Files of a folder, or of a data set on the Hub at one commit.
 
     files: relative paths, sorted, without hidden ones. commit: None for a folder. folder: None where `fetch` downloads.
     """
@@ -58,7 +58,7 @@ class Repository:
     folder: Path | None = None
 
     def fetch(self, files: Iterable[str]) -> Path:
-        """The folder that holds `files`, as far as they exist; from the Hub, only these are downloaded."""
+        """Folder with those of `files` that exist; from the Hub, only these are downloaded."""
         return self.folder or _download(self.source, self.commit, files)
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
@@ -81,8 +81,8 @@ def _on_the_hub(source: str, revision: str | None) -> Repository:
     folder = _download(source, revision, ["README.md"])  # from the cache if the Hub does not answer
     try:
         files = huggingface_hub.list_repo_files(source, revision=folder.name, repo_type="dataset")
-    except Exception:  # of the client, of HTTP, of the network
-        logger.warning("%s cannot be opened on the Hub: its rows come from the cache", source)
+    except Exception:  # offline, unreachable, or no longer published
+        logger.warning("%s is not available on the Hub: rows are read from the cache", source)
         return Repository(source, _files_in(folder), folder.name, folder)
     return Repository(source, tuple(sorted(files)), folder.name)
 
@@ -112,7 +112,7 @@ def load_published(
     wanted = [split] if split else [default_split, known.split if known else None]
     client_logger = logging.getLogger("huggingface_hub")
     level = client_logger.level
-    client_logger.setLevel(logging.ERROR)  # no warning for each retry
+    client_logger.setLevel(logging.ERROR)  # else it warns of each retry
     try:
         if any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
             repository = Repository(source, (), folder=Path(source))

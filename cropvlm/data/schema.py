@@ -171,7 +171,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:
-    """Let `image` yield `{"bytes": ..., "path": ...}`, whether it is published encoded, as base64 or as a path.
+    """Let `image` yield `{"bytes": ..., "path": ...}`, from encoded images, base64 or paths.
 
     Paths are relative to `repository`; for `to_save` see `cropvlm.data.rows.load_rows`.
     Raises `UserError` for a column of another kind, or one without a readable image.
@@ -249,7 +249,7 @@ def _refuse_outside(rows: datasets.Dataset, folders: Iterable[Any], source: str)
 
 
 def _require_readable_image(rows: datasets.Dataset, source: str) -> None:
-    """Raise `UserError` where no image opens; stops at the first that does."""
+    """Raise `UserError` if no image opens; stops at the first that does."""
     reason = None
     for row in rows.select_columns(["image"]):
         try:

@@ -47,7 +47,6 @@ def test_where_a_data_set_lies(tmp_path, path, location, benchmark):
     ("path", "dataset", "name"),
     [
         ("docvqa", None, "docvqa"),
-        ("lmms-lab/textvqa", None, "textvqa"),
         ("lmms-lab-encoder/DocVQA:InfographicVQA", None, "infovqa"),
         ("someone/other", None, "other"),
         ("someone/other:part", None, "other_part"),

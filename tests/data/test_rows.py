@@ -19,7 +19,8 @@ DOCVQA_TEST = "  - split: test\n    path: DocVQA/test-*\n"
 def copies(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("copies")
     write_copies(folder)
-    datasets.DatasetDict(train=textvqa(), validation=textvqa().select([1, 0])).save_to_disk(folder / "splits")
+    splits = {"train": textvqa(), "validation": textvqa().select([1, 0]), "test": textvqa().select([])}
+    datasets.DatasetDict(splits).save_to_disk(folder / "splits")
     return folder
 
 
@@ -127,8 +128,9 @@ def test_max_samples(copies):
         ("FOLDER/vstar/direct_attributes", {"dataset": "textvqa"}, "has no"),
         ("FOLDER/textvqa", {"dataset": "imagenet"}, "unknown benchmark 'imagenet'; expected one of textvqa, "),
         ("FOLDER/textvqa", {"split": "train"}, "has no splits, but 'train' was asked for"),
-        ("FOLDER/splits", {"split": "test"}, "has no split 'test'; there are: train, validation"),
-        ("FOLDER/splits", {}, "has several splits; name one with --split: train, validation"),
+        ("FOLDER/splits", {"split": "x"}, "has no split 'x'; there are: train, validation, test"),
+        ("FOLDER/splits", {"split": "test"}, "has no rows"),
+        ("FOLDER/splits", {}, "has several splits; name one with --split: train, validation, test"),
         ("FOLDER/docvqa:x", {}, "has no configuration x: DocVQA, InfographicVQA"),
         ("FOLDER/docvqa", {"dataset": "docvqa", "split": "x"}, "has no split 'x'; there are: validation, test, train"),
         ("FOLDER/docvqa", {}, "has several configurations; choose one, as ID:NAME: DocVQA"),
@@ -170,10 +172,3 @@ def test_tables_that_cannot_be_read(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=problem):
         load_rows(tmp_path)
-
-
-def test_an_empty_split_beside_does_not_matter(tmp_path):
-    datasets.DatasetDict(train=textvqa(), test=textvqa().select([])).save_to_disk(tmp_path)
-    assert len(load_rows(tmp_path, "train")) == 2
-    with pytest.raises(UserError, match="has no rows"):
-        load_rows(tmp_path, "test")
