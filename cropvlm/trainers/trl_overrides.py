@@ -4,6 +4,7 @@ Private methods of TRL are overridden here and nowhere else. Each override says 
 and transformers 5.23.0; tests/trainers/test_trl_overrides.py fails where that changes.
 """
 
+import contextlib
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,7 @@ from cropvlm.trainers.box_logging import box_figures, draw_groups, log_picture
 from cropvlm.trainers.crop_cost import CollapseWarning
 from cropvlm.trainers.evaluation import CropAccuracy
 from cropvlm.trainers.images import ImageCollator
+from cropvlm.trainers.merged_rollouts import merged
 from cropvlm.trainers.results import save_card
 from cropvlm.trainers.settings import PolicyArguments
 from cropvlm.trainers.shared_images import SharedImages
@@ -138,7 +140,8 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     # Relies on: every rollout going through it.
     def _generate_single_turn(self, *args: Any) -> tuple:
         """Write completions under the autocast that their log-probabilities are computed under."""
-        with self.accelerator.autocast():
+        adapter = merged(self.model) if self.policy_arguments.merged_rollouts else contextlib.nullcontext()
+        with self.accelerator.autocast(), adapter:
             return super()._generate_single_turn(*args)
 
     # Relies on: its result being shuffled and split along dimension 0 of every tensor that has one

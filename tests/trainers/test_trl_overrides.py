@@ -4,6 +4,8 @@ import hashlib
 import inspect
 
 import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from trainers import make_grpo_trainer
 from transformers import Trainer
@@ -11,6 +13,7 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import utils
 
 from cropvlm.rewards import distinct_crops
+from cropvlm.trainers.merged_rollouts import merged
 from cropvlm.trainers.trl_overrides import BoxGRPOTrainer, BoxSFTTrainer
 
 # Overridden methods and those that call them or take their results, as read in TRL 1.16.0 and transformers 5.23.0.
@@ -70,6 +73,36 @@ def test_dropout_is_off_or_the_policys_alone(sft_adapter, tiny_smolvlm, tiny_wor
     off, policy, both = found
     assert off == 0
     assert 0.35 < policy / both < 0.75
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_rollouts_may_have_the_adapter_merged(bf16, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    """The model computes what it did, and the weights that are not trained are the same afterwards, bit by bit."""
+    options = {"max_steps": 2, "save_strategy": "no", "learning_rate": 1e-2, "bf16": bf16}
+    policy = {"merged_rollouts": True}
+    trainer = make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, policy=policy, **options)
+    frozen = {name: weight for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
+    before = {name: weight.clone() for name, weight in frozen.items()}
+    layers = [module for module in trainer.model.modules() if isinstance(module, BaseTunerLayer)]
+    plain, seen = GRPOTrainer._generate_single_turn, []
+
+    def note(self, *args):
+        seen.append(all(layer.merged for layer in layers))
+        return plain(self, *args)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", note)
+    trainer.train()
+    assert layers
+    assert seen == [True, True]
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), trainer.accelerator.autocast():
+        apart = trainer.model(input_ids=ids).logits
+        with merged(trainer.model):
+            changed = [name for name, weight in frozen.items() if not torch.equal(weight, before[name])]
+            assert torch.allclose(trainer.model(input_ids=ids).logits, apart, atol=0.05 if bf16 else 1e-5)
+    assert len(changed) == len(layers)
+    assert not any(layer.merged for layer in layers)
+    assert all(torch.equal(weight, before[name]) for name, weight in frozen.items())
 
 
 def test_an_epoch_has_its_order_in_a_resumed_run_too(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
