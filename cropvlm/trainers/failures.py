@@ -1,7 +1,6 @@
 """What ends a training from outside, or at its first step, in one line that names the remedy."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +8,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from cropvlm.errors import UserError, one_line
 from cropvlm.models.batches import BatchTooLarge
-
-logger = logging.getLogger(__name__)
 
 RESUME = "continue with --resume_from_checkpoint True"
 # Words of the libraries, and what to do. The first that is found counts: shared memory ends with the disk's words.
@@ -57,7 +54,6 @@ def told_in_one_line(args: TrainingArguments) -> Iterator[None]:
             raise
         for words, message in KNOWN.items():
             if any(word in text for word in words):
-                logger.debug("%s", text, exc_info=True)
                 values = {"size": args.per_device_train_batch_size, "output": args.output_dir}
                 raise UserError(f"{message.format(**values)} ({one_line(error)})") from error
         raise
@@ -71,5 +67,6 @@ def settings_refused(first_step: FirstStep) -> Iterator[None]:
     except Exception as error:
         if first_step.taken or isinstance(error, UserError):
             raise
-        logger.debug("before the first step", exc_info=True)
-        raise UserError(f"these settings cannot be trained with ({one_line(error)})") from error
+        raise UserError(
+            f"these settings cannot be trained with ({one_line(error)}); --log_level debug shows where"
+        ) from error

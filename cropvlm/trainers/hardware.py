@@ -55,8 +55,10 @@ def settle_hardware(args: TrainingArguments) -> None:
 
 
 def start_logging(args: TrainingArguments, policy: Any) -> None:
-    """Log to stderr, the resolved settings first."""
+    """Log to stderr, the resolved settings first; with `--log_level debug` the traceback behind a line as well."""
     cli.start_logging()
+    if args.log_level == "debug":
+        logging.getLogger("cropvlm").setLevel(logging.DEBUG)
     logger.info("%s: %s", type(policy).__name__, vars(policy))
     logger.info("%s: %s", type(args).__name__, args.to_dict())
 

@@ -8,6 +8,7 @@ import train_grpo
 import train_sft
 from cropvlm.errors import UserError
 from cropvlm.models.batches import BatchTooLarge
+from cropvlm.runs import cli
 from cropvlm.trainers.checkpoints import INDIFFERENT
 from cropvlm.trainers.failures import told_in_one_line
 from cropvlm.trainers.train import train
@@ -71,6 +72,18 @@ def test_settings_that_cannot_be_trained_with_are_one_line(stage, options, reaso
     with pytest.raises(UserError, match=reason) as caught:
         run_stage(stage, tiny_smolvlm, boxed_world, tmp_path, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("level", ["debug", "passive"])
+def test_the_traceback_behind_a_line_can_be_asked_for(level, tmp_path, monkeypatch, caplog):
+    def fail(args, policy):
+        raise ZeroDivisionError("a bug")
+
+    args = train_sft.SFTArguments(output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True, log_level=level)
+    monkeypatch.setattr(cli, "shorten_socket_paths", lambda: None)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(lambda: train(args, train_sft.PolicyArguments(base_model="base", dataset_path="data"), fail))
+    assert ("in fail" in caplog.text) == (level == "debug")
 
 
 def test_after_the_first_step_an_error_keeps_its_traceback(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
