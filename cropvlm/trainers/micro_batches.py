@@ -58,7 +58,6 @@ def set_micro_batches(args: Any, model: Any, processor: Any) -> None:
 def differs_by_micro_batch(args: Any) -> list[str]:
     """The settings under which TRL's own loss takes a mean within each micro-step, not over the step."""
     whole_step = {"top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False}
-    whole_step |= {"label_smoothing_factor": 0.0}
     names = [name for name, value in whole_step.items() if getattr(args, name, value) != value]
     return names + ["loss_type"] * (getattr(args, "loss_type", None) == "bnpo")
 

@@ -96,13 +96,14 @@ def assert_same_step(one, other, tolerance=1e-5):
         assert torch.allclose(gradient, other[1][name], rtol=0, atol=tolerance * scale), name
 
 
-@pytest.mark.parametrize("size", [2, 3, "auto"])
-def test_an_sft_step_is_the_same_in_any_micro_steps(size, tiny_smolvlm, uneven, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("size", "smoothing"), [(2, 0.0), (3, 0.1), ("auto", 0.0)])
+def test_an_sft_step_is_the_same_in_any_micro_steps(size, smoothing, tiny_smolvlm, uneven, tmp_path, monkeypatch):
     """`auto` finds room for 4 of 8 rows; 3 do not divide them: 2 at once."""
-    whole = step(make_sft_trainer(tmp_path, tiny_smolvlm, uneven))
+    options = {"label_smoothing_factor": smoothing}
+    whole = step(make_sft_trainer(tmp_path, tiny_smolvlm, uneven, **options))
     if size == "auto":
         monkeypatch.setattr(micro_batches, "_rows_that_fit", lambda *args: 5)
-    trainer = make_sft_trainer(tmp_path, tiny_smolvlm, uneven, micro_batch_size=size)
+    trainer = make_sft_trainer(tmp_path, tiny_smolvlm, uneven, micro_batch_size=size, **options)
     sizes = (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps)
     assert sizes == ((4, 2) if size == "auto" else (2, 4))
     assert_same_step(step(trainer), whole)
