@@ -11,8 +11,9 @@ from torch.utils.data import get_worker_info
 class ReadAhead:
     """Reads the images of the rows that a DataLoader fetches, in threads, each once, before a step asks for them.
 
-    It is the loader's `collate_fn`, and hands the rows on as they are: accelerate fetches one batch ahead. Rows that a
-    worker process fetches are read when they are asked for.
+    It is the loader's `collate_fn`, and hands the rows on as they are: accelerate fetches one batch ahead. TRL fetches
+    and holds a step's rows once for each of its micro-steps: all of them get the same rows. Those that a worker process
+    fetches are read when they are asked for.
 
     Args:
         read: (image column, question_id) -> what is wanted of it; called in several threads.
@@ -20,14 +21,16 @@ class ReadAhead:
 
     def __init__(self, read: Callable[[Any, Any], Any]):
         self.read, self.threads = read, ThreadPoolExecutor()
-        self._begun: dict[Any, Future] = {}  # by question_id, of the rows fetched last
+        self._rows: list[dict[str, Any]] = []  # fetched last
+        self._begun: dict[Any, Future] = {}  # of these, by question_id
         self._before: dict[Any, Future] = {}  # and of the ones before, which the current step uses
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        ids = {row["question_id"] for row in rows}
-        if get_worker_info() is None and ids != self._begun.keys():  # TRL fetches a step's rows once a micro-step
-            self._before, self._begun = self._begun, self._reading(rows)
-        return rows
+        if get_worker_info() is not None:
+            return rows
+        if [row["question_id"] for row in rows] != [row["question_id"] for row in self._rows]:
+            self._before, self._begun, self._rows = self._begun, self._reading(rows), rows
+        return self._rows
 
     def _reading(self, rows: list[dict[str, Any]]) -> dict[Any, Future]:
         known = self._before | self._begun

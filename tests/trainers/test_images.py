@@ -23,8 +23,8 @@ def test_each_image_is_read_once_while_its_step_waits():
     read = []
     ahead = ReadAhead(lambda source, i: read.append(i) or f"{source}, read by {threading.current_thread().name}")
     first, second, third = rows_of([1, 1, 2, 2]), rows_of([3, 3, 4, 4]), rows_of([5, 5, 1, 1])
-    for rows in (first, first, second):
-        assert ahead(rows) is rows
+    for fetched, rows in ((first, first), (list(first), first), (second, second)):
+        assert ahead(fetched) is rows
     results = ahead.results(first)
     assert list(results) == [1, 2]
     assert results[1].startswith("image 1, read by ThreadPoolExecutor")
