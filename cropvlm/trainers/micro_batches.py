@@ -30,13 +30,16 @@ def set_micro_batches(args: Any, model: Any, processor: Any) -> None:
 
     args: changed are per_device_train_batch_size, gradient_accumulation_steps and steps_per_generation; what they make
         together stays. model: the policy, still on the CPU or not.
-    Raises `UserError` for a loss of TRL's that would be another one in smaller micro-steps.
+    Raises `UserError` for a loss of TRL's that would be another one in smaller micro-steps, and under DeepSpeed, which
+    has taken the sizes over from `args` already. "auto" leaves these as they were given.
     """
     given = args.per_device_train_batch_size
-    if names := differs_by_micro_batch(args):
+    reasons = [f"with --{name} TRL takes a mean over each micro-step" for name in differs_by_micro_batch(args)]
+    reasons += ["DeepSpeed has its own"] if args.deepspeed_plugin else []
+    if reasons:
         if args.micro_batch_size != "auto" and args.micro_batch_size < given:
             raise UserError(
-                f"--micro_batch_size {args.micro_batch_size}: with --{names[0]} TRL takes a mean over each micro-step; "
+                f"--micro_batch_size {args.micro_batch_size}: {reasons[0]}; "
                 "set --per_device_train_batch_size and --gradient_accumulation_steps instead"
             )
         return

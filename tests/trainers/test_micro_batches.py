@@ -137,6 +137,16 @@ def test_a_loss_that_is_another_one_in_smaller_micro_steps_is_refused(options, t
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (12, 8)
 
 
+def test_deepspeed_keeps_the_sizes_that_it_was_given(tmp_path):
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.deepspeed_plugin = object()
+    set_micro_batches(args, None, None)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (96, 1)
+    args.micro_batch_size = 6
+    with pytest.raises(UserError, match="^--micro_batch_size 6: DeepSpeed has its own; set --per_device"):
+        set_micro_batches(args, None, None)
+
+
 @pytest.mark.parametrize(
     ("given", "most", "taken"),
     [
