@@ -30,17 +30,13 @@ from cropvlm.training import WARMUP, Schedule
 
 logger = logging.getLogger(__name__)
 
-# Where neither TRL, transformers nor torch refuses a value before the first step has been taken.
+# Where neither TRL's nor transformers' settings refuse a value as they are read.
 LIMITS = (
     ("at least", -1, "max_steps"),
-    ("at least", 0, "seed data_seed warmup_steps warmup_ratio lora_dropout beta epsilon log_crops_every"),
-    ("at least", 1, "lora_alpha reward_batch_size max_samples eval_max_samples save_total_limit num_generations_eval"),
-    (
-        "at least",
-        1,
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_iterations",
-    ),
-    ("at least", 1, "steps_per_generation generation_batch_size max_completion_length lora_r"),
+    ("at least", 0, "seed data_seed lora_dropout beta epsilon log_crops_every"),
+    ("at least", 1, "lora_r lora_alpha reward_batch_size max_samples eval_max_samples save_total_limit num_iterations"),
+    ("at least", 1, "per_device_train_batch_size gradient_accumulation_steps max_completion_length"),
+    ("at least", 1, "steps_per_generation generation_batch_size"),
     ("at least", 2, "longest_edge vqa_longest_edge num_generations"),
     ("more than", 0, "num_train_epochs save_steps logging_steps eval_steps temperature"),
     ("less than", 1, "lora_dropout warmup_ratio"),
