@@ -2,15 +2,31 @@
 # The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED] [likelihood|accuracy]
 # The second argument is GRPO's reward, by default the paper's better one; a run with the other one shares every step
 # before GRPO. Each step is one of the six scripts, with flags for tiny models. Exit code 3: a claim of the paper fails.
+# With --seeds N [likelihood|accuracy] instead: the runs of seeds 0..N-1, one after the other, and one report over them.
 # Finished steps are skipped; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*
 [ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 
+if [[ ${1-} == --seeds && ${2-} =~ ^[1-9][0-9]*$ && ${3-likelihood} =~ ^(likelihood|accuracy)$ && $# -le 3 ]]; then
+    names=() runs=() code=0
+    for ((seed = 0; seed < $2; seed++)); do
+        bash "$0" "$seed" "${@:3}" || code=$?
+        if [[ $code != 0 && $code != 3 ]]; then exit $code; fi # 3: one seed alone shows less than all of them
+        names+=("miniature$([[ $seed == 0 ]] || echo "_seed$seed")")
+        runs+=("${names[-1]}$([[ ${3-likelihood} == likelihood ]] || echo "_$3")")
+    done
+    source "$(dirname "$(readlink -f "$0")")/setup.sh"
+    list() { local IFS=,; echo "$*"; }
+    export HF_HUB_OFFLINE=1
+    exec python3 scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml \
+        --names name="$(list "${names[@]}")" run="$(list "${runs[@]}")" --output "predictions/${runs[0]}_${2}seeds_report"
+fi
+
 SEED=${1:-0}
 REWARD=${2:-likelihood}
 if [[ $# -gt 2 || ! $SEED =~ ^[0-9]+$ || ! $REWARD =~ ^(likelihood|accuracy)$ ]]; then
-    echo "error: expected nothing, or a seed and likelihood or accuracy: bash scripts/miniature.sh 0 accuracy" >&2
+    echo "error: expected nothing, a seed or --seeds N, and likelihood or accuracy: bash scripts/miniature.sh 0 accuracy" >&2
     exit 2
 fi
 source "$(dirname "$(readlink -f "$0")")/setup.sh"

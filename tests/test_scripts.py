@@ -161,7 +161,7 @@ def test_reproduce_expects_one_gpu(checkout, args):
     refuses(checkout, "reproduce.sh", args)
 
 
-@pytest.mark.parametrize("args", ["x", "0 acuracy", "0 accuracy 1"])
+@pytest.mark.parametrize("args", ["x", "0 acuracy", "0 accuracy 1", "--seeds", "--seeds 0", "--seeds 2 acuracy"])
 def test_the_miniature_refuses_unknown_arguments(checkout, args):
     refuses(checkout, "miniature.sh", args)
 
@@ -193,6 +193,15 @@ def test_the_miniatures_other_reward_shares_what_comes_before_grpo(checkout):
     (grpo,) = [" ".join(c) for c in second if c[0] == "train_grpo.py"]
     assert "--base_model models/miniature_seed1_sft" in grpo
     assert "--output_dir models/miniature_seed1_accuracy_grpo" in grpo
+
+
+def test_the_miniature_reports_on_several_seeds_together(checkout):
+    result, calls = call(checkout, "miniature.sh", "--seeds", "2", "accuracy")
+    assert result.returncode == 0, result.stderr
+    assert sum(script == "train_grpo.py" for script, *_ in calls) == 2
+    *_, last = (" ".join(words) for words in calls)
+    assert last.startswith("scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml")
+    assert "--names name=miniature,miniature_seed1 run=miniature_accuracy,miniature_seed1_accuracy" in last
 
 
 @pytest.mark.parametrize(("failing", "code"), [("create_dataset.py", 2), ("train_grpo.py", 1), ("generate_bbox.py", 2)])
