@@ -1,13 +1,13 @@
 """Figures and claims as data: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import field, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, Strict, ValidationError
+from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cropvlm.data.catalog import dataset_name
@@ -18,6 +18,7 @@ FIRST_SEED = 42  # of `scripts/configs/`
 
 checked = dataclass(frozen=True, config={"extra": "forbid", "strict": True})
 Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]  # YAML has lists
+Keys = Annotated[list[str], Field(min_length=1)] | None
 Count = Annotated[int, Field(ge=1)]
 Points = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bar = Annotated[float, Field(allow_inf_nan=False)]
@@ -275,7 +276,7 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
     """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
-        return _parse(_mapping(content, "the file"), names or {}, seed)
+        return _parse(content, names or {}, seed)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
     except yaml.YAMLError as error:
@@ -284,16 +285,16 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
         raise UserError(f"{path} is not a claims file: {error}") from error
 
 
-def _parse(content: dict[str, Any], names: Mapping[str, str], seed: int | None) -> Claims:
-    content = dict(content)
-    content = _fill(content, _names(_mapping(content.pop("names", {}), "names"), names))
+def _parse(content: Any, names: Mapping[str, str], seed: int | None) -> Claims:
+    if not isinstance(content, dict):
+        raise ValueError(f"it is {shorten(repr(content))}; expected keys and values")
+    own = _build(dict[str, Any], "names", content.pop("names", {}))
+    content = _fill(content, _names(own, names))
     kinds = {"benchmarks": Benchmark, "answerers": Answerer, "croppers": Cropper, "data": Data}
+    entries = {part: _build(dict[Any, dict], part, content.pop(part, {})) for part in kinds}
     tables = {
-        part: {
-            key: _build(kind, f"{part}.{key}", entry, name=str(key))
-            for key, entry in _mapping(content.pop(part, {}), part).items()
-        }
-        for part, kind in kinds.items()
+        part: {key: _build(kinds[part], f"{part}.{key}", entry, name=str(key)) for key, entry in table.items()}
+        for part, table in entries.items()
     }
     croppers = tables["croppers"]
     for key, cropper in croppers.items():
@@ -304,58 +305,62 @@ def _parse(content: dict[str, Any], names: Mapping[str, str], seed: int | None) 
             croppers[key] = _with_seed(cropper, seed)
 
     def named(part: str, name: Any, where: str) -> Any:
-        if not isinstance(name, str | bool | int) or name not in tables[part]:
+        if name not in tables[part]:
             raise ValueError(f"{where}: {name!r} is not one of the {part}: {', '.join(map(str, tables[part]))}")
         return tables[part][name]
 
-    def settings(entry: Any, covered: Sequence[str], where: str) -> tuple[Setting, ...]:
-        entry = dict(_mapping(entry, where))
-        answerer = named("answerers", entry.pop("answerer", None), where)
-        cropper = entry.pop("cropper", None)
-        cropper = None if cropper == "none" else named("croppers", cropper, where)
-        control = entry.pop("control", None)
-        if entry or not isinstance(control, str | None) or (control and cropper is None):
-            expected = "expected answerer and cropper, and with a cropper perhaps a control"
-            raise ValueError(f"{where}: {', '.join(map(str, entry)) or 'control'} does not fit; {expected}")
-        return tuple(Setting(named("benchmarks", name, where), answerer, cropper, control) for name in covered)
+    def settings(entry: Any, covered: Sequence[str] | None, where: str) -> tuple[Setting, ...]:
+        """The settings of an entry on benchmarks, all without any."""
+        part = _build(_Part, where, entry)
+        answerer = named("answerers", part.answerer, where)
+        cropper = None if part.cropper == "none" else named("croppers", part.cropper, where)
+        if part.control and cropper is None:
+            raise ValueError(f"{where} has a control without a cropper; expected both")
+        benchmarks = tables["benchmarks"] if covered is None else covered
+        return tuple(Setting(named("benchmarks", name, where), answerer, cropper, part.control) for name in benchmarks)
 
-    def figure(entry: Any, where: str) -> Figure:
-        entry = dict(_mapping(entry, where))
-        chosen = entry.pop("benchmark", None)
-        covered = [*tables["benchmarks"]] if chosen == MEAN else [chosen]
-        pair = {key: entry.pop(key) for key in ("answerer", "cropper", "control") if key in entry}
+    def figure(entry: dict, where: str) -> Figure:
+        on = _build(str, f"{where}.benchmark", entry.pop("benchmark", None))
+        part = {key: entry.pop(key) for key in ("answerer", "cropper", "control") if key in entry}
         if "margin" not in entry and "tolerance" not in entry:
             entry["margin"] = content.get("margin")
-        unknown = content.get("unknown_mean") if chosen == MEAN else None
-        made = _build(Figure, where, entry, settings=settings(pair, covered, where), unknown=unknown)
+        unknown = content.get("unknown_mean") if on == MEAN else None
+        over = settings(part, None if on == MEAN else [on], where)
+        made = _build(Figure, where, entry, settings=over, unknown=unknown)
         if (made.margin is None) == (made.tolerance is None):
             raise ValueError(f"{where} has no margin, or a tolerance as well; expected one of them")
         return made
 
-    def claim(entry: Any, where: str) -> Claim:
-        entry = dict(_mapping(entry, where))
-        covered = entry.pop("benchmarks", [*tables["benchmarks"]])
-        if not isinstance(covered, list) or not covered:
-            raise ValueError(f"{where}: benchmarks is {covered!r}; expected a list of names")
+    def claim(entry: dict, where: str) -> Claim:
+        covered = _build(Keys, f"{where}.benchmarks", entry.pop("benchmarks", None))
         parts = {key: settings(entry.pop(key), covered, where) for key in ("score", "over", "of") if key in entry}
-        made = _build(Claim, where, entry, **parts) if "score" in parts else None
-        bars = [bar for bar in (made and made.at_least, made and made.at_most) if bar is not None]
-        if made is None or (made.of and not made.over) or (not bars and (not made.over or made.of)):
+        made = _build(Claim, where, entry, **parts)
+        bars = [bar for bar in (made.at_least, made.at_most) if bar is not None]
+        if (made.of and not made.over) or (not bars and (not made.over or made.of)):
             raise ValueError(f"{where} is no comparison; expected score, and over (with `of` a bar too) or a bar")
         if bars != sorted(bars) or (not made.over and any(not 0 <= bar <= 100 for bar in bars)):
             raise ValueError(f"{where} has the bar {made.bar}; no score can meet it")
         return made
 
-    lists = {part: _sequence(content.pop(part, []), part) for part in ("figures", "claims", "also")}
-    made = {
-        "figures": tuple(figure(entry, f"figures[{i}]") for i, entry in enumerate(lists["figures"])),
-        "claims": tuple(claim(entry, f"claims[{i}]") for i, entry in enumerate(lists["claims"])),
-        "also": tuple(chain.from_iterable(settings(e, [*tables["benchmarks"]], "also") for e in lists["also"])),
-    }
-    if shown := content.pop("examples", None):
-        shown = dict(_mapping(shown, "examples"))
-        (made["examples"],) = settings(shown, [shown.pop("benchmark", None)], "examples")
+    def each(make: Callable, part: str) -> tuple:
+        listed = _build(list[dict], part, content.pop(part, []))
+        return tuple(make(dict(entry), f"{part}[{i}]") for i, entry in enumerate(listed))
+
+    made = {"figures": each(figure, "figures"), "claims": each(claim, "claims")}
+    made["also"] = tuple(chain.from_iterable(each(lambda entry, where: settings(entry, None, where), "also")))
+    if "examples" in content:
+        shown = _build(dict[str, Any], "examples", content.pop("examples"))
+        (made["examples"],) = settings(shown, [_build(str, "examples", shown.pop("benchmark", None))], "examples")
     return _build(Claims, "the file", content, **tables, **made)
+
+
+@checked
+class _Part:
+    """Answerer and cropper as the file names them."""
+
+    answerer: str
+    cropper: str | int
+    control: str | None = None
 
 
 def _with_seed(cropper: Cropper, seed: int) -> Cropper:
@@ -376,29 +381,19 @@ def _names(own: dict[str, Any], given: Mapping[str, str]) -> dict[str, str]:
     return resolved
 
 
-def _build(kind: type, where: str, entry: Any, **made: Any) -> Any:
-    """Return an object of a dataclass from an entry of the file, each field checked, and from parts that are made."""
-    entry = _mapping(entry, where)
-    if given := [key for key in entry if key in made]:
-        raise ValueError(f"{where} has the unknown key {given[0]!r}")
+def _build(kind: Any, where: str, entry: Any, **made: Any) -> Any:
+    """Return a value of a type from an entry of the file, each field checked, and from parts that are made."""
     try:
-        return kind(**{str(key): value for key, value in entry.items()}, **made)
+        if not is_dataclass(kind):
+            return TypeAdapter(kind).validate_python(entry, strict=True)
+        entry = _build(dict[str, Any], where, entry)
+        if given := entry.keys() & made.keys():
+            raise ValueError(f"{where} has the unknown key {min(given)!r}")
+        return kind(**entry, **made)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, (where, *first["loc"])))
         raise ValueError(f"{place}: {first['msg']}, got {shorten(repr(first['input']))}") from error
-
-
-def _mapping(value: Any, where: str) -> dict:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: {value!r} is not a mapping; expected keys and values")
-    return value
-
-
-def _sequence(value: Any, where: str) -> list:
-    if not isinstance(value, list):
-        raise ValueError(f"{where} is {value!r}; expected a list")
-    return value
 
 
 def _fill(value: Any, names: Mapping[str, str]) -> Any:

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from PIL import Image
 
 from cropvlm.boxes import format_bbox
@@ -13,6 +15,7 @@ from cropvlm.encoding import prepare
 from cropvlm.errors import UnreadableImage
 from cropvlm.modeling import load_processor
 from cropvlm.models.any_family import SHARED, prepare_alone
+from cropvlm.models.revisions import split_revision
 from cropvlm.prompts import answerer_prompt
 from reporting.results import Result
 
@@ -31,10 +34,14 @@ def costs(result: Result) -> dict[str, Any]:
         "rows": counts["rows"],
         "seconds_per_question": _per_row(counts),
         "images_per_question": 1 if result.settings["mode"] in ("base", "crop_alone") else 2,
-        "image_tokens_per_question": image_tokens(result),
+        "image_tokens_per_question": None,
         "gpu": versions.get("gpu"),
         "peak_memory_gib": counts.get("peak_memory_gib"),
     }
+    if "server" not in result.meta["models"]:
+        sizes = (result.settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels"))
+        tokens = _mean_tokens(result, result.answerer, sizes, crop=result.with_crop)
+        cost["image_tokens_per_question"] = tokens
     if result.boxes:
         of_boxes = result.boxes.meta
         cost["cropper_seconds_per_question"] = _per_row(of_boxes["counts"])
@@ -47,28 +54,26 @@ def _per_row(counts: dict[str, Any]) -> float | None:
     return round(counts["seconds"] / max(counts["rows"], 1), 4) if "seconds" in counts else None
 
 
-def image_tokens(result: Result) -> float | None:
-    """Return the mean number of image tokens in a prompt of the answerer; see `_mean_tokens`."""
-    if "server" in result.meta["models"]:
-        return None
-    sizes = (result.settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels"))
-    return _mean_tokens(result, result.answerer, sizes, crop=result.with_crop)
-
-
 def _mean_tokens(result: Result, model: str, sizes: Iterable[int | None], crop: bool) -> float | None:
-    """Return the mean number of image tokens over the first `SAMPLE` scored rows; None without the processor here.
+    """Return the mean number of image tokens over the first `SAMPLE` scored rows; None where no processor is here.
 
     The prompts are prepared as for the answers and their tokens counted: families estimate them wrongly (LLaVA-1.5 in
-    transformers 5.23, for an image size that is not the published one).
+    transformers 5.23, for an image size that is not the published one). The Hub is not asked for a processor.
     """
     try:
-        processor = load_processor(model, *sizes)
+        processor = load_processor(_local(model), *sizes)
         shown = [_images(result, i, crop) for i in range(min(SAMPLE, len(result.scored.indices)))]
         counts = [_count(processor, images) for images in shown if images]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # UserError is one; families differ
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # UserError is one; families differ
         logger.info("image tokens of %s are not counted: %s", result.path, error)
         return None
     return round(sum(counts) / len(counts), 1) if counts else None
+
+
+def _local(model: str) -> str:
+    """Return the folder of a model, `OSError` or `ValueError` where neither it nor a cached one is there."""
+    name, revision = split_revision(model)
+    return model if Path(model).is_dir() else snapshot_download(name, revision=revision, local_files_only=True)
 
 
 def _images(result: Result, i: int, crop: bool) -> list[Image.Image]:

@@ -48,11 +48,7 @@ class Example:
 
     @property
     def invalid_box(self) -> bool:
-        return self.box_text is not None and self.bbox_pct is None and not self.not_needed
-
-    @property
-    def not_needed(self) -> bool:
-        return self.box_text is not None and is_not_needed(self.box_text)
+        return self.box_text is not None and self.bbox_pct is None and not is_not_needed(self.box_text)
 
 
 def examples(pair: Pair, count: int, causes: Sequence[str | None] | None = None) -> list[Example]:

@@ -85,12 +85,25 @@ class Gain:
 
         return [cause(i) if gain < 0 else None for i, gain in zip(before, self.pair.gains, strict=True)]
 
+    @property
+    def made_worse(self) -> dict[str, int]:
+        """The number of rows that the crop made worse, by cause."""
+        return {cause: self.causes.count(cause) for cause in CAUSES}
+
+    def summary(self) -> dict[str, Any]:
+        file = str(self.pair.after.path)
+        return {"file": file, "parts": self.parts(), "stolen": self.stolen, "made_worse": self.made_worse}
+
 
 def gains(pairs: Sequence[Pair], controls: Sequence[Result]) -> list[Gain]:
     """The pairs that have controls: those of the same answerer, image size, rows and boxes."""
     found = []
     for pair in pairs:
-        own = [r for r in controls if setting_key(r) == setting_key(pair.after) and r.box_key == pair.after.box_key]
+        own = [
+            r
+            for r in controls
+            if setting_key(r) == setting_key(pair.after) and r.settings.get("boxes") == pair.after.settings.get("boxes")
+        ]
         if own:
             by_name = {result.control: result for result in own}
             found.append(Gain(pair, {name: by_name[name] for name in CONTROLS if name in by_name}))
@@ -113,11 +126,4 @@ def gain_rows(gain: Gain, name: str) -> list[tuple[str, ...]]:
     if (stolen := gain.stolen) is not None:
         questions = len(gain.controls["partner"].scored.scores)
         rows.append((name, "answers that are the partner's, percent", f"{stolen:.1f}", "", str(questions)))
-    counts = {cause: gain.causes.count(cause) for cause in CAUSES}
-    return rows + [(name, f"made worse: {cause}", "", "", str(n)) for cause, n in counts.items() if n]
-
-
-def to_json(gain: Gain) -> dict[str, Any]:
-    """The content of report.json for a gain."""
-    causes = {cause: gain.causes.count(cause) for cause in CAUSES}
-    return {"file": str(gain.pair.after.path), "parts": gain.parts(), "stolen": gain.stolen, "made_worse": causes}
+    return rows + [(name, f"made worse: {cause}", "", "", str(n)) for cause, n in gain.made_worse.items() if n]

@@ -3,7 +3,6 @@
 import contextlib
 import fnmatch
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,8 +204,3 @@ def hours(stage: Stage, measured: dict[Work, Rate]) -> tuple[float | None, str]:
         return None, ""
     rate = rate_of(stage.work, measured)
     return stage.rows * len(stage.outputs if stage.boxes else [0]) / rate.rows_per_second / 3600, rate.source
-
-
-def has_key() -> bool:
-    """Return whether the key of a server is in the environment."""
-    return bool(os.environ.get("OPENAI_API_KEY"))

@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG: scores, where answers moved, areas of boxes, gains by region size."""
+"""The report's pictures, as SVG: scores, gains by the size of the region, whether to crop."""
 
 import io
 from collections.abc import Sequence
@@ -9,14 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cropvlm.boxes import bbox_area_pct
 from cropvlm.runs.drawing import new_figure
 from cropvlm.runs.scoring import standard_error
 from reporting.need import NeedCurve
 from reporting.pairs import Pair
 from reporting.results import Result
 
-BETTER, EQUAL, WORSE = "#2a9d5c", "#b8bdc4", "#d1495b"
 BLUE, GREY = "#2f6db5", "#9aa3ad"
 BINS = 5
 
@@ -30,33 +28,6 @@ def draw_scores(results: Sequence[Result], names: Sequence[str]) -> str:
     places = np.arange(len(results))[::-1]
     axes.barh(places, scores, xerr=[1.96 * error for error in errors], color=colors, ecolor="#222", capsize=3)
     axes.set(yticks=places, yticklabels=names, xlim=(0, 105), xlabel="score (blue: with the crop), 95% interval")
-    return _svg(figure)
-
-
-def draw_moves(pairs: Sequence[Pair], names: Sequence[str]) -> str:
-    """Return, for each pair, the shares of questions that became better, stayed equal and became worse."""
-    figure, axes = _figure(0.38 * len(pairs) + 1.2)
-    places, start = np.arange(len(pairs))[::-1], np.zeros(len(pairs))
-    for move, color in (("better", BETTER), ("equal", EQUAL), ("worse", WORSE)):
-        share = np.array([100 * pair.comparison[move] / len(pair.gains) for pair in pairs])
-        axes.barh(places, share, left=start, color=color, label=move)
-        start += share
-    axes.set(yticks=places, yticklabels=names, xlim=(0, 100), xlabel="questions, % (with the crop against without)")
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    return _svg(figure)
-
-
-def draw_areas(results: Sequence[Result], names: Sequence[str]) -> str:
-    """Return the distribution of the areas of valid boxes, of every result that has boxes."""
-    figure, axes = _figure(3.2, legend_of=len(results))
-    for result, name in zip(results, names, strict=True):
-        areas = np.sort([bbox_area_pct(bbox) for bbox in result.bboxes if bbox])
-        if len(areas):
-            axes.plot(np.maximum(areas, 0.01), 100 * np.arange(1, len(areas) + 1) / len(areas), label=name)
-    axes.set(xscale="log", xlim=(0.01, 100), ylim=(0, 100), xlabel="area of the box, % of the image")
-    axes.set_ylabel("boxes up to this area, %")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _legend(figure, axes)
     return _svg(figure)
 
 

@@ -1,6 +1,7 @@
 """The whole report: what `scripts/report.py` makes of a folder of predictions, or of two files."""
 
 import base64
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from reporting import need, plots, tables
 from reporting.claims import Claims, Setting
 from reporting.costs import costs
 from reporting.examples import examples
-from reporting.gains import COLUMNS, Gain, gain_rows, gains, to_json
+from reporting.gains import COLUMNS, Gain, gain_rows, gains
 from reporting.pairs import Pair, pair_up, pairs
 from reporting.plan import only_command
 from reporting.results import Result, read_box_file, read_folder, read_result
-from reporting.verdicts import NOT_RUN, Verdict, differences, failed, judge
+from reporting.verdicts import NOT_REPRODUCED, NOT_RUN, Verdict, differences, judge
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +50,20 @@ class Report:
         """What a reader has to know of the verdicts."""
         if not self.claims:
             return []
-        margin = (
-            f"Margin of the figures: {self.claims.margin:g} points; {self.claims.reason}." if self.claims.margin else ""
-        )
-        one = (
+        margin, runs = self.claims.margin, len(self.runs)
+        found = [f"Margin of the figures: {margin:g} points; {self.claims.reason}."] if margin else []
+        once = (
             "Every cropper was trained once: the intervals hold the noise of questions and nothing of that of training."
         )
-        several = f"{len(self.runs)} trainings: the intervals hold the noise of questions and of training."
-        assumed = [f"Assumed of {a.title}: {a.assumed}." for a in self.claims.answerers.values() if a.assumed]
-        return [*filter(None, [margin]), several if len(self.runs) > 1 else one, *assumed]
+        found.append(
+            once if runs == 1 else f"{runs} trainings: the intervals hold the noise of questions and of training."
+        )
+        return found + [f"Assumed of {a.title}: {a.assumed}." for a in self.claims.answerers.values() if a.assumed]
 
     @property
     def exit_code(self) -> int:
-        return COMPLETE_WITH_FAILURES if failed(self.verdicts) else 0
+        not_reproduced = any(verdict.verdict == NOT_REPRODUCED for verdict in self.verdicts)
+        return COMPLETE_WITH_FAILURES if not_reproduced else 0
 
     @property
     def title(self) -> str:
@@ -114,7 +116,7 @@ def judge_folder(folder: Path, runs: list[Claims]) -> Report:
     known = [result for result in found if result.benchmark in benchmarks]
     if len(known) < len(found):
         logger.warning("%d answer files of other benchmarks are left out", len(found) - len(known))
-    results = [result for result in known if result.control is None and result.need_threshold is None]
+    results = [result for result in known if result.control is None and result.settings.get("need_threshold") is None]
     compared = pairs(results)
 
     def command(settings: Sequence[Setting]) -> str:
@@ -138,15 +140,27 @@ def write(report: Report, folder: Path, example_count: int) -> None:
     for path in paths.values():
         check_writable(path)
     listed = _tables(report)
-    names = [report.name(result) for result in report.results]
-    content = tables.to_json(
-        report.claims, report.notes, report.verdicts, report.results, names, report.costs, report.pairs
-    )
-    if report.gains:
-        content["gains"] = [to_json(gain) for gain in report.gains]
-    if report.need_curves:
-        content["need"] = [curve.summary() for curve in report.need_curves]
-    write_json(paths["report.json"], content)
+    files = [
+        {"file": str(result.path), "setting": report.name(result), "cost": cost, "metric": result.scored.metric}
+        | result.scored.summary()
+        for result, cost in zip(report.results, report.costs, strict=True)
+    ]
+    of_pairs = [
+        {"file": str(pair.after.path), "other": str(pair.before.path), "score": pair.after.scored.mean}
+        | pair.comparison
+        for pair in report.pairs
+    ]
+    content = {
+        "title": report.claims.title if report.claims else None,
+        "source": report.claims.source if report.claims else None,
+        "notes": report.notes,
+        "verdicts": [vars(verdict) for verdict in report.verdicts],
+        "files": files,
+        "pairs": of_pairs,
+    }
+    of_some = {"gains": report.gains, "need": report.need_curves}
+    content |= {part: [each.summary() for each in found] for part, found in of_some.items() if found}
+    write_json(paths["report.json"], json.loads(json.dumps(content), parse_constant=lambda _: None))  # nan: null
     _write_text(paths["report.md"], _markdown(report, listed))
     pair = report.shown_pair
     labels = {"before": "without", "after": "with crop", "of": report.name(pair.after) if pair else ""}
@@ -204,7 +218,9 @@ def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
         listed.append(("Whether to crop", need.COLUMNS, lines))
     names = [report.name(result) for result in report.results]
     columns = ("setting", *tables.FILE_COLUMNS, "file")
-    listed.append(("Scores and costs", columns, tables.file_rows(report.results, names, report.costs)))
+    lines = tables.file_rows(report.results, names, report.costs)
+    known = [k for k in range(len(columns)) if any(line[k] for line in lines)]
+    listed.append(("Scores and costs", [columns[k] for k in known], [[line[k] for k in known] for line in lines]))
     if croppers := tables.cropper_rows(report.runs, report.results):
         listed.append(("Trainings of the croppers", tables.CROPPER_COLUMNS, croppers))
     return listed
@@ -212,18 +228,11 @@ def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
 
 def _plots(report: Report) -> list[tuple[str, str]]:
     """Return caption and SVG of each plot."""
-    boxed = [result for result in report.results if result.boxes]
     names = [report.name(result) for result in report.results]
     of_pairs = [report.name(pair.after) for pair in report.pairs]
     drawn = []
     if report.results:
         drawn.append(("Scores", plots.draw_scores(report.results, names)))
-    if report.pairs:
-        drawn.append(("Where answers moved", plots.draw_moves(report.pairs, of_pairs)))
-    if boxed:
-        first_of = {result.boxes.path: result for result in reversed(boxed)}  # one line per box file
-        shown = [result for result in boxed if first_of[result.boxes.path] is result]
-        drawn.append(("Areas of the boxes", plots.draw_areas(shown, [report.name(result) for result in shown])))
     if any(pair.region_areas for pair in report.pairs):
         drawn.append(("Gain by the size of the region", plots.draw_gains_by_size(report.pairs, of_pairs)))
     for curve in report.need_curves:

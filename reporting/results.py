@@ -1,7 +1,6 @@
 """Answer files with their meta files, boxes and scores, read from a folder."""
 
 import functools
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,16 +50,6 @@ class Result:
         return self.settings.get("control")
 
     @property
-    def need_threshold(self) -> float | None:
-        """The need from which on a row got its crop; None where all rows did, or none."""
-        return self.settings.get("need_threshold")
-
-    @property
-    def box_key(self) -> str | None:
-        """What tells the cropper's boxes behind the answers from others."""
-        return self.settings.get("boxes")
-
-    @property
     def boxes(self) -> BoxFile | None:
         return self.box_files[0] if self.box_files else None
 
@@ -83,9 +72,9 @@ class Result:
     @property
     def all_rows(self) -> Any:
         """The rows of the data set; shared by all results with the same source."""
-        source = {key: self.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")}
         try:
-            return _load_rows(json.dumps(source))
+            path, *limits = (self.meta.get(key) for key in ("dataset_path", "split", "max_samples"))
+            return _load_rows(path, *limits, dataset=self.meta.get("dataset"))
         except UserError as error:
             raise UserError(f"the questions of {self.path} cannot be loaded: {error}") from error
 
@@ -123,10 +112,7 @@ class Result:
         return self.scored.scores if metric == "score" else self.scored.refusals * answered
 
 
-@functools.cache
-def _load_rows(source: str) -> Any:
-    """Return the rows of a source, JSON of `load_rows`'s arguments; loaded once."""
-    return load_rows(**json.loads(source))
+_load_rows = functools.cache(load_rows)
 
 
 def read_folder(folder: str | Path) -> list[Result]:

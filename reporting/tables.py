@@ -1,6 +1,5 @@
-"""The report as Markdown and as JSON."""
+"""The lines of the report's tables."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,13 +71,9 @@ def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[tu
     for file in (file for result in results for file in result.box_files):
         record = file.meta.get("cropper") or {}
         if "stage" in record:
-            steps = f"{record.get('steps')} of {record.get('planned_steps')}"
-            cells = (
-                *(record.get(key) for key in ("stage", "reward", "longest_edge", "rows")),
-                steps,
-                record.get("seed"),
-            )
-            rows[file.cropper] = (file.cropper, *map(_cell, cells), _cell(hours.get(file.cropper)))
+            known = record | {"steps": f"{record.get('steps')} of {record.get('planned_steps')}"}
+            cells = [known.get(key) for key in ("stage", "reward", "longest_edge", "rows", "steps", "seed")]
+            rows[file.cropper] = (file.cropper, *map(_cell, [*cells, hours.get(file.cropper)]))
     return list(rows.values())
 
 
@@ -107,32 +102,3 @@ def _escape(text: str) -> str:
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
-
-
-def to_json(
-    claims: Claims | None,
-    notes: Sequence[str],
-    verdicts: Sequence[Verdict],
-    results: Sequence[Result],
-    names: Sequence[str],
-    costs: Sequence[dict],
-    pairs: Sequence[Pair],
-) -> dict[str, Any]:
-    """Return the content of report.json."""
-    content = {
-        "title": claims.title if claims else None,
-        "source": claims.source if claims else None,
-        "notes": list(notes),
-        "verdicts": [vars(verdict) for verdict in verdicts],
-        "files": [
-            {"file": str(result.path), "setting": name, "cost": cost, "metric": result.scored.metric}
-            | result.scored.summary()
-            for result, name, cost in zip(results, names, costs, strict=True)
-        ],
-        "pairs": [
-            {"file": str(pair.after.path), "other": str(pair.before.path), "score": pair.after.scored.mean}
-            | pair.comparison
-            for pair in pairs
-        ],
-    }
-    return json.loads(json.dumps(content), parse_constant=lambda _: None)  # tuples become lists, nan null

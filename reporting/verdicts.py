@@ -54,12 +54,6 @@ class Match:
     result: Result
     differences: tuple[str, ...]
 
-    def rank(self, setting: Setting) -> tuple[int, bool]:
-        """How far it is from a setting; of equal ones, that by the model of the setting's own name comes first."""
-        names = {file.cropper for file in self.result.box_files}
-        own = setting.cropper is None or setting.cropper.model_on(setting.benchmark.name) in names
-        return len(self.differences), not own
-
 
 Matches = dict[Setting, Match | None]
 
@@ -69,11 +63,17 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
 
     Raises `UserError` where two files with different answers fit.
     """
+
+    def rank(item: Match) -> tuple[int, bool]:
+        """Of equal ones, that by the model of the setting's own name comes first."""
+        names = {file.cropper for file in item.result.box_files}
+        own = setting.cropper is None or setting.cropper.model_on(setting.benchmark.name) in names
+        return len(item.differences), not own
+
     found = [Match(r, d) for r in results if (d := differences(setting, r, claims)) is not None]
-    best, *others = sorted(found, key=lambda item: item.rank(setting)) or [None]
+    best, *others = sorted(found, key=rank) or [None]
     for other in others:
-        equal = not best.differences and best.rank(setting) == other.rank(setting)
-        if equal and best.result.records != other.result.records:
+        if rank(best) == rank(other) and not best.differences and best.result.records != other.result.records:
             first, second = best.result.path, other.result.path
             raise UserError(f"two files for one setting ({setting.title}): {first} and {second}; move one away")
     return best
@@ -83,8 +83,8 @@ def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, 
     """Return in what a result differs from a setting; None if it belongs to another one altogether."""
     benchmark, answerer, cropper = setting.benchmark, setting.answerer, setting.cropper
     shown = (result.benchmark, result.answerer, result.settings["mode"] != "base", result.control)
-    other = result.need_threshold is not None
-    if other or shown != (benchmark.name, answerer.model, cropper is not None, setting.control):
+    wanted = (benchmark.name, answerer.model, cropper is not None, setting.control)
+    if result.settings.get("need_threshold") is not None or shown != wanted:
         return None
     dtype = (result.settings.get("dtype") or "").removeprefix("torch.") or None
     pairs = [
@@ -144,6 +144,7 @@ def _boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Clai
     settings = boxes.meta["settings"]
     pairs = [("cropper's longest edge", settings.get("longest_edge"), wanted.longest_edge)]
     pairs.append(("cropper's max_new_tokens", *_if_known(settings.get("max_new_tokens"), 32)))
+    names = lambda sources: ", ".join(sorted(set(sources)))  # noqa: E731
     if "stage" in record:
         same = (record["stage"], record.get("reward")) == (wanted.stage, wanted.reward)
         if boxes.cropper != wanted.model_on(on) and not same:
@@ -153,7 +154,7 @@ def _boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Clai
             ("cropper's stage", record["stage"], wanted.stage),
             ("cropper's reward", record.get("reward"), wanted.reward),
             ("cropper trained at", record.get("longest_edge"), wanted.longest_edge),
-            ("cropper trained on", _names(s["name"] for s in record.get("sources", [])), data and _names(data.names)),
+            ("cropper trained on", names(s["name"] for s in record.get("sources", [])), data and names(data.names)),
             ("rows of its training", record.get("rows"), rows),
             ("seed", record.get("seed"), wanted.seed),
             ("steps of its training", record.get("steps"), record.get("planned_steps")),
@@ -172,10 +173,6 @@ def _boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Clai
     if trained_on(setting, result, record, claims):
         found.append("the cropper was trained on it")
     return found
-
-
-def _names(sources: Any) -> str:
-    return ", ".join(sorted(set(sources)))
 
 
 def trained_on(setting: Setting, result: Result, record: dict[str, Any], claims: Claims) -> bool:
@@ -340,8 +337,3 @@ def _reasons(used: Sequence, several: bool) -> list[str]:
                 reasons.append(f"answers with {key} {' and '.join(values)} are compared")
         found += [f"{results[0].benchmark}: {reason}" if several else reason for reason in reasons]
     return list(dict.fromkeys(found))
-
-
-def failed(verdicts: Sequence[Verdict]) -> bool:
-    """Return whether a figure or claim was run and not reproduced."""
-    return any(verdict.verdict == NOT_REPRODUCED for verdict in verdicts)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from reporting_worlds import CLAIMS, write_folder, write_rows
+from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_folder, write_rows
 
 from cropvlm.runs import scoring
 from reporting import results
@@ -14,12 +14,29 @@ from reporting.verdicts import judge
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Work in a folder with 100 rows; returns a function that writes predictions and judges figures and claims."""
+def rows(tmp_path, monkeypatch) -> None:
+    """Work in a folder with 100 rows that share one image."""
     monkeypatch.chdir(tmp_path)
     results._load_rows.cache_clear()  # which knows folders by their relative path
-    monkeypatch.setattr(scoring, "RESAMPLES", 1000)
+    monkeypatch.setattr(scoring, "RESAMPLES", 200)
     write_rows(Path("rows"))
+
+
+@pytest.fixture
+def answered(rows) -> list[str]:
+    """Answers in p/: without a crop 40 right, with SFT's boxes, which are returned, 60; and claims."""
+    boxes = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
+    write_boxes(Path("p/sft_bbox.json"), boxes, "models/sft", "rows")
+    write_answers(Path("p/none_answers.json"), right(40), "rows")
+    write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=boxes)
+    Path("claims.yaml").write_text(CLAIMS)
+    return boxes
+
+
+@pytest.fixture
+def world(rows, monkeypatch):
+    """Returns a function that writes predictions and judges figures and claims."""
+    monkeypatch.setattr(scoring, "RESAMPLES", 1000)
 
     def verdicts(scores: dict[str, int], head: str = CLAIMS, **content: list[dict]):
         write_folder(Path("p"), scores)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from reporting_worlds import write_answers, write_boxes, write_rows
 from tiny_families import save_family
 
@@ -44,5 +45,7 @@ def test_image_tokens_of_a_family_that_is_asked_prompt_by_prompt(cost, tmp_path)
     assert 0 < without < with_crop <= 2 * without
 
 
-def test_image_tokens_without_the_processor_are_unknown(cost):
+def test_image_tokens_without_the_processor_are_unknown_and_the_hub_is_not_asked(cost, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
     assert cost(Path("gone"), 64) == [None, None]

@@ -4,28 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
+from reporting_worlds import right, write_answers, write_rows
 
-from cropvlm.runs import scoring
 from reporting import results
 from reporting.claims import read_claims
 from reporting.gains import gains
 from reporting.pairs import pairs
 from reporting.report import judge_folder, write
 
-BOXES = ["[0, 0, 50, 50]."] * 100
+BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
 
 
-@pytest.fixture(autouse=True)
-def world(tmp_path, monkeypatch):
-    """Work in a folder with 100 rows that share one image, their boxes, and answers without a crop: 40 right."""
-    monkeypatch.chdir(tmp_path)
-    results._load_rows.cache_clear()
-    monkeypatch.setattr(scoring, "RESAMPLES", 200)
-    write_rows(Path("rows"))
-    write_boxes(Path("p/sft_bbox.json"), BOXES, "models/sft", "rows")
-    write_answers(Path("p/none_answers.json"), right(40), "rows")
-    write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=BOXES)
+pytestmark = pytest.mark.usefixtures("answered")
 
 
 def write_control(name: str, answers: list[str], boxes: list[str] = BOXES, **meta) -> None:
@@ -107,7 +97,6 @@ def test_why_rows_became_worse(controls, causes):
 
 
 def test_the_report_has_a_table_and_a_filter_for_each_cause():
-    Path("claims.yaml").write_text(CLAIMS)
     write_answers(Path("p/none_answers.json"), answers(50), "rows")
     write_answers(Path("p/sft_answers.json"), answers(0, 1, 2), "rows", boxes=BOXES)
     for name, wrong in {"full_twice": (0, 1), "wider": (0, 2)}.items():
@@ -129,7 +118,6 @@ def test_the_report_has_a_table_and_a_filter_for_each_cause():
 
 
 def test_without_controls_nothing_is_said_of_them():
-    Path("claims.yaml").write_text(CLAIMS)
     write(judge_folder(Path("p"), [read_claims("claims.yaml")]), Path("out"), example_count=5)
     assert "Where the gain" not in Path("out/report.md").read_text()
     assert "gains" not in json.loads(Path("out/report.json").read_text())

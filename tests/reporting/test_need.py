@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
+from reporting_worlds import right, write_answers
 
-from cropvlm.runs import scoring
 from reporting import results
 from reporting.claims import read_claims
 from reporting.need import need_curves
@@ -17,16 +16,7 @@ from reporting.report import judge_folder, write
 BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
 
 
-@pytest.fixture(autouse=True)
-def world(tmp_path, monkeypatch):
-    """Work in a folder with 100 rows: 40 right without the crop, 60 with it (rows 40 to 59 gain)."""
-    monkeypatch.chdir(tmp_path)
-    results._load_rows.cache_clear()
-    monkeypatch.setattr(scoring, "RESAMPLES", 200)
-    write_rows(Path("rows"))
-    write_boxes(Path("p/sft_bbox.json"), BOXES, "models/sft", "rows")
-    write_answers(Path("p/none_answers.json"), right(40), "rows")
-    write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=BOXES)
+pytestmark = pytest.mark.usefixtures("answered")
 
 
 def write_needs(needs: list[float]) -> None:
@@ -65,7 +55,6 @@ def test_a_file_without_needs_has_no_curve_nor_one_made_at_a_threshold():
 
 
 def test_the_report_has_a_table_and_a_picture():
-    Path("claims.yaml").write_text(CLAIMS)
     made = judge_folder(Path("p"), [read_claims("claims.yaml")])
     write(made, Path("plain"), 5)
     assert "Whether to crop" not in Path("plain/report.html").read_text()

@@ -218,47 +218,34 @@ def test_every_stage_on_the_miniature(tiny_world, tiny_smolvlm, tiny_qwen, tmp_p
     for script in (*ROOT.glob("*.py"), ROOT / "cropvlm", ROOT / "reporting", ROOT / "scripts"):
         (tmp_path / script.name).symlink_to(script)
     small = "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_steps 1 --report_to none"
-    content = {
-        "title": "tiny",
-        "benchmarks": {tiny_world.name: {"split": "test", "rows": 12, "path": str(tiny_world)}},
-        "data": {
-            "tiny": {
-                "sources": [str(tiny_world)],
-                "output": "datasets/tiny",
-                "flags": f"--split train --model_path {tiny_qwen} --batch_size 8",
-            }
-        },
-        "answerers": {"small": {"title": "small", "model": str(tiny_smolvlm), "longest_edge": 64}},
-        "croppers": {
-            "sft": {
-                "title": "SFT",
-                "stage": "SFT",
-                "model": "models/sft",
-                "longest_edge": 64,
-                "trained_on": "tiny",
-                "training": f"--base_model {tiny_smolvlm} --longest_edge 64 --lora_r 4 --lora_alpha 8 {small}",
-            },
-            "grpo": {
-                "title": "GRPO",
-                "stage": "GRPO",
-                "model": "models/grpo",
-                "longest_edge": 64,
-                "trained_on": "tiny",
-                "base": "sft",
-                "training": f"--vqa_model {tiny_smolvlm} --longest_edge 64 --vqa_longest_edge 64 "
-                f"--num_generations 2 --max_completion_length 8 {small}",
-            },
-        },
-        "claims": [
-            {
-                "says": "a random model reads nothing",
-                "score": {"answerer": "small", "cropper": "grpo"},
-                "over": {"answerer": "small", "cropper": "none"},
-                "at_most": 100,
-            }
-        ],
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    Path(tmp_path / "tiny.yaml").write_text(f"""
+title: tiny
+benchmarks: {{{tiny_world.name}: {{split: test, rows: 12, path: {tiny_world}}}}}
+data:
+  tiny:
+    {{sources: [{tiny_world}], output: datasets/tiny, flags: --split train --model_path {tiny_qwen} --batch_size 8}}
+answerers: {{small: {{title: small, model: {tiny_smolvlm}, longest_edge: 64}}}}
+croppers:
+  sft: &sft
+    title: SFT
+    stage: SFT
+    model: models/sft
+    longest_edge: 64
+    trained_on: tiny
+    training: --base_model {tiny_smolvlm} --longest_edge 64 --lora_r 4 --lora_alpha 8 {small}
+  grpo:
+    <<: *sft
+    stage: GRPO
+    model: models/grpo
+    base: sft
+    training: --vqa_model {tiny_smolvlm} --longest_edge 64 --vqa_longest_edge 64
+      --num_generations 2 --max_completion_length 8 {small}
+claims:
+  - says: a random model reads nothing
+    score: {{answerer: small, cropper: grpo}}
+    over: {{answerer: small, cropper: none}}
+    at_most: 100
+""")
     flags = ["0", "--claims", "tiny.yaml", "--predictions", "predictions"]
     done = drive(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
