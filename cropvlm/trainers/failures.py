@@ -10,25 +10,17 @@ from cropvlm.errors import UserError, one_line
 from cropvlm.models.batches import BatchTooLarge
 
 RESUME = "continue with --resume_from_checkpoint True"
+FULL = f"{{output}}: the disk is full; make room and {RESUME}"
 # Words of the libraries, and what to do. The first that is found counts: shared memory ends with the disk's words.
 KNOWN = {
-    (
-        "shared memory",
-        "file </torch_",
-    ): "the processes that prepare images have no shared memory left (/dev/shm): start "
-    f"the container with --shm-size=8g, or {RESUME} --dataloader_num_workers 0",
+    ("shared memory", "file </torch_"): "the processes that prepare images have no shared memory left (/dev/shm): "
+    f"start the container with --shm-size=8g, or {RESUME} --dataloader_num_workers 0",
     ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory"): f"out of memory: {RESUME} and half the "
     "--micro_batch_size, here {size}; --gradient_checkpointing True and a lower --reward_batch_size help too",
     ("C compiler", "Python.h", "'gcc'"): "TRL's loss runs Triton on a GPU, which needs a C compiler and Python's "
     "headers: install gcc and python3-dev",
-    # torch's writer gives no reason
-    (
-        "No space left",
-        "quota exceeded",
-        "File too large",
-        "PytorchStreamWriter",
-        "unexpected pos",
-    ): f"{{output}}: the disk is full; make room and {RESUME}",
+    ("No space left", "quota exceeded", "File too large"): FULL,
+    ("PytorchStreamWriter", "unexpected pos"): FULL,  # torch's writer gives no reason
 }
 
 
@@ -67,6 +59,5 @@ def settings_refused(first_step: FirstStep) -> Iterator[None]:
     except Exception as error:
         if first_step.taken or isinstance(error, UserError):
             raise
-        raise UserError(
-            f"these settings cannot be trained with ({one_line(error)}); --log_level debug shows where"
-        ) from error
+        seen = f"these settings cannot be trained with ({one_line(error)})"
+        raise UserError(f"{seen}; --log_level debug shows where") from error

@@ -1,4 +1,4 @@
-"""Completions written with the adapter merged into its base, in 40% fewer launches of a GPU's kernels."""
+"""Completions written with the adapter merged into its base, in about half as many operations a token."""
 
 import contextlib
 from collections.abc import Iterator
