@@ -10,9 +10,10 @@ numbered. Beside the rows of the SFT part lie `teacher_report.json`, `teacher_re
 GPUs: accelerate launch create_dataset.py ...
 
 Responses are kept as they come in `datasets/cropvlm_dataset.journal.jsonl`: the same command continues after an
-interruption, and asks again for what a server rejected. `--from_journal` grows and saves again without the teacher,
-with other `--growth` for instance. With --api_model a Qwen2.5-VL behind an OpenAI-compatible server is the teacher
-(--api_base: vLLM, SGLang); --min_pixels and --max_pixels must then lie within the server's own bounds.
+interruption, asks again for what a server rejected, and does nothing where both parts are there, made from the same
+inputs. `--from_journal` grows and saves again without the teacher, with other `--growth` for instance. With --api_model
+a Qwen2.5-VL behind an OpenAI-compatible server is the teacher (--api_base: vLLM, SGLang); --min_pixels and --max_pixels
+must then lie within the server's own bounds.
 With --label_need the reward model labels each row of the SFT part by whether the teacher's crop helps it (`loss_gap` in
 nats, `needed`); SFT then teaches `Not needed.` where it does not.
 
@@ -51,13 +52,13 @@ def create_dataset(args: argparse.Namespace) -> int:
     from transformers import set_seed
 
     from cropvlm.runs.processes import rank
-    from cropvlm.runs.provenance import SOURCES
+    from cropvlm.runs.provenance import SOURCES, row_keys, rows_checksum
     from cropvlm.sets.card import describe_sources, origins, report_files, write_card
     from cropvlm.sets.hub import prepare_repository, push
     from cropvlm.sets.mixture import halve, load_sources
-    from cropvlm.sets.need_labels import label_need
+    from cropvlm.sets.need_labels import gap_settings, label_need
     from cropvlm.sets.responses import failed_rows, response_run
-    from cropvlm.sets.saving import output_folders, save_whole
+    from cropvlm.sets.saving import INPUTS, code_before, output_folders, save_whole
     from cropvlm.sets.summary import summarise
     from cropvlm.sets.units import in_units
     from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references
@@ -71,16 +72,34 @@ def create_dataset(args: argparse.Namespace) -> int:
     sources = load_sources(args.dataset_path, args.split, args.max_samples)
     sft_rows, other_rows = halve(sources, args.sft_share)
     grpo_rows = with_references(other_rows)
+    rows = {"sft": sft_rows} | ({} if grpo_rows is None else {"grpo": grpo_rows})
+    keys = {part: row_keys(some) for part, some in rows.items()}
+
+    # Compare. Where both parts are there, made from the same inputs, nothing is left to do.
+    run = response_run(teacher, target, sft_rows, keys["sft"], args.from_journal)
+    (job,) = run.jobs
+    settings, journal = job.outputs[0].settings, job.outputs[0].journal
+    inputs = settings | {"growth": args.growth, "teacher_box_format": args.teacher_box_format}
+    inputs |= {"sources": [source.name for source in args.dataset_path]}
+    inputs |= {f"{part}_rows": rows_checksum(some, keys[part]) for part, some in rows.items()}
+    inputs["need"] = gap_settings(args) | {"threshold": args.need_threshold} if args.label_need else None
+    made = {part: folders[part] for part in rows}
+    code = None if args.from_journal else code_before(made.values(), inputs)
+    if code is not None and rank() == 0:
+        logger.info("%s: done before", " and ".join(map(str, made.values())))
+        if args.push_to_hub:
+            prepare_repository(args.push_to_hub)
+            push(args.push_to_hub, made)
+    if code is not None:
+        return code if rank() == 0 else 0
 
     # Ask. Every process asks for its share; the first one continues with all responses.
-    with response_run(teacher, target, sft_rows, args.from_journal) as run:
+    with run:
         if args.push_to_hub and rank() == 0:
             prepare_repository(args.push_to_hub)
-        (job,) = run.jobs
         (records,) = run.collect(job, run.generate(job))
         if rank() > 0:
             return 0
-        settings, journal = job.outputs[0].settings, job.outputs[0].journal
 
         # Grow, small boxes more than large ones.
         boxes, cut_points = grow(in_units(records, args.teacher_box_format), args.growth)
@@ -93,21 +112,25 @@ def create_dataset(args: argparse.Namespace) -> int:
         if args.label_need:
             parts["sft"], report["need"] = label_need(parts["sft"], target, args)
         if grpo_rows is not None:
-            parts["grpo"] = with_readable_images(grpo_rows, journal)
+            parts["grpo"] = with_readable_images(grpo_rows, keys["grpo"], journal)
             unreadable, without_references = len(grpo_rows) - len(parts["grpo"]), len(other_rows) - len(grpo_rows)
             report["left_out_of_grpo"] = {"no references": without_references, "unreadable images": unreadable}
 
         # Save, both parts or none.
         card = write_card(report, settings, describe_sources(args.dataset_path, parts))
-        made_from = json.dumps(origins(args.dataset_path, sources, args.split), indent=2)
-        files = {part: {"README.md": card.encode(), SOURCES: made_from.encode()} for part in parts}
+        complete = not report["left_out"] and len(parts.get("grpo", [])) == len(grpo_rows or [])
+        code = 0 if complete else COMPLETE_WITH_FAILURES
+        to_ask_again = sum(record.get("rejected", False) for record in records)
+        about = {SOURCES: origins(args.dataset_path, sources, args.split)}
+        about[INPUTS] = {"exit_code": code, "to_ask_again": to_ask_again, "inputs": inputs}
+        beside = {name: json.dumps(content, indent=2).encode() for name, content in about.items()}
+        files = {part: beside | {"README.md": card.encode()} for part in parts}
         files["sft"] |= report_files(report, boxes, parts["sft"])
         save_whole(target, parts, files)
     if args.push_to_hub:
-        push(args.push_to_hub, {part: folders[part] for part in parts})
+        push(args.push_to_hub, made)
     log_result(report, parts, folders)
-    complete = not report["left_out"] and len(parts.get("grpo", [])) == len(grpo_rows or [])
-    return 0 if complete else COMPLETE_WITH_FAILURES
+    return code
 
 
 def log_result(report: dict, parts: dict[str, Any], folders: dict[str, Path]) -> None:

@@ -1,7 +1,8 @@
 """The records that a run keeps beside its output until that is written."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,15 @@ class Journal:
     Args:
         target: file or folder that the run will write in the end. The journal is `{target}.journal.jsonl`.
         settings: a value that is missing counts as None.
-        is_row: whether a dict read from the file, with a `question_id`, is a row of this kind of run.
 
     Raises `UserError` on entering where another run holds it or wrote it with other settings, where its place is taken
     by something else, and where it cannot be read or written.
     """
 
-    def __init__(self, target: str | Path, settings: dict[str, Any], is_row: Callable[[dict], bool] = lambda row: True):
+    def __init__(self, target: str | Path, settings: dict[str, Any]):
         target = Path(target)
         self.path = target.with_name(target.name + ".journal.jsonl")
         self.settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
-        self.is_row = is_row
         self.rows: dict[str | int, dict] = {}
 
     def __enter__(self) -> "Journal":
@@ -83,15 +82,12 @@ class Journal:
                 raise
 
     def _parse(self, number: int, line: bytes) -> dict:
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             match json.loads(line):
                 case {"settings": dict()} as header if number == 1:
                     return header
-                case {"question_id": str() | int() as i} as row if number > 1 and not isinstance(i, bool):
-                    if self.is_row(row):
-                        return row
-        except (ValueError, RecursionError):
-            pass
+                case {"question_id": str() | int()} as row if number > 1:
+                    return row
         raise self._unreadable(number)
 
     def _unreadable(self, number: int) -> UserError:

@@ -34,6 +34,7 @@ HELD_BY = {
     "model_path": "model_files",
     "base_model_path": "model_files",
     "vqa_model_path": "model_files",
+    "reward_model": "model_files",
     "dataset_path": "questions",
 }
 
@@ -147,11 +148,11 @@ def row_keys(rows: Any) -> list[int]:
     return [zlib.crc32(question, image) for question, image in zip(questions, image_checksums(rows), strict=True)]
 
 
-def rows_checksum(rows: Any) -> str:
-    """A checksum of the rows' ids, questions, references, boxes and image files, in their order."""
+def rows_checksum(rows: Any, keys: list[int] | None = None) -> str:
+    """A checksum of the rows' ids, questions, references, boxes and image files, in order. keys: of `row_keys`."""
     names = [name for name in ("question_id", "answers", "bbox") if name in rows.column_names]
     columns = {name: list(rows.with_format(None)[name]) for name in names}
-    return hash_of(json.dumps([columns, row_keys(rows)]), digits=64)
+    return hash_of(json.dumps([columns, keys or row_keys(rows)]), digits=64)
 
 
 def sources_of(path: str, rows: Any) -> list[dict[str, Any]]:

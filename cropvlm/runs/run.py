@@ -18,7 +18,7 @@ from cropvlm.errors import UnreadableImage, UserError, listed, shorten
 from cropvlm.prompts import Prompt, PromptSource
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from cropvlm.runs.journal import Journal
-from cropvlm.runs.predictions import build_meta, is_record, read_meta, write_predictions
+from cropvlm.runs.predictions import build_meta, read_meta, write_predictions
 from cropvlm.runs.processes import exchange, gather, rank, shard
 from cropvlm.runs.provenance import differences
 from cropvlm.runs.server import MOST_REJECTED
@@ -64,15 +64,11 @@ class Output:
 
     def __post_init__(self):
         target = f"{self.path}.rank{rank()}" if rank() else self.path  # every process has its own
-        self.journal = Journal(target, self.shared_settings(), self.is_row)
+        self.journal = Journal(target, self.shared_settings())
 
     def shared_settings(self) -> dict[str, Any]:
         """The settings of all rows: each has the checksum of its image beside it."""
         return {name: value for name, value in self.settings.items() if name != "images"}
-
-    def is_row(self, record: dict) -> bool:
-        """Whether a line of a journal is a record of this output."""
-        return is_record(record) and isinstance(record.get("failed", ""), str)
 
     def is_done(self, question_id: str | int, key: int | None) -> bool:
         """Whether a row needs no text: it has one, or its image, the same as then, could not be read."""
@@ -98,7 +94,7 @@ class Output:
         """Move what other processes have left into the journal of the first one."""
         for path in sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*.journal.jsonl")):
             target = path.with_name(path.name.removesuffix(".journal.jsonl"))
-            with Journal(target, self.journal.settings, self.is_row) as other:
+            with Journal(target, self.journal.settings) as other:
                 self.journal.append(other.rows.values())
                 other.remove()
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -36,10 +37,7 @@ def label_need(rows: Dataset, target: str, args: argparse.Namespace) -> tuple[Da
     box, so that the same command continues; another threshold asks for none again.
     """
     device, dtype = device_and_dtype(device_index(args.gpu))
-    settings = {"reward_model": args.reward_model, "model_files": model_checksum(args.reward_model)}
-    settings |= {"longest_edge": args.reward_longest_edge, "dtype": str(dtype)}
-    settings["prompt"] = answerer_messages("{question}", 2)
-    with Journal(f"{target}_need", settings) as journal:
+    with Journal(f"{target}_need", gap_settings(args)) as journal:
         columns = zip(*(rows[name] for name in ("question_id", "question", "answers", "bbox")), strict=True)
         keys = [hash_of(json.dumps(row)) for row in columns]
         known = {i for i, record in journal.rows.items() if "loss_gap" in record}
@@ -66,6 +64,13 @@ def label_need(rows: Dataset, target: str, args: argparse.Namespace) -> tuple[Da
     report |= {"without_references": gaps.count(None), "gap_edges": list(EDGES), "rows_by_gap": counts.tolist()}
     logger.info("a crop is needed by %d of %d rows", sum(needed), len(needed))
     return labelled, report
+
+
+def gap_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that determine the gap of a row."""
+    dtype = str(device_and_dtype(device_index(args.gpu))[1])
+    settings = {"reward_model": args.reward_model, "model_files": model_checksum(args.reward_model), "dtype": dtype}
+    return settings | {"longest_edge": args.reward_longest_edge, "prompt": answerer_messages("{question}", 2)}
 
 
 def loss_gaps(reward: AnswerLikelihoodReward, rows: Dataset, indices: list[int]) -> Iterator[tuple[int, float]]:

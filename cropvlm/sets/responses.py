@@ -12,7 +12,6 @@ from cropvlm.data.images import image_size
 from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.models.qwen import qwen_size
 from cropvlm.runs.journal import Journal
-from cropvlm.runs.provenance import row_keys
 from cropvlm.runs.run import Job, Output, Run, Text
 from cropvlm.sets.asking import Asked, Teacher, TeacherPrompts
 
@@ -30,13 +29,10 @@ class Responses(Output):
     asked: Asked = None
     only_journal: bool = False
 
-    def is_row(self, record: dict) -> bool:
-        return True  # the journal also holds which images of the GRPO part can be read
-
     def is_done(self, question_id: str | int, key: int | None) -> bool:
         record = self.rows.get(question_id, {})
         given_up = "error" in record and (self.only_journal or not record.get("rejected"))
-        return record.get("key") == key and (given_up or is_response(record))
+        return record.get("key") == key and (given_up or "teacher_response" in record)
 
     def make_record(self, i: int, text: Text) -> dict:
         if isinstance(text, ValueError):
@@ -47,15 +43,11 @@ class Responses(Output):
         return {"seconds": None, "size": list(size), "seen_size": seen_size, "teacher_response": text}
 
 
-def is_response(record: dict) -> bool:
-    """Whether a record, read from a file that anyone may have changed, holds a response."""
-    sizes = [record.get("size"), record.get("seen_size")]
-    are_sizes = all(isinstance(s, list) and len(s) == 2 and all(type(n) is int and n > 0 for n in s) for s in sizes)
-    return are_sizes and isinstance(record.get("teacher_response"), str)
+def response_run(teacher: Teacher, target: str, rows: Dataset, keys: list[int], only_journal: bool) -> Run:
+    """The run that asks a teacher about `rows`, or with `only_journal` takes the responses from the journal alone.
 
-
-def response_run(teacher: Teacher, target: str, rows: Dataset, only_journal: bool) -> Run:
-    """The run that asks a teacher about `rows`, or with `only_journal` takes the responses from the journal alone."""
+    keys: of `cropvlm.runs.provenance.row_keys`. The journal also holds which images of the GRPO part can be read.
+    """
     asked = Asked(teacher)
     settings = settings_in_journal(target) if only_journal else asked.settings()
     output = Responses(Path(target), settings, {}, {}, None, data=rows, asked=asked, only_journal=only_journal)
@@ -72,7 +64,7 @@ def response_run(teacher: Teacher, target: str, rows: Dataset, only_journal: boo
             seen = f"{output.journal.path} has no response to {missing} of {len(rows)} rows"
             raise UserError(f"{seen}; leave --from_journal out to ask the teacher")
 
-    job = Job(list(rows["question_id"]), TeacherPrompts(rows), [output], row_keys(rows))
+    job = Job(list(rows["question_id"]), TeacherPrompts(rows), [output], keys)
     return Run([job], generate if only_journal else asked.generate)
 
 

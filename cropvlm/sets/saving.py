@@ -8,16 +8,19 @@ import shutil
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Image
 
 from cropvlm.errors import UserError, failure, one_line
 from cropvlm.runs.files import open_to_group
+from cropvlm.runs.provenance import differences
 from cropvlm.sets.sources import Source
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
 OWN_FILES = ("*.arrow", "dataset_info.json", "state.json", "README.md", "sources.json", "teacher_report.*")
-OWN_FILES += ("cache-*", "tmp*")
+OWN_FILES += ("inputs.json", "cache-*", "tmp*")
+INPUTS = "inputs.json"  # what a part was made from
 ANOTHER = "name another --output_path"
 MARKER = ".made_by_create_dataset"  # tells a folder that an interrupted run left from one of the user's
 
@@ -60,6 +63,22 @@ def _check_apart(folder: Path, source: Source) -> None:
         if there == here or there in here.parents or here in there.parents:
             told = f"{folder} and the source {path} are the same folder, or one lies in the other"
             raise UserError(f"{told}; {ANOTHER}")
+
+
+def code_before(folders: Iterable[Path], inputs: dict[str, Any]) -> int | None:
+    """The exit code of the run that saved these parts from the same inputs; None where they are to be made.
+
+    They are to be made where a part is missing or comes from other inputs, and where rows failed that are asked again.
+    """
+    code = None
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads((folder / INPUTS).read_text())
+            if not record["to_ask_again"] and not differences(record["inputs"], json.loads(json.dumps(inputs))):
+                code = record["exit_code"]
+                continue
+        return None
+    return code
 
 
 def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str, bytes]]) -> None:

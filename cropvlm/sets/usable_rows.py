@@ -11,7 +11,6 @@ from tqdm import tqdm
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage, UserError, listed
 from cropvlm.runs.journal import Journal
-from cropvlm.runs.provenance import row_keys
 from cropvlm.teacher import GrownBox
 
 logger = logging.getLogger(__name__)
@@ -47,14 +46,13 @@ def with_references(rows: Dataset | None) -> Dataset | None:
     return _leave_out_others(rows, kept, "no references, left out of the GRPO part")
 
 
-def with_readable_images(rows: Dataset, journal: Journal) -> Dataset:
+def with_readable_images(rows: Dataset, keys: list[int], journal: Journal) -> Dataset:
     """Return the rows of the GRPO part whose image can be decoded: training would stop at another, hours from now.
 
     The results are kept in the journal, beside the teacher's responses, so that no image is decoded at every run.
-    Raises `UserError` if no image can be.
+    keys: of `cropvlm.runs.provenance.row_keys`. Raises `UserError` if no image can be.
     """
-
-    known = [{"question_id": i, "key": key} for i, key in zip(rows["question_id"], row_keys(rows), strict=True)]
+    known = [{"question_id": i, "key": key} for i, key in zip(rows["question_id"], keys, strict=True)]
 
     def is_new(record: dict) -> bool:
         kept = journal.rows.get(record["question_id"], {})

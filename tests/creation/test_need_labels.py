@@ -1,6 +1,7 @@
 """create_dataset.py --label_need: by what the reward model loses without the crop, and what SFT makes of it."""
 
 import json
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -69,6 +70,7 @@ def test_another_threshold_computes_no_gap_again_and_an_interrupted_run_goes_on(
     # Rows that the journal lacks, and those whose box has changed.
     journal = tmp_path / "made_need.journal.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:9]))  # settings and 8 rows
+    shutil.rmtree(tmp_path / "made_sft")
     counted.clear()
     assert script(*FLAGS) == 0
     assert counted == [8, 9, 10, 11]

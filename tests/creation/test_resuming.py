@@ -1,6 +1,7 @@
 """create_dataset.py run again: after an interruption, from its journal, over changed images, by several processes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,28 @@ def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
         assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
 
 
-def test_a_run_again_needs_no_teacher(script, asked, tmp_path):
+def test_the_same_command_has_nothing_to_do(script, asked, tmp_path, caplog, tiny_world):
     assert script() == 0
+    grown = content(tmp_path / "made_sft")
     asked.clear()
-    before = content(tmp_path / "made_sft")
+    (tmp_path / "made.journal.jsonl").rename(tmp_path / "kept")
+    before = (tmp_path / "made_sft").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert script("--dataset_path", shutil.copytree(tiny_world, tmp_path / "miniature")) == 0  # the same, moved
+    assert "made_sft and " in caplog.text
+    assert "made_grpo: done before" in caplog.text
+    assert (tmp_path / "made_sft").stat().st_mtime_ns == before
+    (tmp_path / "kept").rename(tmp_path / "made.journal.jsonl")
+    assert script("--growth", "1", "1", "1", "1", "1") == 0
+    assert content(tmp_path / "made_sft") != grown
     assert script() == 0
+    assert content(tmp_path / "made_sft") == grown
+    shutil.rmtree(tmp_path / "made_grpo")
+    assert script() == 0
+    assert (tmp_path / "made_grpo").exists()
     assert asked == []
-    assert content(tmp_path / "made_sft") == before
+    assert script("--max_samples", "20") == 0
+    assert len(content(tmp_path / "made_grpo")) == 10
 
 
 # create_dataset.py, which writes the number of rows of every batch into the file named first.
@@ -51,7 +67,8 @@ COUNTED = """
 import sys
 from pathlib import Path
 import create_dataset
-from cropvlm import cli, generation
+from cropvlm import generation
+from cropvlm.runs import cli
 batches, generate = Path(sys.argv.pop(1)), generation._generate_batch
 def note_and_generate(model, processor, items, *args):
     with batches.open("a") as file:
@@ -104,23 +121,6 @@ def test_the_same_command_leaves_the_same_bytes(script, asked, tmp_path):
     }
     assert script("--output_path", str(tmp_path / "made"), "--from_journal") == 0
     assert everything() == first
-
-
-def test_records_that_hold_no_response_are_asked_for_again(script, asked, tmp_path):
-    assert script() == 0
-    before, everyone = content(tmp_path / "made_sft"), list(asked)
-    journal = tmp_path / "made.journal.jsonl"
-    header, *lines = journal.read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    rows[1]["teacher_response"] = None
-    rows[2]["size"] = "large"
-    rows[3] = {"question_id": rows[3]["question_id"]}
-    journal.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
-    assert script("--from_journal") == 2
-    asked.clear()
-    assert script() == 0
-    assert asked == everyone[1:4]
-    assert content(tmp_path / "made_sft") == before
 
 
 def test_a_response_to_what_a_file_held_before_is_none(script, asked, pictures):
@@ -257,6 +257,7 @@ def test_the_next_run_takes_over_what_other_processes_did(script, asked, tmp_pat
     header, *rows = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([header, *rows[:4]]))
     (tmp_path / "made.rank3.journal.jsonl").write_text("".join([header, *rows[4:10]]))
+    shutil.rmtree(tmp_path / "made_sft")
     asked.clear()
     assert script() == 0
     assert asked == everyone[10:]

@@ -32,7 +32,7 @@ def test_the_journal_keeps_rows_for_the_next_run(tmp_path):
     assert list(target.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("cut", range(1, 41))
+@pytest.mark.parametrize("cut", [1, 2, 40])  # the end of the line, of the object; nearly all of the line
 def test_a_last_line_cut_anywhere_is_dropped_and_written_anew(tmp_path, cut):
     with Journal(tmp_path / "a", {}) as journal:
         journal.append(RECORDS)
@@ -70,34 +70,8 @@ def test_a_journal_of_other_settings_is_refused_with_the_way_out(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        '{"settings": {}}\nnonsense\n',
-        '{"settings": {}}\n{"answer": "a"}\n',
-        '{"settings": {}}\n{"question_id": true}\n',
-        '{"settings": {}}\n{"question_id": [1]}\n',
-        '{"settings": {}}\n{"question_id": 1.5}\n',
-        '{"settings": {}}\n["question_id"]\n',
-        '{"settings": {}}\n\n',
-        '{"settings": {}}\n' + "[" * 100_000 + "\n",
-        '{"settings": {}}\n{"question_id": ' + "9" * 5000 + "}\n",
-        "[]\n",
-        '{"settings": 1}\n',
-        "\0\n",
-    ],
-    ids=[
-        *(
-            "not JSON",
-            "no id",
-            "a boolean id",
-            "a list as id",
-            "a float id",
-            "a list",
-            "a blank line",
-            "deep",
-            "digits",
-        ),
-        *("a list first", "settings a number", "a zero byte"),
-    ],
+    ['{"settings": {}}\nnonsense\n', '{"settings": {}}\n{"answer": "a"}\n', '{"settings": {}}\n\n', "[]\n", "\0\n"],
+    ids=["not JSON", "no id", "a blank line", "a list first", "a zero byte"],
 )
 def test_a_broken_journal_is_refused(tmp_path, content):
     content += '{"question_id": 7, "answ'  # cut: nothing of a file that is refused is dropped
@@ -108,16 +82,6 @@ def test_a_broken_journal_is_refused(tmp_path, content):
     ):
         pass
     assert (tmp_path / "a.journal.jsonl").read_text() == content
-
-
-def test_rows_of_another_kind_are_refused(tmp_path):
-    with Journal(tmp_path / "a", {}) as journal:
-        journal.append(RECORDS)
-    with (
-        pytest.raises(UserError, match=r"line 3 of .*a.journal.jsonl is not readable"),
-        Journal(tmp_path / "a", {}, is_row=lambda row: row["answer"] != ""),
-    ):
-        pass
 
 
 def test_settings_that_are_not_there_count_as_none(tmp_path):
@@ -136,23 +100,16 @@ def test_long_settings_are_cut_in_the_message(tmp_path):
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("content", [b"", b"my notes", b"my notes\n", b'{"settings": '])
+@pytest.mark.parametrize("content", [None, b"", b"my notes\n"])
 def test_a_link_in_its_place_is_not_followed(tmp_path, content):
-    (tmp_path / "mine").write_bytes(content)
+    if content is not None:
+        (tmp_path / "mine").write_bytes(content)
     (tmp_path / "a.journal.jsonl").symlink_to("mine")
     with pytest.raises(UserError, match="is not a regular file"), Journal(tmp_path / "a", {}):
         pass
-    assert (tmp_path / "mine").read_bytes() == content
     assert (tmp_path / "a.journal.jsonl").is_symlink()
-
-
-def test_a_dangling_link_and_a_pipe_in_its_place(tmp_path):
-    (tmp_path / "a.journal.jsonl").symlink_to("nothing")
-    os.mkfifo(tmp_path / "b.journal.jsonl")
-    for name in ("a", "b"):
-        with pytest.raises(UserError, match="is not a regular file"), Journal(tmp_path / name, {}):
-            pass
-    assert not (tmp_path / "nothing").exists()
+    assert (content is not None) == (tmp_path / "mine").exists()
+    assert content is None or (tmp_path / "mine").read_bytes() == content
 
 
 @pytest.mark.parametrize("content", [b"my notes", b"my notes\n\n", b"{}"])
@@ -178,7 +135,7 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("limit", [0, 5, 27, 28, 29, 60, 100, 4096])
+@pytest.mark.parametrize("limit", [0, 27, 100, 4096])
 def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(tmp_path, limit):
     """The header takes 28 bytes, a row 34."""
     command = [sys.executable, "-c", FULL, tmp_path / "a", str(limit)]

@@ -294,15 +294,6 @@ def test_settings_that_differ_are_rejected(tmp_path):
     assert do(tmp_path, size=64, model_path="moved", model_files=1) == 0
 
 
-def test_journal_lines_that_are_not_records_are_named(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        do(tmp_path, Generator(ends_after=1))
-    with (tmp_path / "first.json.journal.jsonl").open("a") as file:
-        file.write('{"question_id": 1, "answer": null}\n')
-    with pytest.raises(UserError, match="line 3 of .*first.json.journal.jsonl is not readable; delete"):
-        do(tmp_path)
-
-
 def test_one_file_for_two_jobs_is_refused(tmp_path):
     jobs = [Job([1], Prompts("a", 1), [output(tmp_path / "a.json")]) for _ in range(2)]
     with pytest.raises(UserError, match="a.json would be written 2 times; run them one by one with --name"):

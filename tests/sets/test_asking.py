@@ -19,7 +19,7 @@ from cropvlm.generation import generate_rows
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.qwen import PixelBudget, qwen_image, qwen_size
 from cropvlm.sets.asking import Asked, Teacher, TeacherPrompts, pixel_budget
-from cropvlm.sets.responses import Responses, is_response
+from cropvlm.sets.responses import Responses
 
 SIDES = st.integers(min_value=1, max_value=9000)
 
@@ -172,26 +172,6 @@ def test_the_budget_of_the_real_processor(real_qwen):
     settings = AutoImageProcessor.from_pretrained(real_qwen)
     factor = settings.patch_size * settings.merge_size
     assert PixelBudget() == (settings.size["shortest_edge"], settings.size["longest_edge"], factor)
-
-
-RECORD = {"question_id": 1, "key": 5, "size": [9, 8], "seen_size": [28, 28], "teacher_response": ""}
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({}, True),
-        ({"teacher_response": None}, False),
-        ({"teacher_response": ["[1, 2, 3, 4]"]}, False),
-        ({"size": "9x8"}, False),
-        ({"size": [9]}, False),
-        ({"size": [9, 0]}, False),
-        ({"seen_size": [28.0, 28]}, False),
-        ({"seen_size": None}, False),
-    ],
-)
-def test_is_response(change, expected):
-    assert is_response(RECORD | change) is expected
 
 
 def test_a_row_that_fails_may_succeed_another_time():
