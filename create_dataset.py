@@ -26,7 +26,6 @@ part.
 """
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -52,13 +51,13 @@ def create_dataset(args: argparse.Namespace) -> int:
     from transformers import set_seed
 
     from cropvlm.runs.processes import rank
-    from cropvlm.runs.provenance import SOURCES, row_keys, rows_checksum
-    from cropvlm.sets.card import describe_sources, origins, report_files, write_card
+    from cropvlm.runs.provenance import SOURCES, row_keys
+    from cropvlm.sets.card import describe_sources, origins, part_files, write_card
     from cropvlm.sets.hub import prepare_repository, push
     from cropvlm.sets.mixture import halve, load_sources
-    from cropvlm.sets.need_labels import gap_settings, label_need
+    from cropvlm.sets.need_labels import label_need
     from cropvlm.sets.responses import failed_rows, response_run
-    from cropvlm.sets.saving import INPUTS, code_before, output_folders, save_whole
+    from cropvlm.sets.saving import INPUTS, describe_inputs, output_folders, save_whole
     from cropvlm.sets.summary import summarise
     from cropvlm.sets.units import in_units
     from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references
@@ -78,20 +77,10 @@ def create_dataset(args: argparse.Namespace) -> int:
     # Compare. Where both parts are there, made from the same inputs, nothing is left to do.
     run = response_run(teacher, target, sft_rows, keys["sft"], args.from_journal)
     (job,) = run.jobs
-    settings, journal = job.outputs[0].settings, job.outputs[0].journal
-    inputs = settings | {"growth": args.growth, "teacher_box_format": args.teacher_box_format}
-    inputs |= {"sources": [source.name for source in args.dataset_path]}
-    inputs |= {f"{part}_rows": rows_checksum(some, keys[part]) for part, some in rows.items()}
-    inputs["need"] = gap_settings(args) | {"threshold": args.need_threshold} if args.label_need else None
-    made = {part: folders[part] for part in rows}
-    code = None if args.from_journal else code_before(made.values(), inputs)
-    if code is not None and rank() == 0:
-        logger.info("%s: done before", " and ".join(map(str, made.values())))
-        if args.push_to_hub:
-            prepare_repository(args.push_to_hub)
-            push(args.push_to_hub, made)
-    if code is not None:
-        return code if rank() == 0 else 0
+    settings, made = job.outputs[0].settings, {part: folders[part] for part in rows}
+    inputs = describe_inputs(args, settings, rows, keys)
+    if not args.from_journal and (code := done_before(made, inputs, args.push_to_hub)) is not None:
+        return code
 
     # Ask. Every process asks for its share; the first one continues with all responses.
     with run:
@@ -112,7 +101,7 @@ def create_dataset(args: argparse.Namespace) -> int:
         if args.label_need:
             parts["sft"], report["need"] = label_need(parts["sft"], target, args)
         if grpo_rows is not None:
-            parts["grpo"] = with_readable_images(grpo_rows, keys["grpo"], journal)
+            parts["grpo"] = with_readable_images(grpo_rows, keys["grpo"], job.outputs[0].journal)
             unreadable, without_references = len(grpo_rows) - len(parts["grpo"]), len(other_rows) - len(grpo_rows)
             report["left_out_of_grpo"] = {"no references": without_references, "unreadable images": unreadable}
 
@@ -120,16 +109,28 @@ def create_dataset(args: argparse.Namespace) -> int:
         card = write_card(report, settings, describe_sources(args.dataset_path, parts))
         complete = not report["left_out"] and len(parts.get("grpo", [])) == len(grpo_rows or [])
         code = 0 if complete else COMPLETE_WITH_FAILURES
-        to_ask_again = sum(record.get("rejected", False) for record in records)
-        about = {SOURCES: origins(args.dataset_path, sources, args.split)}
-        about[INPUTS] = {"exit_code": code, "to_ask_again": to_ask_again, "inputs": inputs}
-        beside = {name: json.dumps(content, indent=2).encode() for name, content in about.items()}
-        files = {part: beside | {"README.md": card.encode()} for part in parts}
-        files["sft"] |= report_files(report, boxes, parts["sft"])
-        save_whole(target, parts, files)
+        inputs = {"exit_code": code, "to_ask_again": sum("rejected" in record for record in records), "inputs": inputs}
+        made_from = {SOURCES: origins(args.dataset_path, sources, args.split), INPUTS: inputs}
+        save_whole(target, parts, part_files(parts, card, made_from, report, boxes))
     if args.push_to_hub:
         push(args.push_to_hub, made)
     log_result(report, parts, folders)
+    return code
+
+
+def done_before(folders: dict[str, Path], inputs: dict[str, Any], repository: str | None) -> int | None:
+    """The exit code where these parts are there, made from the same inputs, and sent to the Hub if asked; else None."""
+    from cropvlm.runs.processes import rank
+    from cropvlm.sets.hub import prepare_repository, push
+    from cropvlm.sets.saving import code_before
+
+    code = code_before(folders.values(), inputs)
+    if code is None or rank() > 0:
+        return code and 0
+    logger.info("%s: done before", " and ".join(map(str, folders.values())))
+    if repository:
+        prepare_repository(repository)
+        push(repository, folders)
     return code
 
 

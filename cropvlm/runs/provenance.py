@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ LIBRARIES = (
     *("torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "trl", "pillow", "numpy"),
     *("qwen-vl-utils", "rapidfuzz"),
 )
-# Settings that name something by a path, and the setting that says what it holds: if both runs know that, and it is
-# equal, the name does not count. A copied folder is the same model or data.
+# Settings that name something by a path, and the setting that says what it holds: a copied folder is the same model.
 HELD_BY = {
     "model_path": "model_files",
     "base_model_path": "model_files",
@@ -39,18 +38,26 @@ HELD_BY = {
 }
 
 
-def differences(theirs: Mapping, ours: Mapping, held_by: Mapping[str, str] = HELD_BY) -> list[str]:
-    """What the settings of two runs differ in, in words; a missing one counts as None. See `HELD_BY`.
+def differences(theirs: Mapping, ours: Mapping, contents: Sequence[Mapping] | None = None) -> list[str]:
+    """What the settings of two runs differ in, in words; a missing one counts as None.
+
+    contents: checksums by the settings that name something by a path, of their run and of ours; by default as `HELD_BY`
+    says. A path counts by what it holds, where both runs know that.
 
     >>> differences({"size": 64, "model_path": "a", "model_files": 7}, {"model_path": "b", "model_files": 7})
     ['size 64 there, None here']
     """
+    if contents is None:  # where names are the same, what they hold is told by a setting of its own
+        held_by = {name: key for name, key in HELD_BY.items() if theirs.get(name) != ours.get(name)}
+        contents = [{name: run.get(key) for name, key in held_by.items()} for run in (theirs, ours)]
     found = []
-    for key in sorted(theirs.keys() | ours.keys()):
-        held = [run.get(held_by.get(key)) for run in (theirs, ours)]
-        there, here = theirs.get(key), ours.get(key)
-        if there != here and (None in held or held[0] != held[1]):
-            found.append(f"{key} {shorten(repr(there))} there, {shorten(repr(here))} here")
+    for name in sorted(theirs.keys() | ours.keys()):
+        there, here = theirs.get(name), ours.get(name)
+        held = [known.get(name) for known in contents]
+        if (there == here) if None in held else (held[0] == held[1]):
+            continue
+        seen = "has changed" if there == here else f"there, {shorten(repr(here))} here"
+        found.append(f"{name} {shorten(repr(there))} {seen}")
     return found
 
 

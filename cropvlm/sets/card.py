@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -49,11 +50,17 @@ NEED = """
   `loss_gap`, the log-likelihood of the answer with the crop less that without, is at least {threshold} nats"""
 
 
-def report_files(report: dict, boxes: list[GrownBox], rows: Dataset) -> dict[str, bytes]:
-    """Return the files of the report by name. boxes: of the rows, in order."""
+def part_files(
+    parts: Mapping[str, Dataset], card: str, made_from: dict[str, Any], report: dict, boxes: list[GrownBox]
+) -> dict[str, dict[str, bytes]]:
+    """Return the files beside the rows of each part, by name: card and `made_from`, for SFT the report as well."""
+    texts = {"README.md": card} | {name: json.dumps(known, indent=2) for name, known in made_from.items()}
+    files = {part: {name: text.encode() for name, text in texts.items()} for part in parts}
     picture = io.BytesIO()
-    draw_report(boxes, rows).save(picture, "PNG")
-    return {"teacher_report.json": json.dumps(report, indent=2).encode(), "teacher_report.png": picture.getvalue()}
+    draw_report(boxes, parts["sft"]).save(picture, "PNG")
+    files["sft"]["teacher_report.json"] = json.dumps(report, indent=2).encode()
+    files["sft"]["teacher_report.png"] = picture.getvalue()
+    return files
 
 
 def describe_sources(sources: Sequence[Source], parts: Mapping[str, Dataset]) -> list[dict]:

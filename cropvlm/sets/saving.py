@@ -1,5 +1,6 @@
 """Both parts of the training data saved together or not at all, and nothing else touched."""
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -14,7 +15,8 @@ from datasets import Dataset, Image
 
 from cropvlm.errors import UserError, failure, one_line
 from cropvlm.runs.files import open_to_group
-from cropvlm.runs.provenance import differences
+from cropvlm.runs.provenance import differences, rows_checksum
+from cropvlm.sets.need_labels import gap_settings
 from cropvlm.sets.sources import Source
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
@@ -63,6 +65,19 @@ def _check_apart(folder: Path, source: Source) -> None:
         if there == here or there in here.parents or here in there.parents:
             told = f"{folder} and the source {path} are the same folder, or one lies in the other"
             raise UserError(f"{told}; {ANOTHER}")
+
+
+def describe_inputs(
+    args: argparse.Namespace, settings: dict[str, Any], rows: dict[str, Dataset], keys: dict[str, list[int]]
+) -> dict[str, Any]:
+    """What determines the parts: the settings of the responses, what is made of them, and the rows of each part.
+
+    args: the flags. keys: of the rows of each part, see `cropvlm.runs.provenance.row_keys`.
+    """
+    need = gap_settings(args) | {"threshold": args.need_threshold} if args.label_need else None
+    made = {"growth": args.growth, "teacher_box_format": args.teacher_box_format, "need": need}
+    names = {"sources": [source.name for source in args.dataset_path]}
+    return settings | made | names | {f"{part}_rows": rows_checksum(rows[part], keys[part]) for part in rows}
 
 
 def code_before(folders: Iterable[Path], inputs: dict[str, Any]) -> int | None:

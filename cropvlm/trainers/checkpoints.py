@@ -18,7 +18,8 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
-from cropvlm.errors import UserError, listed, shorten
+from cropvlm.errors import UserError, listed
+from cropvlm.runs import provenance
 from cropvlm.runs.files import open_to_group, write_json
 from cropvlm.runs.provenance import RECORD, file_checksum, model_checksum, rows_checksum, sources_of
 from cropvlm.trainers.micro_batches import differs_by_micro_batch
@@ -89,17 +90,10 @@ def add_steps(run: dict[str, dict], state: TrainerState) -> dict[str, dict]:
 
 
 def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
-    """Return what two runs differ in, in words. A path counts by what it holds, where both runs know that."""
-    found = []
-    either = (theirs["settings"].keys() | ours["settings"].keys()) & set(UNLESS_GIVEN)
-    for name in sorted((theirs["settings"].keys() & ours["settings"].keys()) | either):
-        there, here = (run["settings"].get(name) for run in (theirs, ours))
-        held = [run["contents"].get(name) for run in (theirs, ours)]
-        if there != here and (None in held or held[0] != held[1]):
-            found.append(f"{name} {shorten(repr(there))} there, {shorten(repr(here))} here")
-        elif None not in held and held[0] != held[1]:
-            found.append(f"{name} {shorten(repr(here))} has changed")
-    return found
+    """Return what two runs differ in, in words. A setting that only one of them knows is of another version."""
+    names = (theirs["settings"].keys() & ours["settings"].keys()) | set(UNLESS_GIVEN)
+    known = [{name: run["settings"].get(name) for name in names} for run in (theirs, ours)]
+    return provenance.differences(*known, [run["contents"] for run in (theirs, ours)])
 
 
 def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict]) -> None:
