@@ -57,7 +57,7 @@ def create_dataset(args: argparse.Namespace) -> int:
     from cropvlm.sets.mixture import halve, load_sources
     from cropvlm.sets.need_labels import label_need
     from cropvlm.sets.responses import failed_rows, response_run
-    from cropvlm.sets.saving import INPUTS, describe_inputs, output_folders, save_whole
+    from cropvlm.sets.saving import INPUTS, code_before, describe_inputs, output_folders, save_whole
     from cropvlm.sets.summary import summarise
     from cropvlm.sets.units import in_units
     from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references
@@ -79,7 +79,7 @@ def create_dataset(args: argparse.Namespace) -> int:
     (job,) = run.jobs
     settings, made = job.outputs[0].settings, {part: folders[part] for part in rows}
     inputs = describe_inputs(args, settings, rows, keys)
-    if not args.from_journal and (code := done_before(made, inputs, args.push_to_hub)) is not None:
+    if not args.from_journal and (code := code_before(made, inputs, args.push_to_hub)) is not None:
         return code
 
     # Ask. Every process asks for its share; the first one continues with all responses.
@@ -115,22 +115,6 @@ def create_dataset(args: argparse.Namespace) -> int:
     if args.push_to_hub:
         push(args.push_to_hub, made)
     log_result(report, parts, folders)
-    return code
-
-
-def done_before(folders: dict[str, Path], inputs: dict[str, Any], repository: str | None) -> int | None:
-    """The exit code where these parts are there, made from the same inputs, and sent to the Hub if asked; else None."""
-    from cropvlm.runs.processes import rank
-    from cropvlm.sets.hub import prepare_repository, push
-    from cropvlm.sets.saving import code_before
-
-    code = code_before(folders.values(), inputs)
-    if code is None or rank() > 0:
-        return code and 0
-    logger.info("%s: done before", " and ".join(map(str, folders.values())))
-    if repository:
-        prepare_repository(repository)
-        push(repository, folders)
     return code
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -15,9 +16,13 @@ from datasets import Dataset, Image
 
 from cropvlm.errors import UserError, failure, one_line
 from cropvlm.runs.files import open_to_group
+from cropvlm.runs.processes import rank
 from cropvlm.runs.provenance import differences, rows_checksum
+from cropvlm.sets import hub
 from cropvlm.sets.need_labels import gap_settings
 from cropvlm.sets.sources import Source
+
+logger = logging.getLogger(__name__)
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
 OWN_FILES = ("*.arrow", "dataset_info.json", "state.json", "README.md", "sources.json", "teacher_report.*")
@@ -80,20 +85,25 @@ def describe_inputs(
     return settings | made | names | {f"{part}_rows": rows_checksum(rows[part], keys[part]) for part in rows}
 
 
-def code_before(folders: Iterable[Path], inputs: dict[str, Any]) -> int | None:
+def code_before(folders: dict[str, Path], inputs: dict[str, Any], repository: str | None = None) -> int | None:
     """The exit code of the run that saved these parts from the same inputs; None where they are to be made.
 
     They are to be made where a part is missing or comes from other inputs, and where rows failed that are asked again.
+    repository: where the parts are sent then.
     """
-    code = None
-    for folder in folders:
+    records = []
+    for folder in folders.values():
         with contextlib.suppress(OSError, ValueError):
-            record = json.loads((folder / INPUTS).read_text())
-            if not record["to_ask_again"] and not differences(record["inputs"], json.loads(json.dumps(inputs))):
-                code = record["exit_code"]
-                continue
+            records.append(json.loads((folder / INPUTS).read_text()))
+    inputs = json.loads(json.dumps(inputs))  # tuples become lists
+    same = [not record["to_ask_again"] and not differences(record["inputs"], inputs) for record in records]
+    if len(same) < len(folders) or not all(same):
         return None
-    return code
+    logger.info("%s: done before", " and ".join(map(str, folders.values())))
+    if repository and rank() == 0:
+        hub.prepare_repository(repository)
+        hub.push(repository, folders)
+    return records[0]["exit_code"] if rank() == 0 else 0
 
 
 def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str, bytes]]) -> None:
