@@ -18,7 +18,8 @@ FIRST_SEED = 42  # of `scripts/configs/`
 
 checked = dataclass(frozen=True, config={"extra": "forbid", "strict": True})
 Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]  # YAML has lists
-Keys = Annotated[list[str], Field(min_length=1)] | None
+Key = str | bool | int  # of a table; `true` is a switch to YAML
+Keys = Annotated[list[Key], Field(min_length=1)] | None
 Count = Annotated[int, Field(ge=1)]
 Points = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bar = Annotated[float, Field(allow_inf_nan=False)]
@@ -320,7 +321,7 @@ def _parse(content: Any, names: Mapping[str, str], seed: int | None) -> Claims:
         return tuple(Setting(named("benchmarks", name, where), answerer, cropper, part.control) for name in benchmarks)
 
     def figure(entry: dict, where: str) -> Figure:
-        on = _build(str, f"{where}.benchmark", entry.pop("benchmark", None))
+        on = _build(Key, f"{where}.benchmark", entry.pop("benchmark", None))
         part = {key: entry.pop(key) for key in ("answerer", "cropper", "control") if key in entry}
         if "margin" not in entry and "tolerance" not in entry:
             entry["margin"] = content.get("margin")
@@ -350,7 +351,7 @@ def _parse(content: Any, names: Mapping[str, str], seed: int | None) -> Claims:
     made["also"] = tuple(chain.from_iterable(each(lambda entry, where: settings(entry, None, where), "also")))
     if "examples" in content:
         shown = _build(dict[str, Any], "examples", content.pop("examples"))
-        (made["examples"],) = settings(shown, [_build(str, "examples", shown.pop("benchmark", None))], "examples")
+        (made["examples"],) = settings(shown, [_build(Key, "examples", shown.pop("benchmark", None))], "examples")
     return _build(Claims, "the file", content, **tables, **made)
 
 
@@ -358,8 +359,8 @@ def _parse(content: Any, names: Mapping[str, str], seed: int | None) -> Claims:
 class _Part:
     """Answerer and cropper as the file names them."""
 
-    answerer: str
-    cropper: str | int
+    answerer: Key
+    cropper: Key
     control: str | None = None
 
 

@@ -170,6 +170,12 @@ def test_every_field_of_a_claims_file_is_checked(old, new, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_cropper_may_be_named_by_a_word_that_yaml_reads_as_a_switch():
+    text = Path("claims.yaml").read_text().replace("  sft: {", "  true: {").replace("cropper: sft", "cropper: true")
+    Path("claims.yaml").write_text(text)
+    assert judged().verdicts[1].verdict == "reproduced"
+
+
 def test_long_texts_are_shortened_on_the_page():
     texts = ["x" * 2_000_000] * 100
     write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
