@@ -23,7 +23,7 @@ PREDICTIONS = Path("predictions/paper")
 class Stage:
     """A command for Python. outputs: files and folders that it leaves. needs: names of stages that come before.
 
-    inputs: what its meta file has to say of its inputs: a box file, or the model that training starts from.
+    boxes, base: what the outputs are made from: a box file, or the model that training starts from.
     """
 
     name: str
@@ -50,14 +50,10 @@ class Stage:
                 return self.base if here and recorded not in (None, model_checksum(self.base)) else None
             for path in (path for path in self.outputs if path.suffix == ".json"):
                 meta = read_meta(path)
-                if model := next((m for role in ("cropper", "answerer") if (m := changed_model(meta, role))), None):
+                if model := changed_model(meta, "cropper") or changed_model(meta, "answerer"):
                     return model
-                shown = meta["settings"].get("boxes")
-                if (
-                    self.boxes
-                    and shown
-                    and shown != read_boxes(self.boxes).key(meta["counts"]["rows"] + len(meta.get("left_out") or []))
-                ):
+                shown, rows = meta["settings"].get("boxes"), meta["counts"]["rows"] + len(meta.get("left_out") or [])
+                if self.boxes and shown and shown != read_boxes(self.boxes).key(rows):
                     return str(self.boxes)
         return None
 

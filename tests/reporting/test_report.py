@@ -47,6 +47,8 @@ def test_files_and_exit_code():
     assert "| SFT \\*helps\\* \\<b\\> | above 0 | 20.00 |" in text
     assert [cost["images_per_question"] for cost in made.costs] == [1, 2]
     assert made.costs[0]["seconds_per_question"] == 0.02  # 2 s for 100 rows
+    assert "gains" not in content  # nothing is said of controls without any
+    assert "Where the gain" not in text
     assert made.exit_code == 3  # the figure is not reproduced
     assert "Every cropper was trained once" in text
     assert "- not reproduced: rows: small, no crop: 40.0, 95% interval" in summary(made)
