@@ -74,15 +74,7 @@ def test_images_that_are_files_are_taken_in(tmp_path):
     assert not any(b"private" in file.read_bytes() for file in (tmp_path / "x_sft").iterdir())
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        RuntimeError("unexpected pos 64 vs 0"),
-        Exception("No space left on device (os error 28)"),
-        MemoryError(),
-    ],
-)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
 @pytest.mark.parametrize("part", ["sft", "grpo"])
 def test_what_was_there_stays_where_saving_fails(parts, tmp_path, monkeypatch, error, part):
     save_whole(str(tmp_path / "x"), parts, FILES)
@@ -165,20 +157,12 @@ def test_what_has_the_temporary_name_is_not_touched(parts, tmp_path, make):
     ("source", "target"),
     [
         ("x_sft", "x"),
-        ("./x_sft", "x"),
-        ("x_sft/", "x"),
-        ("up/../x_sft", "x"),
-        ("{tmp}/x_sft", "x"),
-        ("x_sft", "{tmp}/x"),
-        ("x_sft", "up/../x"),
+        ("{tmp}/x_sft", "up/../x"),
         ("link", "x"),
-        ("{tmp}/link", "x"),
         ("x_sft=0.5", "x"),
         ("x_sft:default", "x"),
         ("x_grpo/inner", "x"),  # the source lies in what would be replaced
         ("x_sft", "x_sft/y"),  # the parts would lie in the source
-        ("link", "x_sft/y"),
-        ("up", "up/y"),
         (".", "y"),
     ],
 )
@@ -194,22 +178,19 @@ def test_an_output_that_is_a_source(tmp_path, monkeypatch, source, target):
         output_folders(target.format(tmp=tmp_path), sources)
 
 
-def test_an_output_that_is_a_link(tmp_path):
+def test_an_output_that_would_be_lost(tmp_path):
     (tmp_path / "x_sft").symlink_to(save_source(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match="x_sft is a symbolic link"):
-        output_folders(str(tmp_path / "x"), [])
-
-
-def test_an_output_that_holds_other_files(tmp_path):
-    (save_source(tmp_path / "x_sft") / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"x_sft holds notes\.txt"):
-        output_folders(str(tmp_path / "x"), [])
-
-
-def test_an_output_that_is_no_saved_data_set(tmp_path):
-    (tmp_path / "x_grpo").mkdir()
-    with pytest.raises(UserError, match="x_grpo exists and is not a saved data set"):
-        output_folders(str(tmp_path / "x"), [])
+    (save_source(tmp_path / "y_sft") / "notes.txt").write_text("mine")
+    (tmp_path / "z_grpo").mkdir()
+    told = {
+        "x": "x_sft is a symbolic link",
+        "y": r"y_sft holds notes\.txt",
+        "z": "z_grpo exists and is not a saved data set",
+        "x" * 300: "File name too long",
+    }
+    for name, message in told.items():
+        with pytest.raises(UserError, match=message):
+            output_folders(str(tmp_path / name), [])
 
 
 def test_outputs_beside_their_sources(tmp_path, monkeypatch):
@@ -219,8 +200,3 @@ def test_outputs_beside_their_sources(tmp_path, monkeypatch):
     (tmp_path / "x_sft/cache-0123.arrow").touch()
     sources = [parse_source("x"), parse_source("textvqa=5"), parse_source("someone/x_sft")]
     assert output_folders("x", sources) == {"sft": Path("x_sft"), "grpo": Path("x_grpo")}
-
-
-def test_a_name_that_is_too_long(tmp_path):
-    with pytest.raises(UserError, match="File name too long"):
-        output_folders(str(tmp_path / ("x" * 300)), [])
