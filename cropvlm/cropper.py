@@ -50,11 +50,11 @@ class Cropper:
         return len(self.processor.tokenizer(text, add_special_tokens=False).input_ids)
 
     def boxes(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Box | None]:
-        """The box for each image and its question; None where the text is no valid box."""
+        """The box for each image and its question; None for an invalid one."""
         return [parse_bbox(text) for text in self.texts(images, questions)]
 
     def crops(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Image.Image]:
-        """The crop of each image at full resolution; the image itself where there is no valid box."""
+        """The crop of each image at full resolution; the image itself for an invalid box."""
         texts = self.texts(images, questions)
         return [crop_or_full_image(image, text)[0] for image, text in zip(images, texts, strict=True)]
 

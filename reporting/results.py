@@ -105,7 +105,7 @@ class Result:
     def values(self, metric: str) -> np.ndarray:
         """Return the score of every scored row, or for `refusals` 100 where an answer is empty or names no option.
 
-        A row that failed is no refusal.
+        Failed rows are not refusals.
         """
         failed = {row["question_id"] for row in self.meta.get("failed") or []}
         answered = np.array([question_id not in failed for question_id in self.scored.ids])

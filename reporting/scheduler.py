@@ -66,7 +66,7 @@ class Scheduler:
                 try:
                     self.running[gpu] = stage, start([sys.executable, *stage.command, "--gpu", str(gpu)])
                     started = True
-                except OSError as error:  # no process to be had, say
+                except OSError as error:  # no more processes, for instance
                     say(f"{stage.name} cannot start: {error.strerror}")
                     self.failed.append(stage.name)
         return started

@@ -148,7 +148,7 @@ def open_url(url: str) -> Any:
     """The image of a data URL."""
     head, _, encoded = url.partition(";base64,")
     if not head.startswith("data:image/"):
-        raise ValueError("an image is no data URL in base64; addresses are not fetched")
+        raise ValueError("expected an image as a data URL in base64; addresses are not fetched")
     return open_image(base64.b64decode(encoded, validate=True))
 
 

@@ -158,15 +158,15 @@ def test_half_a_model_is_not_taken_for_a_finished_one(stage, files, checkout):
 
 @pytest.mark.parametrize("args", ["", "gpu0", "0 --max_samples", "0 mixture 1"])
 def test_reproduce_expects_one_gpu(checkout, args):
-    refuses(checkout, "reproduce.sh", args)
+    check_refusal(checkout, "reproduce.sh", args)
 
 
 @pytest.mark.parametrize("args", ["x", "0 acuracy", "0 accuracy 1", "--seeds", "--seeds 0", "--seeds 2 acuracy"])
 def test_the_miniature_refuses_unknown_arguments(checkout, args):
-    refuses(checkout, "miniature.sh", args)
+    check_refusal(checkout, "miniature.sh", args)
 
 
-def refuses(checkout: Path, script: str, args: str) -> None:
+def check_refusal(checkout: Path, script: str, args: str) -> None:
     result, calls = call(checkout, script, *args.split())
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1

@@ -5,7 +5,7 @@ import re
 
 
 def split_revision(path: str) -> tuple[str, str | None]:
-    """Name without its revision, and the revision; None if there is none, as for a local path.
+    """Name without its revision, and the revision; None without one, as for a local path.
 
     >>> split_revision("HuggingFaceTB/SmolVLM-256M-Instruct@v1.0")
     ('HuggingFaceTB/SmolVLM-256M-Instruct', 'v1.0')

@@ -62,7 +62,7 @@ def test_the_report_has_a_table_and_a_picture():
     write_needs([float(i - 39) for i in range(100)])
     write_answers(Path("p/half_answers.json"), right(50), "rows", boxes=BOXES, settings={"need_threshold": 9.0})
     made = judge_folder(Path("p"), [read_claims("claims.yaml")])
-    assert len(made.results) == 2  # the answers at a threshold are no result of the setting
+    assert len(made.results) == 2  # not the answers at a threshold
     write(made, Path("out"), 5)
     assert "| rows: small, SFT | 40.00 | 60.00 | 60.00 | 61.00 |" in Path("out/report.md").read_text()
     assert json.loads(Path("out/report.json").read_text())["need"][0]["recall"] == 1

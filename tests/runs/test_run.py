@@ -109,9 +109,9 @@ def test_a_row_that_fails_is_named_and_asked_again_alone(tmp_path, caplog):
     again = Generator(fails=True)
     assert do(tmp_path, again) == 3
     assert again.asked == ["second1"]
-    mended = Generator()
-    assert do(tmp_path, mended) == 0
-    assert mended.asked == ["second1"]
+    repaired = Generator()
+    assert do(tmp_path, repaired) == 0
+    assert repaired.asked == ["second1"]
     do(tmp_path / "undisturbed")
     assert files(tmp_path / "undisturbed").items() <= files_of(tmp_path).items()
 
