@@ -120,7 +120,7 @@ def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
     image_tokens = (batch["input_ids"] == trainer.model.config.image_token_id).sum(1)
     assert image_tokens.tolist() == [64 * n for n in tiles]
-    batch = trainer._part_inputs(batch)
+    batch = trainer._micro_step(batch)
     assert batch["pixel_values"].shape == (sum(tiles), 1, 3, 512, 512)
     with torch.no_grad():
         loss = trainer.model(**batch).loss

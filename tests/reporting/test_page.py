@@ -121,6 +121,7 @@ def test_order(opened):
 
 def test_keyboard(opened):
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
 
     opened.execute_script("document.querySelector('.card').focus()")
     press(opened, Keys.ARROW_RIGHT, Keys.ENTER)
@@ -133,7 +134,8 @@ def test_keyboard(opened):
     assert "red" in find(opened, "#opened h3").text  # the first: no further
     press(opened, Keys.ESCAPE)
     assert dialog.get_attribute("open") is None
-    assert "red" in opened.switch_to.active_element.text  # where it was
+    # Where it was; the browser announces the closing a moment later.
+    assert WebDriverWait(opened, 10).until(lambda browser: "red" in browser.switch_to.active_element.text)
 
 
 def test_the_box_lies_where_it_is(opened):
