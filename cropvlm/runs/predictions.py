@@ -14,7 +14,14 @@ from typing import Any
 
 from cropvlm.errors import UserError, failure, listed, shorten
 from cropvlm.runs.files import check_writable, write_json
-from cropvlm.runs.provenance import file_checksum, hash_of, library_versions, questions_hash, references_hash
+from cropvlm.runs.provenance import (
+    file_checksum,
+    hash_of,
+    library_versions,
+    peak_memory,
+    questions_hash,
+    references_hash,
+)
 
 KINDS = {"cropper": "boxes", "answerer": "answers"}  # role of a model in a meta file -> what it writes
 
@@ -45,7 +52,7 @@ def build_meta(
         **(known or {}),
         "settings": settings,
         "versions": library_versions(),
-        "counts": counts,
+        "counts": counts | peak_memory(),
         "failed": list(failed),
     }
 

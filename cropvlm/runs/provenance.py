@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -220,6 +221,14 @@ def library_versions() -> dict[str, str]:
 
         versions["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return versions
+
+
+def peak_memory() -> dict[str, float]:
+    """`peak_memory_gib`: the most that this process's tensors took of the GPU's memory; empty where none was used."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
 
 
 def project_commit() -> str | None:

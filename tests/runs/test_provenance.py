@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from datasets import Dataset, Image
 from huggingface_hub import constants
 from PIL import Image as Picture
@@ -19,6 +20,7 @@ from cropvlm.runs.provenance import (
     file_checksum,
     library_versions,
     model_checksum,
+    peak_memory,
     row_keys,
     rows_checksum,
 )
@@ -139,6 +141,13 @@ def test_differences_are_told_and_a_path_counts_by_what_it_holds():
     assert differences(held | {"size": 64}, {"model_path": "b", "model_files": 7}) == ["size 64 there, None here"]
     assert differences({"model_path": "a"}, {"model_path": "b"}) == ["model_path 'a' there, 'b' here"]
     assert differences(held, held | {"model_files": 8}) == ["model_files 7 there, 8 here"]
+
+
+def test_the_peak_memory_is_that_of_a_gpu_in_use(monkeypatch):
+    assert peak_memory() == {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 << 29)
+    assert peak_memory() == {"peak_memory_gib": 1.5}
 
 
 def test_versions_name_what_computes():
