@@ -83,7 +83,7 @@ fi
 home=$(readlink -f .venv)
 if [[ -s .venv/bin/activate ]] && ! grep -qF "$home" .venv/bin/activate; then # it has moved: some files have its path
     .venv/bin/python3 -m venv --without-pip .venv
-    grep -lIZ '^#!.*/python' .venv/bin/* | xargs -0 sed -i "1s|^#!.*/|#!$home/bin/|"
+    { grep -lIZ '^#!.*/python' .venv/bin/* || true; } | xargs -0 -r sed -i "1s|^#!.*/|#!$home/bin/|"
 fi
 export PATH="$PWD/.venv/bin:$PATH"
 

@@ -120,6 +120,15 @@ def test_a_moved_clone_works_and_a_copied_one_uses_its_own_packages(checkout, tm
     assert is_ready(moved, set_up(moved), 1)
 
 
+def test_a_moved_clone_works_without_any_program_in_its_environment(checkout, tmp_path):
+    assert is_ready(checkout, set_up(checkout))
+    for program in checkout.glob(".venv/bin/pip*"):
+        program.unlink()
+    moved = checkout.rename(tmp_path / "moved")
+    again = set_up(moved)
+    assert is_ready(moved, again), again.stderr
+
+
 def test_a_clusters_variables_decide_nothing(checkout, tmp_path):
     """Its own packages, and pip's other targets; the Python that it names may be another version."""
     (tmp_path / "tiny.py").write_text("VERSION = 4\n")
