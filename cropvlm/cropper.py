@@ -45,10 +45,6 @@ class Cropper:
         shown = [[image] for image in images]
         return generate_texts(self.model, self.processor, prompts, shown, max_new_tokens=MAX_BOX_TOKENS)
 
-    def count_tokens(self, text: str) -> int:
-        """The number of tokens of what the cropper wrote."""
-        return len(self.processor.tokenizer(text, add_special_tokens=False).input_ids)
-
     def boxes(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Box | None]:
         """The box for each image and its question; None for an invalid one."""
         return [parse_bbox(text) for text in self.texts(images, questions)]

@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import GenerationConfig
 
 from cropvlm.encoding import Prepared, merge, model_inputs, prepare
 from cropvlm.models.any_family import (
+    SHARED,
     PreparedAlone,
     check_takes_images,
     generate_alone,
@@ -135,6 +137,17 @@ def generate_texts(
         if isinstance(outcome, ValueError):
             raise outcome
     return [outcomes[i][0] for i in range(len(source))]
+
+
+def image_tokens(processor: Any, images: list[Image.Image]) -> int | None:
+    """Return the number of image tokens in a prompt that shows `images`; None if the processor names no such token."""
+    prompt = answerer_prompt("?", images)
+    if type(processor).__name__ in {name for _, name in SHARED}:
+        ids = prepare(processor, [prompt]).input_ids[0]
+    else:
+        ids = prepare_alone(processor, [prompt]).inputs[0]["input_ids"][0].tolist()
+    token = getattr(processor, "image_token_id", None)
+    return None if token is None else ids.count(token)
 
 
 class _InMemory(list):

@@ -11,12 +11,10 @@ from PIL import Image
 from cropvlm.boxes import format_bbox
 from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
-from cropvlm.encoding import prepare
 from cropvlm.errors import UnreadableImage
+from cropvlm.generation import image_tokens
 from cropvlm.modeling import load_processor
-from cropvlm.models.any_family import SHARED, prepare_alone
 from cropvlm.models.revisions import split_revision
-from cropvlm.prompts import answerer_prompt
 from reporting.results import Result
 
 logger = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def _mean_tokens(result: Result, model: str, sizes: Iterable[int | None], crop: 
     try:
         processor = load_processor(_local(model), *sizes)
         shown = [_images(result, i, crop) for i in range(min(SAMPLE, len(result.scored.indices)))]
-        counts = [_count(processor, images) for images in shown if images]
+        counts = [image_tokens(processor, images) for images in shown if images]
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # UserError is one; families differ
         logger.info("image tokens of %s are not counted: %s", result.path, error)
         return None
@@ -86,13 +84,3 @@ def _images(result: Result, i: int, crop: bool) -> list[Image.Image]:
     if not crop:
         return [image]
     return full_and_crop(image, result.bboxes[i] and format_bbox(result.bboxes[i]) or "")
-
-
-def _count(processor: Any, images: list[Image.Image]) -> int:
-    """Return the number of image tokens in a prompt that shows `images`."""
-    prompt = answerer_prompt("?", images)
-    if type(processor).__name__ in {name for _, name in SHARED}:
-        ids = prepare(processor, [prompt]).input_ids[0]
-    else:
-        ids = prepare_alone(processor, [prompt]).inputs[0]["input_ids"][0].tolist()
-    return ids.count(processor.image_token_id)

@@ -17,6 +17,7 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 from cropvlm import Cropper
+from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
 from cropvlm.errors import UserError
 from cropvlm.generation import generate_texts
@@ -96,10 +97,10 @@ class CropVLM(lmms):
         if self.cropper:
             questions = [self._question(doc, chat) for doc, chat in zip(docs, chats, strict=True)]
             shown = [i for i, each in enumerate(images) if each]
-            crops = self.cropper.crops([images[i][0] for i in shown], [questions[i] for i in shown])
-            for i, crop in zip(shown, crops, strict=True):
-                images[i].insert(1, crop)
-        messages = [_messages(chat, bool(self.cropper)) for chat in chats]
+            texts = self.cropper.texts([images[i][0] for i in shown], [questions[i] for i in shown])
+            for i, text in zip(shown, texts, strict=True):
+                images[i][:1] = full_and_crop(images[i][0], text)
+        messages = [_messages(chat, len(shown)) for chat, shown in zip(chats, images, strict=True)]
         texts = generate_texts(self.model, self.processor, messages, images, max_new_tokens=max_new_tokens)
         return [_until(clean_answer(text), r.args[2].get("until")) for text, r in zip(texts, requests, strict=True)]
 
@@ -132,16 +133,16 @@ class CropVLM(lmms):
         raise NotImplementedError("only tasks of one round are supported")
 
 
-def _messages(chat: ChatMessages, with_crop: bool) -> list[dict]:
-    """The chat with placeholders for its images; with the crop, a second one follows the first."""
-    messages, first = [], with_crop
+def _messages(chat: ChatMessages, images: int) -> list[dict]:
+    """The chat with placeholders for its images; what there is beyond them, the crop, follows the first one."""
+    messages, crops = [], images - len(chat.extract_media()[0])
     for message in chat.messages:
         content = []
         for part in message.content:
             content.append({"type": "text", "text": part.text} if part.type == "text" else {"type": "image"})
-            if first and part.type == "image":
-                content.append({"type": "image"})
-                first = False
+            if part.type == "image":
+                content += [{"type": "image"}] * crops
+                crops = 0
         messages.append({"role": message.role, "content": content})
     return messages
 

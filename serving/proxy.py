@@ -4,9 +4,10 @@
     bash scripts/serve.sh --model_path models/grpo_512 --vqa_model_path HuggingFaceTB/SmolVLM-256M-Instruct
 
 It crops the first image of the last user turn, puts the crop behind that image, and hands the request on to the server
-behind it or answers itself. The reply has `cropvlm`: the box in percent (null if invalid) and the number of tokens that
-the cropper wrote. With the header `X-CropVLM: off`, and without an image, a request is handed on byte for byte. Images
-come as data URLs: no address is fetched.
+behind it or answers itself. The reply has `cropvlm`, a stream the header `X-CropVLM`: the box in percent (null without
+a valid one) and the number of visual tokens that the crop takes in the answerer's prompt (null where a server behind
+answers: its usage counts the whole prompt). With the header `X-CropVLM: off`, and without an image, a request is handed
+on byte for byte. Images come as data URLs: no address is fetched.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,12 +27,14 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from cropvlm.boxes import parse_bbox
-from cropvlm.crops import crop_or_full_image
+from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
-from cropvlm.errors import UnreadableImage, UserError
+from cropvlm.errors import UserError, failure
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, port, run, seconds, start_logging
 from cropvlm.runs.model_flags import base_url
 from cropvlm.runs.server import SAVE_OPTIONS, data_url, is_here
+
+logger = logging.getLogger(__name__)
 
 LARGEST_REQUEST = 20 << 20  # bytes
 TOGETHER = 0.005  # seconds in which requests are one moment
@@ -88,7 +93,7 @@ class Batcher:
 
 def build(cropper: Any, behind: Any, question_from: str = "first_line", image_format: str = "png") -> FastAPI:
     """The application. cropper: a `cropvlm.Cropper`. behind: a `Behind` or a `Local`."""
-    crops = Batcher(lambda items: cropper.texts(*zip(*items, strict=True)))
+    boxes = Batcher(lambda items: cropper.texts(*zip(*items, strict=True)))
 
     async def add_crop(body: dict) -> dict | None:
         """Put the crop into the body; return what the reply says of it, None without an image."""
@@ -100,10 +105,11 @@ def build(cropper: Any, behind: Any, question_from: str = "first_line", image_fo
         image = await asyncio.to_thread(open_url, parts[place]["image_url"]["url"])
         text = "\n".join(part["text"] for part in parts if part.get("type") == "text").strip()
         question = text if question_from == "whole" else text.split("\n", 1)[0]
-        written = await crops.ask((image, question))
-        crop = await asyncio.to_thread(lambda: data_url(crop_or_full_image(image, written)[0], image_format))
-        parts.insert(place + 1, {"type": "image_url", "image_url": {"url": crop}})
-        return {"bbox": parse_bbox(written), "crop_tokens": cropper.count_tokens(written)}
+        written = await boxes.ask((image, question))
+        crops = full_and_crop(image, written)[1:]
+        urls = await asyncio.to_thread(lambda: [data_url(crop, image_format) for crop in crops])
+        parts[place + 1 : place + 1] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        return {"bbox": parse_bbox(written), "crop_tokens": await asyncio.to_thread(behind.image_tokens, crops)}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI):
@@ -127,9 +133,9 @@ def build(cropper: Any, behind: Any, question_from: str = "first_line", image_fo
             body = json.loads(raw)
             if request.headers.get("x-cropvlm", "on").lower() != "off" and (said := await add_crop(body)):
                 raw = json.dumps(body).encode()
-        except (ValueError, KeyError, TypeError, AttributeError, UnreadableImage) as error:
+            return await behind.answer(request, raw, body, said)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HTTPException(400, f"expected a chat with images as data URLs ({error})") from error
-        return await behind.answer(request, raw, body, said)
 
     return app
 
@@ -161,6 +167,9 @@ class Behind:
 
     async def close(self) -> None:
         await self.client.aclose()
+
+    def image_tokens(self, images: list) -> int | None:
+        return None if images else 0
 
     async def models(self, request: Request) -> Response:
         return await self._send(request, "GET", "models", b"", None)
@@ -206,12 +215,15 @@ class Local:
     async def close(self) -> None:
         pass
 
+    def image_tokens(self, images: list) -> int | None:
+        from cropvlm.generation import image_tokens
+
+        return image_tokens(self.processor, images) if images else 0
+
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "cropvlm"}]})
 
     async def answer(self, request: Request, raw: bytes, body: dict, said: dict | None) -> Response:
-        if body.get("stream"):
-            raise HTTPException(400, "stream: a model on this machine answers whole")
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 64
         messages, images = [], []
         for message in body["messages"]:
@@ -221,8 +233,17 @@ class Local:
             parts = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
             messages.append(message | {"content": parts})
         text = await self.answers.ask((messages, images, limit))
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         reply = {"id": "cropvlm", "object": "chat.completion", "created": int(time.time()), "model": self.name}
+        message = {"role": "assistant", "content": text}
+        if body.get("stream"):
+            events = [
+                {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+                for delta, reason in ((message, None), ({}, "stop"))
+            ]
+            lines = [*(json.dumps(reply | event) for event in events), "[DONE]"]
+            headers = {"x-cropvlm": json.dumps(said)} if said else {}
+            return Response("".join(f"data: {line}\n\n" for line in lines), 200, headers, "text/event-stream")
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return JSONResponse(reply | {"choices": [choice]} | ({"cropvlm": said} if said else {}))
 
     def _generate(self, items: list[tuple[list, list, int]]) -> list[str]:
@@ -240,6 +261,8 @@ class Local:
 def main() -> None:
     args = parse_args()
     start_logging(args)
+    with failure(f"--port {args.port} cannot be used; name another one"):
+        listening = socket.create_server(("127.0.0.1", args.port))
     from cropvlm import Cropper
     from cropvlm.modeling import device_and_dtype, load_model, load_processor
 
@@ -251,7 +274,9 @@ def main() -> None:
         processor = load_processor(args.vqa_model_path, args.vqa_longest_edge)
         behind = Local(args.vqa_model_path, load_model(args.vqa_model_path, None, device, dtype), processor)
     app = build(cropper, behind, args.question_from, args.image_format)
-    uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning")
+    logger.info("listening at http://127.0.0.1:%d/v1", args.port)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
 
 
 if __name__ == "__main__":

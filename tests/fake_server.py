@@ -52,7 +52,7 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.react = lambda text, times: f"Answer to {text}"
-        self.bodies, self.keys, self.asked = [], [], Counter()
+        self.raw, self.bodies, self.keys, self.asked = [], [], [], Counter()
         self.lock, self.release, self.at_once = threading.Lock(), threading.Event(), [0, 0]  # now, most
 
     @property
@@ -69,9 +69,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(raw)
         text = body["messages"][0]["content"][-1]["text"]
         with server.lock:
+            server.raw.append(raw)
             server.bodies.append(body)
             server.keys.append(self.headers["Authorization"])
             server.asked[text] += 1

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,20 +13,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import openai
 import pytest
 import uvicorn
 from datasets import load_from_disk
-from fake_server import error, open_url
+from fake_server import KEY, error, open_url
 from PIL import Image
 
+import generate_final_answers
+from cropvlm.crops import full_and_crop
+from cropvlm.generation import generate_texts
+from cropvlm.modeling import load_model, load_processor
+from cropvlm.prompts import answerer_prompt
+from cropvlm.runs.cli import run
 from cropvlm.runs.server import data_url
-from serving.proxy import Behind, build
+from serving.proxy import Behind, Local, build
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class LeftHalf:
-    """A cropper whose box is the left half, and of questions that begin with "no" nothing."""
+class Cropper:
+    """Writes a box of as many percent of the width as the first number in the question, else the left half."""
 
     def __init__(self):
         self.asked = []
@@ -34,242 +41,261 @@ class LeftHalf:
     def texts(self, images, questions) -> list[str]:
         self.asked.append(list(questions))
         time.sleep(0.05)
-        return ["nothing" if question.startswith("no") else "[0, 0, 50, 100]." for question in questions]
+        return [self.text(question) for question in questions]
 
-    def count_tokens(self, text: str) -> int:
-        return len(text)
+    @staticmethod
+    def text(question: str) -> str:
+        if question in ("Not needed.", "nothing"):
+            return question
+        number = re.search(r"\d+", question)
+        return f"[0, 0, {number[0] if number else 50}, 100]."
 
 
 @contextlib.contextmanager
-def listening(app) -> Iterator[str]:
-    """The URL of an application on loopback."""
+def listening(behind, cropper=None, **options) -> Iterator[str]:
+    """The URL of a proxy on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        server = uvicorn.Server(uvicorn.Config(build(cropper or Cropper(), behind, **options), log_level="error"))
+        thread = threading.Thread(target=server.run, args=[[taken]])
+        thread.start()
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture
-def cropper() -> LeftHalf:
-    return LeftHalf()
+def cropper() -> Cropper:
+    return Cropper()
 
 
 @pytest.fixture
 def proxy(server, cropper) -> Iterator[str]:
-    with listening(build(cropper, Behind(server.url, timeout=120))) as url:
+    with listening(Behind(server.url, timeout=120), cropper) as url:
         yield url
 
 
-@pytest.fixture
-def client() -> Iterator[httpx2.Client]:
-    with httpx2.Client(trust_env=False, timeout=120) as made:
-        yield made
+def post(url: str, **request) -> httpx2.Response:
+    return httpx2.post(f"{url}/chat/completions", trust_env=False, timeout=120, **request)
 
 
-IMAGE = Image.effect_noise((40, 20), 60).convert("RGB")
+def shown(image: Image.Image) -> dict:
+    return {"type": "image_url", "image_url": {"url": data_url(image, "png")}}
 
 
-def at(url: str) -> dict:
-    return {"type": "image_url", "image_url": {"url": url}}
+IMAGE = Image.effect_noise((100, 20), 60).convert("RGB")
+PART = shown(IMAGE)
 
 
-URL = at(data_url(IMAGE, "png"))
-
-
-def body(text: str = "what?\nGive a very brief answer.", *images: dict) -> dict:
-    content = [*(images or (URL,)), {"type": "text", "text": text}]
+def body(text: str = "what?\nGive a very brief answer.", *parts: dict) -> dict:
+    content = [*(parts or (PART,)), {"type": "text", "text": text}]
     return {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 7}
 
 
-def test_the_crop_follows_the_image(server, cropper, proxy, client):
-    other = at(data_url(Image.new("RGB", (3, 3)), "png"))
-    reply = client.post(f"{proxy}/chat/completions", json=body("what?\nBriefly.", URL, other)).json()
+def test_the_crop_follows_the_first_image_of_the_last_turn(server, cropper, proxy):
+    other, chat = shown(Image.new("RGB", (3, 3))), body("what?\nBriefly.", PART, shown(Image.new("RGB", (3, 3))))
+    chat["messages"] += [{"role": "assistant", "content": "eh?"}, *body("which?\nBriefly.", PART, other)["messages"]]
+    reply = post(proxy, json=chat).json()
     assert reply["choices"][0]["message"]["content"] == "Answer to what?\nBriefly."
-    assert reply["cropvlm"] == {"bbox": [0, 0, 50, 100], "crop_tokens": len("[0, 0, 50, 100].")}
-    full, crop, second, text = server.bodies[0]["messages"][0]["content"]
-    assert (full, second, text["text"]) == (URL, other, "what?\nBriefly.")
-    assert open_url(crop["image_url"]["url"]) == IMAGE.crop((0, 0, 20, 20))
-    assert cropper.asked == [["what?"]]
+    assert reply["cropvlm"] == {"bbox": [0, 0, 50, 100], "crop_tokens": None}
+    sent = server.bodies[0]["messages"]
+    assert sent[:2] == chat["messages"][:2]
+    full, crop, second, text = sent[2]["content"]
+    assert (full, second, text["text"]) == (PART, other, "which?\nBriefly.")
+    assert open_url(crop["image_url"]["url"]) == IMAGE.crop((0, 0, 50, 20))
+    assert cropper.asked == [["which?"]]
 
 
-def test_an_invalid_box_shows_the_image_again(server, proxy, client):
-    reply = client.post(f"{proxy}/chat/completions", json=body("no idea")).json()
-    assert reply["cropvlm"]["bbox"] is None
-    full, crop, _ = server.bodies[0]["messages"][0]["content"]
-    assert open_url(crop["image_url"]["url"]) == open_url(full["image_url"]["url"])
+def test_the_cropper_may_be_asked_the_whole_text(server, cropper):
+    with listening(Behind(server.url, timeout=120), cropper, question_from="whole", image_format="jpeg") as url:
+        post(url, json=body())
+    assert cropper.asked == [["what?\nGive a very brief answer."]]
+    assert server.bodies[0]["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/jpeg;")
 
 
-@pytest.mark.parametrize("way", ["off", "no image"])
-def test_without_the_crop_a_request_is_handed_on_byte_for_byte(cropper, client, way):
-    received = []
+@pytest.mark.parametrize(("written", "images", "tokens"), [("nothing", 2, None), ("Not needed.", 1, 0)])
+def test_without_a_box_the_answerer_sees_what_the_scripts_show(server, proxy, written, images, tokens):
+    reply = post(proxy, json=body(written)).json()
+    assert reply["cropvlm"] == {"bbox": None, "crop_tokens": tokens}
+    sent = [open_url(part["image_url"]["url"]) for part in server.bodies[0]["messages"][0]["content"][:-1]]
+    assert sent == full_and_crop(IMAGE, written) == [IMAGE] * images
 
-    async def upstream(scope, receive, send):
-        if scope["type"] == "lifespan":
-            return
-        raw = b""
-        while (message := await receive())["type"] == "http.request":
-            raw += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        received.append((raw, dict(scope["headers"])))
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": b'{"choices":  []}'})
 
-    chat = body() if way == "off" else {"messages": [{"role": "user", "content": "what?"}]}
-    raw = json.dumps(chat, indent=3).encode()
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer key"}
-    headers |= {"X-CropVLM": "off"} if way == "off" else {}
-    with listening(upstream) as url, listening(build(cropper, Behind(url, timeout=120))) as proxy:
-        reply = client.post(f"{proxy}/chat/completions", content=raw, headers=headers)
+@pytest.mark.parametrize(("headers", "parts"), [({"X-CropVLM": "off"}, [PART]), ({}, [{"type": "text", "text": "a"}])])
+def test_without_the_crop_a_request_is_handed_on_byte_for_byte(server, cropper, proxy, headers, parts):
+    server.react = lambda text, times: (200, b'{"choices":  []}')
+    raw = json.dumps(body("what?", *parts), indent=3).encode()
+    reply = post(proxy, content=raw, headers={"Authorization": f"Bearer {KEY}"} | headers)
     assert reply.content == b'{"choices":  []}'
-    assert received[0][0] == raw
-    assert received[0][1][b"authorization"] == b"Bearer key"
-    assert cropper.asked == []
+    assert (server.raw, server.keys, cropper.asked) == ([raw], [f"Bearer {KEY}"], [])
 
 
-def test_clients_at_once_get_their_own_answers_from_few_batches(proxy, cropper):
-    async def ask_all() -> list[str]:
+def test_clients_at_once_get_their_own_boxes_and_answers_from_few_batches(server, proxy, cropper):
+    async def ask_all() -> list[dict]:
         async with httpx2.AsyncClient(trust_env=False, timeout=120) as client:
-            replies = [client.post(f"{proxy}/chat/completions", json=body(f"what is {i}?")) for i in range(32)]
-            done = [reply.json() for reply in await asyncio.gather(*replies)]
-            return [reply["choices"][0]["message"]["content"] if "choices" in reply else reply for reply in done]
+            asked = [client.post(f"{proxy}/chat/completions", json=body(f"what is {i}?")) for i in range(1, 33)]
+            return [reply.json() for reply in await asyncio.gather(*asked)]
 
-    assert asyncio.run(ask_all()) == [f"Answer to what is {i}?" for i in range(32)]
-    assert sorted(sum(cropper.asked, [])) == sorted(f"what is {i}?" for i in range(32))
+    replies = asyncio.run(ask_all())
+    assert [reply["choices"][0]["message"]["content"] for reply in replies] == [
+        f"Answer to what is {i}?" for i in range(1, 33)
+    ]
+    assert [reply["cropvlm"]["bbox"] for reply in replies] == [[0, 0, i, 100] for i in range(1, 33)]
+    for chat in server.bodies:
+        _, crop, text = chat["messages"][0]["content"]
+        assert text["text"] == f"what is {open_url(crop['image_url']['url']).width}?"  # 100 px wide: a pixel a percent
     assert len(cropper.asked) < 16
 
 
-def test_an_error_behind_is_handed_on_with_its_status(server, proxy, client):
+def test_a_request_that_fails_fails_alone(server):
+    class Picky(Cropper):
+        def texts(self, images, questions):
+            if "bad" in questions:
+                raise ValueError("too long")
+            return super().texts(images, questions)
+
+    async def ask_all(url: str) -> list[int]:
+        async with httpx2.AsyncClient(trust_env=False, timeout=120) as client:
+            asked = [client.post(f"{url}/chat/completions", json=body(text)) for text in ("good", "bad", "good")]
+            return [reply.status_code for reply in await asyncio.gather(*asked)]
+
+    with listening(Behind(server.url, timeout=120), Picky()) as url:
+        assert asyncio.run(ask_all(url)) == [200, 400, 200]
+
+
+def test_replies_behind_are_handed_on(server, proxy):
+    """An error with its status and when to try again, a stream piece by piece; nobody there is a 502."""
     server.react = lambda text, times: (*error(429, "Rate limit reached"), {"Retry-After": "7"})
-    reply = client.post(f"{proxy}/chat/completions", json=body())
+    reply = post(proxy, json=body())
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
     assert reply.json() == {"error": {"message": "Rate limit reached"}}
 
-
-def test_a_stream_is_passed_through(server, proxy, client):
     events = b'data: {"choices": [{"delta": {"content": "Co"}}]}\n\ndata: [DONE]\n\n'
     server.react = lambda text, times: (200, events, {"Content-Type": "text/event-stream"})
-    reply = client.post(f"{proxy}/chat/completions", json=body() | {"stream": True})
+    reply = post(proxy, json=body() | {"stream": True})
     assert reply.content == events
     assert json.loads(reply.headers["x-cropvlm"])["bbox"] == [0, 0, 50, 100]
 
-
-def test_nobody_behind(cropper, client):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    with listening(build(cropper, Behind(url, timeout=120))) as proxy:
-        assert client.post(f"{proxy}/chat/completions", json=body()).status_code == 502
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    with listening(Behind(nobody, timeout=120)) as url:
+        assert post(url, json=body()).status_code == 502
 
 
-@pytest.mark.parametrize(
-    ("raw", "status", "said"),
-    [
-        (b"{", 400, "expected a chat"),
-        (b"[]", 400, "expected a chat"),
-        (json.dumps(body("a", {"type": "image_url", "image_url": {"url": "http://a/b.png"}})), 400, "not fetched"),
-        (
-            json.dumps(body("a", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}})),
-            400,
-            "unread",
-        ),
-        (b" " * (21 << 20), 413, "at most 20 MB"),
-    ],
-    ids=["no json", "no chat", "address", "no image", "too large"],
-)
-def test_what_is_refused(server, proxy, client, raw, status, said):
-    reply = client.post(f"{proxy}/chat/completions", content=raw)
+REFUSED = {
+    "no json": (b"{", 400, "expected a chat"),
+    "no chat": (b"[]", 400, "expected a chat"),
+    "address": (body("a", {"type": "image_url", "image_url": {"url": "http://a/b.png"}}), 400, "not fetched"),
+    "no image": (body("a", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}), 400, "unread"),
+    "too large": (b" " * (21 << 20), 413, "at most 20 MB"),
+}
+
+
+@pytest.mark.parametrize(("request_body", "status", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused(server, proxy, request_body, status, said):
+    raw = request_body if isinstance(request_body, bytes) else json.dumps(request_body)
+    reply = post(proxy, content=raw)
     assert reply.status_code == status
     assert said in reply.json()["error"]["message"]
     assert not server.bodies
 
 
-def test_the_same_requests_as_the_scripts(server, proxy, tiny_world, tmp_path):
-    """`generate_final_answers.py` without boxes, asking the proxy, sends what it sends itself with the boxes."""
+@pytest.fixture
+def answers(monkeypatch, tmp_path, tiny_world):
+    """Run generate_final_answers.py on the test rows in this process; the file that it writes.
+
+    With the boxes of `Cropper`, or with none: for a proxy.
+    """
     rows = load_from_disk(str(tiny_world))["test"]
-    boxes = [{"question_id": i, "answer": "[0, 0, 50, 100]."} for i in rows["question_id"]]
+    boxes = [{"question_id": row["question_id"], "answer": Cropper.text(row["question"])} for row in rows]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    data = ["--dataset_path", str(tiny_world), "--split", "test", "--api_model", "m", "--api_concurrency", "1"]
-    command = [sys.executable, str(ROOT / "generate_final_answers.py"), *data, "--output_path", str(tmp_path)]
-    calls = {
-        "scripts": ["--bbox", str(tmp_path / "boxes.json"), "--modes", "cropvlm", "--api_base", server.url],
-        "proxy": ["--modes", "base", "--api_base", proxy],
-    }
-    bodies = {}
-    for name, flags in calls.items():
-        server.bodies.clear()
-        subprocess.run([*command, "--name", name, *flags], check=True, capture_output=True)
-        bodies[name] = list(server.bodies)
-    assert len(bodies["scripts"]) == 12
-    assert bodies["proxy"] == bodies["scripts"]
-    answers = [tmp_path / "scripts_cropvlm_answers.json", tmp_path / "proxy_base_answers.json"]
-    assert answers[0].read_bytes() == answers[1].read_bytes()
+
+    def answers(mode: str, url: str, *flags) -> bytes:
+        source = ["--dataset_path", tiny_world, "--split", "test", "--output_path", tmp_path, "--name", "x"]
+        boxes = ["--bbox", tmp_path / "boxes.json"] if mode == "cropvlm" else []
+        command = ["generate_final_answers.py", *source, *boxes, "--modes", mode, "--api_base", url, *flags]
+        monkeypatch.setattr(sys, "argv", [*map(str, command)])
+        with pytest.raises(SystemExit) as ended:
+            run(generate_final_answers.main)
+        assert ended.value.code == 0
+        return (tmp_path / f"x_{mode}_answers.json").read_bytes()
+
+    return answers
 
 
-def test_a_model_on_this_machine_answers(tiny_smolvlm, tiny_world, tmp_path, client):
-    """Started as a user does; its answers are those of the scripts."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    models = ["--model_path", tiny_smolvlm, "--longest_edge", "64", "--vqa_model_path", tiny_smolvlm]
-    command = [sys.executable, "-m", "serving.proxy", *models, "--port", str(port), "--vqa_longest_edge", "64"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        url, end = f"http://127.0.0.1:{port}/v1", time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(httpx2.ConnectError):
-                assert client.get(f"{url}/models").json()["data"][0]["id"] == str(tiny_smolvlm)
-                break
-            time.sleep(0.2)
-        file = io.BytesIO()
-        load_from_disk(str(tiny_world))["test"][0]["image"].save(file, "png")
-        reply = client.post(f"{url}/chat/completions", json=body()).json()
-        assert isinstance(reply["choices"][0]["message"]["content"], str)
-        assert set(reply["cropvlm"]) == {"bbox", "crop_tokens"}
-        assert client.post(f"{url}/chat/completions", json=body() | {"stream": True}).status_code == 400
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.parametrize("flags", [[], ["--api_base", "http://a/v1", "--vqa_model_path", "m"]])
-def test_one_thing_answers(flags):
-    command = [sys.executable, "-m", "serving.proxy", "--model_path", "m", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "one of --api_base and --vqa_model_path" in done.stderr
+def test_the_same_requests_as_the_scripts(server, proxy, answers):
+    """`generate_final_answers.py` without boxes, asking the proxy, sends what it sends itself with the boxes."""
+    flags = ["--api_model", "m", "--api_concurrency", 1]
+    files = [answers("cropvlm", server.url, *flags), answers("base", proxy, *flags)]
+    assert files[0] == files[1]
+    assert len(server.bodies) == 24
+    assert server.bodies[:12] == server.bodies[12:]
 
 
 @pytest.mark.slow
-def test_before_transformers_serve(serve, cropper, tiny_smolvlm, tiny_world, tmp_path):
-    """The answers are those of the scripts with the same boxes."""
-    rows = load_from_disk(str(tiny_world))["test"]
-    boxes = [{"question_id": i, "answer": "[0, 0, 50, 100]."} for i in rows["question_id"]]
-    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    data = ["--dataset_path", tiny_world, "--split", "test", "--api_model", tiny_smolvlm, "--max_new_tokens", "6"]
-    command = [sys.executable, ROOT / "generate_final_answers.py", *data, "--name", "x", "--output_path", tmp_path]
-    with listening(build(cropper, Behind(serve, timeout=120))) as url:
-        calls = {
-            "cropvlm": ["--bbox", tmp_path / "boxes.json", "--api_base", serve],
-            "base": ["--api_base", url],
-        }
-        for mode, flags in calls.items():
-            command = [
-                sys.executable,
-                ROOT / "generate_final_answers.py",
-                *data,
-                "--name",
-                "x",
-                "--modes",
-                mode,
-                *flags,
-            ]
-            subprocess.run([*map(str, command), "--output_path", str(tmp_path)], check=True, capture_output=True)
-    answers = [tmp_path / f"x_{mode}_answers.json" for mode in calls]
-    assert answers[0].read_bytes() == answers[1].read_bytes()
+def test_before_transformers_serve(serve, answers, tiny_smolvlm):
+    flags = ["--api_model", tiny_smolvlm, "--max_new_tokens", 6]
+    with listening(Behind(serve, timeout=120)) as url:
+        assert answers("base", url, *flags) == answers("cropvlm", serve, *flags)
+        chat = body() | {"model": str(tiny_smolvlm)}
+        replies = [post(serve, json=chat), post(url, json=chat, headers={"X-CropVLM": "off"})]
+    assert replies[0].json()["choices"] == replies[1].json()["choices"]
+
+
+@pytest.fixture(scope="module")
+def local(tiny_smolvlm) -> Iterator[str]:
+    """The URL of a proxy that answers itself."""
+    model, processor = load_model(str(tiny_smolvlm), device="cpu"), load_processor(str(tiny_smolvlm), 64)
+    with listening(Local("tiny", model, processor)) as url:
+        yield url
+
+
+def test_a_model_on_this_machine_answers_as_in_the_scripts(local, tiny_smolvlm, tiny_world):
+    """To the official client, several at once, whole and as a stream."""
+    rows = load_from_disk(str(tiny_world))["test"].select(range(4))
+    prompts = [answerer_prompt(row["question"], full_and_crop(row["image"], "[0, 0, 50, 100].")) for row in rows]
+    model, processor = load_model(str(tiny_smolvlm), device="cpu"), load_processor(str(tiny_smolvlm), 64)
+    expected = generate_texts(model, processor, *zip(*prompts, strict=True), max_new_tokens=7)
+    chats = [body(prompt[0][0]["content"][-1]["text"], shown(prompt[1][0])) for prompt in prompts]
+
+    async def ask(client: openai.AsyncOpenAI, chat: dict) -> tuple[str, str, dict]:
+        reply = await client.chat.completions.create(**chat)
+        pieces = [
+            event.choices[0].delta.content or ""
+            async for event in await client.chat.completions.create(**chat, stream=True)
+        ]
+        return reply.choices[0].message.content, "".join(pieces), reply.cropvlm
+
+    async def ask_all() -> list:
+        http = openai.DefaultAsyncHttpxClient(trust_env=False)
+        async with openai.AsyncOpenAI(api_key="none", base_url=local, http_client=http) as client:
+            assert [model.id async for model in await client.models.list()] == ["tiny"]
+            return await asyncio.gather(*(ask(client, chat) for chat in chats))
+
+    said = {"bbox": [0, 0, 50, 100], "crop_tokens": 16}  # one tile of 64 px: (64 / 8)^2 patches, 4 a token
+    assert asyncio.run(ask_all()) == [(text, text, said) for text in expected]
+
+
+def test_a_model_on_this_machine_fetches_no_address(local):
+    chat = body("a", {"type": "image_url", "image_url": {"url": "http://a/b.png"}})
+    reply = post(local, json=chat, headers={"X-CropVLM": "off"})
+    assert (reply.status_code, "not fetched" in reply.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ([], "one of --api_base and --vqa_model_path"),
+        (["--api_base", "http://a/v1", "--vqa_model_path", "m"], "one of --api_base and --vqa_model_path"),
+        (["--api_base", "http://a/v1", "--port", "taken"], "cannot be used; name another one"),
+    ],
+)
+def test_mistakes_end_with_one_line(flags, problem):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = [str(taken.getsockname()[1]) if flag == "taken" else flag for flag in flags]
+        command = [sys.executable, "-m", "serving.proxy", "--model_path", "m", *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert problem in done.stderr.splitlines()[-1]
