@@ -87,12 +87,14 @@ def _check_datasets() -> None:
 
 
 class Screen(io.FileIO):
-    """A terminal that may go away before the script ends: what can no longer be shown is dropped."""
+    """A terminal or log whose reader or disk may give out before the script ends: what cannot be shown is dropped."""
 
     def write(self, data: bytes) -> int:
         try:
             return super().write(data)
         except OSError as error:
+            if self.fileno() == 2 and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return len(data)  # of a log; the next line may find space again
             if error.errno != errno.EIO and (self.fileno() != 2 or error.errno != errno.EPIPE):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())

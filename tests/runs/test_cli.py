@@ -134,6 +134,16 @@ def test_output_that_cannot_be_written_is_one_line(length):
             assert (done.returncode, done.stderr) == (2, f"error: cannot write: {problem} run the same command again\n")
 
 
+def test_a_run_goes_on_when_the_disk_of_its_log_is_full():
+    program = (
+        "import sys; from cropvlm.runs.cli import run; run(lambda: print('lost', file=sys.stderr) or print('kept'))"
+    )
+    with Path("/dev/full").open("w") as full:
+        call = [sys.executable, "-c", program]
+        done = subprocess.run(call, stdout=subprocess.PIPE, stderr=full, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (0, "kept\n")
+
+
 SHOWING = """
 import sys, time
 from cropvlm.runs.cli import run
