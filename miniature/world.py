@@ -22,8 +22,8 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from cropvlm.models.cores import cpu_count
 from cropvlm.runs.cli import ArgumentParser, run
-from cropvlm.runs.processes import cpu_count
 
 COLORS = {
     "red": (200, 30, 35),

@@ -14,7 +14,7 @@ case ${1-} in
     *) chosen=("$@") ;;
 esac
 # One process per core, each with one thread.
-workers=$(python3 -c 'from cropvlm.runs.processes import cpu_count; print(min(8, cpu_count()))')
+workers=$(python3 -c 'from cropvlm.models.cores import cpu_count; print(min(8, cpu_count()))')
 OMP_NUM_THREADS=1 python3 -m pytest --numprocesses "$workers" --dist worksteal "${chosen[@]}"
 if [[ ${1---all} == --all ]] && nvidia-smi >/dev/null 2>&1; then
     CROPVLM_TEST_DEVICE=cuda python3 -m pytest -m gpu

@@ -17,6 +17,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 
 from cropvlm.crops import widened
+from cropvlm.models.cores import cpu_count
 from cropvlm.models.qwen import budget_of, qwen_image
 from cropvlm.models.tiling import DeviceTiling, tiling_of
 
@@ -118,7 +119,7 @@ class LevelsReader:
         """Return all `images` read, in order; in threads, for GRPO's rewards."""
         if len(images) <= FEW_IMAGES:  # a worker's single row
             return [self.read(image) for image in images]
-        with ThreadPoolExecutor() as threads:
+        with ThreadPoolExecutor(cpu_count()) as threads:
             return list(threads.map(self.read, images))
 
 

@@ -1,16 +1,14 @@
-"""Cores of this machine, and rows split over the processes of `accelerate launch`."""
+"""Threads and workers of this machine, and rows split over the processes of `accelerate launch`."""
 
-import contextlib
 import datetime
-import math
 import multiprocessing.util
 import os
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from cropvlm.errors import UserError
+from cropvlm.models.cores import cpu_count
 
 # What torch's launcher, which `accelerate launch` starts, sets for every one of its processes.
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -42,15 +40,6 @@ def num_processes() -> int:
 def device_index(gpu: int) -> int:
     """The GPU of this process: `gpu`, or one of its own among several processes unless `gpu` asks for the CPU."""
     return int(os.environ["LOCAL_RANK"]) if num_processes() > 1 and gpu >= 0 else gpu
-
-
-def cpu_count(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The number of cores that this process may use: a container's CPU quota, rounded up, where it has one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max 100000": no quota
-        quota, period = map(int, quota_file.read_text().split())
-        cores = min(cores, math.ceil(quota / period))
-    return cores
 
 
 def limit_threads() -> None:

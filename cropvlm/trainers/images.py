@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from cropvlm.models.cores import cpu_count
+
 
 class ReadAhead:
     """Reads the images of the rows that a DataLoader fetches, in threads, each once, before a step asks for them.
@@ -20,7 +22,7 @@ class ReadAhead:
     """
 
     def __init__(self, read: Callable[[Any, Any], Any]):
-        self.read, self.threads = read, ThreadPoolExecutor()
+        self.read, self.threads = read, ThreadPoolExecutor(cpu_count())
         self._rows: list[dict[str, Any]] = []  # fetched last
         self._begun: dict[Any, Future] = {}  # of these, by question_id
         self._before: dict[Any, Future] = {}  # and of the ones before, which the current step uses

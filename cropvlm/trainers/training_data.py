@@ -13,7 +13,8 @@ from tqdm import tqdm
 from cropvlm.data.images import open_image
 from cropvlm.data.rows import load_rows, then_transform
 from cropvlm.errors import UnreadableImage, UserError, listed, shorten
-from cropvlm.runs.processes import cpu_count, shard
+from cropvlm.models.cores import cpu_count
+from cropvlm.runs.processes import shard
 from cropvlm.training import grpo_prompt, prompt_and_completion, valid_rows
 
 logger = logging.getLogger(__name__)

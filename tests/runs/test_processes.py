@@ -11,7 +11,6 @@ from datasets import Dataset
 from cropvlm.errors import UserError
 from cropvlm.runs.processes import (
     LAUNCHER_VARIABLES,
-    cpu_count,
     device_index,
     exchange,
     gather,
@@ -106,16 +105,6 @@ def test_gather_restores_the_order(environment):
 def test_worker_count(environment, given, device, expected):
     environment()
     assert worker_count(given, device) == expected
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", 8), ("900000 100000", 8)]
-)
-def test_a_cpu_quota_counts_as_cores(quota, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-    (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert cpu_count(tmp_path / "cpu.max") == expected
-    assert cpu_count(tmp_path / "none") == 8
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "2"), ("5", "5")])
