@@ -1,17 +1,19 @@
 """Draw the miniature world: photo-like canvases with several coloured signs, plates and pages, each with small text.
 
     python3 -m miniature.world --output_path datasets/miniature --seed 0
+    python3 -m miniature.world --output_path datasets/miniature_need --seed 0 --need
 
 writes a `save_to_disk` folder with the splits `train` and `test`, which share no image. Every row has the columns of
 TextVQA (image, question, question_id, 10 answers) and, for the upper bound and the contact sheet only, `true_bbox`
-(percent of width and height), which no training stage reads.
+(percent of width and height), which no training stage reads. In the world of `--need` every image has a placard that
+the answerer can read without a crop, beside smaller ones: half of the questions are about it.
 """
 
 import argparse
 import io
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import Pool
@@ -72,6 +74,7 @@ LEXICON = [
 # The words that the world shows: those that the tiny reader still gets right nine times in ten in a crop twice as wide
 # and high as a tight one.
 WORDS = ("bus", "exit", "farm", "inn", "left", "museum", "pub", "sale", "school", "zoo")
+SMALL, MIDDLE, LARGE = (0.20, 0.30), (0.35, 0.50), (0.55, 0.80)  # widths of placards, relative to the canvas
 QUESTIONS = (
     "What is written on the {color} {kind}?",
     "What does the {color} {kind} say?",
@@ -91,14 +94,20 @@ class Placard:
 
 
 def draw_scene(
-    rng: random.Random, draw_text: Callable[[random.Random], str] = lambda rng: rng.choice(WORDS)
+    rng: random.Random,
+    draw_text: Callable[[random.Random], str] = lambda rng: rng.choice(WORDS),
+    sizes: Sequence[tuple[float, float]] | None = None,
 ) -> tuple[Image.Image, list[Placard]]:
-    """A canvas of 400 to 640 px a side and its 3 to 5 placards, each of another colour and well apart."""
+    """A canvas of 400 to 640 px a side and its placards, each of another colour and well apart.
+
+    sizes: the range of each one's width, relative to the canvas; by default 3 to 5 small ones. Some may find no place.
+    """
     width, height = rng.randint(400, 640), rng.randint(400, 640)
     canvas = draw_background(rng, width, height)
     placards: list[Placard] = []
-    for color in rng.sample(sorted(COLORS), rng.randint(3, 5)):
-        bbox_px = place(rng, width, height, [p.bbox_px for p in placards])
+    sizes = sizes or [SMALL] * rng.randint(3, 5)
+    for color, size in zip(rng.sample(sorted(COLORS), len(sizes)), sizes, strict=True):
+        bbox_px = place(rng, width, height, [p.bbox_px for p in placards], size)
         if bbox_px is not None:
             placard = Placard(color, rng.choice(KINDS), draw_text(rng), bbox_px)
             draw_placard(rng, canvas, placard)
@@ -106,12 +115,26 @@ def draw_scene(
     return canvas, placards
 
 
-def place(rng: random.Random, width: int, height: int, taken: list) -> tuple[int, int, int, int] | None:
-    """A free place for a placard 20% to 30% of the canvas wide, or None after 40 tries."""
+def draw_need_scene(rng: random.Random) -> tuple[Image.Image, list[Placard]]:
+    """A canvas with a large placard and, after it, one or two others: two thirds small, one third of middle size."""
+    sizes = [LARGE, *(rng.choice((SMALL, SMALL, MIDDLE)) for _ in range(2))]
+    while True:
+        canvas, placards = draw_scene(rng, sizes=sizes)
+        x1, _, x2, _ = placards[0].bbox_px if placards else (0, 0, 0, 0)
+        if len(placards) > 1 and x2 - x1 > MIDDLE[1] * canvas.width:
+            return canvas, placards
+
+
+def place(
+    rng: random.Random, width: int, height: int, taken: list, size: tuple[float, float] = SMALL
+) -> tuple[int, int, int, int] | None:
+    """A free place for a placard whose width relative to the canvas lies in `size`, or None after 40 tries."""
     gap = 30
     for _ in range(40):
-        w = round(width * rng.uniform(0.20, 0.30))
+        w = round(width * rng.uniform(*size))
         h = round(w * rng.uniform(0.6, 0.85))
+        if h + 8 > height:
+            continue
         x, y = rng.randint(4, width - w - 4), rng.randint(4, height - h - 4)
         if all(x + w + gap < x1 or x2 + gap < x or y + h + gap < y1 or y2 + gap < y for x1, y1, x2, y2 in taken):
             return x, y, x + w, y + h
@@ -175,14 +198,17 @@ def draw_answers(rng: random.Random, placard: Placard, others: list[Placard]) ->
     return [rng.choice(wrong) if rng.random() < 0.1 else placard.text for _ in range(10)]
 
 
-def draw_row(seed: str, questions: int = 1) -> list[dict]:
-    """`questions` rows about one image. The same seed gives the same rows, byte for byte."""
+def draw_row(seed: str, questions: int = 1, need: bool = False) -> list[dict]:
+    """`questions` rows about one image. The same seed gives the same rows, byte for byte.
+
+    need: one about the large placard of the scene, then one about another.
+    """
     rng = random.Random(seed)
-    canvas, placards = draw_scene(rng)
+    canvas, placards = draw_need_scene(rng) if need else draw_scene(rng)
     encoded = io.BytesIO()
     canvas.save(encoded, "JPEG", quality=92)
     rows = []
-    for placard in rng.sample(placards, questions):
+    for placard in (placards[0], rng.choice(placards[1:])) if need else rng.sample(placards, questions):
         others = [p for p in placards if p is not placard]
         x1, y1, x2, y2 = placard.bbox_px
         true_bbox = [100 * x1 // canvas.width, 100 * y1 // canvas.height]
@@ -209,20 +235,24 @@ FEATURES = Features(
 )
 
 
-def draw_split(seed: int, split: str, rows: int, first_id: int, questions_per_image: int = 2) -> Dataset:
+def draw_split(
+    seed: int, split: str, rows: int, first_id: int, questions_per_image: int = 2, need: bool = False
+) -> Dataset:
     """`rows` rows, `questions_per_image` to an image, numbered from `first_id`."""
-    seeds = [(f"{seed}-{split}-{i}", questions_per_image) for i in range(-(-rows // questions_per_image))]
+    seeds = [(f"{seed}-{split}-{i}", questions_per_image, need) for i in range(-(-rows // questions_per_image))]
     with Pool(cpu_count()) as pool:
         drawn = list(chain.from_iterable(pool.starmap(draw_row, seeds, chunksize=8)))
     numbered = [row | {"question_id": first_id + i} for i, row in enumerate(drawn[:rows])]
     return Dataset.from_list(numbered, features=FEATURES)
 
 
-def write_world(output_path: str | Path, seed: int = 0, train: int = 2160, test: int = 640) -> DatasetDict:
+def write_world(
+    output_path: str | Path, seed: int = 0, train: int = 2160, test: int = 640, need: bool = False
+) -> DatasetDict:
     """Write the splits `train` and `test` with `save_to_disk`, whole or not at all; they share no image."""
     world = DatasetDict(
-        train=draw_split(seed, "train", train, first_id=1),
-        test=draw_split(seed, "test", test, first_id=100_001),
+        train=draw_split(seed, "train", train, first_id=1, need=need),
+        test=draw_split(seed, "test", test, first_id=100_001, need=need),
     )
     target = Path(output_path)
     unfinished = target.with_name(f".{target.name}.tmp")
@@ -238,12 +268,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=2160, help="rows, half for SFT and half for GRPO")
     parser.add_argument("--test", type=int, default=640, help="held-out rows")
+    parser.add_argument("--need", action="store_true", help="half of the questions about a placard that needs no crop")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    print(write_world(args.output_path, args.seed, args.train, args.test))
+    print(write_world(args.output_path, args.seed, args.train, args.test, args.need))
 
 
 if __name__ == "__main__":

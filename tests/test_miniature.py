@@ -33,6 +33,18 @@ def test_rows_come_from_the_seed_and_splits_share_no_image_and_no_id(tiny_world)
     assert all(len(answers) == 10 for answers in [*train["answers"], *test["answers"]])
 
 
+def test_half_of_the_questions_of_the_world_of_need_are_about_a_large_placard(tmp_path):
+    write_world(tmp_path / "world", train=40, test=4, need=True)
+    rows = load_rows(str(tmp_path / "world"), "train")
+    widths = [x2 - x1 for x1, _, x2, _ in rows["true_bbox"]]  # in percent, rounded outwards: up to 2 more
+    assert all(55 <= width <= 82 for width in widths[::2])
+    others = ["small" if 20 <= width <= 32 else "middle" if 35 <= width <= 52 else width for width in widths[1::2]]
+    assert set(others) == {"small", "middle"}
+    pictures = [row["image"]["bytes"] for row in rows]
+    assert pictures[::2] == pictures[1::2]  # both of an image: the question decides
+    assert all(len(set(pair)) == 2 for pair in zip(rows["question"][::2], rows["question"][1::2], strict=True))
+
+
 def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, capsys):
     rows = load_rows(str(tiny_world), "test")
     ids = rows["question_id"][:]
