@@ -15,7 +15,7 @@ inputs. `--from_journal` grows and saves again without the teacher, with other `
 a Qwen2.5-VL behind an OpenAI-compatible server is the teacher (--api_base: vLLM, SGLang); --min_pixels and --max_pixels
 must then lie within the server's own bounds.
 With --label_need the reward model labels each row of the SFT part by whether the teacher's crop helps it (`loss_gap` in
-nats, `needed`); SFT then teaches `Not needed.` where it does not.
+nats, `needed`), in the first process alone; SFT then teaches `Not needed.` where it does not.
 
 Exit code 3: complete, but for rows whose image could not be read, or that the server or the memory was too small for;
 they are named. Under `accelerate launch` exit codes 2 and 3 become 1.
@@ -51,13 +51,13 @@ def create_dataset(args: argparse.Namespace) -> int:
     from transformers import set_seed
 
     from cropvlm.runs.processes import rank
-    from cropvlm.runs.provenance import SOURCES, row_keys
+    from cropvlm.runs.provenance import INPUTS, SOURCES, row_keys
     from cropvlm.sets.card import describe_sources, origins, part_files, write_card
     from cropvlm.sets.hub import prepare_repository, push
     from cropvlm.sets.mixture import halve, load_sources
     from cropvlm.sets.need_labels import label_need
     from cropvlm.sets.responses import failed_rows, response_run
-    from cropvlm.sets.saving import INPUTS, code_before, describe_inputs, output_folders, save_whole
+    from cropvlm.sets.saving import code_before, describe_inputs, output_folders, save_whole
     from cropvlm.sets.summary import summarise
     from cropvlm.sets.units import in_units
     from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references

@@ -24,6 +24,7 @@ MODEL_FILES = (
     *("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt"),
 )
 SOURCES = "sources.json"  # in the folder of a training set
+INPUTS = "inputs.json"  # there too: what it was made from
 RECORD = "run.json"  # of a finished training or a checkpoint, in its folder
 LIBRARIES = (
     *("torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "trl", "pillow", "numpy"),

@@ -17,7 +17,7 @@ from datasets import Dataset, Image
 from cropvlm.errors import UserError, failure, one_line
 from cropvlm.runs.files import open_to_group
 from cropvlm.runs.processes import rank
-from cropvlm.runs.provenance import differences, rows_checksum
+from cropvlm.runs.provenance import INPUTS, differences, rows_checksum
 from cropvlm.sets import hub
 from cropvlm.sets.need_labels import gap_settings
 from cropvlm.sets.sources import Source
@@ -26,8 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What a saved part consists of; cache and tmp are what datasets leaves there when a training script reads it.
 OWN_FILES = ("*.arrow", "dataset_info.json", "state.json", "README.md", "sources.json", "teacher_report.*")
-OWN_FILES += ("inputs.json", "cache-*", "tmp*")
-INPUTS = "inputs.json"  # what a part was made from
+OWN_FILES += (INPUTS, "cache-*", "tmp*")
 ANOTHER = "name another --output_path"
 MARKER = ".made_by_create_dataset"  # tells a folder that an interrupted run left from one of the user's
 

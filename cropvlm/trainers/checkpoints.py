@@ -4,6 +4,7 @@ Every checkpoint and every finished model holds a record, `run.json`, written la
 weights, what the models and rows behind them contain, and a checksum of each file.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from transformers.trainer_utils import sort_checkpoints
 from cropvlm.errors import UserError, listed
 from cropvlm.runs import provenance
 from cropvlm.runs.files import open_to_group, write_json
-from cropvlm.runs.provenance import RECORD, file_checksum, model_checksum, rows_checksum, sources_of
+from cropvlm.runs.provenance import INPUTS, RECORD, file_checksum, model_checksum, rows_checksum, sources_of
 from cropvlm.trainers.micro_batches import differs_by_micro_batch
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,20 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     settings = json.loads(json.dumps(kept, default=str))
     training = {"stage": "GRPO" if hasattr(policy, "reward") else "SFT", "reward": getattr(policy, "reward", None)}
     training |= {"longest_edge": policy.longest_edge, "seed": args.seed, "base": policy.base_model}
+    training |= {"need": need} if (need := need_learnt(policy)) else {}
     return {"settings": settings, "contents": contents, "training": training}
+
+
+def need_learnt(policy: Any) -> dict[str, Any] | None:
+    """For which answerer and image size a run learns whether to crop, and how; None where it learns only boxes."""
+    if getattr(policy, "crop_cost", None) is not None:
+        return {"answerer": policy.vqa_model, "longest_edge": policy.vqa_longest_edge, "crop_cost": policy.crop_cost}
+    labels = None
+    if not hasattr(policy, "reward"):  # SFT
+        with contextlib.suppress(OSError, ValueError, KeyError):  # rows that create_dataset.py has not made here
+            labels = json.loads((Path(policy.dataset_path) / INPUTS).read_text())["inputs"]["need"]
+    names = {"answerer": "reward_model", "longest_edge": "longest_edge", "need_threshold": "threshold"}
+    return labels and {name: labels[key] for name, key in names.items()}
 
 
 def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str, dict]:

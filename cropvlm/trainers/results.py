@@ -18,7 +18,7 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import open_to_group
 from cropvlm.runs.provenance import library_versions
-from cropvlm.trainers.checkpoints import RECORD, add_steps, given, write_record
+from cropvlm.trainers.checkpoints import RECORD, add_steps, given, need_learnt, write_record
 from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ full, crop = cropper.views(open_image("sign.jpg"), "What is written on the sign?
 
 - base model: `{base}`
 - trained from: `{start}`
-- data: `{data}`, {rows} rows
+- data: `{data}`, {rows} rows{need}
 
 ## Figures after {steps} steps
 
@@ -67,6 +67,8 @@ full, crop = cropper.views(open_image("sign.jpg"), "What is written on the sign?
 
 {versions}
 """
+NEED = """
+- whether to crop: learnt for `{answerer}` at {longest_edge} px; another answerer or size needs other crops"""
 
 
 def save_card(trainer: Any, folder: str | Path, name: str) -> None:
@@ -92,6 +94,7 @@ def save_card(trainer: Any, folder: str | Path, name: str) -> None:
         start=policy.base_model,
         data=policy.dataset_path,
         rows=len(trainer.train_dataset),
+        need=NEED.format(**need) if (need := need_learnt(policy)) else "",
         steps=trainer.state.global_step,
         figures=_listed(latest_figures(trainer.state.log_history)),
         settings=_listed(given(vars(policy)) | own_settings),

@@ -1,5 +1,7 @@
 """GRPO with a price for crops: the three rewards by hand, what is logged, what a resume compares."""
 
+import json
+
 import pytest
 from PIL import Image
 from trainers import make_grpo_trainer
@@ -7,8 +9,10 @@ from trainers import make_grpo_trainer
 from cropvlm.errors import UserError
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.rewards import AnswerLikelihoodReward
-from cropvlm.trainers.checkpoints import differences
+from cropvlm.trainers.checkpoints import differences, need_learnt
 from cropvlm.trainers.crop_cost import STEPS, CollapseWarning, CropCostReward, decision_reward
+from cropvlm.trainers.results import save_card
+from cropvlm.trainers.settings import PolicyArguments
 from train_grpo import GRPOPolicyArguments
 
 TEXTS = ["[0, 0, 50, 50].", "Not needed.", "no box", "[0, 0, 100, 100]."]
@@ -76,6 +80,19 @@ def test_a_resume_compares_the_price_and_a_run_without_one_records_none():
     assert differences(priced, other) == ["crop_cost 0.5 there, 1.0 here"]
 
 
+def test_for_whom_the_decision_was_learnt(tmp_path):
+    """As the card and the record of a training say it."""
+    labels = {"reward_model": "vlm", "longest_edge": 64, "threshold": 0.5}
+    (tmp_path / "inputs.json").write_text(json.dumps({"inputs": {"need": labels}}))
+    labelled = {"dataset_path": str(tmp_path)}
+    learnt = {"answerer": "vlm", "longest_edge": 64, "need_threshold": 0.5}
+    assert need_learnt(PolicyArguments(**labelled)) == learnt
+    assert need_learnt(PolicyArguments(dataset_path="org/rows")) is None
+    assert need_learnt(GRPOPolicyArguments(**labelled)) is None  # which reads no labels
+    learnt = {"answerer": "m", "longest_edge": 128, "crop_cost": 0.0}
+    assert need_learnt(GRPOPolicyArguments(crop_cost=0.0, vqa_model="m", vqa_longest_edge=128)) == learnt
+
+
 @pytest.mark.parametrize("price", [None, 0.25])
 def test_a_step(price, sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     policy = {"crop_cost": price} if price else {}
@@ -84,3 +101,6 @@ def test_a_step(price, sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     logged = {key for entry in trainer.state.log_history for key in entry}
     assert ("rewards/crop_cost_reward/mean" in logged) == (price is not None)
     assert ("boxes/not_needed" in logged) == (price is not None)
+    save_card(trainer, tmp_path, "cropper")
+    learnt = f"\n- whether to crop: learnt for `{tiny_smolvlm}` at 64 px"
+    assert (learnt in (tmp_path / "README.md").read_text()) == (price is not None)
