@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from cropvlm.runs.drawing import new_figure
 from cropvlm.runs.scoring import standard_error
-from reporting.need import NeedCurve
+from reporting.need import Cost, NeedCurve
 from reporting.pairs import Pair
 from reporting.results import Result
 
@@ -48,18 +48,19 @@ def draw_gains_by_size(pairs: Sequence[Pair], names: Sequence[str]) -> str:
     return _svg(figure)
 
 
-def draw_need(curve: NeedCurve, span: tuple[float, float], unit: str) -> str:
-    """Return the score against the cost of a question, from no crop to all. span: the costs of both, in `unit`."""
+def draw_need(curve: NeedCurve, cost: Cost) -> str:
+    """Return the score against the cost of a question, from no crop to all."""
+    span = (cost.never, cost.always)
     figure, axes = _figure(3.6)
     for name, order in curve.orders.items():
         scores = curve.accuracies(order)
         axes.plot(np.linspace(*span, len(scores)), scores, label=name, linestyle="-" if name == "decide" else "--")
     never, always = scores[0], scores[-1]
     axes.plot(span, (never, always), color=GREY, label="random")
-    own = curve.own_crops / len(curve.needs)
-    at = span[0] + own * (span[1] - span[0])
-    axes.plot(at, curve.accuracies(curve.orders["decide"])[curve.own_crops], "o", color="#222", label="threshold 0")
-    axes.set(xlabel=f"{unit} a question, the answerer's", ylabel="score")
+    itself = cost.at(curve.own_crops / len(curve.needs)), curve.accuracies(curve.orders["decide"])[curve.own_crops]
+    axes.plot(*itself, "o", color="#222", label="threshold 0")
+    own = "" if cost.cropper is None else f"; the cropper sees {cost.cropper:g} more, but for none at all"
+    axes.set(xlabel=f"{cost.unit} a question, the answerer's{own}", ylabel="score")
     _legend(figure, axes)
     return _svg(figure)
 

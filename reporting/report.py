@@ -73,13 +73,12 @@ class Report:
     def need_curves(self) -> list[need.NeedCurve]:
         return need.need_curves(self.pairs)
 
-    def span(self, pair: Pair) -> tuple[tuple[float, float], str]:
-        """What a question costs the answerer without the crop and with it, and in what unit."""
-        costs = [self.costs[self.results.index(result)] for result in (pair.before, pair.after)]
-        for key, unit in (("image_tokens_per_question", "visual tokens"), ("images_per_question", "images")):
-            if all(cost[key] is not None for cost in costs):
-                return (costs[0][key], costs[1][key]), unit
-        raise AssertionError("the number of images is always known")
+    def need_cost(self, curve: need.NeedCurve) -> need.Cost:
+        before, after = (self.costs[self.results.index(result)] for result in (curve.pair.before, curve.pair.after))
+        key = "image_tokens_per_question"
+        if before[key] is None or after[key] is None:
+            return need.Cost(before["images_per_question"], after["images_per_question"], 1, "images")
+        return need.Cost(before[key], after[key], after.get(f"cropper_{key}"), "visual tokens")
 
     @cached_property
     def costs(self) -> list[dict]:
@@ -158,8 +157,10 @@ def write(report: Report, folder: Path, example_count: int) -> None:
         "files": files,
         "pairs": of_pairs,
     }
-    of_some = {"gains": report.gains, "need": report.need_curves}
-    content |= {part: [each.summary() for each in found] for part, found in of_some.items() if found}
+    if report.gains:
+        content["gains"] = [gain.summary() for gain in report.gains]
+    if report.need_curves:
+        content["need"] = [curve.summary() | {"cost": vars(report.need_cost(curve))} for curve in report.need_curves]
     write_json(paths["report.json"], json.loads(json.dumps(content), parse_constant=lambda _: None))  # nan: null
     _write_text(paths["report.md"], _markdown(report, listed))
     pair = report.shown_pair
@@ -214,7 +215,7 @@ def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
         lines = [row for gain in report.gains for row in gain_rows(gain, report.name(gain.pair.after))]
         listed.append(("Where the gain comes from", COLUMNS, lines))
     if report.need_curves:
-        lines = [need.need_row(curve, report.name(curve.pair.after)) for curve in report.need_curves]
+        lines = [need.need_row(c, report.name(c.pair.after), report.need_cost(c)) for c in report.need_curves]
         listed.append(("Whether to crop", need.COLUMNS, lines))
     names = [report.name(result) for result in report.results]
     columns = ("setting", *tables.FILE_COLUMNS, "file")
@@ -236,9 +237,8 @@ def _plots(report: Report) -> list[tuple[str, str]]:
     if any(pair.region_areas for pair in report.pairs):
         drawn.append(("Gain by the size of the region", plots.draw_gains_by_size(report.pairs, of_pairs)))
     for curve in report.need_curves:
-        drawn.append(
-            (f"Whether to crop: {report.name(curve.pair.after)}", plots.draw_need(curve, *report.span(curve.pair)))
-        )
+        picture = plots.draw_need(curve, report.need_cost(curve))
+        drawn.append((f"Whether to crop: {report.name(curve.pair.after)}", picture))
     return drawn
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cropvlm.boxes import Bbox, parse_bbox
+from cropvlm.boxes import Bbox, is_not_needed, parse_bbox
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError, listed
@@ -97,16 +97,34 @@ class Result:
         return [None if text is None else parse_bbox(text) for text in self.box_texts]
 
     @property
+    def needs(self) -> np.ndarray | None:
+        """The need of each scored row's crop, (n,); None where the boxes do not say it."""
+        needs = {record["question_id"]: record.get("need") for record in (self.boxes.records if self.boxes else [])}
+        found = [needs.get(question_id) for question_id in self.scored.ids]
+        return None if None in found else np.array(found)
+
+    @property
+    def cropped(self) -> np.ndarray:
+        """Whether each scored row was answered with a crop, (n,)."""
+        threshold = self.settings.get("need_threshold")
+        if threshold is not None:
+            return self.needs >= threshold
+        return np.array([self.with_crop and not is_not_needed(text or "") for text in self.box_texts])
+
+    @property
     def box_texts(self) -> list[str | None]:
         """What the cropper wrote for each scored row; None where that is unknown."""
         texts = {record["question_id"]: record["answer"] for record in (self.boxes.records if self.boxes else [])}
         return [texts.get(question_id) for question_id in self.scored.ids]
 
     def values(self, metric: str) -> np.ndarray:
-        """Return the score of every scored row, or for `refusals` 100 where an answer is empty or names no option.
+        """Return the score of every scored row, for `refusals` 100 where an answer is empty or names no option, or for
+        `crops` 100 where it was made with a crop.
 
         Failed rows are not refusals.
         """
+        if metric == "crops":
+            return 100.0 * self.cropped
         failed = {row["question_id"] for row in self.meta.get("failed") or []}
         answered = np.array([question_id not in failed for question_id in self.scored.ids])
         return self.scored.scores if metric == "score" else self.scored.refusals * answered
