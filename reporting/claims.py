@@ -25,7 +25,7 @@ Points = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bar = Annotated[float, Field(allow_inf_nan=False)]
 # `stage: true`, for a true box, is a switch to YAML.
 Words = Annotated[str, BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)]
-Metric = Literal["score", "refusals"]
+Metric = Literal["score", "refusals", "crops", "over_random"]
 
 
 @checked
@@ -86,8 +86,9 @@ class Cropper:
     """A source of boxes. What its run records of it has to agree; without a record, the model that a meta file names.
 
     longest_edge: px. trained_on: a training set of the file. training: the trainer's flags; None where nothing trains
-    it. base: the cropper that GRPO starts from. hours: that its training took, as reported. teacher: of the boxes that
-    step 1 gives the test rows, in place of a cropper, more of its flags; BENCHMARK in `model` is one's name.
+    it. base: the cropper that GRPO starts from. crop_cost: of its GRPO. need: its boxes record the need of each. hours:
+    that its training took, as reported. teacher: of the boxes that step 1 gives the test rows, in place of a cropper,
+    more of its flags; BENCHMARK in `model` is one's name.
     """
 
     name: str
@@ -99,6 +100,8 @@ class Cropper:
     trained_on: str | None = None
     training: str | None = None
     base: str | None = None
+    crop_cost: Points | None = None
+    need: bool = False
     seed: int | None = None
     hours: Points | None = None
     teacher: str | None = None
@@ -109,17 +112,22 @@ class Cropper:
 
 @checked
 class Setting:
-    """Models and data behind a score. cropper: None for the full image alone. control: instead of the cropper's box."""
+    """Models and data behind a score. cropper: None for the full image alone. control: instead of the cropper's box.
+
+    need_threshold: no crop where a box's need is below it; None for a crop of every box.
+    """
 
     benchmark: Benchmark
     answerer: Answerer
     cropper: Cropper | None
     control: str | None = None
+    need_threshold: float | None = None
 
     @property
     def models(self) -> str:
         cropper = self.cropper.title if self.cropper else "no crop"
-        return f"{self.answerer.title}, {cropper}" + (f", control {self.control}" if self.control else "")
+        decided = "" if self.need_threshold is None else f", crops where the need is at least {self.need_threshold:g}"
+        return f"{self.answerer.title}, {cropper}{decided}" + (f", control {self.control}" if self.control else "")
 
     @property
     def title(self) -> str:
@@ -173,6 +181,10 @@ class Claim:
 
     The value is the score, or its difference from `over`, or that difference in percent of the one between `of` and
     `over`. Its 95% interval must lie at or above `at_least`, at or below `at_most`; without a bar, above 0.
+
+    metric: of `crops` it is the percent of the rows that get one; of `over_random` what `score` has over as many crops
+    at random, where no row (`over`) and every row (`of`) gets one. widths: only rows whose `true_bbox` is from so many
+    to so many percent wide.
     """
 
     says: str
@@ -182,6 +194,7 @@ class Claim:
     at_least: Bar | None = None
     at_most: Bar | None = None
     metric: Metric = "score"
+    widths: Annotated[tuple[Points, Points], Strict(False)] | None = None
 
     @property
     def columns(self) -> list[tuple[Setting, ...]]:
@@ -315,10 +328,11 @@ def _parse(content: Any, names: Mapping[str, str], seed: int | None) -> Claims:
         part = _build(_Part, where, entry)
         answerer = named("answerers", part.answerer, where)
         cropper = None if part.cropper == "none" else named("croppers", part.cropper, where)
-        if part.control and cropper is None:
-            raise ValueError(f"{where} has a control without a cropper; expected both")
+        if (part.control or part.need_threshold is not None) and cropper is None:
+            raise ValueError(f"{where} has a control or a threshold without a cropper; expected both")
         benchmarks = tables["benchmarks"] if covered is None else covered
-        return tuple(Setting(named("benchmarks", name, where), answerer, cropper, part.control) for name in benchmarks)
+        models = (answerer, cropper, part.control, part.need_threshold)
+        return tuple(Setting(named("benchmarks", name, where), *models) for name in benchmarks)
 
     def figure(entry: dict, where: str) -> Figure:
         on = _build(Key, f"{where}.benchmark", entry.pop("benchmark", None))
@@ -337,7 +351,9 @@ def _parse(content: Any, names: Mapping[str, str], seed: int | None) -> Claims:
         parts = {key: settings(entry.pop(key), covered, where) for key in ("score", "over", "of") if key in entry}
         made = _build(Claim, where, entry, **parts)
         bars = [bar for bar in (made.at_least, made.at_most) if bar is not None]
-        if (made.of and not made.over) or (not bars and (not made.over or made.of)):
+        if made.metric == "over_random" and not (made.over and made.of):
+            raise ValueError(f"{where} is of over_random; expected score, over and of")
+        if (made.of and not made.over) or (not bars and (not made.over or made.of) and made.metric != "over_random"):
             raise ValueError(f"{where} is no comparison; expected score, and over (with `of` a bar too) or a bar")
         if bars != sorted(bars) or (not made.over and any(not 0 <= bar <= 100 for bar in bars)):
             raise ValueError(f"{where} has the bar {made.bar}; no score can meet it")
@@ -362,6 +378,7 @@ class _Part:
     answerer: Key
     cropper: Key
     control: str | None = None
+    need_threshold: Bar | None = None
 
 
 def _with_seed(cropper: Cropper, seed: int) -> Cropper:

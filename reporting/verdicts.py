@@ -20,6 +20,7 @@ from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, cropper_messages
 from cropvlm.runs.predictions import BoxFile
 from cropvlm.runs.scoring import bootstrap_means, interval_95
 from reporting.claims import Claim, Claims, Cropper, Figure, Setting
+from reporting.need import over_random
 from reporting.results import Result, changed_model
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
@@ -82,9 +83,9 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
 def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, ...] | None:
     """Return in what a result differs from a setting; None if it belongs to another one altogether."""
     benchmark, answerer, cropper = setting.benchmark, setting.answerer, setting.cropper
-    shown = (result.benchmark, result.answerer, result.settings["mode"] != "base", result.control)
-    wanted = (benchmark.name, answerer.model, cropper is not None, setting.control)
-    if result.settings.get("need_threshold") is not None or shown != wanted:
+    threshold = result.settings.get("need_threshold")
+    shown = (result.benchmark, result.answerer, result.settings["mode"] != "base", result.control, threshold)
+    if shown != (benchmark.name, answerer.model, cropper is not None, setting.control, setting.need_threshold):
         return None
     dtype = (result.settings.get("dtype") or "").removeprefix("torch.") or None
     pairs = [
@@ -146,7 +147,8 @@ def _boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Clai
     pairs.append(("cropper's max_new_tokens", *_if_known(settings.get("max_new_tokens"), 32)))
     names = lambda sources: ", ".join(sorted(set(sources)))  # noqa: E731
     if "stage" in record:
-        same = (record["stage"], record.get("reward")) == (wanted.stage, wanted.reward)
+        cost = (record.get("need") or {}).get("crop_cost")
+        same = (record["stage"], record.get("reward"), cost) == (wanted.stage, wanted.reward, wanted.crop_cost)
         if boxes.cropper != wanted.model_on(on) and not same:
             return None
         rows = (data.grpo_rows if wanted.base else None) or data.rows if data else None
@@ -166,6 +168,8 @@ def _boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Clai
     else:
         pairs.append(("cropper trained on", named.trained_on, wanted.trained_on))
     found = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if theirs not in (None, ours)]
+    if "stage" in record and cost != wanted.crop_cost:
+        found.append(f"cropper's crop_cost {cost} instead of {wanted.crop_cost}")
     if settings.get("prompt") not in (None, cropper_messages("{question}")):
         found.append("another prompt of the cropper")
     if changed := changed_model(boxes.meta, "cropper"):
@@ -224,7 +228,7 @@ def judge_one(items: Sequence[Figure | Claim], matches: Sequence[Matches], comma
         counts = sorted({len(part.result.scored.ids) for part in used[0][0]})
         unpaired = f"{' and '.join(map(str, counts))} questions are compared, which are not the same"
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join([unpaired, *reasons]))
-    evidence = Evidence.of(used, item.metric)
+    evidence = Evidence.of(used, item)
     if evidence is None:
         reason = "the interval of the way from `over` to `of` does not lie above 0, so there is no share of it"
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join([reason, *reasons]))
@@ -256,13 +260,14 @@ class Evidence:
         return float(self.by_run.std(ddof=1)) if len(self.by_run) > 1 else None
 
     @classmethod
-    def of(cls, used: Sequence, metric: str) -> "Evidence | None":
+    def of(cls, used: Sequence, item: Figure | Claim) -> "Evidence | None":
         """Return the evidence of matches [run][benchmark][score, over, of]; None for the share of no way."""
-        questions = sum(len(set(column[0].result.scored.questions)) for column in used[0])
-        values, means = pooled([[_difference(column[:2], metric) for column in run] for run in used])
-        if len(used[0][0]) < 3:
+        shown = 3 if item.metric == "over_random" else 2
+        values, means = pooled([[_difference(column[:shown], item) for column in run] for run in used])
+        questions = sum(len(set(_rows(column[0].result, item)[1])) for column in used[0])
+        if len(used[0][0]) <= shown:
             return cls(float(values.mean()), values, over_runs(means), questions)
-        way, ways = pooled([[_difference(column[:0:-1], metric) for column in run] for run in used])
+        way, ways = pooled([[_difference(column[:0:-1], item) for column in run] for run in used])
         if interval_95(over_runs(ways))[0] <= ROUNDING:
             return None
         # The same samples of runs and questions above and below: a ratio of means, not a mean of ratios.
@@ -288,12 +293,31 @@ def over_runs(means: np.ndarray) -> np.ndarray:
     return centre + spread[drawn, np.arange(n)].mean(axis=0)
 
 
-def _difference(column: Sequence[Match], metric: str) -> tuple[float, np.ndarray]:
-    """Return a result's mean, or its mean difference from a second one's, and the bootstrap means, by question."""
-    scored = column[0].result.scored
-    first, *others = (found.result.values(metric) for found in column)
-    values = first - others[0] if others else first
-    return float(values @ scored.weights), bootstrap_means(values, scored.weights, scored.questions)
+def _difference(column: Sequence[Match], item: Figure | Claim) -> tuple[float, np.ndarray]:
+    """Return a result's mean, or its mean difference from a second one's, and the bootstrap means, by question.
+
+    Of `over_random` that is what a result has over as many crops at random, between a second one and a third.
+    """
+    results = [found.result for found in column]
+    rows, questions, weights = _rows(results[0], item)
+    if item.metric == "over_random":
+        _, never, always = (result.scored.scores[rows] for result in results)
+        values = over_random(results[0].cropped[rows], always - never, weights)
+    else:
+        first, *others = (result.values(item.metric)[rows] for result in results)
+        values = first - others[0] if others else first
+    return float(values @ weights), bootstrap_means(values, weights, questions)
+
+
+def _rows(result: Result, item: Figure | Claim) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Return which scored rows a figure or claim is about, and their questions and weights."""
+    scored, widths = result.scored, getattr(item, "widths", None)
+    if widths is None:
+        return np.arange(len(scored.scores)), scored.questions, scored.weights
+    boxes = list(result.rows["true_bbox"])
+    sizes = [boxes[i][2] - boxes[i][0] for i in scored.indices]
+    rows = np.array([k for k, width in enumerate(sizes) if widths[0] <= width <= widths[1]])
+    return rows, [scored.questions[k] for k in rows], scored.weights[rows] / scored.weights[rows].sum()
 
 
 def decide(item: Figure | Claim, low: float, high: float, evidence: Evidence) -> dict[str, str]:

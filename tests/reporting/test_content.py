@@ -44,6 +44,9 @@ WITH_GRPO = FIGURE | {"cropper": "grpo"}
         pytest.param({"rows": 10}, "rows of its training 10 instead of 50", id="rows"),
         pytest.param({"steps": 3}, "steps of its training 3 instead of 10", id="steps short of planned"),
         pytest.param({"longest_edge": 128}, "cropper trained at 128 instead of 64", id="size"),
+        pytest.param(
+            {"need": {"crop_cost": 0.5}}, "cropper's crop_cost 0.5 instead of None", id="a price that the other lacks"
+        ),
         pytest.param({"base": "other"}, "base other instead of models/sft", id="base"),
         pytest.param(
             {"sources": [TEXTS | {"name": "else"}]}, "cropper trained on else instead of texts", id="other data"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting_worlds import right, write_answers
+import yaml
+from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
 
+from cropvlm.errors import UserError
 from reporting import results
 from reporting.claims import read_claims
 from reporting.need import need_curves
@@ -43,8 +45,49 @@ def test_a_curve_by_hand():
     assert (summary["precision"], summary["recall"]) == (1, 0.5)
     # From k = 60 on nothing is lost. At 59 one row is: 1 +- 1.96 points may be more than 1.
     assert summary["largest_saving_pct"] == 40
+    assert summary["over_random"] == pytest.approx(0)  # half of all rows, half of those that gain
     random = np.linspace(40, 60, 101)
     assert summary["area_above_random"] == pytest.approx((decide - random).mean())
+
+
+DECIDED = {"answerer": "small", "cropper": "sft", "need_threshold": 0}
+NONE, ALL = ({"answerer": "small", "cropper": name} for name in ("none", "sft"))
+
+
+@pytest.mark.parametrize(
+    ("claim", "value"),
+    [
+        pytest.param({"score": DECIDED, "over": ALL, "at_least": -50}, 55 - 60, id="against all crops"),
+        pytest.param({"score": DECIDED, "over": NONE}, 55 - 40, id="against none"),
+        pytest.param({"metric": "crops", "score": DECIDED, "at_most": 75}, 15, id="crops"),
+        pytest.param({"metric": "crops", "score": ALL, "at_least": 75}, 100, id="all crops"),
+        pytest.param({"metric": "crops", "score": DECIDED, "widths": [20, 32], "at_most": 75}, 20, id="of the small"),
+        pytest.param({"metric": "crops", "score": DECIDED, "widths": [55, 82], "at_most": 75}, 10, id="of the large"),
+        # 15 of the 20 points with 15% of the crops, which at random make 3.
+        pytest.param({"metric": "over_random", "score": DECIDED, "over": NONE, "of": ALL}, 12, id="over random"),
+    ],
+)
+def test_claims_on_what_was_decided(claim, value):
+    results._load_rows.cache_clear()
+    write_rows(Path("rows"), true_bbox=[[10, 10, 30 if i < 50 else 70, 50] for i in range(100)])
+    write_needs([1.0 if 40 <= i < 55 else -1.0 for i in range(100)])
+    write_answers(Path("p/at_answers.json"), right(55), "rows", boxes=BOXES, settings={"need_threshold": 0.0})
+    Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"claims": [{"says": "so", **claim}]}))
+    (verdict,) = judge_folder(Path("p"), [read_claims("claims.yaml")]).verdicts
+    assert (verdict.ours, verdict.verdict) == (pytest.approx(value), "reproduced")
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ({"score": NONE | {"need_threshold": 0}, "at_least": 1}, "a control or a threshold without a cropper"),
+        ({"metric": "over_random", "score": DECIDED, "over": NONE}, "expected score, over and of"),
+    ],
+)
+def test_claims_that_cannot_be_judged(claim, reason):
+    Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"claims": [{"says": "so", **claim}]}))
+    with pytest.raises(UserError, match=reason):
+        read_claims("claims.yaml")
 
 
 def test_a_file_without_needs_has_no_curve_nor_one_made_at_a_threshold():
@@ -59,11 +102,16 @@ def test_the_report_has_a_table_and_a_picture():
     write(made, Path("plain"), 5)
     assert "Whether to crop" not in Path("plain/report.html").read_text()
     assert "need" not in json.loads(Path("plain/report.json").read_text())
+    learnt = {"need": {"answerer": "vlm", "longest_edge": 512}}
+    write_boxes(Path("p/sft_bbox.json"), BOXES, "models/sft", "rows", learnt)
     write_needs([float(i - 39) for i in range(100)])
     write_answers(Path("p/half_answers.json"), right(50), "rows", boxes=BOXES, settings={"need_threshold": 9.0})
     made = judge_folder(Path("p"), [read_claims("claims.yaml")])
     assert len(made.results) == 2  # not the answers at a threshold
     write(made, Path("out"), 5)
-    assert "| rows: small, SFT | 40.00 | 60.00 | 60.00 | 61.00 |" in Path("out/report.md").read_text()
-    assert json.loads(Path("out/report.json").read_text())["need"][0]["recall"] == 1
+    text = Path("out/report.md").read_text()
+    assert "| rows: small, SFT | 40.00 | 60.00 | 60.00 | 61.00 |" in text
+    assert "| 1, 1.61, 2 images | 1.00 | vlm, 512 px |" in text  # no processor is here to count tokens
+    (summary,) = json.loads(Path("out/report.json").read_text())["need"]
+    assert (summary["recall"], summary["cost"]["cropper"]) == (1, 1)
     assert "<figcaption>Whether to crop: rows: small, SFT</figcaption>" in Path("out/report.html").read_text()
