@@ -96,8 +96,8 @@ def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str,
     shown = [key for keys in prepared.shown for key in keys]
     features = encode_images(model, prepared)
     inputs = {
-        "input_ids": input_ids.to(model.device),
-        "attention_mask": mask.to(model.device),
+        "input_ids": input_ids.to(model.device, non_blocking=True),
+        "attention_mask": mask.to(model.device, non_blocking=True),
         # Not `pixel_values`: the model would encode those itself, a shared image once per prompt. One entry for each
         # placeholder, in order; the same tensor may stand at several.
         "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features[key] for key in shown])},

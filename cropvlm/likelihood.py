@@ -51,9 +51,9 @@ def _log_likelihood(model, processor, rows: list[tuple]) -> torch.Tensor:
     logits = logits[:, :-1].float()  # (B, T, V); the last logit has no target
     targets = inputs["input_ids"][:, -longest:]  # (B, T)
     token_log_probs = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (B, T)
-    lengths = torch.tensor([len(turn) for turn in turns], device=targets.device)
-    in_turn = torch.arange(longest, device=targets.device) >= longest - lengths.unsqueeze(1)  # (B, T)
-    return token_log_probs.masked_fill(~in_turn, 0).sum(1).cpu()
+    lengths = torch.tensor([len(turn) for turn in turns])
+    before_turn = torch.arange(longest) < longest - lengths.unsqueeze(1)  # (B, T)
+    return token_log_probs.masked_fill(before_turn.to(model.device, non_blocking=True), 0).sum(1).cpu()
 
 
 def _turn_ids(model, processor, messages: Messages, answers: Sequence[str]) -> list[list[int]]:

@@ -7,21 +7,27 @@ which moves some pixels by a few levels.
 """
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from PIL.Image import Resampling
 from torch import Tensor
 
 
-def resize(image: Tensor, size: tuple[int, int], resample: Resampling = Resampling.LANCZOS) -> Tensor:
+def resize(
+    image: Tensor,
+    size: tuple[int, int],
+    resample: Resampling = Resampling.LANCZOS,
+    matrices: Mapping[tuple[int, int], Tensor] | None = None,
+) -> Tensor:
     """Image at another size, with Pillow's pixels: equal up to one level where a weighted sum is near a half.
 
     Args:
         image: (..., H, W) uint8, on any device.
         size: (height, width) wanted.
         resample: one of `FILTERS`.
+        matrices: those of `resize_matrices` that it needs; made here by default.
 
     Returns (..., height, width) uint8 on the same device.
     Raises `ValueError` for an image that is not uint8, or a side that is shorter than one pixel.
@@ -31,11 +37,14 @@ def resize(image: Tensor, size: tuple[int, int], resample: Resampling = Resampli
     if min(*size, *image.shape[-2:]) < 1:
         raise ValueError(f"cannot resize {tuple(image.shape[-2:])} to {size}; expected at least 1x1")
     height, width = size
+    rows, columns = zip(image.shape[-2:], size, strict=True)  # old and new length
+    if matrices is None:
+        matrices = resize_matrices({rows, columns}, resample, image.device)
     with exact_products(image.device):
         if width != image.shape[-1]:
-            image = _to_levels(image.float() @ resize_matrix(image.shape[-1], width, resample, image.device).T)
+            image = _to_levels(image.float() @ matrices[columns].T)
         if height != image.shape[-2]:
-            image = _to_levels(resize_matrix(image.shape[-2], height, resample, image.device) @ image.float())
+            image = _to_levels(matrices[rows] @ image.float())
     return image
 
 
@@ -57,23 +66,37 @@ def _to_levels(values: Tensor) -> Tensor:
     return (values + 0.5).floor().clamp(0, 255).to(torch.uint8)
 
 
-@functools.lru_cache(maxsize=32)  # one of 2048 by 2048 takes 16 MiB of a GPU; to make it takes a millisecond
-def resize_matrix(length: int, new_length: int, resample: Resampling, device: torch.device) -> Tensor:
-    """Weights of `length` input pixels in each of `new_length` output pixels, (new_length, length) fp32.
+def resize_matrices(
+    lengths: Collection[tuple[int, int]], resample: Resampling, device: torch.device
+) -> dict[tuple[int, int], Tensor]:
+    """Weights of the input pixels in each output pixel, (new_length, length) fp32, for each pair (length, new_length).
 
-    Shrinking stretches the filter over all the pixels that fall into one. Every row sums to 1.
+    Pairs of equal lengths get none. Shrinking stretches the filter over all the pixels that fall into one. Every row
+    sums to 1. All rows are made together: the crops of a GRPO step need hundreds of matrices, each of 25 launches.
     """
+    pairs = [(length, new_length) for length, new_length in lengths if length != new_length]
+    if not pairs:
+        return {}
     weight, support = FILTERS[resample]
-    scale = length / new_length
-    stretch = max(scale, 1.0)
-    taps = int(2 * support * stretch) + 2  # of all pixels, sinc would take a quarter of a second at 2048 px
-    centre = (torch.arange(new_length, dtype=torch.float64, device=device) + 0.5) * scale  # (new_length,)
+    sizes = [new_length for _, new_length in pairs]
+    starts = itertools.accumulate(sizes, initial=0)
+    described = [(length, length / size, start) for (length, size), start in zip(pairs, starts, strict=False)]
+    # (rows of all matrices, 3): nothing here is asked back from the device
+    described = torch.tensor(described, dtype=torch.float64).to(device, non_blocking=True)
+    repeats = torch.tensor(sizes).to(device, non_blocking=True)
+    length, scale, start = described.repeat_interleave(repeats, 0, output_size=sum(sizes)).unbind(1)
+    stretch = scale.clamp(min=1.0)
+    widest = max(1.0, *(length / size for length, size in pairs))
+    taps = int(2 * support * widest) + 2  # of all pixels, sinc would take a quarter of a second at 2048 px
+    centre = (torch.arange(sum(sizes), dtype=torch.float64, device=device) - start + 0.5) * scale  # (rows,)
     first = (centre - support * stretch + 0.5).long().clamp(min=0)
-    last = (centre + support * stretch + 0.5).long().clamp(max=length)
-    pixel = first[:, None] + torch.arange(taps, device=device)  # (new_length, taps), beyond the last one in part
-    weights = weight((pixel + 0.5 - centre[:, None]) / stretch).masked_fill(pixel >= last[:, None], 0)
+    last = torch.minimum((centre + support * stretch + 0.5).long(), length.long())
+    pixel = first[:, None] + torch.arange(taps, device=device)  # (rows, taps), beyond the last one in part
+    weights = weight((pixel + 0.5 - centre[:, None]) / stretch[:, None]).masked_fill(pixel >= last[:, None], 0)
     weights = (weights / weights.sum(1, keepdim=True)).float()
-    return torch.zeros(new_length, length + taps, device=device).scatter_(1, pixel, weights)[:, :length]
+    longest = max(length for length, _ in pairs)
+    rows = torch.zeros(len(pixel), longest + taps, device=device).scatter_(1, pixel, weights)
+    return {pair: matrix[:, : pair[0]] for pair, matrix in zip(pairs, rows.split(sizes), strict=True)}
 
 
 def _lanczos(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ one core takes longer than the vision encoder does on a GPU.
 """
 
 import functools
+import itertools
 import json
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.models.idefics3.image_processing_idefics3 import (
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from cropvlm.models.resizing import FILTERS, resize
+from cropvlm.models.resizing import FILTERS, resize, resize_matrices
 
 # Settings of an image processor that determine its tiles.
 SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
@@ -25,6 +26,8 @@ SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "resample", "re
 
 class DeviceTiling(Idefics3ImageProcessor):
     """Idefics3's image processor, resizing on the image's own device; on `meta` it computes only the sizes."""
+
+    matrices: dict[tuple[int, int], Tensor] | None = None  # of the images that are being cut
 
     def resize(self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any) -> Tensor:
         """Return the image (..., H, W) at the size that Idefics3's own method would give it."""
@@ -34,17 +37,11 @@ class DeviceTiling(Idefics3ImageProcessor):
             height, width = size.height, size.width
         if image.is_meta:
             return image.new_empty((*image.shape[:-2], height, width))
-        return resize(image, (height, width), self.resample)
+        return resize(image, (height, width), self.resample, self.matrices)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (rows, columns) of the tiles of an image of `size` (width, height); (0, 0) if it is a single tile."""
-        if not self.do_image_splitting:
-            return 0, 0
-        image = torch.empty((1, 3, size[1], size[0]), dtype=torch.uint8, device="meta")
-        image = self.resize(image, SizeDict(longest_edge=self.size["longest_edge"]))
-        image = self.resize_for_vision_encoder(image, self.max_image_size["longest_edge"])
-        _, rows, columns = self.split_images(image, self.max_image_size)
-        return rows[0], columns[0]
+        return plan_of(self, size)[0]
 
     @property
     def tile_values(self) -> int:
@@ -78,11 +75,28 @@ def _tiling(settings: str) -> DeviceTiling:
     return tiling
 
 
+@functools.lru_cache(maxsize=4096)
+def plan_of(tiling: DeviceTiling, size: tuple[int, int]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """(rows, columns) of an image of `size` (width, height) in tiles, and the (length, new length) of its resizes."""
+    image, grid = torch.empty((1, 3, size[1], size[0]), dtype=torch.uint8, device="meta"), (0, 0)
+    edge = tiling.max_image_size["longest_edge"]
+    stages = [image, tiling.resize(image, SizeDict(longest_edge=tiling.size["longest_edge"]))]
+    if tiling.do_image_splitting:
+        stages.append(tiling.resize_for_vision_encoder(stages[-1], edge))
+        _, rows, columns = tiling.split_images(stages[-1], tiling.max_image_size)
+        grid = rows[0], columns[0]
+    shapes = [*(stage.shape[-2:] for stage in stages), (edge, edge)]  # the last is the whole image in one tile
+    return grid, [sides for shape, new in itertools.pairwise(shapes) for sides in zip(shape, new, strict=True)]
+
+
 def cut_tiles(tiling: DeviceTiling, images: list[Tensor]) -> Tensor:
     """Return the normalised tiles of all `images`, (tiles, 1, 3, T, T) float32, on the images' device.
 
     images: 8-bit levels, (H, W, 3) uint8 each, of any sizes.
     """
+    lengths = {sides for image in images for sides in plan_of(tiling, (image.shape[1], image.shape[0]))[1]}
+    tiling.matrices = resize_matrices(lengths, tiling.resample, images[0].device)
     channels_first = [image.permute(2, 0, 1) for image in images]
     pixels = tiling([channels_first], do_convert_rgb=False, return_tensors="pt")["pixel_values"]  # (1, tiles, 3, T, T)
+    tiling.matrices = None
     return pixels.transpose(0, 1)

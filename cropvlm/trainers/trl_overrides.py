@@ -164,7 +164,7 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     def _calculate_rewards(self, inputs: list[dict], prompts: list, completions: list, *args: Any) -> Tensor:
         by_function = super()._calculate_rewards(inputs, prompts, completions, *args)  # (N of all processes, functions)
         if self.model.training:
-            rewards = (by_function * self.reward_weights.to(by_function.device)).nansum(1)
+            rewards = (by_function.cpu() * self.reward_weights).nansum(1)
             self._log_boxes(inputs, [completion_text(completion) for completion in completions], rewards)
         return by_function
 

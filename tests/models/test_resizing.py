@@ -11,7 +11,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cropvlm.models import resizing
-from cropvlm.models.resizing import FILTERS, resize, resize_matrix
+from cropvlm.models.resizing import FILTERS, resize, resize_matrices
+
+CPU = torch.device("cpu")
 
 
 def pillow_resize(pixels: np.ndarray, size: tuple[int, int], resample: Resampling) -> np.ndarray:
@@ -67,10 +69,10 @@ def test_the_levels_are_pillows_under_autocast():
 
 def test_tf32_does_not_reach_the_products(monkeypatch):
     """`--tf32 True` sets it for the whole process; it is as before afterwards."""
-    precisions, make = [], resizing.resize_matrix
+    precisions, rounded = [], resizing._to_levels
     matmul = torch.backends.cuda.matmul
-    note = lambda *args: precisions.append(matmul.fp32_precision) or make(*args)  # noqa: E731
-    monkeypatch.setattr(resizing, "resize_matrix", note)
+    note = lambda *args: precisions.append(matmul.fp32_precision) or rounded(*args)  # noqa: E731
+    monkeypatch.setattr(resizing, "_to_levels", note)
     before = torch.backends.fp32_precision
     torch.backends.fp32_precision = "tf32"
     try:
@@ -88,9 +90,15 @@ def test_torchvisions_lanczos_is_the_same_to_two_levels():
 
 
 def test_the_weights_of_a_pixel_sum_to_one():
-    for length, new_length in [(1024, 512), (512, 1024), (3, 1000), (1000, 3)]:
-        sums = resize_matrix(length, new_length, Resampling.LANCZOS, torch.device("cpu")).sum(1)
-        torch.testing.assert_close(sums, torch.ones(new_length))
+    matrices = resize_matrices([(1024, 512), (512, 1024), (7, 7), (3, 1000), (1000, 3)], Resampling.LANCZOS, CPU)
+    assert {pair: matrix.shape for pair, matrix in matrices.items()} == {
+        (1024, 512): (512, 1024),
+        (512, 1024): (1024, 512),
+        (3, 1000): (1000, 3),
+        (1000, 3): (3, 1000),
+    }
+    for matrix in matrices.values():
+        torch.testing.assert_close(matrix.sum(1), torch.ones(len(matrix)))
 
 
 @pytest.mark.parametrize(("length", "new_length", "most"), [(1024, 2048, 8 * 2048), (2048, 512, 26 * 512)])
@@ -99,7 +107,7 @@ def test_a_matrix_is_made_of_the_pixels_under_the_filter(length, new_length, mos
     weight, support = FILTERS[Resampling.LANCZOS]
     asked = []
     monkeypatch.setitem(FILTERS, Resampling.LANCZOS, (lambda x: asked.append(x.numel()) or weight(x), support))
-    resize_matrix.__wrapped__(length, new_length, Resampling.LANCZOS, torch.device("cpu"))
+    resize_matrices([(length, new_length)], Resampling.LANCZOS, CPU)
     assert sum(asked) <= most
 
 

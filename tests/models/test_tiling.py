@@ -10,6 +10,7 @@ from transformers.models.auto import image_processing_auto
 
 from cropvlm.encoding import encode_images, merge, model_inputs, prepare
 from cropvlm.modeling import load_model, load_processor
+from cropvlm.models import tiling as tiling_module
 from cropvlm.models.readers import image_reader
 from cropvlm.models.tiling import cut_tiles, tiling_of
 from cropvlm.prompts import answerer_prompt
@@ -81,15 +82,20 @@ def test_a_processor_that_does_not_split_keeps_to_one_tile(tiny_smolvlm):
     assert next(iter(ours.images.values())).values == tiles.numel()
 
 
-def test_images_are_cut_alike_alone_together_and_grouped_by_size_as_on_a_gpu(processor):
+def test_images_are_cut_alike_alone_together_and_grouped_by_size_as_on_a_gpu(processor, monkeypatch):
+    """Together, the matrices of all of them are made at once."""
     tiling = tiling_of(processor, GPU)
     images = [torch.from_numpy(np.array(scene(*size))) for size in [*SIZES, SIZES[0]]]
     alone = torch.cat([cut_tiles(tiling, [image]) for image in images])
     channels_first = [image.permute(2, 0, 1) for image in images]
     options = {"do_convert_rgb": False, "return_tensors": "pt", "disable_grouping": False}
     grouped = tiling([channels_first], **options)["pixel_values"].transpose(0, 1)
+    made, make = [], tiling_module.resize_matrices
+    monkeypatch.setattr(tiling_module, "resize_matrices", lambda *args: made.append(make(*args)) or made[-1])
     assert torch.equal(cut_tiles(tiling, images), alone)
     assert torch.equal(grouped, alone)
+    assert len(made) == 1
+    assert tiling.matrices is None  # else they would stay on the GPU
 
 
 @torch.inference_mode()
