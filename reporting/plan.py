@@ -5,7 +5,7 @@ import fnmatch
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cropvlm.errors import UserError
@@ -68,7 +68,7 @@ def stages(runs: Sequence[Claims], folder: Path = PREDICTIONS) -> dict[str, Stag
         made += [_training_stage(cropper, claims) for cropper in wanted if cropper.training]
         together: dict[Setting, list[str]] = {}  # the crop -> the controls that are answered in the same run
         for setting in claims.settings:
-            crop = Setting(setting.benchmark, setting.answerer, setting.cropper)
+            crop = replace(setting, control=None)
             together.setdefault(crop, []).extend([setting.control] if setting.control else [])
         for setting, controls in together.items():
             if setting.cropper:
@@ -116,8 +116,9 @@ def _box_stages(setting: Setting, folder: Path) -> list[Stage]:
         )
         command = ["-m", "miniature.known_boxes", "--dataset_path", f"{data}_sft", "--column", "bbox", "--of", path]
         return [made, Stage(name, (*command, *split, "--output", str(output)), (output,), (made.name,))]
-    size = ["--longest_edge", str(cropper.longest_edge)] if cropper.longest_edge else []
-    command = [here("generate_bbox.py"), "--model_path", cropper.model, *size, *_source(setting)]
+    flags = ["--longest_edge", str(cropper.longest_edge)] if cropper.longest_edge else []
+    flags += ["--need"] if cropper.need else []
+    command = [here("generate_bbox.py"), "--model_path", cropper.model, *flags, *_source(setting)]
     needs = (f"train/{cropper.name}",) if cropper.training else ()
     work = Work(BOXES, cropper.model, cropper.longest_edge)
     return [Stage(name, (*command, "--output", str(output)), (output,), needs, work, benchmark.rows)]
@@ -126,6 +127,7 @@ def _box_stages(setting: Setting, folder: Path) -> list[Stage]:
 def answers_name(setting: Setting) -> str:
     """Return the name of the stage that answers a setting's questions."""
     cropper = setting.cropper.name if setting.cropper else "none"
+    cropper += "" if setting.need_threshold is None else f"_at_{setting.need_threshold:g}"
     return f"answers/{setting.answerer.name}/{cropper}/{setting.benchmark.name}"
 
 
@@ -135,6 +137,7 @@ def _answer_stage(setting: Setting, controls: Sequence[str], folder: Path) -> St
     if setting.cropper:
         boxes = _box_file(setting, folder)
         mode, source, needs = "cropvlm", ["--bbox", str(boxes)], (f"boxes/{setting.cropper.name}/{benchmark.name}",)
+        source += [] if setting.need_threshold is None else ["--need_threshold", f"{setting.need_threshold:g}"]
     else:
         mode, source, needs = "base", [*_source(setting), "--name", benchmark.name], ()
     command = [here("generate_final_answers.py"), "--modes", mode, *source, *_answerer_flags(answerer)]

@@ -2,18 +2,19 @@
 # The real experiment in order, at 512 px, scored on TextVQA:  bash scripts/reproduce.sh GPU [textvqa|mixture]
 # Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. All of the paper's
 # figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--seeds 3]
+# Not in the paper, whether to crop:  bash scripts/reproduce.sh GPU need [--plan]
 # Needs a CUDA GPU and the Hugging Face Hub. Finished stages are skipped, and an interrupted one continues from its
 # journal or newest checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
 [ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
-if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(textvqa|mixture|paper)?$ || ($# -gt 2 && $2 != paper) ]]; then
-    echo "error: expected the index of a GPU, then nothing, textvqa, mixture or paper: bash scripts/reproduce.sh 0" >&2
+if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(textvqa|mixture|paper|need)?$ || ($# -gt 2 && ! $2 =~ ^(paper|need)$) ]]; then
+    echo "error: expected the index of a GPU, then nothing, textvqa, mixture, paper or need: bash scripts/reproduce.sh 0" >&2
     exit 2
 fi
 GPU=$1
-if [[ ${2-} == paper ]]; then
+if [[ ${2-} =~ ^(paper|need)$ ]]; then
     source "$(dirname "$(readlink -f "$0")")/setup.sh"
-    exec python3 scripts/reproduce.py "$GPU" "${@:3}"
+    exec python3 scripts/reproduce.py "$GPU" --claims "scripts/claims/$2.yaml" --predictions "predictions/$2" "${@:3}"
 fi
 # The four training splits hold 124,085 rows; their halves, for SFT and for GRPO, are the paper's 62k.
 SOURCES=(textvqa docvqa infovqa stvqa)

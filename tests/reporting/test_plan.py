@@ -56,6 +56,21 @@ def test_commands_have_their_scripts_flags(name, monkeypatch):
         parse([script, *flags, "--no_such_flag"], monkeypatch)
 
 
+def test_the_run_of_need_has_its_flags_and_no_file_is_written_twice(monkeypatch):
+    from test_readme import parse
+
+    monkeypatch.chdir(ROOT)
+    made = stages([read_claims(ROOT / "scripts" / "claims" / "need.yaml")])
+    for name in ("data/mixture_need", "train/need_2", "boxes/need_2/vstar", "answers/qwen_448/need_2_at_0/vstar"):
+        parse(list(made[name].command), monkeypatch)
+    assert "--label_need" in made["data/mixture_need"].command
+    assert "--need" in made["boxes/need_2/vstar"].command
+    decided, every = (made[f"answers/qwen_448/{name}/vstar"].command for name in ("need_2_at_0", "need_2"))
+    assert (decided[decided.index("--need_threshold") + 1], "--need_threshold" in every) == ("0", False)
+    outputs = [path for stage in made.values() for path in stage.outputs]
+    assert len(outputs) == len(set(outputs))
+
+
 def test_training_names_configurations_that_are_there():
     commands = [stage.command for name, stage in stages([PAPER]).items() if name.startswith("train/")]
     configs = [command[command.index("--config") + 1] for command in commands]
