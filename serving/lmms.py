@@ -1,6 +1,6 @@
 """A plugin for lmms-eval: any frozen model of this project's, with and without a cropper, on any task with images.
 
-    lmms-eval --model cropvlm --tasks textvqa_val,vstar_bench --model_args \\
+    lmms-eval --model cropvlm --tasks textvqa_val,vstar_bench --batch_size 32 --model_args \\
         answerer=HuggingFaceTB/SmolVLM-256M-Instruct,cropper=models/grpo_512,longest_edge=512
 
 Greedy, whatever a task's `generation_kwargs` say beside `max_new_tokens` and `until`. A task with the name of a folder
@@ -21,13 +21,12 @@ from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
 from cropvlm.errors import UserError
 from cropvlm.generation import generate_texts
-from cropvlm.modeling import load_model, load_processor
-from cropvlm.models.processors import longest_edge_of
+from cropvlm.modeling import load_model
 from cropvlm.prompts import clean_answer
+from cropvlm.runs.text_models import LONGEST_EDGE, answerer_processor
 
 logger = logging.getLogger(__name__)
 
-LONGEST_EDGE = 512  # of the cropper, and at most of an answerer whose size is not given, as in the scripts
 QUESTIONS = ("doc", "first_line", "whole")
 
 
@@ -49,7 +48,7 @@ class CropVLM(lmms):
         cropper_longest_edge: int | None = None,
         base_model_path: str | None = None,
         question_from: str | None = None,
-        batch_size: int | str = 32,
+        batch_size: int | str = "auto",
         device: str | None = None,
         **others: Any,
     ):
@@ -58,7 +57,8 @@ class CropVLM(lmms):
         cropper: None for the same without. base_model_path: of its adapter. longest_edge: pixels at which the answerer
         sees images, and the cropper, unless `cropper_longest_edge` says another. question_from: what the cropper is
         asked: the document's `question`, the `first_line` of the prompt, or the `whole`; by default the document's
-        where it has one, else the first line. batch_size: requests whose images are open at a time.
+        where it has one, else the first line. batch_size: requests whose images are open at a time; lmms-eval always
+        gives that of its own flag `--batch_size`.
         """
         super().__init__()
         longest_edge, cropper_edge, cropper, base, question_from = map(
@@ -69,11 +69,9 @@ class CropVLM(lmms):
         if others := {name: value for name, value in others.items() if name != "max_batch_size"}:
             raise UserError(f"unknown model_args: {', '.join(others)}")
         self.question_from = question_from
-        self.batch_size_per_gpu = int(batch_size)
-        self.model, self.processor = load_model(answerer, device=_value(device)), load_processor(answerer, longest_edge)
-        own = longest_edge_of(self.processor)
-        if longest_edge is None and own is not None:
-            self.processor = load_processor(answerer, min(own, LONGEST_EDGE))
+        self.batch_size_per_gpu = 32 if batch_size == "auto" else int(batch_size)
+        self.model = load_model(answerer, device=_value(device))
+        self.processor = answerer_processor(answerer, longest_edge)
         edge = cropper_edge or longest_edge or LONGEST_EDGE
         self.cropper = Cropper(cropper, base, edge, _value(device)) if cropper else None
         self._told = set()
@@ -96,9 +94,9 @@ class CropVLM(lmms):
         images = [[open_image(image) for image in chat.extract_media()[0]] for chat in chats]
         if self.cropper:
             questions = [self._question(doc, chat) for doc, chat in zip(docs, chats, strict=True)]
-            shown = [i for i, each in enumerate(images) if each]
-            texts = self.cropper.texts([images[i][0] for i in shown], [questions[i] for i in shown])
-            for i, text in zip(shown, texts, strict=True):
+            some = [i for i, shown in enumerate(images) if shown]
+            texts = self.cropper.texts([images[i][0] for i in some], [questions[i] for i in some])
+            for i, text in zip(some, texts, strict=True):
                 images[i][:1] = full_and_crop(images[i][0], text)
         messages = [_messages(chat, len(shown)) for chat, shown in zip(chats, images, strict=True)]
         texts = generate_texts(self.model, self.processor, messages, images, max_new_tokens=max_new_tokens)

@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     add("--api_base", type=base_url, help="address of the server behind, as http://localhost:8001/v1")
     add("--api_timeout", type=seconds, default=120.0, help="seconds to wait for it (default 120)")
     add("--vqa_model_path", type=nonempty, help="or a model on this machine that answers")
-    add("--vqa_longest_edge", type=pixels, help="pixels at which it sees images (default: its own)")
+    add("--vqa_longest_edge", type=pixels, help="pixels at which it sees images (SmolVLM: default 512)")
     add("--question_from", choices=("first_line", "whole"), default="first_line", help="what the cropper is asked")
     add("--image_format", choices=SAVE_OPTIONS, default="png", help="of the crop (default png)")
     add("--gpu", type=int, default=0, help="index of the GPU; without one the CPU")
@@ -264,14 +264,15 @@ def main() -> None:
     with failure(f"--port {args.port} cannot be used; name another one"):
         listening = socket.create_server(("127.0.0.1", args.port))
     from cropvlm import Cropper
-    from cropvlm.modeling import device_and_dtype, load_model, load_processor
+    from cropvlm.modeling import device_and_dtype, load_model
+    from cropvlm.runs.text_models import answerer_processor
 
     device, dtype = device_and_dtype(args.gpu)
     cropper = Cropper(args.model_path, args.base_model_path, args.longest_edge, device, dtype)
     if args.api_base:
         behind = Behind(args.api_base, args.api_timeout)
     else:
-        processor = load_processor(args.vqa_model_path, args.vqa_longest_edge)
+        processor = answerer_processor(args.vqa_model_path, args.vqa_longest_edge)
         behind = Local(args.vqa_model_path, load_model(args.vqa_model_path, None, device, dtype), processor)
     app = build(cropper, behind, args.question_from, args.image_format)
     logger.info("listening at http://127.0.0.1:%d/v1", args.port)

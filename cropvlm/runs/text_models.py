@@ -90,17 +90,14 @@ def answerer(args: argparse.Namespace) -> TextModel:
     """The frozen VLM that answers."""
     if server := server_of(args):
         return remote_model(server, "answerer", args.longest_edge)
-    from cropvlm.modeling import load_model, load_processor
+    from cropvlm.modeling import load_model
     from cropvlm.models.adapters import adapter_base
     from cropvlm.models.processors import image_fit_of, longest_edge_of, seen_size
 
     device, dtype = device_of(args)
-    path, longest_edge, attention = args.vqa_model_path, args.longest_edge, args.attn_implementation
-    processor = load_processor(path, longest_edge, args.min_pixels, args.max_pixels, args.image_fit)
-    own = longest_edge_of(processor)
-    if longest_edge is None and own is not None:
-        longest_edge = min(own, LONGEST_EDGE)
-        processor = load_processor(path, longest_edge)
+    path, attention = args.vqa_model_path, args.attn_implementation
+    processor = answerer_processor(path, args.longest_edge, args.min_pixels, args.max_pixels, args.image_fit)
+    longest_edge = args.longest_edge or longest_edge_of(processor)
     known = describe_model(path, adapter_base(path))
     settings = {"vqa_model_path": path} | computing(known, dtype, attention)
     load = functools.partial(load_model, path, None, device, dtype, attn_implementation=attention)
@@ -108,6 +105,16 @@ def answerer(args: argparse.Namespace) -> TextModel:
         settings["image_fit"] = fit
     generate, seen = local_generator(args, load, processor), functools.partial(seen_size, processor)
     return TextModel(settings, {"answerer": path}, generate, longest_edge, seen, {"answerer": known})
+
+
+def answerer_processor(path: str, longest_edge: int | None, *options: Any) -> Any:
+    """The processor of an answerer. SmolVLM sees images at 512 px at most unless `longest_edge` says otherwise."""
+    from cropvlm.modeling import load_processor
+    from cropvlm.models.processors import longest_edge_of
+
+    processor = load_processor(path, longest_edge, *options)
+    own = longest_edge_of(processor)
+    return load_processor(path, min(own, LONGEST_EDGE)) if longest_edge is None and own else processor
 
 
 def computing(model: dict[str, Any], dtype: Any, attention: str | None) -> dict[str, Any]:
