@@ -21,10 +21,10 @@ Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in percent of width 
 
 
 class Cropper:
-    """A model that writes the box which helps another model to answer.
+    """A model that writes the box that helps another model to answer.
 
-    Images are RGB; `cropvlm.data.images.open_image` makes them of any file. Texts are greedy, in batches that fit the
-    memory.
+    Images are RGB, as `cropvlm.data.images.open_image` makes them from any file. Decoding is greedy, in batches that
+    fit into memory.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class Cropper:
     ):
         """Load the cropper.
 
-        path: Hub id, or folder of a model, an adapter or one of its checkpoints. base: the adapter's, if the one that
-        it names has moved. longest_edge: pixels at which it sees images. device, dtype: default to the first GPU in
-        bfloat16, else the CPU in float32.
+        path: Hub id, or folder of a model, an adapter or one of its checkpoints. base: the adapter's base, if it has
+        moved. longest_edge: pixels of the longer side at which images are seen. device, dtype: by default the first GPU
+        with bfloat16, else the CPU with float32.
         """
         self.processor = load_processor(path, longest_edge)
         self.model = load_model(path, base, device, dtype)
 
     def texts(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        """What the cropper writes for each image and its question, usually the text of a box."""
+        """The text that the cropper writes for each image and its question, usually a box."""
         prompts = [cropper_messages(question) for question in questions]
         shown = [[image] for image in images]
         return generate_texts(self.model, self.processor, prompts, shown, max_new_tokens=MAX_BOX_TOKENS)

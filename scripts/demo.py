@@ -24,8 +24,8 @@ for name in ("NO_PROXY", "no_proxy"):  # the page asks itself whether it is ther
 
 from PIL import Image  # noqa: E402
 
-from cropvlm.boxes import format_bbox, parse_bbox  # noqa: E402
-from cropvlm.crops import crop_or_full_image  # noqa: E402
+from cropvlm.boxes import format_bbox, is_not_needed, parse_bbox  # noqa: E402
+from cropvlm.crops import crop_or_full_image, full_and_crop  # noqa: E402
 from cropvlm.data.images import image_size, open_image  # noqa: E402
 from cropvlm.errors import UserError, one_line  # noqa: E402
 from cropvlm.prompts import Prompt, answerer_prompt, clean_answer  # noqa: E402
@@ -86,13 +86,14 @@ def answer(cropper: Crop, answerer: Ask, image: Image.Image | str | None, questi
     box = box if box.strip() else cropper(image, question)
     texts, seconds = [], time.perf_counter() - start
     crop, valid = crop_or_full_image(image, box)
-    for images in ([image], [image, crop]):
+    for images in ([image], full_and_crop(image, box)):
         start = time.perf_counter()
         text = clean_answer(answerer(answerer_prompt(question, images)))
         texts.append(f"{text}\n({time.perf_counter() - start:.2f} s)")
     texts[1] += f" and {seconds:.2f} s for the box"
     marked = draw_boxes(image, [(parse_bbox(box), "red")] if valid else [], width=max(2, max(image.size) // 200))
-    return marked, crop, box if valid else f"{box} (invalid: the full image is shown again)", *texts
+    used = box if valid or is_not_needed(box) else f"{box} (invalid: the full image is shown again)"
+    return marked, crop, used, *texts
 
 
 def add_corner(corners: list, x: float, y: float) -> tuple[list, str]:

@@ -1,1 +1,1 @@
-"""CropVLM in the harnesses of others: a proxy that any OpenAI client can ask, a plugin for lmms-eval, an MCP tool."""
+"""A trained cropper in other tools: behind a proxy for OpenAI clients, and in lmms-eval."""

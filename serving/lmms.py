@@ -1,10 +1,10 @@
-"""A plugin for lmms-eval: any frozen model of this project's, with and without a cropper, on any task with images.
+"""A plugin for lmms-eval: any answerer, with or without a cropper, on any task with images.
 
     lmms-eval --model cropvlm --tasks textvqa_val,vstar_bench --batch_size 32 --model_args \\
         answerer=HuggingFaceTB/SmolVLM-256M-Instruct,cropper=models/grpo_512,longest_edge=512
 
-Greedy, whatever a task's `generation_kwargs` say beside `max_new_tokens` and `until`. A task with the name of a folder
-in the current one is not found by lmms-eval: run it elsewhere.
+Decoding is greedy; of a task's `generation_kwargs`, `max_new_tokens` and `until` count. lmms-eval does not find a task
+with the name of a folder in the current one: run it elsewhere.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def manifests() -> list[ModelManifest]:
 
 
 class CropVLM(lmms):
-    """An answerer that gets the full image and, with a cropper, its crop behind it."""
+    """An answerer that sees the full image and, with a cropper, the crop after it."""
 
     is_simple = False  # it takes chat messages
 
@@ -54,11 +54,11 @@ class CropVLM(lmms):
     ):
         """Load the models.
 
-        cropper: None for the same without. base_model_path: of its adapter. longest_edge: pixels at which the answerer
-        sees images, and the cropper, unless `cropper_longest_edge` says another. question_from: what the cropper is
-        asked: the document's `question`, the `first_line` of the prompt, or the `whole`; by default the document's
-        where it has one, else the first line. batch_size: requests whose images are open at a time; lmms-eval always
-        gives that of its own flag `--batch_size`.
+        cropper: None for no crop. base_model_path: the base of its adapter, if it has moved. longest_edge: pixels at
+        which the answerer sees images, and the cropper unless `cropper_longest_edge` is given. question_from: the
+        cropper is asked the document's `question` ("doc"), the first line of the prompt ("first_line") or all of it
+        ("whole"); by default the document's if it has one, else the first line. batch_size: requests whose images are
+        open at a time; lmms-eval always passes that of its flag `--batch_size`.
         """
         super().__init__()
         longest_edge, cropper_edge, cropper, base, question_from = map(
@@ -110,7 +110,7 @@ class CropVLM(lmms):
             self._say("a document has several images: the first is cropped")
 
     def _question(self, doc: dict, chat: ChatMessages) -> str:
-        """What the cropper is asked."""
+        """The cropper's question."""
         way = self.question_from or ("doc" if isinstance(doc.get("question"), str) else "first_line")
         self._say(f"the cropper's question: {way}")
         if way == "doc":
@@ -146,12 +146,12 @@ def _messages(chat: ChatMessages, images: int) -> list[dict]:
 
 
 def _until(text: str, stops: str | list[str] | None) -> str:
-    """The text before the first of the stops that a task names."""
+    """The text before the first of a task's stop strings."""
     for stop in [stops] if isinstance(stops, str) else stops or []:
         text = text.split(stop, 1)[0] if stop else text
     return text
 
 
 def _value(value: Any) -> Any:
-    """A value of `--model_args`, in which None is a text."""
+    """A value of `--model_args`, where None is a string."""
     return None if value in (None, "None", "none", "") else value

@@ -37,7 +37,7 @@ from cropvlm.runs.server import SAVE_OPTIONS, data_url, is_here
 logger = logging.getLogger(__name__)
 
 LARGEST_REQUEST = 20 << 20  # bytes
-TOGETHER = 0.005  # seconds in which requests are one moment
+TOGETHER = 0.005  # seconds to wait for further requests of a batch
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,10 +61,10 @@ def parse_args() -> argparse.Namespace:
 
 
 class Batcher:
-    """Gathers what is asked in one moment, or while the model works, into one call."""
+    """Collects the requests of one moment, and those that arrive while the model works, into one batch."""
 
     def __init__(self, generate: Callable[[list[Any]], list[str]]):
-        """generate: takes the items of a batch, returns a text for each."""
+        """generate: maps the items of a batch to a text each."""
         self.generate, self.waiting, self.turn = generate, [], asyncio.Lock()
 
     async def ask(self, item: Any) -> str:
@@ -77,7 +77,7 @@ class Batcher:
                 batch, self.waiting = self.waiting, []
                 try:
                     texts = await asyncio.to_thread(self.generate, [item for item, _ in batch])
-                except Exception as error:  # of one of them: each by itself
+                except Exception as error:  # one of them is to blame: each by itself
                     texts = [error] if len(batch) == 1 else [await self._alone(item) for item, _ in batch]
                 for (_, other), text in zip(batch, texts, strict=True):
                     if not other.done():  # a client that has hung up
@@ -96,7 +96,7 @@ def build(cropper: Any, behind: Any, question_from: str = "first_line", image_fo
     boxes = Batcher(lambda items: cropper.texts(*zip(*items, strict=True)))
 
     async def add_crop(body: dict) -> dict | None:
-        """Put the crop into the body; return what the reply says of it, None without an image."""
+        """Put the crop into the body; return the reply's `cropvlm`, None without an image."""
         turn = next((m for m in reversed(body["messages"]) if m.get("role") == "user"), {})
         parts = turn.get("content") if isinstance(turn.get("content"), list) else []
         place = next((i for i, part in enumerate(parts) if part.get("type") == "image_url"), None)
@@ -151,7 +151,7 @@ async def read(request: Request) -> bytes:
 
 
 def open_url(url: str) -> Any:
-    """The image of a data URL."""
+    """The image in a data URL, RGB."""
     head, _, encoded = url.partition(";base64,")
     if not head.startswith("data:image/"):
         raise ValueError("expected an image as a data URL in base64; addresses are not fetched")
@@ -159,7 +159,7 @@ def open_url(url: str) -> Any:
 
 
 class Behind:
-    """The server behind, which gets the request and whose reply, errors included, is handed on with its status."""
+    """The server behind: it gets the request, and its reply, errors included, is handed on with its status."""
 
     def __init__(self, base: str, timeout: float):
         options = {"timeout": timeout, "trust_env": not is_here(base)}

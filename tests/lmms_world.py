@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = Path(os.environ.get("CROPVLM_EVAL_PYTHON", ROOT / ".venv/eval/bin/python3"))
+INSTALL = "the plugin of this clone is not installed: bash scripts/lmms_eval.sh --help"
 TASK = """
 task: miniature_world
 dataset_path: {data}

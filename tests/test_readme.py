@@ -18,6 +18,11 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README
 README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 PROSE = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+DOORS = {
+    "scripts/demo.sh": "scripts/demo.py",
+    "scripts/mcp_server.sh": "scripts/mcp_server.py",
+    "scripts/serve.sh": "serving/proxy.py",
+}
 STARTS = ("python3 ", "bash ", "accelerate ", "source ", "conda ", "vllm ")
 
 
@@ -38,6 +43,8 @@ def python_call(command: str) -> list[str] | None:
             return [script, *args]
         case ["bash", script, gpu, *args] if script in ("scripts/train_sft.sh", "scripts/train_grpo.sh"):
             return [Path(script).stem + ".py", "--gpu", gpu, *args]
+        case ["bash", script, *args] if script in DOORS and args:
+            return [DOORS[script], *args]
     return None
 
 
@@ -134,10 +141,6 @@ def test_the_top_levels_are_in_the_tree():
     assert sorted(wanted - tree().keys()) == []
 
 
-def test_the_readme_is_short():
-    assert len(README.split()) <= 1500
-
-
 def test_the_links_and_paths_in_the_text_are_there():
     named = re.findall(r"`((?:cropvlm|miniature|scripts|tests|docs|benchmarks)/[\w./]+)`", PROSE)
     for name, text in PAGES.items():
@@ -162,16 +165,3 @@ def test_the_examples_of_files_are_what_they_claim(tmp_path):
     records = read_predictions(tmp_path / "example.json")
     assert [parse_bbox(record["answer"]) for record in records] == [(31, 64, 48, 72), (5, 10, 60, 95)]
     assert records == json.loads(example)
-
-
-def test_the_numbered_list_counts_without_a_gap():
-    numbers = [int(number) for number in re.findall(r"^(\d+)\. ", PAGES["differences.md"], flags=re.MULTILINE)]
-    assert numbers == list(range(1, len(numbers) + 1))
-    assert len(numbers) > 10
-
-
-@pytest.mark.parametrize("figure", ["67.14", "50.89", "42.71", "47.41"])
-def test_the_papers_figures_are_marked_second_hand(figure):
-    pages = [text for text in PAGES.values() if figure in text]
-    assert pages
-    assert all("second-hand" in text and "not all name" in text for text in pages)

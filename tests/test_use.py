@@ -1,42 +1,133 @@
-"""docs/use.md: its Python example as it stands, and its commands for the proxy and lmms-eval with tiny models."""
+"""Every command of docs/use.md, with tiny models and the miniature's rows in the place of what it names."""
 
+import contextlib
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
+import pytest
+from lmms_world import INSTALL, PYTHON, has_plugin, write_task
 from PIL import Image
+from transformers_server import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
 
 
-def test_the_example_in_python(tiny_smolvlm, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert 'Cropper("models/grpo_512", longest_edge=512)' in code
-    code = code.replace("models/grpo_512", str(tiny_smolvlm)).replace("longest_edge=512", "longest_edge=64")
-    Image.new("RGB", (80, 60)).save(tmp_path / "sign.jpg")
+@pytest.fixture
+def folder(tmp_path, tiny_smolvlm) -> Path:
+    """A folder with `models/grpo_512`."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/grpo_512").symlink_to(tiny_smolvlm)
+    return tmp_path
+
+
+def flags(start: str, **replaced: object) -> list[str]:
+    """The flags of the one command of the page that begins so. replaced: other values for some of them."""
+    (command,) = re.findall(rf"^{start} (.*)$", PAGE.replace("\\\n", ""), flags=re.MULTILINE)
+    words = shlex.split(command)
+    for name, value in replaced.items():
+        words[words.index(f"--{name}") + 1] = str(value)
+    return words
+
+
+def execute(folder: Path, *command: object) -> str:
+    """What a command prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", f"{code}\nprint(full.size, len(boxes))"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "(80, 60) 1\n"
+    call = [str(word) for word in command]
+    done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
-def test_the_proxys_commands_are_accepted(monkeypatch):
-    from serving import proxy
+@pytest.mark.slow
+def test_the_scripts(folder, tiny_smolvlm, tiny_world):
+    rows = ["--dataset_path", tiny_world, "--split", "test", "--name", "textvqa", "--longest_edge", 64]
+    boxes = flags("python3 generate_bbox.py", dataset="textvqa")[:-2]
+    execute(folder, sys.executable, ROOT / "generate_bbox.py", *boxes, *rows)
+    script = "generate_final_answers.py"
+    answers = flags(f"python3 {script} --bbox")
+    execute(folder, sys.executable, ROOT / script, "--bbox", *answers, "--vqa_model_path", tiny_smolvlm, *rows[-2:])
+    printed = execute(folder, sys.executable, ROOT / "vqa_accuracy.py", *flags("python3 vqa_accuracy.py"))
+    assert 0 <= float(printed.splitlines()[-1]) <= 100
 
-    calls = re.findall(r"^bash scripts/serve.sh (.*)$", PAGE, flags=re.MULTILINE)
-    assert len(calls) == 2
-    for flags in calls:
-        monkeypatch.setattr(sys, "argv", ["proxy", *flags.split()])
-        assert proxy.parse_args().model_path == "models/grpo_512"
+
+def test_the_example_in_python(folder):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert "longest_edge=512" in code
+    code = code.replace("longest_edge=512", "longest_edge=64")
+    Image.new("RGB", (80, 60)).save(folder / "sign.jpg")
+    printed = execute(folder, sys.executable, "-c", f"{code}\nprint(full.size, len(boxes))")
+    assert printed == "(80, 60) 1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_plugin(), reason=INSTALL)
+def test_lmms_eval(folder, tiny_smolvlm, tiny_world):
+    write_task(folder, tiny_world)
+    arguments = f"answerer={tiny_smolvlm},cropper=models/grpo_512,longest_edge=64"
+    documented = flags("bash scripts/lmms_eval.sh")
+    names = [
+        re.sub("=[^,]*", "", words[words.index("--model_args") + 1])
+        for words in (documented, ["--model_args", arguments])
+    ]
+    assert names[0] == names[1]
+    replaced = flags("bash scripts/lmms_eval.sh", model_args=arguments, tasks="miniature_world")
+    printed = execute(
+        folder, PYTHON, "-m", "lmms_eval", *replaced, "--include_path", folder, "--limit", 3, "--device", "cpu"
+    )
+    assert re.search(r"miniature_world.*exact_match.*\d", printed)
 
 
 def test_the_plugins_arguments_are_the_documented_ones():
-    """Without lmms-eval, which is not in this environment."""
+    """Without lmms-eval, which is not in this environment; `batch_size` is a flag of its own."""
     (table,) = re.findall(r"\| `--model_args`.*?\n\n", PAGE, flags=re.DOTALL)
     documented = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines()[2:] if line)))
     source = (ROOT / "serving" / "lmms.py").read_text()
     parameters = source[source.index("def __init__(") : source.index("**others")]
-    assert documented == set(re.findall(r"^        (\w+): ", parameters, flags=re.MULTILINE))
+    assert documented | {"batch_size"} == set(re.findall(r"^        (\w+): ", parameters, flags=re.MULTILINE))
+
+
+@contextlib.contextmanager
+def serving(folder: Path, port: int, *flags: object) -> Iterator[str]:
+    """The URL of a proxy, started as scripts/serve.sh does."""
+    log, command = (
+        folder / f"{port}.log",
+        [sys.executable, "-m", "serving.proxy", *map(str, flags), "--port", str(port)],
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/docs", process, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_the_proxy(folder, server, tiny_smolvlm, tiny_world):
+    ports = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+    before_a_server = flags("bash scripts/serve.sh --model_path models/grpo_512 --api_base")
+    before_a_server = ["--model_path", "models/grpo_512", "--api_base", server.url, *before_a_server[1:]]
+    alone = flags("bash scripts/serve.sh --model_path models/grpo_512 --vqa_model_path")
+    alone = ["--model_path", "models/grpo_512", "--vqa_model_path", tiny_smolvlm, *alone[1:-2]]
+    script = "generate_final_answers.py"
+    asked = flags(f"python3 {script} --modes base", api_base=f"http://localhost:{ports[0]}/v1")
+    rows = ["--dataset_path", tiny_world, "--split", "test", "--max_samples", 2]
+    with serving(folder, ports[0], *before_a_server), serving(folder, ports[1], *alone) as second:
+        execute(folder, sys.executable, ROOT / script, "--modes", "base", *asked, *rows)
+        reply = httpx2.get(f"{second}/models", trust_env=False)
+    parts = [[part["type"] for part in body["messages"][0]["content"]] for body in server.bodies]
+    assert parts == [["image_url", "image_url", "text"]] * 2
+    assert reply.json()["data"][0]["id"] == str(tiny_smolvlm)

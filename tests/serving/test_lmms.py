@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from lmms_world import PYTHON, ROOT, has_plugin, write_task
+from lmms_world import INSTALL, PYTHON, ROOT, has_plugin, write_task
 from transformers_server import wait_for
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not has_plugin(), reason="bash scripts/lmms_eval.sh --help installs it"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_plugin(), reason=INSTALL)]
 
 EVALUATE = """
 import json, sys
