@@ -28,8 +28,8 @@ from cropvlm.errors import UnreadableImage, UserError, failure, shorten
 logger = logging.getLogger(__name__)
 
 ENCODED = datasets.Image(decode=False)
-# An array, a set, a Series and so on, as Python or pandas prints it.
-PRINTED = re.compile(r"[\w.]*(array|list|tuple|set|index|series)\([\[({].*\)\Z|<\w*array>", re.DOTALL | re.IGNORECASE)
+# An array, a set, a tensor and so on, as Python or pandas prints it; a list that was turned into text twice.
+PRINTED = re.compile(r"[\w.]+\([\[({].*\)\Z|<\w*array>|([\"'])[\[{].*[\]}]\1\Z", re.DOTALL | re.IGNORECASE)
 
 
 def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
@@ -154,7 +154,9 @@ def _parse_cell(value: Any) -> Any:
     if not (text and text[0] + text[-1] in ("[]", "{}", "()") or PRINTED.match(text)):
         return value
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text, parse_float=lambda number: float(number) if repr(float(number)) == number else number)
+        parsed = json.loads(text, parse_float=lambda number: float(number) if repr(float(number)) == number else number)
+        if not isinstance(parsed, str):
+            return parsed
     with contextlib.suppress(Exception):  # SyntaxError, MemoryError and so on: not Python's notation
         parsed = ast.literal_eval(text)
         if isinstance(parsed, list | tuple | dict) and _tokens(repr(parsed)) == _tokens(text):

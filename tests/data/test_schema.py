@@ -56,10 +56,16 @@ def test_references(tmp_path, published, references):
 
 
 LISTS = ["['a' 'a']", "['a'\n 'a']", "[a b]", "['a' ... 'c']", "[1 2]", "[0x10]", "['a', nan]", "{'a', 'b'}", '["a]']
-ARRAYS = ["array(['a'], dtype=object)", "{'text': array(['a'], dtype=object)}", "<ArrowStringArray>\n['a']"]
+ARRAYS = [
+    "array(['a'], dtype=object)",
+    "{'text': array(['a'], dtype=object)}",
+    "<ArrowStringArray>\n['a']",
+    "deque(['a'])",
+]
+TWICE = ['"[\\"a\\", \\"b\\"]"', "\"['a', 'b']\""]
 
 
-@pytest.mark.parametrize("cell", [*LISTS, *ARRAYS, "[1]"])  # [1] beside a text: a list or not?
+@pytest.mark.parametrize("cell", [*LISTS, *ARRAYS, *TWICE, "[1]"])  # [1] beside a text: a list or not?
 def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
     """Of numpy's ['a' 'a'] Python makes ['aa'], which no right answer matches."""
     with pytest.raises(UserError, match="has the answers .*; expected"):
