@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run, start_logging
-from cropvlm.sets.teacher_flags import add_flags, teacher_of
+from cropvlm.sets.teacher_flags import add_flags, check_flags
 
 logger = logging.getLogger("cropvlm.create_dataset")
 
@@ -42,21 +42,21 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_flags(parser)
     args = parser.parse_args()
-    teacher_of(args)  # checks the flags that must fit each other
+    check_flags(args)
     return args
 
 
 def create_dataset(args: argparse.Namespace) -> int:
-    # Imported here, since they take seconds: a mistake in the flags is told at once.
-    from transformers import set_seed
+    from transformers import set_seed  # these take seconds: a mistake in the flags is told before
 
+    from cropvlm.runs.hub import create_repository
     from cropvlm.runs.processes import rank
     from cropvlm.runs.provenance import INPUTS, SOURCES, row_keys
     from cropvlm.sets.card import describe_sources, origins, part_files, write_card
-    from cropvlm.sets.hub import prepare_repository, push
+    from cropvlm.sets.hub import push
     from cropvlm.sets.mixture import halve, load_sources
     from cropvlm.sets.need_labels import label_need
-    from cropvlm.sets.responses import failed_rows, response_run
+    from cropvlm.sets.responses import response_run
     from cropvlm.sets.saving import code_before, describe_inputs, output_folders, save_whole
     from cropvlm.sets.summary import summarise
     from cropvlm.sets.units import in_units
@@ -64,8 +64,7 @@ def create_dataset(args: argparse.Namespace) -> int:
     from cropvlm.teacher import grow
 
     set_seed(SEED)
-    teacher, target = teacher_of(args), args.output_path
-    folders = output_folders(target, args.dataset_path)
+    folders = output_folders(args.output_path, args.dataset_path)
 
     # Load. Of each source the first rows get boxes; the others are for GRPO, which needs references.
     sources = load_sources(args.dataset_path, args.split, args.max_samples)
@@ -74,18 +73,20 @@ def create_dataset(args: argparse.Namespace) -> int:
     rows = {"sft": sft_rows} | ({} if grpo_rows is None else {"grpo": grpo_rows})
     keys = {part: row_keys(some) for part, some in rows.items()}
 
-    # Compare. Where both parts are there, made from the same inputs, nothing is left to do.
-    run = response_run(teacher, target, sft_rows, keys["sft"], args.from_journal)
+    # Compare. Where both parts are there, made from the same inputs, nothing is left to do but to send them.
+    run = response_run(args, sft_rows, keys["sft"])
     (job,) = run.jobs
     settings, made = job.outputs[0].settings, {part: folders[part] for part in rows}
     inputs = describe_inputs(args, settings, rows, keys)
-    if not args.from_journal and (code := code_before(made, inputs, args.push_to_hub)) is not None:
+    if args.push_to_hub and rank() == 0:
+        create_repository(args.push_to_hub, "dataset", private=True)
+    if not args.from_journal and (code := code_before(made, inputs)) is not None:
+        if args.push_to_hub and rank() == 0:
+            push(args.push_to_hub, made)
         return code
 
     # Ask. Every process asks for its share; the first one continues with all responses.
     with run:
-        if args.push_to_hub and rank() == 0:
-            prepare_repository(args.push_to_hub)
         (records,) = run.collect(job, run.generate(job))
         if rank() > 0:
             return 0
@@ -97,9 +98,9 @@ def create_dataset(args: argparse.Namespace) -> int:
         parts = {"sft": with_boxes(sft_rows, records, boxes)}
         boxes = [box for box in boxes if box]
         report = summarise(boxes, list(parts["sft"]["source"]), cut_points, args.growth)
-        report["left_out"] = failed_rows(records)
+        report["left_out"] = [{key: r[key] for key in ("question_id", "error")} for r in records if "error" in r]
         if args.label_need:
-            parts["sft"], report["need"] = label_need(parts["sft"], target, args)
+            parts["sft"], report["need"] = label_need(parts["sft"], args)
         if grpo_rows is not None:
             parts["grpo"] = with_readable_images(grpo_rows, keys["grpo"], job.outputs[0].journal)
             unreadable, without_references = len(grpo_rows) - len(parts["grpo"]), len(other_rows) - len(grpo_rows)
@@ -107,11 +108,10 @@ def create_dataset(args: argparse.Namespace) -> int:
 
         # Save, both parts or none.
         card = write_card(report, settings, describe_sources(args.dataset_path, parts))
-        complete = not report["left_out"] and len(parts.get("grpo", [])) == len(grpo_rows or [])
-        code = 0 if complete else COMPLETE_WITH_FAILURES
+        code = COMPLETE_WITH_FAILURES if report["left_out"] or len(parts.get("grpo", [])) < len(grpo_rows or []) else 0
         inputs = {"exit_code": code, "to_ask_again": sum("rejected" in record for record in records), "inputs": inputs}
         made_from = {SOURCES: origins(args.dataset_path, sources, args.split), INPUTS: inputs}
-        save_whole(target, parts, part_files(parts, card, made_from, report, boxes))
+        save_whole(args.output_path, parts, part_files(parts, card, made_from, report, boxes))
     if args.push_to_hub:
         push(args.push_to_hub, made)
     log_result(report, parts, folders)

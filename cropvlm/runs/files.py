@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files and folders written whole or not at all."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,25 +33,37 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all: a temporary file in the same folder becomes `path`.
-
-    A link at `path` is replaced, not followed. What a killed run left of its temporary file is removed.
-    Raises `UserError` where the file cannot be written; an older one stays as it is.
-    """
-    path = Path(path)
-    temporary = _temporary(path)
+    """Write `text` as UTF-8, whole or not at all. Raises `UserError` where the file cannot be written."""
     try:
-        with temporary.open("x", encoding="utf-8") as file:
+        with replacing(path) as new, new.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        _remove_leftovers(path)
     except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        raise cannot_write(Path(path), error) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a free name beside `path`; the file or folder that the block makes there then takes the place of `path`.
+
+    Where the block fails, what was there stays as it is. A link at `path` is replaced, not followed. What a killed run
+    left behind here is removed.
+    """
+    path = Path(path)
+    new = _temporary(path)
+    try:
+        yield new
+        if new.is_dir() and path.is_dir():
+            path.rename(_temporary(path))  # the system replaces a file in one step, but not a folder
+        new.replace(path)
+    except BaseException:
+        _remove(new)
+        raise
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
+    for other in path.parent.iterdir():
+        if leftover.fullmatch(other.name) and not other.is_symlink():
+            _remove(other)
 
 
 def check_writable(path: str | Path) -> None:
@@ -128,8 +141,10 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def _remove_leftovers(path: Path) -> None:
-    leftover = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
-    for file in path.parent.iterdir():
-        if leftover.fullmatch(file.name) and file.is_file() and not file.is_symlink():
-            file.unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

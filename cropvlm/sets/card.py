@@ -54,13 +54,15 @@ def part_files(
     parts: Mapping[str, Dataset], card: str, made_from: dict[str, Any], report: dict, boxes: list[GrownBox]
 ) -> dict[str, dict[str, bytes]]:
     """Return the files beside the rows of each part, by name: card and `made_from`, for SFT the report as well."""
-    texts = {"README.md": card} | {name: json.dumps(known, indent=2) for name, known in made_from.items()}
-    files = {part: {name: text.encode() for name, text in texts.items()} for part in parts}
     picture = io.BytesIO()
     draw_report(boxes, parts["sft"]).save(picture, "PNG")
-    files["sft"]["teacher_report.json"] = json.dumps(report, indent=2).encode()
-    files["sft"]["teacher_report.png"] = picture.getvalue()
-    return files
+    both = {"README.md": card.encode()} | {name: _json(known) for name, known in made_from.items()}
+    of_sft = {"teacher_report.json": _json(report), "teacher_report.png": picture.getvalue()}
+    return {part: both | (of_sft if part == "sft" else {}) for part in parts}
+
+
+def _json(obj: Any) -> bytes:
+    return json.dumps(obj, indent=2).encode()
 
 
 def describe_sources(sources: Sequence[Source], parts: Mapping[str, Dataset]) -> list[dict]:
@@ -88,15 +90,18 @@ def origins(sources: Sequence[Source], loaded: Sequence[Dataset], split: str | N
 def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
     """Return the data set's card: Markdown with a YAML head.
 
-    report: as `summarise` returns it. settings: of the teacher, as its journal holds them. sources: `name`, `path`,
-    `licence` and the number of rows in `sft` and `grpo` of each.
+    report: as `summarise` returns it. settings: of the teacher, as its journal holds them. sources: as
+    `describe_sources` returns them.
     """
     table = [
         f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
     ]
+    named = [name for s in sources for name in s["licence"].split(", ")]  # as the Hub names them
+    known = [name if re.fullmatch(r"[A-Za-z][\w.+-]*", name) else "other" for name in named]
     fifths = zip(report["rows_by_fifth"], report["growth"], strict=True)
+    need = report.get("need")
     return CARD.format(
-        licences="\n".join(f"- {name}" for name in _licences(sources)),
+        licences="\n".join(f"- {name}" for name in dict.fromkeys(known)),
         table="\n".join(table),
         teacher=_public(settings["model_path"]),
         settings=settings,
@@ -105,21 +110,10 @@ def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
         prompt=settings["prompt"][0]["content"][-1]["text"],
         responses=", ".join(f"{count} {kind}" for kind, count in report["responses"].items()),
         cut_points=", ".join(f"{100 * point:.3f}%" for point in report["cut_points"]),
-        need=_need(report["need"]) if "need" in report else "",
+        need=NEED.format(**need | {"reward_model": _public(need["reward_model"])}) if need else "",
         fifths=", ".join(f"{rows} rows x{factor:g}" for rows, factor in fifths),
         versions=", ".join(f"{name} {version}" for name, version in library_versions().items()),
     )
-
-
-def _need(need: dict) -> str:
-    return NEED.format(**need | {"reward_model": _public(need["reward_model"])})
-
-
-def _licences(sources: list[dict]) -> list[str]:
-    """The licences of all sources as the Hub names them, each once: `other` for what is unknown."""
-    named = [name for s in sources for name in s["licence"].split(", ")]
-    known = [name if re.fullmatch(r"[A-Za-z][\w.+-]*", name) else "other" for name in named]
-    return list(dict.fromkeys(known))
 
 
 def _public(path: str) -> str:

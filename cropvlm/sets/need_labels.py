@@ -1,7 +1,8 @@
 """Whether each row needs its crop, by what the reward VLM loses without it.
 
 The gap of a row is log p(answer | full image, teacher's crop) - log p(answer | full image), in nats: the reward of GRPO
-with the crop and without. SFT teaches `Not needed.` where it is below a threshold.
+with the crop and without. SFT teaches `Not needed.` where it is below a threshold. Only the first process of a launch
+computes gaps.
 """
 
 import argparse
@@ -17,12 +18,12 @@ from tqdm import tqdm
 from cropvlm.crops import crop_bbox
 from cropvlm.data.images import open_image
 from cropvlm.errors import UserError
-from cropvlm.modeling import device_and_dtype, load_model, load_processor
+from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import answerer_messages
 from cropvlm.rewards import AnswerLikelihoodReward
 from cropvlm.runs.journal import Journal
-from cropvlm.runs.processes import device_index
 from cropvlm.runs.provenance import hash_of, model_checksum
+from cropvlm.runs.text_models import device_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,30 +31,24 @@ ROWS_AT_ONCE = 16  # kept in the journal together
 EDGES = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)  # nats, of the report's histogram
 
 
-def label_need(rows: Dataset, target: str, args: argparse.Namespace) -> tuple[Dataset, dict]:
+def label_need(rows: Dataset, args: argparse.Namespace) -> tuple[Dataset, dict]:
     """Return the rows with `loss_gap` and `needed`, and what the report says of them.
 
-    A row without references has no gap and counts as needed. Gaps are kept in `{target}_need.journal.jsonl`, by row and
-    box, so that the same command continues; another threshold asks for none again.
+    A row without references has no gap and counts as needed. Gaps are kept in `{output_path}_need.journal.jsonl`, by
+    row and box, so that the same command continues; another threshold asks for none again.
     """
-    device, dtype = device_and_dtype(device_index(args.gpu))
-    with Journal(f"{target}_need", gap_settings(args)) as journal:
-        columns = zip(*(rows[name] for name in ("question_id", "question", "answers", "bbox")), strict=True)
-        keys = [hash_of(json.dumps(row)) for row in columns]
-        known = {i for i, record in journal.rows.items() if "loss_gap" in record}
-        missing = [
-            i
-            for i, (question_id, answers) in enumerate(zip(rows["question_id"], rows["answers"], strict=True))
-            if answers and not (question_id in known and journal.rows[question_id]["key"] == keys[i])
-        ]
+    ids, answers = list(rows["question_id"]), list(rows["answers"])
+    keys = [hash_of(json.dumps(row)) for row in zip(ids, rows["question"], answers, rows["bbox"], strict=True)]
+    with Journal(f"{args.output_path}_need", gap_settings(args)) as journal:
+        known = {(i, record["key"]) for i, record in journal.rows.items()}
+        missing = [k for k, row in enumerate(zip(ids, keys, strict=True)) if answers[k] and row not in known]
         if missing:
+            device, dtype = device_of(args)
             processor = load_processor(args.reward_model, args.reward_longest_edge)
-            model = load_model(args.reward_model, device=device, dtype=dtype)
-            reward = AnswerLikelihoodReward(model, processor)
-            for i, gap in tqdm(loss_gaps(reward, rows, missing), total=len(missing), unit="row", desc="need"):
-                journal.append([{"question_id": rows[i]["question_id"], "key": keys[i], "loss_gap": gap}])
-        found = [journal.rows.get(i, {}) for i in rows["question_id"]]
-    gaps = [record.get("loss_gap") if answers else None for record, answers in zip(found, rows["answers"], strict=True)]
+            reward = AnswerLikelihoodReward(load_model(args.reward_model, device=device, dtype=dtype), processor)
+            for k, gap in tqdm(loss_gaps(reward, rows, missing), total=len(missing), unit="row", desc="need"):
+                journal.append([{"question_id": ids[k], "key": keys[k], "loss_gap": gap}])
+        gaps = [journal.rows[i]["loss_gap"] if some else None for i, some in zip(ids, answers, strict=True)]
     needed = [gap is None or gap >= args.need_threshold for gap in gaps]
     labelled = rows.remove_columns([name for name in ("loss_gap", "needed") if name in rows.column_names])
     labelled = labelled.add_column("loss_gap", gaps).add_column("needed", needed)
@@ -68,8 +63,8 @@ def label_need(rows: Dataset, target: str, args: argparse.Namespace) -> tuple[Da
 
 def gap_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that determine the gap of a row."""
-    dtype = str(device_and_dtype(device_index(args.gpu))[1])
-    settings = {"reward_model": args.reward_model, "model_files": model_checksum(args.reward_model), "dtype": dtype}
+    dtype, path = str(device_of(args)[1]), args.reward_model
+    settings = {"reward_model": path, "model_files": model_checksum(path), "dtype": dtype}
     return settings | {"longest_edge": args.reward_longest_edge, "prompt": answerer_messages("{question}", 2)}
 
 

@@ -1,24 +1,22 @@
-"""Both parts of the training data saved together or not at all, and nothing else touched."""
+"""Both parts of the training data saved, whole, and nothing else touched."""
 
 import argparse
 import contextlib
 import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image
 
-from cropvlm.errors import UserError, failure, one_line
-from cropvlm.runs.files import open_to_group
+from cropvlm.data.catalog import locate
+from cropvlm.errors import UserError, failure
+from cropvlm.runs.files import open_to_group, replacing
 from cropvlm.runs.processes import rank
 from cropvlm.runs.provenance import INPUTS, differences, rows_checksum
-from cropvlm.sets import hub
 from cropvlm.sets.need_labels import gap_settings
 from cropvlm.sets.sources import Source
 
@@ -28,7 +26,6 @@ logger = logging.getLogger(__name__)
 OWN_FILES = ("*.arrow", "dataset_info.json", "state.json", "README.md", "sources.json", "teacher_report.*")
 OWN_FILES += (INPUTS, "cache-*", "tmp*")
 ANOTHER = "name another --output_path"
-MARKER = ".made_by_create_dataset"  # tells a folder that an interrupted run left from one of the user's
 
 
 def output_folders(target: str, sources: Sequence[Source]) -> dict[str, Path]:
@@ -40,35 +37,27 @@ def output_folders(target: str, sources: Sequence[Source]) -> dict[str, Path]:
     folders = {part: Path(f"{target}_{part}") for part in ("sft", "grpo")}
     with failure(f"cannot save to {target}; {ANOTHER}"):  # such as a name that is too long
         for folder in folders.values():
-            _check_replaceable(folder)
-            for source in sources:
-                _check_apart(folder, source)
+            if problem := _loss(folder, sources):
+                raise UserError(f"{problem}; {ANOTHER}")
     return folders
 
 
-def _check_replaceable(folder: Path) -> None:
+def _loss(folder: Path, sources: Sequence[Source]) -> str | None:
+    """Why the user's own files would be lost if a part were saved in `folder`; None where nothing would be."""
     if folder.is_symlink():
-        raise UserError(f"{folder} is a symbolic link, which would be replaced; {ANOTHER}")
-    if not folder.exists():
-        return
-    if not (folder / "dataset_info.json").is_file():
-        raise UserError(f"{folder} exists and is not a saved data set; {ANOTHER}")
-    if others := sorted(
-        file.name for file in folder.iterdir() if not any(fnmatch(file.name, own) for own in OWN_FILES)
-    ):
-        told = f"{folder} holds {others[0]}, which is not part of a saved data set and would be lost"
-        raise UserError(f"{told}; {ANOTHER}")
-
-
-def _check_apart(folder: Path, source: Source) -> None:
-    """Folder and source may be links or relative, and one may lie in the other."""
-    for path in (source.path, source.path.rpartition(":")[0]):  # of a folder with a configuration the part before it
-        if not path or not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for a name that is too long)
-            continue
-        there, here = Path(path).resolve(), folder.resolve()
-        if there == here or there in here.parents or here in there.parents:
-            told = f"{folder} and the source {path} are the same folder, or one lies in the other"
-            raise UserError(f"{told}; {ANOTHER}")
+        return f"{folder} is a symbolic link, which would be replaced"
+    if folder.exists():
+        if not (folder / "dataset_info.json").is_file():
+            return f"{folder} exists and is not a saved data set"
+        names = sorted(file.name for file in folder.iterdir())
+        if others := [name for name in names if not any(fnmatch(name, own) for own in OWN_FILES)]:
+            return f"{folder} holds {others[0]}, which is not part of a saved data set and would be lost"
+    here = folder.resolve()
+    for source in sources:
+        there = Path(locate(source.path).source)
+        if there.exists() and (here.is_relative_to(there.resolve()) or there.resolve().is_relative_to(here)):
+            return f"{folder} and the source {there} are the same folder, or one lies in the other"
+    return None
 
 
 def describe_inputs(
@@ -84,76 +73,36 @@ def describe_inputs(
     return settings | made | names | {f"{part}_rows": rows_checksum(rows[part], keys[part]) for part in rows}
 
 
-def code_before(folders: dict[str, Path], inputs: dict[str, Any], repository: str | None = None) -> int | None:
+def code_before(folders: dict[str, Path], inputs: dict[str, Any]) -> int | None:
     """The exit code of the run that saved these parts from the same inputs; None where they are to be made.
 
     They are to be made where a part is missing or comes from other inputs, and where rows failed that are asked again.
-    repository: where the parts are sent then.
     """
+    inputs = json.loads(json.dumps(inputs))  # tuples become lists
     records = []
     for folder in folders.values():
         with contextlib.suppress(OSError, ValueError):
             records.append(json.loads((folder / INPUTS).read_text()))
-    inputs = json.loads(json.dumps(inputs))  # tuples become lists
     same = [not record["to_ask_again"] and not differences(record["inputs"], inputs) for record in records]
     if len(same) < len(folders) or not all(same):
         return None
     logger.info("%s: done before", " and ".join(map(str, folders.values())))
-    if repository and rank() == 0:
-        hub.prepare_repository(repository)
-        hub.push(repository, folders)
     return records[0]["exit_code"] if rank() == 0 else 0
 
 
 def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str, bytes]]) -> None:
-    """Save each part in `{target}_{part}`, with its files by name: complete beside the targets, then moved there.
+    """Save each part in `{target}_{part}`, with its files by name; all are complete before the first is in its place.
 
     Raises `UserError`; what the folders held before is then still there.
     """
-    folders = {part: Path(f"{target}_{part}") for part in parts}
-    work = Path(target).with_name(f".{Path(target).name}.tmp")
-    try:
-        _clear(work, folders.values())
-        work.mkdir()
-        (work / MARKER).touch()
+    with failure(f"cannot save to {target}; {ANOTHER}"), contextlib.ExitStack() as stack:
         for part, rows in parts.items():
+            new = stack.enter_context(replacing(f"{target}_{part}"))
             # The fingerprint is by default made of times and of the order of sets, which change from run to run.
-            rows = rows.cast_column("image", Image(), new_fingerprint=_fingerprint(rows))
-            rows.save_to_disk(work / part)
+            rows.cast_column("image", Image(), new_fingerprint=_fingerprint(rows)).save_to_disk(new)
             for name, content in files[part].items():
-                (work / part / name).write_bytes(content)
-        open_to_group(work)
-        for folder in folders.values():
-            if folder.exists():
-                folder.rename(work / f"{folder.name}.old")
-        for part, folder in folders.items():
-            (work / part).rename(folder)
-    except UserError:
-        raise
-    except Exception as error:  # a full disk has many names: OSError, ArrowInvalid, RuntimeError
-        told = f"cannot save {' and '.join(map(str, folders.values()))}: {one_line(error)}"
-        raise UserError(f"{told}; {ANOTHER}") from error
-    finally:
-        with contextlib.suppress(OSError, UserError):  # what went wrong was said above
-            _clear(work, folders.values())
-
-
-def _clear(work: Path, folders: Iterable[Path]) -> None:
-    """Remove the folder that a run works in, now or before it was killed; what it had moved there goes back."""
-    if not os.path.lexists(work):
-        return
-    is_folder = work.is_dir() and not work.is_symlink()
-    contents = [path for path in work.iterdir() if path.name != MARKER] if is_folder else []
-    if not is_folder or (contents and not (work / MARKER).exists()):
-        raise UserError(f"{work} is in the way: this script did not make it; {ANOTHER}")
-    for folder in folders:
-        old = work / f"{folder.name}.old"
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-    for path in contents:
-        shutil.rmtree(path, ignore_errors=True)
-    (work / MARKER).unlink(missing_ok=True)  # last: killed before, the next run still knows the folder
-    work.rmdir()
+                (new / name).write_bytes(content)
+            open_to_group(new)
 
 
 def _fingerprint(rows: Dataset) -> str:

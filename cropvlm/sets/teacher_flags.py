@@ -6,9 +6,10 @@ from pathlib import Path
 from cropvlm.boxes import GROWTH
 from cropvlm.errors import UserError, shorten
 from cropvlm.runs.cli import factor, fraction, nonempty, pixels, positive
-from cropvlm.runs.model_flags import add_api_flags, add_local_flags, refuse_beside_server, server_of
-from cropvlm.sets.asking import DEFAULT_TEACHER, Teacher
+from cropvlm.runs.model_flags import add_api_flags, add_local_flags, refuse_beside_server
 from cropvlm.sets.sources import Source, parse_source
+
+DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,31 +50,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="log every response")
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise `UserError` for flags that do not fit each other."""
+    refuse_beside_server(args)
+    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
+        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
+
+
 def source(text: str) -> Source:
     """The type of `--dataset_path`."""
     try:
         return parse_source(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def teacher_of(args: argparse.Namespace) -> Teacher:
-    """The teacher that the flags name. Raises `UserError` for flags that do not fit each other."""
-    refuse_beside_server(args)
-    server = server_of(args)
-    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
-        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
-    return Teacher(
-        model_path=server.model if server else args.model_path,
-        server=server,
-        min_pixels=args.min_pixels,
-        max_pixels=args.max_pixels,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        gpu=args.gpu,
-        attn_implementation=args.attn_implementation,
-    )
 
 
 def output_path(text: str) -> str:

@@ -18,16 +18,18 @@ def in_units(records: Sequence[dict], box_format: str = "pixels") -> list[dict]:
     """
     if box_format == "relative":
         return [record | {"seen_size": list(RELATIVE)} if "seen_size" in record else record for record in records]
-    seen = [(parse_teacher_bbox(r["teacher_response"]), r["seen_size"]) for r in records if "seen_size" in r]
-    small = [(box, size) for box, size in seen if box and min(size) < 800]
+    read = [(parse_teacher_bbox(r["teacher_response"]), r["seen_size"]) for r in records if "seen_size" in r]
+    small = [(box, size) for box, size in read if box and min(size) < 800]
     outside = [box for box, size in small if box[2] > 1.05 * size[0] or box[3] > 1.05 * size[1]]
-    large = [(box, size) for box, size in seen if box and max(size) > 1000]
+    large = [(box, size) for box, size in read if box and max(size) > 1000]
     # The chance that boxes anywhere in these images would all end within 0 to 1000.
     chance = math.prod(min(1, 1000 / size[0]) * min(1, 1000 / size[1]) for _, size in large)
-    within = large and chance < 0.01 and all(max(box) <= 1000 for box, _ in large)
-    if within or (len(outside) >= 3 and 3 * len(outside) > len(small)):
-        what = f"no box of {len(large)} leaves 0 to 1000 in larger images" if within else f"{len(outside)} boxes of "
-        what += "" if within else f"{len(small)} lie outside of the image as it was sent"
+    seen = None
+    if large and chance < 0.01 and all(max(box) <= 1000 for box, _ in large):
+        seen = f"no box of {len(large)} leaves 0 to 1000 in larger images"
+    elif len(outside) >= 3 and 3 * len(outside) > len(small):
+        seen = f"{len(outside)} boxes of {len(small)} lie outside of the image as it was sent"
+    if seen:
         remedy = "grow them anew with --from_journal --teacher_box_format relative, or ask a Qwen2.5-VL"
-        raise UserError(f"the teacher's boxes are not in pixels of the image ({what}); {remedy}")
+        raise UserError(f"the teacher's boxes are not in pixels of the image ({seen}); {remedy}")
     return list(records)

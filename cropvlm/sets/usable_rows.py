@@ -18,12 +18,11 @@ logger = logging.getLogger(__name__)
 
 def with_boxes(rows: Dataset, records: Sequence[dict], boxes: Sequence[GrownBox | None]) -> Dataset:
     """Return the rows that have a box, with `bbox` (4 ints, percent) and `teacher_response` from box and record."""
+    responses = [record.get("teacher_response") or "" for record in records]
     columns = {
         "bbox": [box and list(box.bbox_pct) for box in boxes],
         # Half a surrogate pair, which an older journal may hold, cannot be written as UTF-8.
-        "teacher_response": [
-            (record.get("teacher_response") or "").encode("utf-8", "replace").decode() for record in records
-        ],
+        "teacher_response": [text.encode("utf-8", "replace").decode() for text in responses],
     }
     # Columns go in before rows go out: adding one to a selection of rows, datasets would first copy all the images.
     rows = rows.remove_columns([name for name in columns if name in rows.column_names])
@@ -34,7 +33,7 @@ def with_boxes(rows: Dataset, records: Sequence[dict], boxes: Sequence[GrownBox 
 
 
 def with_references(rows: Dataset | None) -> Dataset | None:
-    """Return the rows of the GRPO part that have references, which the reward needs.
+    """Return the rows of the GRPO part, if there is one, that have references, which the reward needs.
 
     Raises `UserError` if none has.
     """
@@ -52,26 +51,24 @@ def with_readable_images(rows: Dataset, keys: list[int], journal: Journal) -> Da
     The results are kept in the journal, beside the teacher's responses, so that no image is decoded at every run.
     keys: of `cropvlm.runs.provenance.row_keys`. Raises `UserError` if no image can be.
     """
-    known = [{"question_id": i, "key": key} for i, key in zip(rows["question_id"], keys, strict=True)]
+    ids, images = list(rows["question_id"]), rows.select_columns(["image"])
 
-    def is_new(record: dict) -> bool:
-        kept = journal.rows.get(record["question_id"], {})
-        return kept.get("key") != record["key"] or kept.get("rejected", False)
+    def is_known(i: int) -> bool:
+        record = journal.rows.get(ids[i], {})  # `rejected`: by a server, as a row of the SFT part
+        return record.get("key") == keys[i] and not record.get("rejected")
 
     def decode(i: int) -> dict:
         try:
             open_image(images[i]["image"])
         except UnreadableImage as error:
-            return known[i] | {"error": str(error)}
-        return known[i] | {"readable": True}
+            return {"question_id": ids[i], "key": keys[i], "error": str(error)}
+        return {"question_id": ids[i], "key": keys[i], "readable": True}
 
-    images = rows.select_columns(["image"])
-    unknown = [i for i, record in enumerate(known) if is_new(record)]
+    unknown = [i for i in range(len(rows)) if not is_known(i)]
     with ThreadPoolExecutor(max_workers=4) as threads:  # few: a scan of 100 megapixels takes 300 MB
         for record in tqdm(threads.map(decode, unknown), total=len(unknown), unit="row", desc="GRPO images"):
             journal.append([record])
-    records = [journal.rows[record["question_id"]] for record in known]
-    kept = [i for i, record in enumerate(records) if "error" not in record]
+    kept = [k for k, i in enumerate(ids) if "error" not in journal.rows[i]]
     if not kept:
         raise UserError(f"none of the {len(rows)} images of the GRPO part can be read; check the data set")
     return _leave_out_others(rows, kept, "unreadable images, left out of the GRPO part")

@@ -1,5 +1,6 @@
 """What the tests of create_dataset.py share."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,8 +10,7 @@ from made_sets import RESPONSES, content
 
 import create_dataset
 from cropvlm.runs.cli import run
-from cropvlm.sets.asking import Asked
-from cropvlm.sets.responses import Responses
+from cropvlm.sets import responses
 
 
 @pytest.fixture
@@ -31,21 +31,19 @@ def script(monkeypatch, tmp_path, tiny_world, tiny_qwen):
 @pytest.fixture
 def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
-    ids = []
+    ids, teacher = [], responses.teacher
 
-    def generate(self, prompts, done):
+    def generate(prompts, done):
         for i in sorted(set(range(len(prompts))) - set(done)):
             row = prompts.rows[i]  # among those of all processes
             ids.append(prompts.prompts.rows[row]["question_id"])
             yield i, [RESPONSES[row % len(RESPONSES)][0]]
 
-    def make_record(self, i, text):
-        if isinstance(text, ValueError):
-            return {"error": str(text)}
-        return {"teacher_response": text, "size": [1000, 1000], "seen_size": [1000, 1000]}
+    def played(args):
+        return dataclasses.replace(teacher(args), generate=generate, seen_size=lambda size: size)
 
-    monkeypatch.setattr(Asked, "generate", generate)
-    monkeypatch.setattr(Responses, "make_record", make_record)
+    monkeypatch.setattr(responses, "teacher", played)
+    monkeypatch.setattr(responses, "image_size", lambda image: (1000, 1000))
     return ids
 
 

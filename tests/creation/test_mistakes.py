@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from datasets import Dataset
 from made_sets import content, save_rows
 from processes import REPO
 
-from cropvlm.sets import hub
+from cropvlm.runs import hub
+from cropvlm.sets import hub as sets_hub
 
 # Takes the flags, and prints the exit code and which heavy libraries were loaded on the way to it.
 PARSED = """
@@ -39,12 +39,8 @@ def test_flags_are_read_before_anything_heavy_is_loaded(flags, code):
         (["--max_samples", "1"], "a share of 0.5 for SFT holds not even one"),
         (["--output_path", "/proc/nowhere/made"], "cannot write"),
         (["--output_path", "{tmp}/taken"], "is not a saved data set; name another --output_path"),
-        (["--longest_edge", "3"], "unrecognized arguments"),
-        (["--batch_size", "0"], "--batch_size"),
         # The tiny teacher's most are 19600.
         (["--min_pixels", "30000"], "at least 30000 and at most 19600 pixels"),
-        (["--max_pixels", "783", "--min_pixels", "1"], "do not exist; change --min_pixels and --max_pixels"),
-        (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, message):
@@ -69,27 +65,10 @@ def test_a_source_is_not_replaced(script, tmp_path, tiny_world, capfd):
 
 def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(hub, "prepare_repository", made.append)
-    monkeypatch.setattr(hub, "push", lambda repo, folders: None)
+    monkeypatch.setattr(hub, "create_repository", lambda *repo, private: made.append((*repo, private)))
+    monkeypatch.setattr(sets_hub, "push", lambda repo, folders: None)
     assert script("--push_to_hub", "me/boxes", "--dataset_path", "no/such/folder") == 2
     assert script("--push_to_hub", "me/boxes", "--from_journal") == 2
     assert made == []
     assert script("--push_to_hub", "me/boxes") == 0
-    assert made == ["me/boxes"]
-
-
-def test_nothing_is_left_where_saving_fails(script, asked, tmp_path, monkeypatch, capfd):
-    assert script() == 0
-    before = content(tmp_path / "made_sft")
-    save_to_disk = Dataset.save_to_disk
-
-    def full_disk(self, folder, **options):
-        if "grpo" in str(folder):
-            raise OSError(28, "No space left on device")
-        save_to_disk(self, folder, **options)
-
-    monkeypatch.setattr(Dataset, "save_to_disk", full_disk)
-    assert script("--max_samples", "10") == 2
-    assert "No space left on device" in capfd.readouterr().err
-    assert content(tmp_path / "made_sft") == before  # the halves of the run before still stand
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.journal.jsonl", "made_grpo", "made_sft"]
+    assert made == [("me/boxes", "dataset", True)]  # private

@@ -91,8 +91,8 @@ def test_sft_learns_where_no_crop_is_needed(tiny_smolvlm, boxed_world):
 def test_a_row_without_references_counts_as_needed(boxed_world, tmp_path):
     rows = load_rows(str(boxed_world)).select(range(3))
     rows = rows.remove_columns("answers").add_column("answers", [[], *rows["answers"][1:]])
-    args = Namespace(reward_model=str(READER), reward_longest_edge=64, gpu=-1, need_threshold=1000)
-    labelled, report = need_labels.label_need(rows, str(tmp_path / "made"), args)
+    flags = {"reward_model": str(READER), "reward_longest_edge": 64, "gpu": -1, "need_threshold": 1000}
+    labelled, report = need_labels.label_need(rows, Namespace(output_path=tmp_path / "made", **flags))
     assert labelled["needed"][:] == [True, False, False]
     assert labelled["loss_gap"][0] is None
     assert report["without_references"] == 1

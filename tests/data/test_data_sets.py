@@ -15,7 +15,6 @@ from cropvlm import generation
 from cropvlm.data import catalog as benchmarks
 from cropvlm.prompts import BRIEF_ANSWER
 from cropvlm.runs.cli import run
-from cropvlm.runs.journal import Journal
 
 # What a model may answer to the two rows of each, and the score (see below).
 ANSWERS = {
@@ -81,70 +80,3 @@ def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch)
             assert result["metric"] == benchmarks.BENCHMARKS[name].metric
     assert result["by_cycle_category"].keys() == {"0", "1"}
     assert result["by_category"].keys() == {"single", "cross"}
-
-
-SCRIPTS = {
-    generate_bbox: ["--model_path", "model", "--longest_edge", 64],
-    generate_final_answers: ["--vqa_model_path", "model", "--modes", "base"],
-}
-
-
-@pytest.fixture
-def generated(monkeypatch, tiny_smolvlm, tmp_path) -> list:
-    """The rows done before each generation, of which the second is interrupted after a row."""
-    calls = []
-
-    def generate(model, processor, prompts, *, done, **_):
-        calls.append(done)
-        for i in sorted({0, 1} - set(done)):
-            yield i, ["[0, 0, 50, 50]."]
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(generation, "generate_rows", generate)
-    (tmp_path / "model").symlink_to(tiny_smolvlm)
-    return calls
-
-
-@pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
-def test_a_data_set_that_is_done_is_not_done_again_after_an_interruption(script, generated, module):
-    flags = ["--dataset", "textvqa", "stvqa", "vstar", "--gpu", -1, *SCRIPTS[module]]
-    with pytest.raises(KeyboardInterrupt):
-        script(module, *flags)
-    assert len(list(Path("predictions").glob("*.jsonl"))) == 2  # of the one that is done, too
-    assert script(module, *flags) == 0
-    assert generated == [[], [], [0], []]  # the rest of stvqa, and vstar
-    assert not list(Path("predictions").glob("*.jsonl"))
-    assert script(module, *flags) == 0
-    assert generated[4:] == []  # all is there, made from the same inputs
-
-
-@pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
-def test_a_kill_while_journals_are_removed_costs_nothing(script, generated, monkeypatch, module):
-    flags = ["--dataset", "textvqa", "stvqa", "vstar", "--gpu", -1, *SCRIPTS[module]]
-    generated += [[], []]  # none is interrupted
-    remove, times = Journal.remove, []
-
-    def killed(journal):
-        times.append(journal)
-        if len(times) > 1:
-            raise KeyboardInterrupt
-        remove(journal)
-
-    monkeypatch.setattr(Journal, "remove", killed)
-    with pytest.raises(KeyboardInterrupt):
-        script(module, *flags)
-    monkeypatch.setattr(Journal, "remove", remove)
-    assert len(list(Path("predictions").glob("*.jsonl"))) == 2
-    assert script(module, *flags) == 0
-    assert len(generated) == 5
-    assert not list(Path("predictions").glob("*.jsonl"))
-
-
-def test_several_data_sets_in_one_folder(script, tiny_smolvlm, generated, capsys):
-    assert script(generate_bbox, "--model_path", "model", "--dataset", "stvqa", "stvqa") == 2
-    assert "predictions/stvqa_bbox.json would be written 2 times" in capsys.readouterr().err
-    flags = ["--model_path", "model", "--longest_edge", 64, "--dataset", "stvqa", "vstar", "--output", "boxes"]
-    generated += [[], []]  # none is interrupted
-    assert script(generate_bbox, *flags) == 0
-    assert sorted(path.name for path in Path("boxes").glob("*_bbox.json")) == ["stvqa_bbox.json", "vstar_bbox.json"]

@@ -6,8 +6,6 @@ import pytest
 
 import create_dataset
 from cropvlm.errors import UserError
-from cropvlm.sets.asking import Teacher
-from cropvlm.sets.teacher_flags import teacher_of
 
 
 def parse(monkeypatch, *flags: str):
@@ -18,33 +16,17 @@ def parse(monkeypatch, *flags: str):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sft_share", "0"], "--sft_share: '0'"),
-        (["--sft_share", "nan"], "--sft_share: 'nan'"),
         (["--sft_share", "1.5"], "--sft_share: '1.5'"),
         (["--growth", "1", "2", "3", "4", "inf"], "--growth: 'inf'"),
-        (["--growth", "1", "2", "3", "4", "0"], "--growth: '0'"),
-        (["--growth", "1", "2", "3", "4", "-1"], "--growth: '-1'"),
         (["--growth", "1", "2"], "--growth: expected 5"),
         (["--max_samples", "-1"], "--max_samples"),
-        (["--max_samples", "nan"], "--max_samples"),
         (["--max_new_tokens", "0"], "--max_new_tokens"),
-        (["--min_pixels", "1e5"], "--min_pixels"),
         (["--min_pixels", "9000", "--max_pixels", "8000"], "--min_pixels 9000 is more than --max_pixels 8000"),
-        (["--num_workers", "-1"], "--num_workers"),
-        (["--batch_size", "0"], "--batch_size"),
-        (["--gpu", "first"], "--gpu"),
         (["--dataset_path", ""], "--dataset_path: "),
-        (["--dataset_path", "textvqa", " "], "--dataset_path: "),
         (["--dataset_path", "textvqa=2.0"], "--dataset_path: 'textvqa=2.0'"),
         (["--dataset_path"], "--dataset_path: expected at least one"),
-        (["--split", ""], "--split: "),
         (["--model_path", ""], "--model_path: "),
-        (["--attn_implementation", ""], "--attn_implementation: "),
-        (["--output_path", ""], "--output_path: "),
         (["--output_path", ".."], "--output_path: '..'"),
-        (["--output_path", "/"], "--output_path: '/'"),
-        (["--push_to_hub", ""], "--push_to_hub: "),
-        (["--api_model", ""], "--api_model"),
         (["--api_base", "http://127.0.0.1:1/v1"], "name the model there with --api_model"),
         (["--api_model", "m", "--attn_implementation", "sdpa"], "leave it out beside --api_model"),
         (["--longest_edge", "512"], "unrecognized arguments: --longest_edge"),
@@ -58,20 +40,8 @@ def test_a_mistake(monkeypatch, flags, message):
 
 
 def test_defaults(monkeypatch):
-    args = parse(monkeypatch)
+    args = parse(monkeypatch, "--output_path", "here/made/")
     assert [source.path for source in args.dataset_path] == ["lmms-lab/textvqa"]
     assert tuple(args.growth) == (45, 10, 4, 2, 1)
-    assert args.output_path == "datasets/cropvlm_dataset"
-    assert teacher_of(args) == Teacher("Qwen/Qwen2.5-VL-7B-Instruct")
-
-
-def test_a_server_is_a_teacher(monkeypatch):
-    flags = ["--api_model", "qwen", "--api_base", "http://127.0.0.1:1/v1", "--max_new_tokens", "9"]
-    teacher = teacher_of(parse(monkeypatch, *flags))
-    assert (teacher.model_path, teacher.server.model, teacher.server.max_new_tokens) == ("qwen", "qwen", 9)
-
-
-def test_attention_reaches_the_model(monkeypatch):
-    args = parse(monkeypatch, "--attn_implementation", "flash_attention_2", "--output_path", "here/made/")
-    assert teacher_of(args).attn_implementation == "flash_attention_2"
+    assert args.model_path == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert args.output_path == "here/made"
