@@ -73,10 +73,6 @@ def make_rows(number: int, questions_per_image: float) -> Dataset:
     return Dataset.from_dict(columns).cast_column("image", Image(decode=False))
 
 
-def boxes_source(rows: Dataset) -> PromptSource:
-    return BoxPrompts(rows)
-
-
 def answers_source(rows: Dataset) -> PromptSource:
     """Both answers, with valid boxes a tenth to a half of the image wide and high."""
     # Drawn row by row: the first rows have the same boxes, however many follow.
@@ -158,7 +154,7 @@ def main() -> None:
     rows = make_rows(args.rows, args.questions_per_image)
     print(f"{machine()}, {args.geometry}, {args.dtype}, longest edge {args.longest_edge} px, ", end="")
     print(f"{args.questions_per_image:g} questions an image, batch size {args.batch_size}", flush=True)
-    for name, make_source in {"boxes": boxes_source, "answers": answers_source}.items():
+    for name, make_source in {"boxes": BoxPrompts, "answers": answers_source}.items():
         if name in args.scripts:
             new_tokens = args.box_tokens if name == "boxes" else args.answer_tokens
             print(f"{name}, {new_tokens} new tokens each:")

@@ -44,7 +44,7 @@ def generation(work: str, flags: str, limit: int) -> Line:
 
 
 def grpo(work: str, flags: str, limit: int) -> Line:
-    command = f"grpo_step.py --geometry real --ways ours trl {flags}"
+    command = f"grpo_step.py --geometry real {flags}"
     return Line(work, command, *STEP, "unmodified TRL", "s", limit)
 
 

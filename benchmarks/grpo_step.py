@@ -252,7 +252,7 @@ def make_turns(number: int, processor: Any) -> list[list[int]]:
 
 def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -> tuple[Measured, Stopwatch, float]:
     """Take the steps one way; return the trainer, its stopwatch and peak memory in GiB."""
-    groups = 1 if way == "trl" else args.micro_prompts or args.prompts  # in a micro-step
+    groups = 1 if way == "trl" else args.prompts  # in a micro-step
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOArguments(
             output_dir=folder,
@@ -273,8 +273,7 @@ def measure(way: str, models: Models, answerer: Any, args: argparse.Namespace) -
         rows = prompt_rows(rows, processor.image_token)
         policy = models.policy(dtype, processor)
         if way == "ours":
-            if not args.micro_prompts:
-                set_micro_batches(config, policy, processor)
+            set_micro_batches(config, policy, processor)
             trainer_class = functools.partial(MeasuredOurs, policy=GRPOPolicyArguments(log_crops_every=0))
             reward = AnswerLikelihoodReward(answerer, reward_processor)
         else:
@@ -334,27 +333,20 @@ def main() -> None:
     parser.add_argument("--geometry", choices=("miniature", "real"), default="miniature")
     parser.add_argument("--longest_edge", type=int, choices=(512, 1024, 2048), default=512)
     parser.add_argument("--prompts", type=positive, default=16, help="of an optimiser step, 6 completions each")
-    parser.add_argument(
-        "--micro_prompts", type=positive, help="through the model at once in our way; default: what memory holds"
-    )
     parser.add_argument("--new_tokens", type=positive, default=16, help="of each completion; about a box's length")
     parser.add_argument("--steps", type=positive, default=1, help="that are timed")
     parser.add_argument("--warmup_steps", type=int, default=1 if DEVICE.type == "cuda" else 0)
-    parser.add_argument("--ways", nargs="+", choices=("ours", "trl"), default=["ours", "trl"])
     args = parser.parse_args()
-    if args.prompts % (args.micro_prompts or 1):
-        parser.error("--prompts has to be a multiple of --micro_prompts")
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     print(f"{machine()}, {args.geometry}, {dtype}, {args.longest_edge} px, ", end="")
     print(f"{args.prompts} prompts x {G} completions, {args.new_tokens} tokens", flush=True)
     models = Models(args)
     answerer = models.model(dtype).to(DEVICE).eval().requires_grad_(False)
     results = {}
-    for way in args.ways:
+    for way in ("ours", "trl"):
         results[way] = report(way, *measure(way, models, answerer, args), args)
         gc.collect()
-    if len(results) == 2:
-        compare(results["ours"], results["trl"])
+    compare(results["ours"], results["trl"])
 
 
 if __name__ == "__main__":

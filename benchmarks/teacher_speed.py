@@ -71,10 +71,6 @@ def make_rows(number: int) -> Dataset:
     return Dataset.from_dict(columns | {"question_id": range(number)}).cast_column("image", Image(decode=False))
 
 
-def teacher_source(rows: Dataset) -> TeacherPrompts:
-    return TeacherPrompts(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=("tiny", "7b"), default="tiny")
@@ -88,7 +84,7 @@ def main() -> None:
     device, dtype = device_and_dtype()
     model, processor = build(args.geometry, device, dtype)
     print(f"{machine()}, {args.geometry}, {dtype}, {args.new_tokens} new tokens")
-    measure(model, processor, teacher_source, make_rows(args.rows), args.new_tokens, args)
+    measure(model, processor, TeacherPrompts, make_rows(args.rows), args.new_tokens, args)
 
 
 if __name__ == "__main__":

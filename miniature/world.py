@@ -12,7 +12,6 @@ the answerer can read without a crop, beside smaller ones: half of the questions
 import argparse
 import io
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from cropvlm.models.cores import cpu_count
 from cropvlm.runs.cli import ArgumentParser, run
+from cropvlm.runs.files import replacing
 
 COLORS = {
     "red": (200, 30, 35),
@@ -254,11 +254,8 @@ def write_world(
         train=draw_split(seed, "train", train, first_id=1, need=need),
         test=draw_split(seed, "test", test, first_id=100_001, need=need),
     )
-    target = Path(output_path)
-    unfinished = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    world.save_to_disk(unfinished)
-    unfinished.rename(target)
+    with replacing(output_path) as new:
+        world.save_to_disk(new)
     return world
 
 

@@ -20,6 +20,16 @@ RESPONSES = [
 ]
 
 
+# Of images of 200x100, seen at 100x100. Relative areas 0.01, 0 (no area), 0.04, 1 (empty), 0.09, 1 (truncated); sorted
+# 0 .01 .04 .09 1 1; n = 6, so the cut points are those at 6//5 = 1, 12//5 = 2, 18//5 = 3, 24//5 = 4: .01 .04 .09 1
+TEXTS = ("[0, 0, 10, 10]", "[5, 5, 5, 9]", "[0, 0, 20, 20]", "", "[50, 50, 80, 80]", "[1, 2")
+
+
+def records(*texts: str) -> list[dict]:
+    """Records of images of 200x100, seen at 100x100."""
+    return [{"size": [200, 100], "seen_size": [100, 100], "teacher_response": text} for text in texts]
+
+
 def content(folder: Path) -> list:
     """The saved rows, images as encoded bytes."""
     return load_from_disk(str(folder)).cast_column("image", DatasetImage(decode=False)).to_list()

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_sets import TEXTS, records
 
 from cropvlm.boxes import rescale_bbox
 from cropvlm.errors import UserError
@@ -58,16 +59,6 @@ def test_mapping_there_and_back_is_exact(width, height, shares):
 )
 def test_read_response(text, bbox_px, kind):
     assert read_response(text, seen_size=(100, 100), size=(200, 100)) == (bbox_px, kind)
-
-
-def records(*texts: str) -> list[dict]:
-    """Records of images of 200x100, seen at 100x100."""
-    return [{"size": [200, 100], "seen_size": [100, 100], "teacher_response": text} for text in texts]
-
-
-# Relative areas 0.01, 0 (no area), 0.04, 1 (empty), 0.09, 1 (truncated); sorted 0 .01 .04 .09 1 1; n = 6, so the cut
-# points are those at 6//5 = 1, 12//5 = 2, 18//5 = 3, 24//5 = 4: .01 .04 .09 1
-TEXTS = ("[0, 0, 10, 10]", "[5, 5, 5, 9]", "[0, 0, 20, 20]", "", "[50, 50, 80, 80]", "[1, 2")
 
 
 def test_grow():

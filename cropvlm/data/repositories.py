@@ -110,13 +110,10 @@ def load_published(
     """
     (source, config, revision), known = locate(dataset_path), find_benchmark(dataset_path, dataset)
     wanted = [split] if split else [default_split, known.split if known else None]
-    client_logger = logging.getLogger("huggingface_hub")
-    level = client_logger.level
-    client_logger.setLevel(logging.ERROR)  # else it warns of each retry
     try:
         if any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
             repository = Repository(source, (), folder=Path(source))
-            rows, chosen = _from_disk(Path(source), split, wanted)
+            rows, chosen = _from_disk(source, split, wanted)
         else:
             repository = open_repository(source, revision)
             rows, chosen = _from_files(repository, config, known, split, wanted)
@@ -124,8 +121,6 @@ def load_published(
         raise
     except Exception as error:  # the parsers of cards and tables raise exceptions of many kinds
         raise UserError(_failure(source, revision, error)) from error
-    finally:
-        client_logger.setLevel(level)
     if len(rows) == 0:
         raise UserError(f"{source} has no rows (split {rows.split})")
     if default_split and not split and chosen not in (None, default_split):
@@ -147,15 +142,15 @@ def _failure(source: str, revision: str | None, error: Exception) -> str:
     return f"{source} {what}: {one_line(error)}; expected a folder, a Hub id or one of {', '.join(BENCHMARKS)}"
 
 
-def _from_disk(folder: Path, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
+def _from_disk(folder: str, split: str | None, wanted: list[str | None]) -> tuple[datasets.Dataset, str | None]:
     """Rows that `save_to_disk` wrote, and the name of their split (None if none was saved)."""
-    chosen = None
-    if (folder / "dataset_dict.json").is_file():
-        there = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        chosen = _choose_split(str(folder), split, wanted, there)
-        folder = folder / chosen
-    saved = datasets.load_from_disk(str(folder))
-    name = chosen or (None if saved.split is None else str(saved.split))
+    listed_in = Path(folder) / "dataset_dict.json"
+    if listed_in.is_file():  # load_from_disk would open all splits, and fails if one is empty
+        there = json.loads(listed_in.read_text(encoding="utf-8"))["splits"]
+        chosen = _choose_split(folder, split, wanted, there)
+        return datasets.load_from_disk(f"{folder}/{chosen}"), chosen
+    saved = datasets.load_from_disk(folder)
+    name = None if saved.split is None else str(saved.split)
     if split and name != split:
         raise UserError(f"{folder} has no splits, but {split!r} was asked for; leave --split out")
     return saved, name
@@ -177,8 +172,7 @@ def _from_files(
     configs, infos = MetadataConfigs(), DatasetInfosDict()
     if "README.md" in repository.files:
         card = huggingface_hub.DatasetCard.load(repository.fetch(["README.md"]) / "README.md").data
-        configs = MetadataConfigs.from_dataset_card_data(card)
-        infos = DatasetInfosDict.from_dataset_card_data(card)
+        configs, infos = (kind.from_dataset_card_data(card) for kind in (MetadataConfigs, DatasetInfosDict))
     entry = known or next((entry for entry in BENCHMARKS.values() if config and entry.config == config), None)
     if entry and entry.config in configs:  # a copy may have been published without it
         config = config or entry.config
@@ -265,11 +259,10 @@ def _read(repository: Repository, files: list[str], split: str, options: dict[st
             rows = rows.rename_column("file_name", "image")
         if parent and "image" in rows.column_names and rows.features["image"] in STRINGS:
             paths = list(rows["image"])
-            for i, path in enumerate(paths):
-                beside = path and posixpath.normpath(f"{parent}/{path}")
-                # os.path.isfile, since such a text may be base64 and too long for a path; links are not listed.
-                if path and (beside in listing or os.path.isfile(folder / beside)):  # noqa: PTH113
-                    paths[i] = beside
+            beside = [path and posixpath.normpath(f"{parent}/{path}") for path in paths]
+            # os.path.isfile, since such a text may be base64 and too long for a path; links are not listed.
+            there = [path and (path in listing or os.path.isfile(folder / path)) for path in beside]  # noqa: PTH113
+            paths = [b if found else path for path, b, found in zip(paths, beside, there, strict=True)]
             rows = rows.remove_columns("image").add_column("image", paths)
         parts.append(rows)
     return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]

@@ -231,10 +231,10 @@ def _open_paths(rows: datasets.Dataset, repository: Repository, to_save: bool) -
     # URLs stay as they are, for the message.
     full = [path if path is None or "://" in path else str(folder / path) for path in paths]
     images = [None if path is None else {"path": path, "bytes": None} for path in full]
-    column = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": ENCODED}))
-    if to_save or repository.commit:
-        _refuse_outside(column, [folder], repository.source)
-    return datasets.concatenate_datasets([rows.remove_columns("image"), column], split=rows.split, axis=1)
+    rows = rows.remove_columns("image").add_column("image", images, feature=ENCODED)
+    if to_save:
+        _refuse_outside(rows, [folder], repository.source)
+    return rows
 
 
 def _refuse_outside(rows: datasets.Dataset, folders: Iterable[Any], source: str) -> None:

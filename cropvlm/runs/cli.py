@@ -141,6 +141,7 @@ def start_logging(args: argparse.Namespace | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each retry
     level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
     for name in ("cropvlm", "miniature", "__main__"):
         logging.getLogger(name).setLevel(level)

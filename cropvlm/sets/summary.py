@@ -30,10 +30,9 @@ def summarise(
         growth: area multipliers, smallest fifth first.
     """
     real = [box.area for box in boxes if box.kind == "box" and box.area > 0]
-    by_source: dict[str, list[GrownBox]] = {}
+    counts, boxes_of = _counts(boxes), {name: [] for name in sources}
     for box, source in zip(boxes, sources, strict=True):
-        by_source.setdefault(source, []).append(box)
-    counts = _counts(boxes)
+        boxes_of[source].append(box)
     return {
         "rows": counts["rows"],
         "responses": counts["responses"],
@@ -46,7 +45,7 @@ def summarise(
         "rows_by_fifth": counts["rows_by_fifth"],
         "mean_area_before": sum(box.area for box in boxes) / len(boxes),
         "mean_area_after": sum(bbox_area_pct(box.bbox_pct) for box in boxes) / len(boxes) / 100,
-        "sources": {name: _counts(part) for name, part in by_source.items()},
+        "sources": {name: _counts(part) for name, part in boxes_of.items()},
     }
 
 

@@ -46,9 +46,7 @@ def test_where_a_data_set_lies(tmp_path, path, location, benchmark):
 @pytest.mark.parametrize(
     ("path", "dataset", "name"),
     [
-        ("docvqa", None, "docvqa"),
         ("lmms-lab-encoder/DocVQA:InfographicVQA", None, "infovqa"),
-        ("someone/other", None, "other"),
         ("someone/other:part", None, "other_part"),
         ("someone/other", "vstar", "vstar"),
         ("FOLDER/stvqa/.", None, "stvqa"),
@@ -63,7 +61,6 @@ def test_dataset_name(tmp_path, path, dataset, name):
     ("columns", "name"),
     [
         (["image", "question", "question_id", "answers"], "textvqa"),
-        (["image", "question", "answers"], "textvqa"),  # a concatenated mixture
         (["image", "question", "answer"], "stvqa"),
         (["image", "question", "questionId", "answers"], "docvqa"),
         (["image", "text", "label", "question_id"], "vstar"),

@@ -32,21 +32,15 @@ def pixels(image):
     return [tuple(pixel) for row in np.asarray(image).tolist() for pixel in row]
 
 
-@pytest.mark.parametrize("kind", ["PIL", "path", "str", "bytes", "dict of bytes", "dict of path"])
-def test_every_source_opens_to_the_same_pixels(tmp_path, kind):
+def test_every_source_opens_to_the_same_pixels(tmp_path):
     path = tmp_path / "image.png"
     checkered().save(path)
-    source = {
-        "PIL": checkered(),
-        "path": path,
-        "str": str(path),
-        "bytes": path.read_bytes(),
-        "dict of bytes": {"bytes": path.read_bytes(), "path": "name in the data set, not a file"},
-        "dict of path": {"bytes": None, "path": str(path)},
-    }[kind]
-    image = open_image(source)
-    assert image.mode == "RGB"
-    assert pixels(image) == pixels(checkered())
+    encoded = path.read_bytes()
+    in_data_set = [{"bytes": encoded, "path": "a name, and no file"}, {"bytes": None, "path": str(path)}]
+    for source in (checkered(), path, str(path), encoded, *in_data_set):
+        image = open_image(source)
+        assert image.mode == "RGB"
+        assert pixels(image) == pixels(checkered())
 
 
 def test_pil_source_is_left_as_it_is():
@@ -97,7 +91,6 @@ def test_broken_exif_does_not_make_an_image_unreadable():
 @pytest.mark.parametrize(
     ("image", "pixel"),
     [
-        pytest.param(Image.new("1", (1, 1), 1), WHITE, id="1 bit"),
         pytest.param(Image.new("L", (1, 1), 100), (100, 100, 100), id="grey"),
         pytest.param(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), RED, id="CMYK"),
         pytest.param(Image.new("RGBA", (1, 1), (0, 0, 0, 0)), WHITE, id="transparent shows white"),
@@ -107,11 +100,9 @@ def test_broken_exif_does_not_make_an_image_unreadable():
         # 16 bit: v / 257
         pytest.param(Image.new("I;16", (1, 1), 25_700), (100, 100, 100), id="16 bit"),
         pytest.param(Image.new("I;16", (1, 1), 255), (1, 1, 1), id="16 bit, nearly black"),
-        pytest.param(Image.new("I;16B", (1, 1), 25_700), (100, 100, 100), id="16 bit, big-endian"),
         pytest.param(Image.new("I", (1, 1), 200), (200, 200, 200), id="32 bit holding 8"),
         pytest.param(Image.new("I", (1, 1), 25_700), (100, 100, 100), id="32 bit holding 16"),
         pytest.param(Image.new("I", (1, 1), 10**6), WHITE, id="32 bit: the highest is white"),
-        pytest.param(Image.new("I", (1, 1), -5), (0, 0, 0), id="negative is black"),
         pytest.param(Image.new("F", (1, 1), 0.2), (51, 51, 51), id="float up to 1"),
         pytest.param(Image.new("F", (1, 1), 51.0), (51, 51, 51), id="float up to 255"),
         pytest.param(Image.new("F", (1, 1), float("nan")), (0, 0, 0), id="not a number is black"),
@@ -146,13 +137,11 @@ def test_100_megapixels():
     assert crop_bbox(image, (50, 50, 51, 52)).size == (100, 200)
 
 
-@pytest.mark.parametrize("metadata", ["colour profile", "text", "many texts"])
-def test_large_metadata_of_a_png(metadata):
+def test_large_metadata_of_a_png():
     info = PngImagePlugin.PngInfo()
-    for i in range({"text": 1, "many texts": 40}.get(metadata, 0)):
+    for i in range(40):
         info.add_text(f"comment {i}", "x" * 3_000_000, zip=True)
-    profile = {"icc_profile": b"\0" * (8 << 20)} if metadata == "colour profile" else {}
-    data = encode(checkered(), pnginfo=info, **profile)
+    data = encode(checkered(), pnginfo=info, icc_profile=b"\0" * (8 << 20))
     assert pixels(open_image(data)) == pixels(checkered())
     assert image_size(data) == (3, 2)
 
@@ -191,12 +180,6 @@ def test_no_other_program_draws_a_postscript_image():
         open_image(encode(checkered(), "EPS"))
 
 
-def test_empty_bytes_are_not_looked_for_under_the_path(tmp_path):
-    checkered().save(tmp_path / "a.png")
-    with pytest.raises(UnreadableImage, match="no bytes"):
-        open_image({"bytes": b"", "path": str(tmp_path / "a.png")})
-
-
 UNREADABLE = {
     "nothing": None,
     "no such file": "no/such/file.png",
@@ -205,6 +188,7 @@ UNREADABLE = {
     "broken inside": encode(checkered()).replace(b"IDAT", b"IDAX"),
     "no pixels": Image.new("RGB", (0, 5)),
     "a number": 5,
+    "empty bytes beside a file": {"bytes": b"", "path": __file__},
 }
 
 

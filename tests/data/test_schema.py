@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, List
-from published import BLUE, IMAGES, RED, TEXT, hrbench
+from published import BLUE, IMAGES, RED, TEXT
 
 from cropvlm.data.images import open_image
 from cropvlm.data.rows import load_rows
@@ -31,21 +31,16 @@ def save(folder: Path, **columns) -> Path:
     [
         pytest.param(["a", "b"], [["a"], ["b"]], id="strings"),
         pytest.param([3, 7], [["3"], ["7"]], id="integers"),
-        pytest.param([3.0, 0.5], [["3"], ["0.5"]], id="floats"),
         pytest.param([[YES, NO], [NO]], [["yes", "no"], ["no"]], id="VQAv2"),
-        pytest.param([YES, None], [["yes"], []], id="an object"),
         pytest.param([{"text": ["a", "b"], "answer_start": [1, 2]}] * 2, [["a", "b"]] * 2, id="SQuAD"),
         pytest.param([[["a"], ["b", "c"]], []], [["a", "b", "c"], []], id="nested lists"),
-        pytest.param([None, None], [[], []], id="all null"),
         pytest.param([[None, "cat", None], [None]], [["cat"], []], id="nulls in lists"),
         pytest.param([["", " ", "a"], ["\t"]], [["a"], []], id="blanks"),
-        pytest.param([["None", "N/A"], ["nan"]], [["None", "N/A"], ["nan"]], id="words that look like nulls"),
         pytest.param([float("nan"), 2.0], [[], ["2"]], id="a blank in a CSV file of numbers"),
         pytest.param(['["a", "b"]', "[]"], [["a", "b"], []], id="JSON"),
         pytest.param(["['it\\'s', 'b']", None], [["it's", "b"], []], id="Python"),
         pytest.param(["['a', \"it's\"]", "stop"], [["a", "it's"], ["stop"]], id="one plain text among lists"),
         pytest.param(['["a", null, ["b"]]', "('c', 'd')"], [["a", "b"], ["c", "d"]], id="nested, a null, a tuple"),
-        pytest.param(['{"answer": "yes"}', "[{'answer': 'no'}]"], [["yes"], ["no"]], id="objects"),
         pytest.param(["[1.50, 2.0]", "[7]"], [["1.50", "2"], ["7"]], id="numbers"),
         pytest.param(["[sic] yes", "exit [2]"], [["[sic] yes"], ["exit [2]"]], id="brackets in a text"),
         pytest.param(["(a)", "(1 of 2)"], [["(a)"], ["(1 of 2)"]], id="parentheses"),
@@ -127,15 +122,11 @@ NO_IMAGE = "none of the 2 images can be read; the first is an .*"
     [
         ({"question_id": [[1], [2]]}, r"row 0 has the question_id \[1\]; expected a string or an integer"),
         ({"question_id": [True, False]}, "row 0 has the question_id True"),
-        ({"question_id": [1.5, 2.5]}, "row 0 has the question_id 1.5"),
         ({"question": ["q", None]}, "row 1 has the question None; expected a string"),
-        ({"question": [["x" * 10**6]] * 2}, "row 0 has the question .{97}[.]{3}; expected"),
         ({"answers": [{"words": "a"}, {"words": "b"}]}, "row 0 has the answers {'words': 'a'}; expected strings"),
         ({"answers": [[True], [False]]}, r"row 0 has the answers \[True\]"),
-        ({"answers": [[b"a"], []]}, r"row 0 has the answers \[b'a'\]"),
         ({"answers": [[{"words": "x" * 10**6}], None]}, "row 0 has the answers .{97}[.]{3}; expected"),
         ({"image": [1, 2]}, "expected images in the column image, not Value"),
-        ({"image": [None, None]}, "none of the 2 images can be read"),
         (
             {"image": ["https://a.io/1.jpg"] * 2},
             f"{NO_IMAGE}'?https://a.io/1.jpg'? is a URL, which is not downloaded",
@@ -143,7 +134,6 @@ NO_IMAGE = "none of the 2 images can be read; the first is an .*"
         ({"image": ["gone.jpg", None]}, f"{NO_IMAGE}no such file"),
         ({"image": ["x" * 10**6] * 2}, f"{NO_IMAGE}File name too long: .*x[.]{{3}}"),
         ({"image": [{"bytes": b"no image", "path": None}] * 2}, f"{NO_IMAGE}unknown format"),
-        ({"image": [{"bytes": None, "path": None}] * 2}, f"{NO_IMAGE}no bytes and no path"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
@@ -187,13 +177,8 @@ def encoded(image: bytes) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        encoded(BLUE),
-        encoded(BLUE).rstrip("="),
-        f"data:image/jpeg;base64,{encoded(BLUE)}",
-        "\n".join(encoded(BLUE)[i : i + 76] for i in range(0, len(encoded(BLUE)), 76)),
-    ],
-    ids=["plain", "without padding", "data URL", "in lines"],
+    [encoded(BLUE).rstrip("="), f"data:image/jpeg;base64,{encoded(BLUE)}", base64.encodebytes(BLUE).decode()],
+    ids=["without padding", "data URL", "in lines"],
 )
 @pytest.mark.parametrize("to_save", [False, True])
 def test_base64_images_are_decoded(tmp_path, text, to_save):
@@ -203,17 +188,13 @@ def test_base64_images_are_decoded(tmp_path, text, to_save):
     assert isinstance(rows.features["image"], datasets.Image) == to_save
 
 
-@pytest.mark.parametrize("broken", ["abc", "gr\u00fcn", "x" * 10**6, None])
-def test_a_broken_base64_image_is_empty_bytes(tmp_path, broken):
-    hrbench().remove_columns("image").add_column("image", [broken, encoded(RED)]).save_to_disk(tmp_path)
-    image = load_rows(tmp_path)[0]["image"]
-    assert image["path"] is None
-    with pytest.raises(ValueError, match="unreadable image"):
-        open_image(image)
-
-
 def test_one_readable_image_is_enough(tmp_path):
-    assert len(load_rows(save(tmp_path / "data", image=[b"no image", RED]))) == 2
+    images = ["abc", "gr\u00fcn", "x" * 10**6, None, encoded(RED)]
+    rows = load_rows(save(tmp_path / "data", image=images, question=["q"] * 5, question_id=None, answers=None))
+    for row in rows.select(range(4)):
+        assert row["image"]["path"] is None
+        with pytest.raises(ValueError, match="unreadable image"):
+            open_image(row["image"])
 
 
 @pytest.mark.parametrize("form", ["text", "struct"])

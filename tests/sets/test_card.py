@@ -1,6 +1,7 @@
 """The card of the training data: what it says, what it keeps to itself, and its YAML head."""
 
 from huggingface_hub import DatasetCard
+from made_sets import TEXTS, records
 
 from cropvlm.sets.card import write_card
 from cropvlm.sets.summary import summarise
@@ -13,16 +14,6 @@ SETTINGS = {
     "max_new_tokens": 128,
     "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Outline {question}"}]}],
 }
-
-
-def records(*texts: str) -> list[dict]:
-    """Records of images of 200x100, seen at 100x100."""
-    return [{"size": [200, 100], "seen_size": [100, 100], "teacher_response": text} for text in texts]
-
-
-# Relative areas 0.01, 0 (no area), 0.04, 1 (empty), 0.09, 1 (truncated); sorted 0 .01 .04 .09 1 1; n = 6, so the cut
-# points are those at 6//5 = 1, 12//5 = 2, 18//5 = 3, 24//5 = 4: .01 .04 .09 1
-TEXTS = ("[0, 0, 10, 10]", "[5, 5, 5, 9]", "[0, 0, 20, 20]", "", "[50, 50, 80, 80]", "[1, 2")
 
 
 def test_card():

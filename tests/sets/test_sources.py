@@ -23,7 +23,7 @@ def test_parse_source(text, expected):
 
 @pytest.mark.parametrize(
     "number",
-    ["", "many", "0", "0.0", "-3", "1.5", "nan", "inf", "\xb2", "9" * 5000],  # more digits than Python reads
+    ["", "many", "0", "-3", "1.5", "nan", "\xb2", "9" * 5000],  # more digits than Python reads
     ids=lambda number: ascii(number)[:9],
 )
 def test_parse_source_refuses(number):
