@@ -177,6 +177,20 @@ def sources_of(path: str, rows: Any) -> list[dict[str, Any]]:
     return [source]
 
 
+def saved_rows(path: str | Path) -> str | None:
+    """A hash of what a saved data set says of its own rows, none of which is read; None for anything else.
+
+    The fingerprint of create_dataset.py is made of the rows' texts and boxes; its `inputs.json` knows the images.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+        known = [json.loads((Path(path) / "state.json").read_text())["_fingerprint"]]
+        with contextlib.suppress(OSError):
+            inputs = json.loads((Path(path) / "inputs.json").read_text())["inputs"]
+            known += [inputs.get("sft_rows"), inputs.get("grpo_rows")]
+        return hash_of(json.dumps(known))
+    return None
+
+
 def data_settings(source: dict[str, Any], rows: Any, keys: list[int]) -> dict[str, Any]:
     """Identity of rows: their source, and hashes of their ids and questions and of their images.
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,20 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
+from cropvlm.data.catalog import dataset_name
 from cropvlm.errors import UserError, listed
 from cropvlm.runs import provenance
 from cropvlm.runs.files import open_to_group, write_json
-from cropvlm.runs.provenance import INPUTS, RECORD, file_checksum, model_checksum, rows_checksum, sources_of
+from cropvlm.runs.provenance import (
+    INPUTS,
+    RECORD,
+    file_checksum,
+    library_versions,
+    model_checksum,
+    rows_checksum,
+    saved_rows,
+    sources_of,
+)
 from cropvlm.trainers.micro_batches import differs_by_micro_batch
 
 logger = logging.getLogger(__name__)
@@ -45,6 +56,8 @@ ENVIRONMENT = re.compile(
 )
 NO = ("", "0", "no", "false", "default")
 MODELS = ("base_model", "processor", "vqa_model")
+# Beside `settings`, these are in what is told of a model wherever it is used.
+METHOD = ("num_train_epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "num_generations", "beta")
 UNLESS_GIVEN = ("crop_cost",)  # settings that are left out where nothing was given
 
 
@@ -71,6 +84,9 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     training = {"stage": "GRPO" if hasattr(policy, "reward") else "SFT", "reward": getattr(policy, "reward", None)}
     training |= {"longest_edge": policy.longest_edge, "seed": args.seed, "base": policy.base_model}
     training |= {"need": need} if (need := need_learnt(policy)) else {}
+    training["settings"] = {name: settings[name] for name in METHOD if name in settings}
+    if args.load_best_model_at_end and (chosen_on := settings.get("eval_dataset_path")):
+        training["chosen_on"] = {"name": dataset_name(chosen_on), "split": settings["eval_split"]}
     return {"settings": settings, "contents": contents, "training": training}
 
 
@@ -93,13 +109,15 @@ def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str,
         return run | {"settings": settings}
     checksum = rows_checksum(rows)
     training = {"sources": sources_of(path, rows), "rows": len(rows), "rows_checksum": checksum}
+    training |= {"saved_rows": saved_rows(path)}
     contents = run["contents"] | {"dataset_path": checksum}
     return run | {"settings": settings, "contents": contents, "training": run.get("training", {}) | training}
 
 
-def add_steps(run: dict[str, dict], state: TrainerState) -> dict[str, dict]:
-    """Return the description of a run with the steps that are done and planned."""
+def add_steps(run: dict[str, dict], state: TrainerState, seconds: float = 0.0) -> dict[str, dict]:
+    """Return the description of a run with the steps done and planned, and the seconds that those done took."""
     steps = {"steps": state.global_step, "planned_steps": state.max_steps}
+    steps |= {"seconds": round(seconds, 1), "gpu": library_versions().get("gpu")}
     return run | {"training": run.get("training", {}) | steps}
 
 
@@ -150,12 +168,18 @@ class CheckpointRecorder(TrainerCallback):
     transformers deletes them before the new one is recorded: a run killed in between would have none to resume from.
 
     args: the trainer's; `save_total_limit` is taken from it, unless it keeps no optimizer and nobody can resume.
+    resumed: the record of the checkpoint that the run resumes from, None where it begins.
     """
 
-    def __init__(self, run: dict[str, dict], args: TrainingArguments):
+    def __init__(self, run: dict[str, dict], args: TrainingArguments, resumed: dict[str, dict] | None = None):
         self.run, self.limit = run, None
+        self.begun = time.monotonic() - (resumed or {}).get("training", {}).get("seconds", 0)
         if not args.save_only_model:
             self.limit, args.save_total_limit = args.save_total_limit, None
+
+    def described(self, state: TrainerState) -> dict[str, dict]:
+        """The description of the run as it stands now."""
+        return add_steps(self.run, state, time.monotonic() - self.begun)
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
@@ -163,7 +187,7 @@ class CheckpointRecorder(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             open_to_group(folder)
             files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
-            write_record(folder, add_steps(self.run, state), (file for file in files if file.name != RECORD))
+            write_record(folder, self.described(state), (file for file in files if file.name != RECORD))
             if self.limit:
                 self._delete_others(args, state)
 

@@ -18,7 +18,7 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import open_to_group
 from cropvlm.runs.provenance import library_versions
-from cropvlm.trainers.checkpoints import RECORD, add_steps, given, need_learnt, write_record
+from cropvlm.trainers.checkpoints import RECORD, given, need_learnt, write_record
 from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict])
         save_card(trainer, new, folder.absolute().name)
         if policy.merge:
             merge(new, new / MERGED, frozen_dtype(trainer.args))
-        _put_in_place(new, folder, add_steps(run, trainer.state))
+        _put_in_place(new, folder, run)
 
 
 def _put_in_place(new: Path, folder: Path, run: dict[str, dict]) -> None:

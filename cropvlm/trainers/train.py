@@ -11,9 +11,11 @@ from transformers import Trainer, TrainingArguments, set_seed
 from cropvlm.errors import UserError
 from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import lock, write_text
+from cropvlm.runs.provenance import saved_rows
 from cropvlm.trainers.checkpoints import (
     MODELS,
     CheckpointRecorder,
+    DifferentRun,
     add_rows,
     check_same_run,
     describe_run,
@@ -76,6 +78,10 @@ def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str,
     record = read_record(folder) if resumes(args) is True else None
     if record:
         check_same_run(folder, record, add_rows(run, policy.dataset_path, None))
+        before, now = record.get("training", {}).get("saved_rows"), saved_rows(policy.dataset_path)
+        if None not in (before, now) and before != now:
+            told = f"{folder} was trained on other rows than {policy.dataset_path} now holds"
+            raise DifferentRun(f"{told}; name another output folder, or start anew without resuming")
         logger.warning("%s: finished before", folder)
     return record is not None
 
@@ -104,11 +110,12 @@ def train_unfinished(
         run = add_rows(run, policy.dataset_path, trainer.train_dataset)
         if found:
             check_same_run(*found, run)
-        trainer.add_callback(CheckpointRecorder(run, trainer.args))
+        recorder = CheckpointRecorder(run, trainer.args, found[1] if found else None)
+        trainer.add_callback(recorder)
         trainer.add_callback(first_step)
         trainer.accelerator.wait_for_everyone()  # until all have looked at what the folder holds
         if args.process_index == 0:
             forget_result(Path(args.output_dir))
             write_text(Path(args.output_dir) / BASE_NOTE, f"{policy.base_model}\n")  # for those who resume
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-    save_result(trainer, policy, run)
+    save_result(trainer, policy, recorder.described(trainer.state))

@@ -28,6 +28,7 @@ from cropvlm.trainers.checkpoints import (
     write_record,
 )
 from cropvlm.trainers.settings import PolicyArguments
+from cropvlm.trainers.train import is_finished
 
 RUN = {"settings": {"seed": 1, "base_model": "models/a"}, "contents": {"base_model": None}}
 OTHER = {"settings": {"seed": 2, "base_model": "models/a"}, "contents": {"base_model": None}}
@@ -328,6 +329,43 @@ def test_other_rows_are_another_run(tmp_path):
     other = rows.map(lambda row: {"question": "Who?"})
     assert differences(theirs, add_rows(RUN, "data/a", other)) == ["dataset_path 'data/a' has changed"]
     assert differences(theirs, add_rows(RUN, "data/b", other)) == ["dataset_path 'data/a' there, 'data/b' here"]
+
+
+def test_a_finished_run_whose_rows_have_changed_is_another_run(tmp_path):
+    data, output = tmp_path / "data", tmp_path / "model"
+    rows = datasets.Dataset.from_dict({"question_id": [1], "question": ["What?"]})
+    rows.save_to_disk(data)
+    args = train_sft.SFTArguments(output_dir=str(output), report_to="none", use_cpu=True, resume_from_checkpoint="True")
+    policy = PolicyArguments(dataset_path=str(data))
+    run = describe_run(args, policy)
+    output.mkdir()
+    assert not is_finished(args, policy, run)
+    write_record(output, add_rows(run, str(data), rows), [])
+    assert is_finished(args, policy, run)
+    rows.map(lambda row: {"question": "Who?"}).save_to_disk(data)
+    with pytest.raises(DifferentRun, match="was trained on other rows than .* now holds"):
+        is_finished(args, policy, run)
+
+
+def test_seconds_of_a_training_add_up_over_resumes(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    args = train_sft.SFTArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    state = SimpleNamespace(global_step=3, max_steps=9)
+    first = checkpoints.CheckpointRecorder(RUN, args)
+    now[0] = 160
+    record = first.described(state)
+    second = checkpoints.CheckpointRecorder(RUN, args, record)
+    now[0] = 165
+    assert [each["training"]["seconds"] for each in (record, second.described(state))] == [60, 65]
+
+
+def test_what_the_record_tells_of_a_training_wherever_the_model_is_used(tmp_path):
+    options = {"load_best_model_at_end": True, "eval_dataset_path": "textvqa", "max_steps": 7, "eval_strategy": "steps"}
+    training = describe_sft(tmp_path, **options)["training"]
+    assert training["chosen_on"] == {"name": "textvqa", "split": None}
+    assert (training["settings"]["max_steps"], training["settings"]["lora_r"]) == (7, 128)
+    assert "chosen_on" not in describe_sft(tmp_path)["training"]
 
 
 def test_every_indifferent_setting_exists():
