@@ -1,13 +1,14 @@
 """Figures and claims as data: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field, is_dataclass, replace
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cropvlm.data.catalog import dataset_name
@@ -17,29 +18,28 @@ MEAN = "mean"  # as a figure's benchmark: over all benchmarks of the file
 FIRST_SEED = 42  # of `scripts/configs/`
 
 checked = dataclass(frozen=True, config={"extra": "forbid", "strict": True})
-Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]  # YAML has lists
-Key = str | bool | int  # of a table; `true` is a switch to YAML
-Keys = Annotated[list[Key], Field(min_length=1)] | None
+# Keys of tables and kinds of boxes are words, of which YAML reads `true` as a switch and `7` as a number.
+Key = Annotated[str, BeforeValidator(lambda value: json.dumps(value) if isinstance(value, bool | int) else value)]
 Count = Annotated[int, Field(ge=1)]
 Points = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bar = Annotated[float, Field(allow_inf_nan=False)]
-# `stage: true`, for a true box, is a switch to YAML.
-Words = Annotated[str, BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)]
 Metric = Literal["score", "refusals", "crops", "over_random"]
+Widths = tuple[Points, Points] | None
 
 
 @checked
 class Benchmark:
     """A data set as the figures use it. split, rows: what a comparable file covers; None where it does not matter.
 
-    path: of the data set, where its name is not that of a benchmark. metric: that it is scored by.
+    path: of the data set, where its name is not that of a benchmark. metric: that it is scored by. name: its key in the
+    file, as in the tables below.
     """
 
-    name: str
     split: str | None = None
     metric: str | None = None
     rows: Count | None = None
     path: str | None = None
+    name: str = ""
 
 
 @checked
@@ -49,12 +49,12 @@ class Data:
     rows: of each part; grpo_rows: of the second one, where it has more. flags: more, of step 1.
     """
 
-    name: str
-    sources: Names
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
     output: str
     rows: Count | None = None
     grpo_rows: Count | None = None
     flags: str = ""
+    name: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -68,7 +68,6 @@ class Answerer:
     assumed: what the paper does not say of it.
     """
 
-    name: str
     title: str
     model: str
     longest_edge: Count | None = None
@@ -76,9 +75,11 @@ class Answerer:
     max_pixels: Count | None = None
     max_new_tokens: Count | None = None
     dtype: str | None = None
+    image_fit: Literal["pad", "crop"] = "pad"
     api: bool = False
     flags: str = ""
     assumed: str = ""
+    name: str = ""
 
 
 @checked
@@ -91,20 +92,20 @@ class Cropper:
     more of its flags; BENCHMARK in `model` is one's name.
     """
 
-    name: str
     title: str
-    stage: Words
+    stage: Key
     model: str
     reward: str | None = None
     longest_edge: Count | None = None
-    trained_on: str | None = None
+    trained_on: Key | None = None
     training: str | None = None
-    base: str | None = None
+    base: Key | None = None
     crop_cost: Points | None = None
     need: bool = False
     seed: int | None = None
     hours: Points | None = None
     teacher: str | None = None
+    name: str = ""
 
     def model_on(self, benchmark: str) -> str:
         return self.model.replace("BENCHMARK", benchmark)
@@ -135,52 +136,66 @@ class Setting:
 
 
 @checked
-class Figure:
+class Item:
+    """A figure or a claim: a value, and the bars that it is held against.
+
+    columns: for each benchmark the settings of the score, and of `over` and `of` where there are any. The value is the
+    score, or its difference from `over`, or that difference in percent of the one between `of` and `over`.
+    bars: what the value must be at least (1) and at most (-1). strict: a bar itself is not enough.
+    reported: the figure, or the bar in words. nearest: what our difference is from.
+    alone: the score is judged, and not its interval. widths: of the rows that it is about, see `Claim`.
+    unknown: why it can never be judged.
+    """
+
+    kind: Literal["figure", "claim"]
+    title: str
+    columns: tuple[tuple[Setting, ...], ...]
+    bars: tuple[tuple[int, float], ...]
+    reported: float | str
+    nearest: float | None = None
+    metric: Metric = "score"
+    strict: bool = False
+    alone: bool = False
+    widths: Widths = None
+    unknown: str | None = None
+
+
+@checked
+class Part:
+    """Answerer and cropper as the file names them."""
+
+    answerer: Key
+    cropper: Key
+    control: str | None = None
+    need_threshold: Bar | None = None
+
+
+@checked
+class Shown(Part):
+    """A part on one benchmark, by its name."""
+
+    benchmark: Key = MEAN
+
+
+@checked
+class Figure(Shown):
     """A reported score (or share of refusals), 0 to 100.
 
     margin: how far (points) another result may lie from it to be called the same: all of the 95% interval has to lie
     within. tolerance: the same for the score alone, which says nothing about other questions.
-    settings: the one that it is of; several if it is a mean over benchmarks. unknown: why it can never be judged.
     """
 
-    settings: tuple[Setting, ...]
-    reported: Annotated[Points, Field(le=100)]
+    reported: Annotated[Points, Field(le=100)] = field(kw_only=True)
     margin: Points | None = None
     tolerance: Points | None = None
     metric: Metric = "score"
-    unknown: str | None = None
-
-    @property
-    def title(self) -> str:
-        benchmark = self.settings[0].benchmark.name if len(self.settings) == 1 else MEAN
-        refusals = ", refusals in percent" if self.metric == "refusals" else ""
-        return f"{benchmark}: {self.settings[0].models}{refusals}"
-
-    @property
-    def columns(self) -> list[tuple[Setting, ...]]:
-        """The setting of each benchmark."""
-        return [(setting,) for setting in self.settings]
-
-    @property
-    def bars(self) -> list[tuple[int, float]]:
-        """What a value must be at least (1) and at most (-1)."""
-        margin = self.tolerance if self.margin is None else self.margin
-        return [(1, self.reported - margin), (-1, self.reported + margin)]
-
-    @property
-    def bar(self) -> float:
-        return self.reported
-
-    nearest = bar  # what the difference is from
-    strict = False  # the bars themselves are good enough
 
 
 @checked
 class Claim:
-    """A sentence and the comparison that it stands for; each tuple has one setting per benchmark.
+    """A sentence and the comparison that it stands for, on `benchmarks` (None: all).
 
-    The value is the score, or its difference from `over`, or that difference in percent of the one between `of` and
-    `over`. Its 95% interval must lie at or above `at_least`, at or below `at_most`; without a bar, above 0.
+    The 95% interval of its value must lie at or above `at_least`, at or below `at_most`; without a bar, above 0.
 
     metric: of `crops` it is the percent of the rows that get one; of `over_random` what `score` has over as many crops
     at random, where no row (`over`) and every row (`of`) gets one. widths: only rows whose `true_bbox` is from so many
@@ -188,48 +203,19 @@ class Claim:
     """
 
     says: str
-    score: tuple[Setting, ...]
-    over: tuple[Setting, ...] = ()
-    of: tuple[Setting, ...] = ()
+    score: Part
+    over: Part | None = None
+    of: Part | None = None
+    benchmarks: Annotated[tuple[Key, ...], Field(min_length=1)] | None = None
     at_least: Bar | None = None
     at_most: Bar | None = None
     metric: Metric = "score"
-    widths: Annotated[tuple[Points, Points], Strict(False)] | None = None
-
-    @property
-    def columns(self) -> list[tuple[Setting, ...]]:
-        """For each benchmark the settings of `score`, `over` and `of`."""
-        return list(zip(*filter(None, (self.score, self.over, self.of)), strict=True))
-
-    @property
-    def title(self) -> str:
-        return self.says
-
-    @property
-    def bars(self) -> list[tuple[int, float]]:
-        """What a value must be at least (1) and at most (-1); without a bar above 0, see `strict`."""
-        given = [(sign, bar) for sign, bar in ((1, self.at_least), (-1, self.at_most)) if bar is not None]
-        return given or [(1, 0.0)]
-
-    @property
-    def strict(self) -> bool:
-        return self.at_least is None and self.at_most is None
-
-    @property
-    def bar(self) -> str:
-        """The bar in words."""
-        return (
-            "above 0" if self.strict else " and ".join(f"at {'least' if s > 0 else 'most'} {b:g}" for s, b in self.bars)
-        )
-
-    @property
-    def nearest(self) -> float | None:
-        return None if self.strict else self.bars[0][1]
+    widths: Widths = None
 
 
 @checked
-class Claims:
-    """A claims file.
+class File:
+    """A claims file as it stands.
 
     margin: of its figures, and reason: why that much. also: settings to run beside those of figures and claims.
     command: what produces all settings; None where each has commands of its own.
@@ -241,21 +227,105 @@ class Claims:
     reason: str = ""
     command: str | None = None
     unknown_mean: str | None = None
-    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
-    answerers: dict[str, Answerer] = field(default_factory=dict)
-    croppers: dict[Any, Cropper] = field(default_factory=dict)
-    data: dict[str, Data] = field(default_factory=dict)
+    benchmarks: dict[Key, Benchmark] = field(default_factory=dict)
+    answerers: dict[Key, Answerer] = field(default_factory=dict)
+    croppers: dict[Key, Cropper] = field(default_factory=dict)
+    data: dict[Key, Data] = field(default_factory=dict)
     figures: tuple[Figure, ...] = ()
     claims: tuple[Claim, ...] = ()
-    also: tuple[Setting, ...] = ()
-    examples: Setting | None = None
+    also: tuple[Part, ...] = ()
+    examples: Shown | None = None
+
+
+class Claims:
+    """A claims file, its names resolved: `items`, `also` and `examples` are of settings; the rest is as in `File`.
+
+    Raises `ValueError` for a name that is not in the file, or a comparison that cannot be judged.
+    """
+
+    def __init__(self, file: File, seed: int | None = None):
+        self.title, self.source, self.command = file.title, file.source, file.command
+        self.margin, self.reason = file.margin, file.reason
+        for part in ("benchmarks", "answerers", "croppers", "data"):
+            setattr(self, part, {key: replace(e, name=str(key)) for key, e in getattr(file, part).items()})
+        for key, cropper in self.croppers.items():
+            for needed, name, known in (
+                (cropper.base, "base", self.croppers),
+                (cropper.training, "trained_on", self.data),
+            ):
+                if needed is not None and getattr(cropper, name) not in known:
+                    raise ValueError(f"croppers.{key}.{name}: {getattr(cropper, name)!r} is not in the file")
+            if seed is not None and cropper.training is not None:
+                self.croppers[key] = _with_seed(cropper, seed)
+        figures = [self._figure(entry, file, f"figures[{i}]") for i, entry in enumerate(file.figures)]
+        self.items = figures + [self._claim(entry, f"claims[{i}]") for i, entry in enumerate(file.claims)]
+        self.also = [self._setting(b, part, "also") for part in file.also for b in self.benchmarks]
+        self.examples = file.examples and self._setting(file.examples.benchmark, file.examples, "examples")
+
+    def _setting(self, benchmark: Key, part: Part, where: str) -> Setting:
+        def named(kind: str, key: Key) -> Any:
+            if key not in (table := getattr(self, kind)):
+                raise ValueError(f"{where}: {key!r} is not one of the {kind}: {', '.join(map(str, table))}")
+            return table[key]
+
+        cropper = None if part.cropper == "none" else named("croppers", part.cropper)
+        if (part.control or part.need_threshold is not None) and cropper is None:
+            raise ValueError(f"{where} has a control or a threshold without a cropper; expected both")
+        models = named("answerers", part.answerer), cropper, part.control, part.need_threshold
+        return Setting(named("benchmarks", benchmark), *models)
+
+    def _figure(self, entry: Figure, file: File, where: str) -> Item:
+        margin = file.margin if entry.margin is None else entry.margin
+        if (margin is None) == (entry.tolerance is None):
+            raise ValueError(f"{where} has no margin, or a tolerance beside the margin; expected one of them")
+        covered = self.benchmarks if entry.benchmark == MEAN else [entry.benchmark]
+        columns = tuple((self._setting(benchmark, entry, where),) for benchmark in covered)
+        refusals = ", refusals in percent" if entry.metric == "refusals" else ""
+        within, reported = entry.tolerance if margin is None else margin, entry.reported
+        return Item(
+            kind="figure",
+            title=f"{entry.benchmark}: {columns[0][0].models}{refusals}",
+            columns=columns,
+            bars=((1, reported - within), (-1, reported + within)),
+            reported=reported,
+            nearest=reported,
+            metric=entry.metric,
+            alone=margin is None,
+            unknown=file.unknown_mean if entry.benchmark == MEAN else None,
+        )
+
+    def _claim(self, entry: Claim, where: str) -> Item:
+        bars = tuple((sign, bar) for sign, bar in ((1, entry.at_least), (-1, entry.at_most)) if bar is not None)
+        words = " and ".join(f"at {'least' if sign > 0 else 'most'} {bar:g}" for sign, bar in bars) or "above 0"
+        at_random = entry.metric == "over_random"
+        if at_random and not (entry.over and entry.of):
+            raise ValueError(f"{where} is of over_random; expected score, over and of")
+        if (entry.of and not entry.over) or (not bars and (not entry.over or entry.of) and not at_random):
+            raise ValueError(f"{where} is no comparison; expected score, and over (with `of` a bar too) or a bar")
+        values = [bar for _, bar in bars]
+        if values != sorted(values) or (not entry.over and any(not 0 <= bar <= 100 for bar in values)):
+            raise ValueError(f"{where} has the bar {words}; no score can meet it")
+        parts = [part for part in (entry.score, entry.over, entry.of) if part]
+        return Item(
+            kind="claim",
+            title=entry.says,
+            columns=tuple(
+                tuple(self._setting(benchmark, part, where) for part in parts)
+                for benchmark in entry.benchmarks or self.benchmarks
+            ),
+            bars=bars or ((1, 0.0),),
+            reported=words,
+            nearest=values[0] if bars else None,
+            metric=entry.metric,
+            strict=not bars,
+            widths=entry.widths,
+        )
 
     @property
     def settings(self) -> list[Setting]:
         """All settings that are to be run, each once, in the file's order."""
-        of_claims = [part for claim in self.claims for part in (claim.score, claim.over, claim.of)]
-        parts = [*(figure.settings for figure in self.figures), *of_claims, self.also]
-        return list(dict.fromkeys(chain.from_iterable(parts)))
+        by_part = [zip(*item.columns, strict=True) for item in self.items]  # the score on all benchmarks, then `over`
+        return list(dict.fromkeys([*chain.from_iterable(chain.from_iterable(by_part)), *self.also]))
 
     def known(self, benchmark: str) -> list[Setting]:
         """All settings that the file can name on a benchmark, without controls."""
@@ -290,95 +360,22 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
     """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
-        return _parse(content, names or {}, seed)
+        if not isinstance(content, dict):
+            raise ValueError(f"it is {shorten(repr(content))}; expected keys and values")
+        filled = _fill(content, _names(content.pop("names", {}), names or {}))
+        # By way of JSON, whose lists and objects are tuples and dataclasses to a strict check.
+        return Claims(TypeAdapter(File).validate_json(json.dumps(filled, default=str)), seed)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        told = f"{place}: {first['msg']}, got {shorten(repr(first['input']))}"
+        raise UserError(f"{path} is not a claims file: {told}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a claims file: {error}") from error
-
-
-def _parse(content: Any, names: Mapping[str, str], seed: int | None) -> Claims:
-    if not isinstance(content, dict):
-        raise ValueError(f"it is {shorten(repr(content))}; expected keys and values")
-    own = _build(dict[str, Any], "names", content.pop("names", {}))
-    content = _fill(content, _names(own, names))
-    kinds = {"benchmarks": Benchmark, "answerers": Answerer, "croppers": Cropper, "data": Data}
-    entries = {part: _build(dict[Any, dict], part, content.pop(part, {})) for part in kinds}
-    tables = {
-        part: {key: _build(kinds[part], f"{part}.{key}", entry, name=str(key)) for key, entry in table.items()}
-        for part, table in entries.items()
-    }
-    croppers = tables["croppers"]
-    for key, cropper in croppers.items():
-        for part, value, known in (("base", cropper.base, croppers), ("training", cropper.trained_on, tables["data"])):
-            if getattr(cropper, part) is not None and value not in known:
-                raise ValueError(f"croppers.{key} has {part}, but {value!r} is not in the file")
-        if seed is not None and cropper.training is not None:
-            croppers[key] = _with_seed(cropper, seed)
-
-    def named(part: str, name: Any, where: str) -> Any:
-        if name not in tables[part]:
-            raise ValueError(f"{where}: {name!r} is not one of the {part}: {', '.join(map(str, tables[part]))}")
-        return tables[part][name]
-
-    def settings(entry: Any, covered: Sequence[str] | None, where: str) -> tuple[Setting, ...]:
-        """The settings of an entry on benchmarks, all without any."""
-        part = _build(_Part, where, entry)
-        answerer = named("answerers", part.answerer, where)
-        cropper = None if part.cropper == "none" else named("croppers", part.cropper, where)
-        if (part.control or part.need_threshold is not None) and cropper is None:
-            raise ValueError(f"{where} has a control or a threshold without a cropper; expected both")
-        benchmarks = tables["benchmarks"] if covered is None else covered
-        models = (answerer, cropper, part.control, part.need_threshold)
-        return tuple(Setting(named("benchmarks", name, where), *models) for name in benchmarks)
-
-    def figure(entry: dict, where: str) -> Figure:
-        on = _build(Key, f"{where}.benchmark", entry.pop("benchmark", None))
-        part = {key: entry.pop(key) for key in ("answerer", "cropper", "control") if key in entry}
-        if "margin" not in entry and "tolerance" not in entry:
-            entry["margin"] = content.get("margin")
-        unknown = content.get("unknown_mean") if on == MEAN else None
-        over = settings(part, None if on == MEAN else [on], where)
-        made = _build(Figure, where, entry, settings=over, unknown=unknown)
-        if (made.margin is None) == (made.tolerance is None):
-            raise ValueError(f"{where} has no margin, or a tolerance as well; expected one of them")
-        return made
-
-    def claim(entry: dict, where: str) -> Claim:
-        covered = _build(Keys, f"{where}.benchmarks", entry.pop("benchmarks", None))
-        parts = {key: settings(entry.pop(key), covered, where) for key in ("score", "over", "of") if key in entry}
-        made = _build(Claim, where, entry, **parts)
-        bars = [bar for bar in (made.at_least, made.at_most) if bar is not None]
-        if made.metric == "over_random" and not (made.over and made.of):
-            raise ValueError(f"{where} is of over_random; expected score, over and of")
-        if (made.of and not made.over) or (not bars and (not made.over or made.of) and made.metric != "over_random"):
-            raise ValueError(f"{where} is no comparison; expected score, and over (with `of` a bar too) or a bar")
-        if bars != sorted(bars) or (not made.over and any(not 0 <= bar <= 100 for bar in bars)):
-            raise ValueError(f"{where} has the bar {made.bar}; no score can meet it")
-        return made
-
-    def each(make: Callable, part: str) -> tuple:
-        listed = _build(list[dict], part, content.pop(part, []))
-        return tuple(make(dict(entry), f"{part}[{i}]") for i, entry in enumerate(listed))
-
-    made = {"figures": each(figure, "figures"), "claims": each(claim, "claims")}
-    made["also"] = tuple(chain.from_iterable(each(lambda entry, where: settings(entry, None, where), "also")))
-    if "examples" in content:
-        shown = _build(dict[str, Any], "examples", content.pop("examples"))
-        (made["examples"],) = settings(shown, [_build(Key, "examples", shown.pop("benchmark", None))], "examples")
-    return _build(Claims, "the file", content, **tables, **made)
-
-
-@checked
-class _Part:
-    """Answerer and cropper as the file names them."""
-
-    answerer: Key
-    cropper: Key
-    control: str | None = None
-    need_threshold: Bar | None = None
 
 
 def _with_seed(cropper: Cropper, seed: int) -> Cropper:
@@ -390,28 +387,15 @@ def _with_seed(cropper: Cropper, seed: int) -> Cropper:
     return replace(cropper, **run, title=title, training=training, seed=seed)
 
 
-def _names(own: dict[str, Any], given: Mapping[str, str]) -> dict[str, str]:
+def _names(own: Any, given: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(own, dict):
+        raise ValueError(f"names is {shorten(repr(own))}; expected keys and values")
     if unknown := given.keys() - own.keys():
         raise ValueError(f"it has no name {', '.join(sorted(unknown))}; its names are: {', '.join(own) or 'none'}")
     resolved: dict[str, str] = {}
     for name, default in own.items():
         resolved[name] = given[name] if name in given else _fill(default, resolved)
     return resolved
-
-
-def _build(kind: Any, where: str, entry: Any, **made: Any) -> Any:
-    """Return a value of a type from an entry of the file, each field checked, and from parts that are made."""
-    try:
-        if not is_dataclass(kind):
-            return TypeAdapter(kind).validate_python(entry, strict=True)
-        entry = _build(dict[str, Any], where, entry)
-        if given := entry.keys() & made.keys():
-            raise ValueError(f"{where} has the unknown key {min(given)!r}")
-        return kind(**entry, **made)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, (where, *first["loc"])))
-        raise ValueError(f"{place}: {first['msg']}, got {shorten(repr(first['input']))}") from error
 
 
 def _fill(value: Any, names: Mapping[str, str]) -> Any:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cropvlm.errors import UserError
 from cropvlm.runs.predictions import read_boxes, read_meta
-from cropvlm.runs.provenance import RECORD, model_checksum
-from reporting.claims import Answerer, Claims, Cropper, Setting
+from cropvlm.runs.provenance import RECORD, model_checksum, rows_changed
+from reporting.claims import Answerer, Claims, Cropper, Data, Setting
 from reporting.rates import ANSWERS, BOXES, GRPO, SFT, TEACHER, Rate, Work, rate_of, side
 from reporting.results import changed_model
 
@@ -23,7 +23,7 @@ PREDICTIONS = Path("predictions/paper")
 class Stage:
     """A command for Python. outputs: files and folders that it leaves. needs: names of stages that come before.
 
-    boxes, base: what the outputs are made from: a box file, or the model that training starts from.
+    boxes, base, data: what the outputs are made from: a box file, or the model that training starts from and its rows.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Stage:
     key: bool = False  # needs $OPENAI_API_KEY
     boxes: Path | None = None
     base: str | None = None
+    data: str | None = None
 
     @property
     def done(self) -> bool:
@@ -45,9 +46,12 @@ class Stage:
         """Which input is no longer what the outputs were made from; None also where they do not say."""
         with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):  # no file, or of another form
             if self.outputs[-1].name == RECORD:
-                recorded = json.loads(self.outputs[-1].read_text())["contents"]["base_model"]
+                record = json.loads(self.outputs[-1].read_text())
+                if rows_changed(record["training"], self.data):
+                    return self.data
                 here = self.base and Path(self.base).is_dir()
-                return self.base if here and recorded not in (None, model_checksum(self.base)) else None
+                same = record["contents"]["base_model"] in (None, here and model_checksum(self.base))
+                return self.base if here and not same else None
             for path in (path for path in self.outputs if path.suffix == ".json"):
                 meta = read_meta(path)
                 if model := changed_model(meta, "cropper") or changed_model(meta, "answerer"):
@@ -77,6 +81,11 @@ def stages(runs: Sequence[Claims], folder: Path = PREDICTIONS) -> dict[str, Stag
     return {stage.name: stage for stage in made}
 
 
+def training_rows(cropper: Cropper, data: Data) -> str:
+    """Return the folder of the rows that a cropper is trained on: the first half for SFT, the second for GRPO."""
+    return f"{data.output}_{'grpo' if cropper.base else 'sft'}"
+
+
 def _data_stage(claims: Claims, name: str) -> Stage:
     data = claims.data[name]
     folders = (Path(f"{data.output}_sft"), Path(f"{data.output}_grpo"))
@@ -87,14 +96,16 @@ def _data_stage(claims: Claims, name: str) -> Stage:
 
 def _training_stage(cropper: Cropper, claims: Claims) -> Stage:
     data, base = claims.data[cropper.trained_on], claims.croppers.get(cropper.base)
-    script, part = ("train_grpo.py", "grpo") if base else ("train_sft.py", "sft")
-    command = [here(script), *map(here, shlex.split(cropper.training)), *(["--base_model", base.model] if base else [])]
-    command += ["--dataset_path", f"{data.output}_{part}", "--output_dir", cropper.model]
+    rows_at = training_rows(cropper, data)
+    script, start = ("train_grpo.py", ["--base_model", base.model]) if base else ("train_sft.py", [])
+    command = [here(script), *map(here, shlex.split(cropper.training)), *start]
+    command += ["--dataset_path", rows_at, "--output_dir", cropper.model]
     command += ["--resume_from_checkpoint", "True"]
     needs = (f"data/{cropper.trained_on}", *([f"train/{base.name}"] if base else []))
     done = (Path(cropper.model) / "adapter_model.safetensors", Path(cropper.model) / RECORD)
     work, rows = Work(GRPO if base else SFT, cropper.model, cropper.longest_edge), base and data.grpo_rows or data.rows
-    return Stage(f"train/{cropper.name}", tuple(command), done, needs, work, rows, base=base and base.model)
+    made_from = {"base": base and base.model, "data": rows_at}
+    return Stage(f"train/{cropper.name}", tuple(command), done, needs, work, rows, **made_from)
 
 
 def _box_file(setting: Setting, folder: Path) -> Path:

@@ -18,10 +18,11 @@ from reporting.claims import Claims, Setting
 from reporting.costs import costs
 from reporting.examples import examples
 from reporting.gains import COLUMNS, Gain, gain_rows, gains
+from reporting.matching import differences
 from reporting.pairs import Pair, pair_up, pairs
 from reporting.plan import only_command
 from reporting.results import Result, read_box_file, read_folder, read_result
-from reporting.verdicts import NOT_REPRODUCED, NOT_RUN, Verdict, differences, judge
+from reporting.verdicts import NOT_REPRODUCED, NOT_RUN, Verdict, judge
 
 logger = logging.getLogger(__name__)
 

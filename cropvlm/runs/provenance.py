@@ -185,10 +185,16 @@ def saved_rows(path: str | Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         known = [json.loads((Path(path) / "state.json").read_text())["_fingerprint"]]
         with contextlib.suppress(OSError):
-            inputs = json.loads((Path(path) / "inputs.json").read_text())["inputs"]
+            inputs = json.loads((Path(path) / INPUTS).read_text())["inputs"]
             known += [inputs.get("sft_rows"), inputs.get("grpo_rows")]
         return hash_of(json.dumps(known))
     return None
+
+
+def rows_changed(record: Mapping[str, Any], path: str | Path) -> bool:
+    """Whether a saved data set holds other rows than when a training recorded them, as far as both are known."""
+    before, now = record.get("saved_rows"), saved_rows(path)
+    return None not in (before, now) and before != now
 
 
 def data_settings(source: dict[str, Any], rows: Any, keys: list[int]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from cropvlm.runs.files import open_to_group, write_json
 from cropvlm.runs.provenance import (
     INPUTS,
     RECORD,
+    describe_model,
     file_checksum,
     library_versions,
     model_checksum,
@@ -85,6 +86,8 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     training |= {"longest_edge": policy.longest_edge, "seed": args.seed, "base": policy.base_model}
     training |= {"need": need} if (need := need_learnt(policy)) else {}
     training["settings"] = {name: settings[name] for name in METHOD if name in settings}
+    if Path(policy.base_model).is_dir() and "stage" in (base := describe_model(policy.base_model)):
+        training["base_training"] = base
     if args.load_best_model_at_end and (chosen_on := settings.get("eval_dataset_path")):
         training["chosen_on"] = {"name": dataset_name(chosen_on), "split": settings["eval_split"]}
     return {"settings": settings, "contents": contents, "training": training}

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from cropvlm.errors import UserError
 from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import lock, write_text
-from cropvlm.runs.provenance import saved_rows
+from cropvlm.runs.provenance import rows_changed
 from cropvlm.trainers.checkpoints import (
     MODELS,
     CheckpointRecorder,
@@ -78,8 +78,7 @@ def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str,
     record = read_record(folder) if resumes(args) is True else None
     if record:
         check_same_run(folder, record, add_rows(run, policy.dataset_path, None))
-        before, now = record.get("training", {}).get("saved_rows"), saved_rows(policy.dataset_path)
-        if None not in (before, now) and before != now:
+        if rows_changed(record.get("training", {}), policy.dataset_path):
             told = f"{folder} was trained on other rows than {policy.dataset_path} now holds"
             raise DifferentRun(f"{told}; name another output folder, or start anew without resuming")
         logger.warning("%s: finished before", folder)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from reporting_worlds import right, write_answers, write_boxes
+from reporting_worlds import right, write_answers, write_boxes, write_rows
 
-from cropvlm.runs.provenance import model_checksum
+from cropvlm.runs.provenance import model_checksum, saved_rows
 from reporting.claims import each_run
 from reporting.results import read_folder
 from reporting.verdicts import Evidence, judge, what_would_decide
@@ -23,14 +23,16 @@ data: {texts: {sources: [texts], output: datasets/texts, rows: 50}}
 croppers:
   sft: {title: SFT, stage: SFT, model: models/sft, longest_edge: 64, trained_on: texts, training: ""}
   grpo:
-    {title: GRPO, stage: GRPO, model: models/grpo, longest_edge: 64, trained_on: texts, training: "", base: sft,
-     reward: likelihood}
+    {title: GRPO, stage: GRPO, model: models/grpo, longest_edge: 64, trained_on: texts, training: --learning_rate 3e-4,
+     base: sft, reward: likelihood}
 """
 TEXTS = {"name": "texts", "path": "texts", "split": "train", "commit": None}
 RECORD = {
     **{"checksum": "c", "stage": "GRPO", "reward": "likelihood", "longest_edge": 64, "sources": [TEXTS], "rows": 50},
     **{"seed": 42, "steps": 10, "planned_steps": 10, "base": "models/sft"},
 }
+SFT_RECORD = RECORD | {"stage": "SFT", "reward": None, "base": "vlm", "settings": {"max_steps": -1}}
+RECORD |= {"base_training": SFT_RECORD, "settings": {"max_steps": -1, "learning_rate": 3e-4, "beta": 0.01}}
 BOXES = ["[0, 0, 50, 50]."] * 100
 WITH_GRPO = FIGURE | {"cropper": "grpo"}
 
@@ -56,6 +58,26 @@ WITH_GRPO = FIGURE | {"cropper": "grpo"}
             "cropper trained on rows, texts instead of texts; the cropper was trained on it",
             id="rows that trained it",
         ),
+        pytest.param(
+            {"base_training": SFT_RECORD | {"sources": [TEXTS, TEXTS | {"name": "rows"}]}},
+            "in its base: cropper trained on rows, texts instead of texts; the cropper was trained on it",
+            id="rows that trained its base",
+        ),
+        pytest.param(
+            {"chosen_on": {"name": "rows", "split": None}},
+            "the cropper's best checkpoint was chosen on it",
+            id="rows that chose the checkpoint",
+        ),
+        pytest.param(
+            {"settings": {"max_steps": 10, "learning_rate": 1e-2}},
+            "its training's max_steps 10 instead of -1.0; its training's learning_rate 0.01 instead of 0.0003",
+            id="a few steps, all as planned",
+        ),
+        pytest.param(
+            {"base_training": SFT_RECORD | {"rows": 10}},
+            "in its base: rows of its training 10 instead of 50",
+            id="in SFT",
+        ),
     ],
 )
 def test_a_cropper_is_what_its_training_recorded(world, change, reason):
@@ -63,6 +85,25 @@ def test_a_cropper_is_what_its_training_recorded(world, change, reason):
     write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
     (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
     assert (judged.verdict, judged.reason) == ("not comparable" if reason else "reproduced", reason)
+
+
+def test_a_cropper_of_which_nothing_is_recorded_is_not_the_one_that_the_file_trains(world):
+    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", {"checksum": "c"})
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
+    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
+    assert (judged.verdict, judged.reason) == ("not comparable", "nothing is recorded of the cropper's training")
+
+
+def test_a_cropper_whose_training_set_was_made_anew_is_not_comparable(world):
+    write_rows(Path("datasets/texts_grpo"), 3)
+    record = RECORD | {"saved_rows": saved_rows("datasets/texts_grpo")}
+    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", record)
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
+    assert world({}, TRAINED, figures=[WITH_GRPO])[0].verdict == "reproduced"
+    write_rows(Path("datasets/texts_grpo"), 3, question=["else?"] * 3)
+    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
+    changed = "datasets/texts_grpo has changed since the cropper was trained on it"
+    assert (judged.verdict, judged.reason) == ("not comparable", changed)
 
 
 def test_a_copied_folder_is_the_same_cropper(world):
@@ -91,6 +132,7 @@ def test_boxes_of_a_cropper_that_was_trained_anew_are_not_comparable(world):
         pytest.param({}, {"dtype": "torch.bfloat16"}, "answerer's dtype bfloat16 instead of float32", id="dtype"),
         pytest.param({}, {"prompt": "Hm?"}, "another prompt of the answerer", id="prompt"),
         pytest.param({}, {"min_pixels": 5}, "answerer's min pixels 5 instead of 9", id="min pixels"),
+        pytest.param({}, {"image_fit": "crop"}, "answerer's image fit crop instead of pad", id="image fit"),
         pytest.param({"max_new_tokens": 99}, {}, "cropper's max_new_tokens 99 instead of 32", id="of the box"),
         pytest.param({"prompt": "Hm?"}, {}, "another prompt of the cropper", id="prompt of the box"),
     ],
@@ -113,6 +155,14 @@ def test_a_claim_compares_answers_of_the_same_settings(world):
     assert (judged.verdict, judged.reason) == ("not comparable", "answers with max_new_tokens 64 and 8 are compared")
 
 
+@pytest.mark.parametrize(("name", "reason"), [("vlm-2026-01-01", ""), ("other", "the server replied as other")])
+def test_a_server_replies_as_the_model_that_was_asked(world, name, reason):
+    models = {"answerer": "vlm", "server": "http://localhost", "replied": [name]}
+    write_answers(Path("p/none_answers.json"), right(50), "rows", models=models)
+    (judged,) = world({}, figures=[FIGURE])
+    assert (judged.verdict, judged.reason) == ("not comparable" if reason else "reproduced", reason)
+
+
 def test_a_control_is_a_setting_of_its_own(world):
     write_boxes(Path("p/sft_bbox.json"), BOXES, "models/sft", "rows")
     control = {"mode": "elsewhere", "control": "elsewhere"}
@@ -124,23 +174,27 @@ def test_a_control_is_a_setting_of_its_own(world):
 
 
 def test_several_trainings(world):
-    """Three trainings with 40, 50 and 60 right: the questions alone would give 50 +- 10, the trainings 50 +- 11."""
-    for seed, number in ((42, 40), (43, 50), (44, 60)):
+    """Two trainings, of which 40 and 60 of 100 are right, the same 40 in both."""
+    for seed, number in ((42, 40), (43, 60)):
         model = "models/grpo" if seed == 42 else f"models/grpo_seed{seed}"
         texts = [f"[0, 0, 50, {seed}]."] * 100
-        write_boxes(Path(f"p/{seed}_bbox.json"), texts, model, "rows", RECORD | {"seed": seed, "base": "models/sft"})
+        record = RECORD | {"seed": seed, "base": "models/sft"}
+        write_boxes(Path(f"p/{seed}_bbox.json"), texts, model, "rows", record)
         write_answers(Path(f"p/{seed}_answers.json"), right(number), "rows", boxes=texts)
-    head = TRAINED.replace(", base: sft", "")
-    Path("claims.yaml").write_text(head + yaml.safe_dump({"figures": [WITH_GRPO | {"margin": 20}]}))
-    runs = list(each_run(Path("claims.yaml"), seeds=3))
+    head = TRAINED.replace("base: sft, ", "")
+    Path("claims.yaml").write_text(head + yaml.safe_dump({"figures": [WITH_GRPO | {"margin": 23}]}))
+    runs = list(each_run(Path("claims.yaml"), seeds=2))
     (judged,) = judge(runs, read_folder("p"), lambda _: "")
-    assert (judged.ours, judged.runs) == (pytest.approx(50), 3)
-    assert judged.spread == pytest.approx(10)
-    half = 1.96 * (24.7 / 100 * 100 + 10**2 / 3) ** 0.5  # of questions and of trainings, about 15
-    assert (judged.interval_95[1] - judged.interval_95[0]) / 2 == pytest.approx(half, rel=0.15)
+    assert (judged.verdict, judged.ours, judged.runs) == ("reproduced", pytest.approx(50), 2)
+    assert judged.spread == pytest.approx(200**0.5)  # of 40 and 60: sqrt((10^2 + 10^2) / 1)
+    # Of two trainings a sample has the lower one twice with a chance of 1/4: then it lies sqrt(2) * 10 below 50, and by
+    # the questions (their mean of both: 40 ones, 20 halves; half the difference: 20 halves) a deviation of
+    # sqrt(100 * (0.2 + 2 * 0.04) / 100) = 0.53 of 10 points around that. 2.5% of all is 10% of those: 1.28 deviations.
+    half = 200**0.5 + 1.28 * 5.3
+    assert judged.interval_95 == pytest.approx((50 - half, 50 + half), abs=1)
     (alone,) = judge(runs[:1], read_folder("p"), lambda _: "")
     assert (alone.ours, alone.spread, alone.runs) == (pytest.approx(40), None, 1)
-    assert (alone.interval_95[1] - alone.interval_95[0]) / 2 == pytest.approx(9.6, rel=0.15)
+    assert alone.interval_95 == pytest.approx((40 - 9.6, 40 + 9.6), abs=1)  # 1.96 * sqrt(40 * 60 / 100)
 
 
 def test_when_trainings_differ_most_more_of_them_would_decide():

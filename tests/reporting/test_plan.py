@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from reporting_worlds import write_answers, write_boxes
+from reporting_worlds import write_answers, write_boxes, write_rows
 
 from cropvlm.errors import UserError
-from cropvlm.runs.provenance import model_checksum
+from cropvlm.runs.provenance import model_checksum, saved_rows
 from reporting.claims import each_run, read_claims
 from reporting.plan import Stage, chosen, hours, only_command, stages, unfinished
 from reporting.rates import (
@@ -91,9 +91,9 @@ def test_only_picks_a_stage_and_what_it_needs():
 
 
 def test_the_command_of_a_setting_picks_its_stages():
-    of_vstar, *_ = [figure.settings for figure in PAPER.figures if figure.settings[0].benchmark.name == "vstar"]
+    of_vstar = next(item.columns[0] for item in PAPER.items if item.columns[0][0].benchmark.name == "vstar")
     assert only_command(of_vstar) == "python3 scripts/reproduce.py 0 --only answers/qwen_448/grpo_2048/vstar"
-    mean = PAPER.figures[0].settings
+    mean = [setting for (setting,) in PAPER.items[0].columns]
     assert only_command(mean) == "python3 scripts/reproduce.py 0 --only 'answers/llava_336/none/*'"
     assert list(chosen(stages([PAPER]), ["answers/llava_336/none/*"])) == [
         f"answers/llava_336/none/{s.benchmark.name}" for s in mean
@@ -187,6 +187,28 @@ def test_answers_to_other_boxes_are_not_done(boxed):
     write_boxes(boxed["boxes/c/rows"].outputs[0], ["[1, 1, 9, 9]."] * 3, "model", "rows")
     assert list(unfinished(boxed)) == ["answers/a/c/rows"]
     assert boxed["answers/a/c/rows"].changed == "p/boxes/c/rows_bbox.json"
+
+
+def test_a_training_whose_rows_were_made_anew_is_not_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("datasets/t_sft"), 3)
+    Path("model").mkdir()
+    Path("model/adapter_model.safetensors").touch()
+    record = {"training": {"saved_rows": saved_rows("datasets/t_sft")}, "contents": {"base_model": None}}
+    Path("model/run.json").write_text(json.dumps(record))
+    content = {
+        "title": "t",
+        "benchmarks": {"rows": {}},
+        "answerers": {"a": {"title": "A", "model": "vlm"}},
+        "data": {"t": {"sources": ["rows"], "output": "datasets/t"}},
+        "croppers": {"c": {"title": "C", "stage": "SFT", "model": "model", "trained_on": "t", "training": "x"}},
+        "also": [{"answerer": "a", "cropper": "c"}],
+    }
+    Path("claims.yaml").write_text(yaml.safe_dump(content))
+    stage = stages([read_claims("claims.yaml")])["train/c"]
+    assert stage.done
+    write_rows(Path("datasets/t_sft"), 3, question=["else?"] * 3)
+    assert stage.changed == "datasets/t_sft"
 
 
 def drive(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

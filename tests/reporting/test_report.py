@@ -155,10 +155,19 @@ def test_bad_input_is_one_line(change, message):
         pytest.param("reported: 55", "reported: '55'", "figures[0].reported", id="text for a number"),
         pytest.param("margin: 1", "margin: .inf", "figures[0].margin", id="inf"),
         pytest.param("margin: 1", "margin: -1", "figures[0].margin", id="negative"),
-        pytest.param("margin: 1", "margin: 1\n  tolerance: 1", "has no margin, or a tolerance as well", id="both"),
+        pytest.param("margin: 1", "margin: 1\n  tolerance: 1", "has no margin, or a tolerance beside", id="both"),
         pytest.param("margin: 1", "metric: bleu\n  margin: 1", "figures[0].metric", id="metric"),
-        pytest.param("cropper: sft", "cropper: [sft]", "claims[0].cropper", id="a list for a name"),
+        pytest.param("cropper: sft", "cropper: [sft]", "claims[0].score.cropper", id="a list for a name"),
         pytest.param("  says: SFT", "  at_least: 3\n  at_most: 2\n  says: SFT", "no score can meet it", id="bars"),
+        pytest.param(
+            "margin: 1\n  reported: 55",
+            "tolerance: 1\n  reported: 55\nmargin: 1",
+            "a tolerance beside",
+            id="a tolerance in a file of margins",
+        ),
+        pytest.param(
+            "trained_on: rows", "training: x", "croppers.grpo.trained_on: None is not", id="trained on nothing"
+        ),
         pytest.param("croppers:", "croppers: 7\nothers:", "croppers: ", id="a number for a table"),
     ],
 )

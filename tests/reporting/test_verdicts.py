@@ -34,6 +34,7 @@ def test_a_figure(world, right_answers, change, verdict):
     figure = {key: value for key, value in (FIGURE | change).items() if value is not None}
     (judged,) = world({"none": right_answers}, figures=[figure])
     assert judged.verdict == verdict
+    assert ("on these questions alone" in judged.reason) == ("tolerance" in change and verdict == "reproduced")
     assert judged.ours == pytest.approx(right_answers)
     assert judged.difference == pytest.approx(right_answers - figure["reported"])
     assert judged.interval_95[0] - 1e-9 <= right_answers <= judged.interval_95[1] + 1e-9
@@ -218,7 +219,7 @@ def test_two_files_for_one_setting_are_an_error_unless_they_are_equal(world):
 
 
 def test_the_bars_of_the_miniature():
-    claims = read_claims(ROOT / "scripts/claims/miniature.yaml").claims
-    assert [claim.bar for claim in claims] == [
+    claims = read_claims(ROOT / "scripts/claims/miniature.yaml")
+    assert [claim.reported for claim in claims.items] == [
         *("at most 40", "at least 85", "at least 10", "above 0", "at least 70", "above 0"),
     ]

@@ -1,0 +1,194 @@
+"""Which result is that of a setting, by the content that was recorded of it, and in what the nearest one differs."""
+
+import contextlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cropvlm.data.catalog import BENCHMARKS, dataset_name
+from cropvlm.data.rows import benchmark_for
+from cropvlm.errors import UserError, failure
+from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, cropper_messages
+from cropvlm.runs.predictions import BoxFile
+from cropvlm.runs.provenance import rows_changed
+from reporting.claims import Claims, Cropper, Setting
+from reporting.plan import here, training_rows
+from reporting.results import Result, changed_model
+
+
+@dataclass(frozen=True)
+class Match:
+    """The result that comes nearest to a setting, and in what it differs."""
+
+    result: Result
+    differences: tuple[str, ...]
+
+
+Matches = dict[Setting, Match | None]
+
+
+def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match | None:
+    """Return the result for a setting, else the nearest that differs in settings, data or training alone.
+
+    Raises `UserError` where two files with different answers fit.
+    """
+
+    def rank(item: Match) -> tuple[int, bool]:
+        """Of equal ones, that by the model of the setting's own name comes first."""
+        names = {file.cropper for file in item.result.box_files}
+        own = setting.cropper is None or setting.cropper.model_on(setting.benchmark.name) in names
+        return len(item.differences), not own
+
+    found = [Match(r, d) for r in results if (d := differences(setting, r, claims)) is not None]
+    best, *others = sorted(found, key=rank) or [None]
+    for other in others:
+        if rank(best) == rank(other) and not best.differences and best.result.records != other.result.records:
+            first, second = best.result.path, other.result.path
+            raise UserError(f"two files for one setting ({setting.title}): {first} and {second}; move one away")
+    return best
+
+
+def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, ...] | None:
+    """Return in what a result differs from a setting; None if it belongs to another one altogether."""
+    benchmark, answerer, cropper, used = setting.benchmark, setting.answerer, setting.cropper, result.settings
+    shown = (result.benchmark, result.answerer, used["mode"] != "base", result.control, used.get("need_threshold"))
+    if shown != (benchmark.name, answerer.model, cropper is not None, setting.control, setting.need_threshold):
+        return None
+    dtype = (used.get("dtype") or "").removeprefix("torch.") or None
+    replied = [name for name in result.meta["models"].get("replied") or [] if Path(answerer.model).name not in name]
+    source = [result.meta.get(key) for key in ("dataset_path", "dataset", "split")]
+    own = benchmark_for(*source).instruction
+    prompts = [answerer_messages("{question}", n, BRIEF_ANSWER if own is None else own) for n in (1, 2)]
+    found = differing(
+        ("split", result.meta.get("split"), benchmark.split),
+        ("rows", result.meta["counts"]["rows"] + len(result.meta.get("left_out") or []), benchmark.rows),
+        ("answerer's longest edge", used.get("longest_edge"), answerer.longest_edge),
+        ("answerer's min pixels", used.get("min_pixels"), answerer.min_pixels),
+        ("answerer's max pixels", used.get("max_pixels"), answerer.max_pixels),
+        *if_recorded(("answerer's max_new_tokens", used.get("max_new_tokens"), answerer.max_new_tokens)),
+        *if_recorded(("answerer's dtype", dtype, answerer.dtype)),
+        *if_recorded(("answerer's image fit", used.get("image_fit"), answerer.image_fit)),
+        ("metric", benchmark.metric and result.scored.metric, benchmark.metric),
+    )
+    if used.get("prompt") not in (None, *prompts):
+        found.append("another prompt of the answerer")
+    if changed := changed_model(result.meta, "answerer"):
+        found.append(f"{changed} has changed since it answered")
+    if replied:
+        found.append(f"the server replied as {', '.join(replied)}")
+    if cropper is not None:
+        of_boxes = [d for f in known_boxes(result) if (d := boxes_differ(setting, result, f, claims)) is not None]
+        if not of_boxes:
+            return None
+        found += min(of_boxes, key=len)
+    return tuple(found)
+
+
+def differing(*compared: tuple[str, Any, Any]) -> list[str]:
+    """Return the names of what is not as wanted, where something is: (name, ours, theirs)."""
+    return [f"{name} {ours} instead of {theirs}" for name, ours, theirs in compared if theirs not in (None, ours)]
+
+
+def if_recorded(compared: tuple[str, Any, Any]) -> list[tuple[str, Any, Any]]:
+    """Return it to be compared, or nothing where an older meta file does not say."""
+    return [] if compared[1] is None else [compared]
+
+
+def known_boxes(result: Result) -> list[BoxFile]:
+    """Return the box files of a result; without them, what its own meta file says of the cropper."""
+    recorded = (result.meta.get("boxes") or {}).get("cropper")
+    kept = {"models": {"cropper": None}, "settings": {}, "cropper": recorded}
+    return list(result.box_files) or ([BoxFile(Path(), kept, [])] if recorded else [])
+
+
+def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claims) -> list[str] | None:
+    """Return in what boxes differ from those of a setting's cropper; None if they are another one's.
+
+    What the training recorded decides, and only without a record the name of the model.
+    """
+    wanted, record, on = setting.cropper, boxes.meta.get("cropper") or {}, setting.benchmark.name
+    used, by_name = boxes.meta["settings"], boxes.cropper == wanted.model_on(on)
+    if "stage" in record:
+        cost = (record.get("need") or {}).get("crop_cost")
+        same = (record["stage"], record.get("reward"), cost) == (wanted.stage, wanted.reward, wanted.crop_cost)
+        if not by_name and not same:
+            return None
+        found = training_differs(wanted, record, claims)
+    else:
+        named = {cropper.model_on(on): cropper for cropper in claims.croppers.values()}.get(boxes.cropper)
+        if named is None or (named.stage, named.reward) != (wanted.stage, wanted.reward):
+            return None
+        found = differing(("cropper trained on", named.trained_on, wanted.trained_on))
+        if record and wanted.training is not None:
+            found.append("nothing is recorded of the cropper's training")
+    found = differing(("cropper's longest edge", used.get("longest_edge"), wanted.longest_edge)) + found
+    found += differing(*if_recorded(("cropper's max_new_tokens", used.get("max_new_tokens"), 32)))
+    if used.get("prompt") not in (None, cropper_messages("{question}")):
+        found.append("another prompt of the cropper")
+    if changed := changed_model(boxes.meta, "cropper"):
+        found.append(f"{changed} has changed since it wrote the boxes")
+    split = result.meta.get("split") or (BENCHMARKS[on].split if on in BENCHMARKS else None)
+    croppers = [*claims.bases(wanted), wanted]
+    data = [claims.data[cropper.trained_on] for cropper in croppers if cropper.trained_on in claims.data]
+    sources = [(name, "train") for part in data for name in part.names]
+    sources += [(s["name"], s.get("split")) for part in lineage(record) for s in part.get("sources", [])]
+    if holds(sources, on, split):
+        found.append("the cropper was trained on it")
+    if holds([(c["name"], c.get("split")) for part in lineage(record) if (c := part.get("chosen_on"))], on, split):
+        found.append("the cropper's best checkpoint was chosen on it")
+    return found
+
+
+def lineage(record: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what is recorded of a training and of those that it started from."""
+    return [record, *lineage(record.get("base_training"))] if record else []
+
+
+def training_differs(wanted: Cropper, record: dict[str, Any], claims: Claims) -> list[str]:
+    """Return in what a recorded training, or one that it started from, differs from that of a cropper of the file."""
+    data, base = claims.data.get(wanted.trained_on), claims.croppers.get(wanted.base)
+    sources = ", ".join(sorted({source["name"] for source in record.get("sources", [])}))
+    found = differing(
+        ("cropper's stage", record.get("stage"), wanted.stage),
+        ("cropper's reward", record.get("reward"), wanted.reward),
+        ("cropper trained at", record.get("longest_edge"), wanted.longest_edge),
+        ("cropper trained on", sources, data and ", ".join(sorted({*data.names}))),
+        ("rows of its training", record.get("rows"), data and ((base and data.grpo_rows) or data.rows)),
+        ("seed", record.get("seed"), wanted.seed),
+        ("steps of its training", record.get("steps"), record.get("planned_steps")),
+        ("base", record.get("base"), base.model if base and base.training is not None else None),
+    )
+    if (cost := (record.get("need") or {}).get("crop_cost")) != wanted.crop_cost:
+        found.append(f"cropper's crop_cost {cost} instead of {wanted.crop_cost}")
+    recorded, given = record.get("settings") or {}, training_settings(wanted)
+    found += differing(*((f"its training's {name}", recorded[name], given.get(name)) for name in recorded))
+    if data and rows_changed(record, rows := training_rows(wanted, data)):
+        found.append(f"{rows} has changed since the cropper was trained on it")
+    if base and (before := record.get("base_training")):
+        found += [f"in its base: {difference}" for difference in training_differs(base, before, claims)]
+    return found
+
+
+def training_settings(cropper: Cropper) -> dict[str, float]:
+    """Return the numbers that a cropper's flags set in its training; -1 step, as many as there are, without one."""
+    if cropper.training is None:
+        return {}
+    words = shlex.split(cropper.training)
+    flags = {word[2:]: value for word, value in zip(words, words[1:], strict=False) if word.startswith("--")}
+    if "config" in flags:
+        with failure(f"cannot read {flags['config']}, of the training of {cropper.title}"):
+            flags = yaml.safe_load(Path(here(flags["config"])).read_text()) | flags
+    given = {"max_steps": -1.0}
+    for name, value in flags.items():
+        with contextlib.suppress(TypeError, ValueError):  # a name
+            given[name] = float(value)
+    return given
+
+
+def holds(sources: Sequence[tuple[str, str | None]], name: str, split: str | None) -> bool:
+    """Whether the rows of a benchmark are among sources. Rows without splits, of either, are all there is."""
+    return any(dataset_name(source) == name and (None in (split, of) or split == of) for source, of in sources)
