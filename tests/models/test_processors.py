@@ -1,5 +1,7 @@
 """The size at which each family sees an image, and whether it sees all of it."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -54,19 +56,43 @@ def squared(image, mean):
     return square
 
 
-def test_every_pixel_of_image_and_crop_is_seen_by_llava(published_llava):
-    """Cut, a 1024x768 image loses 128 columns on either side, a 400x40 crop all but its middle tenth."""
-    padding, cutting = (load_processor(published_llava, image_fit=fit) for fit in ("pad", "crop"))
+# preprocessor_config.json of llava-hf/llava-1.5-7b-hf.
+PUBLISHED = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": 336, "width": 336},
+    "size": {"shortest_edge": 336},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+}
+
+
+def test_every_pixel_of_image_and_crop_is_seen_by_llava(tiny_llava, tmp_path):
+    """Cut, a 1024x768 image loses 128 columns on either side, a 400x39 crop all but its middle tenth."""
+    folder = shutil.copytree(tiny_llava, tmp_path / "published")
+    config = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps(config | {"image_processor": PUBLISHED}))
+    padding, cutting = (load_processor(str(folder), image_fit=fit) for fit in ("pad", "crop"))
     assert [image_fit_of(processor) for processor in (padding, cutting)] == ["pad", "crop"]
-    assert seen_size(padding, (1024, 768)) == (64, 48)
+    assert seen_size(padding, (1024, 768)) == (336, 252)
     image, crop = full_and_crop(noise(1024, 768), "[30, 50, 69, 55].")
+    assert crop.size == (400, 39)
     for shown, lost in ((image, 1024 - 768), (crop, crop.width - crop.height)):
-        for x in (0, shown.width - lost // 2, shown.width - 8):
+        before = pixels_of(padding, shown)
+        assert before.shape[-2:] == (336, 336)
+        columns = [(x, 0, x + 32, shown.height) for x in range(0, shown.width, 32)]
+        for stripe in columns + [(0, y, shown.width, y + 16) for y in range(0, shown.height, 16)]:
             changed = shown.copy()
-            changed.paste((255, 0, 0), (x, 0, x + 8, shown.height))
-            assert not torch.equal(pixels_of(padding, changed), pixels_of(padding, shown))
+            changed.paste((255, 0, 0), stripe)
+            assert not torch.equal(pixels_of(padding, changed), before)
         changed = shown.copy()
-        changed.paste((255, 0, 0), (0, 0, lost // 2 - 32, shown.height))
+        changed.paste((255, 0, 0), (0, 0, lost // 2 - 8, shown.height))
         assert torch.equal(pixels_of(cutting, changed), pixels_of(cutting, shown))
         expected = pixels_of(cutting, squared(shown, cutting.image_processor.image_mean))
         assert torch.equal(pixels_of(padding, shown), expected)
