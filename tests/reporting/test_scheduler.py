@@ -17,35 +17,33 @@ from reporting.scheduler import Interrupted, Scheduler
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*stages: Stage, gpus: tuple[int, ...] = (0,)) -> Scheduler:
+    """A scheduler of these stages that has run."""
+    driver = Scheduler({stage.name: stage for stage in stages}, list(gpus))
+    driver.run()
+    return driver
+
+
 def made(name: str, code: int = 0, needs: tuple[str, ...] = ()) -> Stage:
     """A stage that notes its name and its GPU, and leaves a file."""
     program = f"import sys, pathlib; pathlib.Path({name!r}).touch(); print({name!r}); open('log', 'a').write({name!r} + ' ' + sys.argv[-1] + chr(10)); sys.exit({code})"  # noqa: E501
     return Stage(name, ("-c", program), (Path(name),), needs)
 
 
-def test_a_failed_stage_is_named_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_failed_stage_is_named_and_the_others_go_on():
     Path("done").touch()
-    items = [made("done"), made("a", 1), made("b", needs=("a",)), made("c", needs=("b",)), made("d", 3, ("done",))]
-    scheduler = Scheduler({stage.name: stage for stage in items}, [4])
-    scheduler.run()
+    stages = [made("done"), made("a", 1), made("b", needs=("a",)), made("c", needs=("b",)), made("d", 3, ("done",))]
+    driver = run(*stages, gpus=(4,))
     assert Path("log").read_text().split("\n")[:-1] == ["a 4", "d 4"]  # 3 is complete, with failures named
-    assert (scheduler.failed, scheduler.left_out) == (["a"], ["b", "c"])
+    assert (driver.failed, driver.left_out) == (["a"], ["b", "c"])
 
 
-def test_two_gpus_share_the_stages_in_order(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    items = [made("a"), made("b"), made("c", needs=("a", "b")), made("d", needs=("c",))]
-    scheduler = Scheduler({stage.name: stage for stage in items}, [0, 1])
-    scheduler.run()
-    order = [line.split()[0] for line in Path("log").read_text().splitlines()]
-    assert sorted(order[:2]) == ["a", "b"]
-    assert order[2:] == ["c", "d"]
-    assert not scheduler.failed
-
-
-def test_every_gpu_runs_one_stage_at_a_time_and_a_failure_stops_no_other(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_gpu_runs_one_stage_at_a_time_and_a_failure_stops_no_other():
     program = """if True:
         import os, pathlib, sys, time
         name, gpu = sys.argv[1], sys.argv[-1]
@@ -57,9 +55,7 @@ def test_every_gpu_runs_one_stage_at_a_time_and_a_failure_stops_no_other(tmp_pat
     """
     names = ["a", "b", "c", "d", "e", "f"]
     needs = {"e": ("b",)}
-    items = {n: Stage(n, ("-c", program, n), (Path(n),), needs.get(n, ())) for n in names}
-    driver = Scheduler(items, [0, 1, 2])
-    driver.run()
+    driver = run(*(Stage(n, ("-c", program, n), (Path(n),), needs.get(n, ())) for n in names), gpus=(0, 1, 2))
     assert (driver.failed, driver.left_out) == (["b"], ["e"])
     assert sorted(Path("gpus").read_text())[:3] != ["0", "0", "0"]  # not one after the other on the first
     assert set(Path("gpus").read_text()) == {"0", "1", "2"}
@@ -76,10 +72,8 @@ STUBBORN = """if True:
 """
 
 
-def test_a_stage_that_heeds_no_signal_is_killed_with_its_children(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_stage_that_heeds_no_signal_is_killed_with_its_children(monkeypatch):
     monkeypatch.setattr(scheduler, "GRACE", 0.2)
-    items = {"a": Stage("a", ("-c", STUBBORN), (Path("a"),)), "b": made("b", needs=("a",))}
 
     def interrupt() -> None:
         wait_for(Path("pids"))
@@ -88,7 +82,7 @@ def test_a_stage_that_heeds_no_signal_is_killed_with_its_children(tmp_path, monk
     threading.Thread(target=interrupt).start()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as caught:
-        Scheduler(items, [0]).run()
+        run(Stage("a", ("-c", STUBBORN), (Path("a"),)), made("b", needs=("a",)))
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert_gone(Path("pids"))
     assert not Path("log").exists()  # b never began
@@ -151,7 +145,6 @@ def driver(tmp_path):
     ("number", "code"),
     [
         pytest.param(signal.SIGINT, 130, id="SIGINT, which a shell ignores in the background"),
-        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
         pytest.param(signal.SIGUSR1, 3, id="SIGUSR1, a queue's warning"),
     ],
 )
@@ -192,8 +185,7 @@ def test_stages_end_with_a_driver_that_is_killed(tmp_path, driver):
         os.killpg(int((tmp_path / f"{name}.pids").read_text().split()[0]), signal.SIGKILL)  # the child of our own step
 
 
-def test_a_stage_that_cannot_start_is_named_and_nothing_waits_for_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_a_stage_that_cannot_start_is_named_and_nothing_waits_for_it(monkeypatch, capsys):
     real, calls = subprocess.Popen, []
 
     def fails_once(*args, **kwargs):
@@ -203,26 +195,19 @@ def test_a_stage_that_cannot_start_is_named_and_nothing_waits_for_it(tmp_path, m
         return real(*args, **kwargs)
 
     monkeypatch.setattr(subprocess, "Popen", fails_once)
-    items = [made("a"), made("b", needs=("a",)), made("c")]
-    driver = Scheduler({stage.name: stage for stage in items}, [0, 1])
-    driver.run()
+    driver = run(made("a"), made("b", needs=("a",)), made("c"), gpus=(0, 1))
     assert (driver.failed, driver.left_out, driver.finished) == (["a"], ["b"], {"c"})
     assert "a cannot start: Resource temporarily unavailable" in capsys.readouterr().out
 
 
-def test_what_a_stage_that_runs_again_is_needed_for_runs_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_a_stage_that_runs_again_is_needed_for_runs_again():
     Path("b").touch()  # older than a
-    driver = Scheduler({"a": made("a"), "b": made("b", needs=("a",))}, [0])
-    driver.run()
+    run(made("a"), made("b", needs=("a",)))
     assert Path("log").read_text().split() == ["a", "0", "b", "0"]
 
 
-def test_a_stage_that_ends_well_without_its_files_has_failed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    driver = Scheduler({"a": Stage("a", ("-c", "pass"), (Path("a"),))}, [0])
-    driver.run()
-    assert driver.failed == ["a"]
+def test_a_stage_that_ends_well_without_its_files_has_failed():
+    assert run(Stage("a", ("-c", "pass"), (Path("a"),))).failed == ["a"]
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
