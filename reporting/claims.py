@@ -174,7 +174,7 @@ class Part:
 class Shown(Part):
     """A part on one benchmark, by its name."""
 
-    benchmark: Key = MEAN
+    benchmark: Key = field(kw_only=True)
 
 
 @checked
@@ -213,9 +213,9 @@ class Claim:
     widths: Widths = None
 
 
-@checked
-class File:
-    """A claims file as it stands.
+@dataclass(config={"extra": "forbid", "strict": True})
+class Claims:
+    """A claims file. `resolve` replaces its names by what they name.
 
     margin: of its figures, and reason: why that much. also: settings to run beside those of figures and claims.
     command: what produces all settings; None where each has commands of its own.
@@ -235,32 +235,31 @@ class File:
     claims: tuple[Claim, ...] = ()
     also: tuple[Part, ...] = ()
     examples: Shown | None = None
+    items: list[Item] = field(init=False, default_factory=list)  # figures, then claims
+    settings: list[Setting] = field(init=False, default_factory=list)  # that are to be run, each once, in this order
+    shown: Setting | None = field(init=False, default=None)  # of the examples
 
+    def resolve(self, seed: int | None = None) -> "Claims":
+        """Return it with its items and settings. seed: of every training, instead of that of its configuration.
 
-class Claims:
-    """A claims file, its names resolved: `items`, `also` and `examples` are of settings; the rest is as in `File`.
-
-    Raises `ValueError` for a name that is not in the file, or a comparison that cannot be judged.
-    """
-
-    def __init__(self, file: File, seed: int | None = None):
-        self.title, self.source, self.command = file.title, file.source, file.command
-        self.margin, self.reason = file.margin, file.reason
+        Raises `ValueError` for a name that is not in the file, or a comparison that cannot be judged.
+        """
         for part in ("benchmarks", "answerers", "croppers", "data"):
-            setattr(self, part, {key: replace(e, name=str(key)) for key, e in getattr(file, part).items()})
+            setattr(self, part, {key: replace(entry, name=key) for key, entry in getattr(self, part).items()})
         for key, cropper in self.croppers.items():
-            for needed, name, known in (
-                (cropper.base, "base", self.croppers),
-                (cropper.training, "trained_on", self.data),
-            ):
-                if needed is not None and getattr(cropper, name) not in known:
-                    raise ValueError(f"croppers.{key}.{name}: {getattr(cropper, name)!r} is not in the file")
-            if seed is not None and cropper.training is not None:
+            if cropper.base is not None and cropper.base not in self.croppers:
+                raise ValueError(f"croppers.{key}.base: {cropper.base!r} is not in the file")
+            if cropper.training is not None and cropper.trained_on not in self.data:
+                raise ValueError(f"croppers.{key}.trained_on: {cropper.trained_on!r} is not in the file")
+            if cropper.training is not None and seed is not None:
                 self.croppers[key] = _with_seed(cropper, seed)
-        figures = [self._figure(entry, file, f"figures[{i}]") for i, entry in enumerate(file.figures)]
-        self.items = figures + [self._claim(entry, f"claims[{i}]") for i, entry in enumerate(file.claims)]
-        self.also = [self._setting(b, part, "also") for part in file.also for b in self.benchmarks]
-        self.examples = file.examples and self._setting(file.examples.benchmark, file.examples, "examples")
+        self.items = [self._figure(entry, f"figures[{i}]") for i, entry in enumerate(self.figures)]
+        self.items += [self._claim(entry, f"claims[{i}]") for i, entry in enumerate(self.claims)]
+        also = [self._setting(benchmark, part, "also") for part in self.also for benchmark in self.benchmarks]
+        by_part = [zip(*item.columns, strict=True) for item in self.items]  # the score on all benchmarks, then `over`
+        self.settings = list(dict.fromkeys([*chain.from_iterable(chain.from_iterable(by_part)), *also]))
+        self.shown = self.examples and self._setting(self.examples.benchmark, self.examples, "examples")
+        return self
 
     def _setting(self, benchmark: Key, part: Part, where: str) -> Setting:
         def named(kind: str, key: Key) -> Any:
@@ -274,24 +273,25 @@ class Claims:
         models = named("answerers", part.answerer), cropper, part.control, part.need_threshold
         return Setting(named("benchmarks", benchmark), *models)
 
-    def _figure(self, entry: Figure, file: File, where: str) -> Item:
-        margin = file.margin if entry.margin is None else entry.margin
+    def _figure(self, entry: Figure, where: str) -> Item:
+        margin = self.margin if entry.margin is None else entry.margin
         if (margin is None) == (entry.tolerance is None):
             raise ValueError(f"{where} has no margin, or a tolerance beside the margin; expected one of them")
         covered = self.benchmarks if entry.benchmark == MEAN else [entry.benchmark]
         columns = tuple((self._setting(benchmark, entry, where),) for benchmark in covered)
+        on = columns[0][0].benchmark.name if len(columns) == 1 else MEAN
         refusals = ", refusals in percent" if entry.metric == "refusals" else ""
         within, reported = entry.tolerance if margin is None else margin, entry.reported
         return Item(
             kind="figure",
-            title=f"{entry.benchmark}: {columns[0][0].models}{refusals}",
+            title=f"{on}: {columns[0][0].models}{refusals}",
             columns=columns,
             bars=((1, reported - within), (-1, reported + within)),
             reported=reported,
             nearest=reported,
             metric=entry.metric,
             alone=margin is None,
-            unknown=file.unknown_mean if entry.benchmark == MEAN else None,
+            unknown=self.unknown_mean if entry.benchmark == MEAN else None,
         )
 
     def _claim(self, entry: Claim, where: str) -> Item:
@@ -321,12 +321,6 @@ class Claims:
             widths=entry.widths,
         )
 
-    @property
-    def settings(self) -> list[Setting]:
-        """All settings that are to be run, each once, in the file's order."""
-        by_part = [zip(*item.columns, strict=True) for item in self.items]  # the score on all benchmarks, then `over`
-        return list(dict.fromkeys([*chain.from_iterable(chain.from_iterable(by_part)), *self.also]))
-
     def known(self, benchmark: str) -> list[Setting]:
         """All settings that the file can name on a benchmark, without controls."""
         if benchmark not in self.benchmarks:
@@ -346,9 +340,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(
-                f"the key {twice[0]!r} is given twice, last in line {node.value[-1][0].start_mark.line + 1}"
-            )
+            raise ValueError(f"the key {twice[0]!r} is given twice, before line {node.end_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
 
@@ -362,9 +354,15 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
         if not isinstance(content, dict):
             raise ValueError(f"it is {shorten(repr(content))}; expected keys and values")
-        filled = _fill(content, _names(content.pop("names", {}), names or {}))
+        own, given = content.pop("names", {}), names or {}
+        if not isinstance(own, dict) or given.keys() - own.keys():
+            raise ValueError(f"its names are {shorten(repr(own))}; expected a table, and {', '.join(given)} in it")
+        filled_names: dict[str, Any] = {}
+        for name, default in own.items():  # one may use those before it
+            filled_names[name] = given[name] if name in given else _fill(default, filled_names)
         # By way of JSON, whose lists and objects are tuples and dataclasses to a strict check.
-        return Claims(TypeAdapter(File).validate_json(json.dumps(filled, default=str)), seed)
+        text = json.dumps(_fill(content, filled_names), default=str)
+        return TypeAdapter(Claims).validate_json(text).resolve(seed)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
     except yaml.YAMLError as error:
@@ -385,17 +383,6 @@ def _with_seed(cropper: Cropper, seed: int) -> Cropper:
     run = {name: f"{getattr(cropper, name)}_seed{seed}" for name in ("name", "model")}
     title, training = f"{cropper.title}, seed {seed}", f"{cropper.training} --seed {seed}"
     return replace(cropper, **run, title=title, training=training, seed=seed)
-
-
-def _names(own: Any, given: Mapping[str, str]) -> dict[str, str]:
-    if not isinstance(own, dict):
-        raise ValueError(f"names is {shorten(repr(own))}; expected keys and values")
-    if unknown := given.keys() - own.keys():
-        raise ValueError(f"it has no name {', '.join(sorted(unknown))}; its names are: {', '.join(own) or 'none'}")
-    resolved: dict[str, str] = {}
-    for name, default in own.items():
-        resolved[name] = given[name] if name in given else _fill(default, resolved)
-    return resolved
 
 
 def _fill(value: Any, names: Mapping[str, str]) -> Any:

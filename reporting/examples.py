@@ -3,12 +3,12 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cropvlm.boxes import Bbox, is_not_needed
+from cropvlm.boxes import is_not_needed
 from cropvlm.crops import crop_bbox
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
@@ -21,40 +21,11 @@ TEXT_LENGTH = 1000  # characters of a question, an answer or a box text, at most
 QUALITIES = (80, 65, 45, 25, 10)
 
 
-@dataclass(frozen=True)
-class Example:
-    """One question. Pictures are data URIs, None where the image cannot be read; scores are 0 to 100."""
-
-    question_id: str
-    question: str
-    references: list[str]
-    image: str | None
-    crop: str | None
-    bbox_pct: Bbox | None
-    box_text: str | None  # None where no boxes are known
-    before: str
-    after: str
-    before_score: float
-    after_score: float
-    cause: str | None = None  # of a loss, see `reporting.gains`
-
-    @property
-    def gain(self) -> float:
-        return self.after_score - self.before_score
-
-    @property
-    def move(self) -> str:
-        return "better" if self.gain > 0 else "worse" if self.gain < 0 else "equal"
-
-    @property
-    def invalid_box(self) -> bool:
-        return self.box_text is not None and self.bbox_pct is None and not is_not_needed(self.box_text)
-
-
-def examples(pair: Pair, count: int, causes: Sequence[str | None] | None = None) -> list[Example]:
+def examples(pair: Pair, count: int, causes: Sequence[str | None] | None = None) -> list[dict[str, Any]]:
     """Return at most `count` questions of a pair, the largest gain first; of more, evenly from that order.
 
-    causes: of each scored row's loss.
+    Pictures are data URIs, None where the image cannot be read; scores are 0 to 100; `box_text` is None where no boxes
+    are known. causes: of each scored row's loss, see `reporting.gains`.
     """
     order = np.argsort(-pair.gains, kind="stable")
     if len(order) > count:
@@ -62,10 +33,10 @@ def examples(pair: Pair, count: int, causes: Sequence[str | None] | None = None)
     return [_example(pair, int(i), causes[i] if causes else None) for i in order]
 
 
-def _example(pair: Pair, i: int, cause: str | None) -> Example:
+def _example(pair: Pair, i: int, cause: str | None) -> dict[str, Any]:
     """Return scored row `i`."""
-    index = pair.after.scored.indices[i]
-    row, bbox_pct = pair.after.rows[index], pair.after.bboxes[i]
+    before, after = pair.before.scored, pair.after.scored
+    row, bbox_pct, box_text = pair.after.rows[after.indices[i]], pair.after.bboxes[i], pair.after.box_texts[i]
     image = crop = None
     try:
         opened = open_image(row["image"])
@@ -73,24 +44,24 @@ def _example(pair: Pair, i: int, cause: str | None) -> Example:
         crop = data_uri(crop_bbox(opened, bbox_pct), CROP_SIDE) if bbox_pct else None
     except UnreadableImage:
         pass
-    texts = {
-        "question_id": str(row["question_id"]),
-        "question": row["question"],
-        "before": pair.before.scored.answers[i],
-        "after": pair.after.scored.answers[i],
+    gain = float(pair.gains[i])
+    return {
+        "question_id": _cut(str(row["question_id"])),
+        "question": _cut(row["question"]),
+        "references": [_cut(text) for text in list(dict.fromkeys(row["answers"]))[:20]],
+        "image": image,
+        "crop": crop,
+        "bbox_pct": bbox_pct,
+        "box_text": box_text and _cut(box_text),
+        "invalid_box": box_text is not None and bbox_pct is None and not is_not_needed(box_text),
+        "before": _cut(before.answers[i]),
+        "after": _cut(after.answers[i]),
+        "before_score": float(before.scores[i]),
+        "after_score": float(after.scores[i]),
+        "gain": gain,
+        "move": "better" if gain > 0 else "worse" if gain < 0 else "equal",
+        "cause": cause,
     }
-    boxes = pair.after.boxes
-    return Example(
-        **{name: _cut(text) for name, text in texts.items()},
-        references=[_cut(text) for text in list(dict.fromkeys(row["answers"]))[:20]],
-        image=image,
-        crop=crop,
-        bbox_pct=bbox_pct,
-        box_text=None if boxes is None else _cut(pair.after.box_texts[i]),
-        cause=cause,
-        before_score=float(pair.before.scored.scores[i]),
-        after_score=float(pair.after.scored.scores[i]),
-    )
 
 
 def _cut(text: str) -> str:

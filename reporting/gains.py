@@ -22,7 +22,6 @@ PARTS = {
     "detail": (CROP, "no_detail"),
     "place": (CROP, "elsewhere"),
 }
-COLUMNS = ("setting", "part", "points", "95% interval", "questions")
 TOO_TIGHT, WRONG_PLACE, MISLED, UNEXPLAINED = CAUSES = ("too tight", "wrong place", "misled", "unexplained")
 
 
@@ -114,16 +113,3 @@ def scores_by_id(result: Result) -> dict[str | int, float]:
     """The score of every scored row by its question id, in their order."""
     ids = list(result.rows["question_id"])
     return dict(zip([ids[i] for i in result.scored.indices], result.scored.scores.tolist(), strict=True))
-
-
-def gain_rows(gain: Gain, name: str) -> list[tuple[str, ...]]:
-    """The lines of a gain's table, as `COLUMNS` names them: its parts, the share stolen, the causes of losses."""
-    rows = []
-    for part, compared in gain.parts().items():
-        low, high = compared["interval_95"]
-        cells = (f"{compared['difference']:+.2f}", f"[{low:+.2f}, {high:+.2f}]", str(compared["questions"]))
-        rows.append((name, part, *cells))
-    if (stolen := gain.stolen) is not None:
-        questions = len(gain.controls["partner"].scored.scores)
-        rows.append((name, "answers that are the partner's, percent", f"{stolen:.1f}", "", str(questions)))
-    return rows + [(name, f"made worse: {cause}", "", "", str(n)) for cause, n in gain.made_worse.items() if n]

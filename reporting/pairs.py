@@ -57,6 +57,7 @@ def pairs(results: Sequence[Result]) -> list[Pair]:
 
 
 def setting_key(result: Result) -> tuple:
-    """What results must share to be compared: rows, answerer and image size."""
+    """What results must share to be compared: rows, and an answerer that sees and writes in the same way."""
     meta = [result.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")]
-    return *meta, result.answerer, *(result.settings.get(key) for key in ("longest_edge", "min_pixels", "max_pixels"))
+    sizes = ("longest_edge", "min_pixels", "max_pixels", "image_fit", "max_new_tokens", "dtype", "model_files")
+    return *meta, result.answerer, *(result.settings.get(key) for key in sizes)

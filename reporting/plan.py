@@ -47,7 +47,7 @@ class Stage:
         with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):  # no file, or of another form
             if self.outputs[-1].name == RECORD:
                 record = json.loads(self.outputs[-1].read_text())
-                if rows_changed(record["training"], self.data):
+                if rows_changed(record.get("training", {}), self.data):
                     return self.data
                 here = self.base and Path(self.base).is_dir()
                 same = record["contents"]["base_model"] in (None, here and model_checksum(self.base))
@@ -170,8 +170,11 @@ def _source(setting: Setting) -> list[str]:
 
 
 def _answerer_flags(answerer: Answerer) -> list[str]:
-    sizes = {name: getattr(answerer, name) for name in ("longest_edge", "min_pixels", "max_pixels")}
-    flags = [part for name, value in sizes.items() if value for part in (f"--{name}", str(value))]
+    names = ("longest_edge", "min_pixels", "max_pixels", "max_new_tokens")
+    given = {name: getattr(answerer, name) for name in names} | (
+        {} if answerer.image_fit == "pad" else {"image_fit": "crop"}
+    )
+    flags = [part for name, value in given.items() if value for part in (f"--{name}", str(value))]
     return ["--api_model" if answerer.api else "--vqa_model_path", answerer.model, *flags, *shlex.split(answerer.flags)]
 
 

@@ -17,7 +17,7 @@ from reporting import need, plots, tables
 from reporting.claims import Claims, Setting
 from reporting.costs import costs
 from reporting.examples import examples
-from reporting.gains import COLUMNS, Gain, gain_rows, gains
+from reporting.gains import Gain, gains
 from reporting.matching import differences
 from reporting.pairs import Pair, pair_up, pairs
 from reporting.plan import only_command
@@ -26,6 +26,7 @@ from reporting.verdicts import NOT_REPRODUCED, NOT_RUN, Verdict, judge
 
 logger = logging.getLogger(__name__)
 
+MANY = 5  # trainings, whose spread is known to a third
 FILES = ("report.md", "report.json", "report.html")
 
 
@@ -53,12 +54,12 @@ class Report:
             return []
         margin, runs = self.claims.margin, len(self.runs)
         found = [f"Margin of the figures: {margin:g} points; {self.claims.reason}."] if margin else []
-        once = (
-            "Every cropper was trained once: the intervals hold the noise of questions and nothing of that of training."
-        )
-        found.append(
-            once if runs == 1 else f"{runs} trainings: the intervals hold the noise of questions and of training."
-        )
+        if runs == 1:
+            found.append("Every cropper was trained once: the intervals hold the noise of questions, not of training.")
+        else:
+            found.append(f"{runs} trainings: the intervals hold the noise of questions and of training.")
+        if 1 < runs < MANY:
+            found[-1] += " Of so few, that of training is itself uncertain."
         return found + [f"Assumed of {a.title}: {a.assumed}." for a in self.claims.answerers.values() if a.assumed]
 
     @property
@@ -99,9 +100,9 @@ class Report:
     @property
     def shown_pair(self) -> Pair | None:
         """The pair whose questions are shown: the claims file's choice if it was run, else the first."""
-        if self.claims and self.claims.examples:
+        if self.claims and self.claims.shown:
             for pair in self.pairs:
-                if differences(self.claims.examples, pair.after, self.claims) == ():
+                if differences(self.claims.shown, pair.after, self.claims) == ():
                     return pair
         return self.pairs[0] if self.pairs else None
 
@@ -139,44 +140,39 @@ def write(report: Report, folder: Path, example_count: int) -> None:
     paths = {name: folder / name for name in FILES}
     for path in paths.values():
         check_writable(path)
-    listed = _tables(report)
-    files = [
-        {"file": str(result.path), "setting": report.name(result), "cost": cost, "metric": result.scored.metric}
-        | result.scored.summary()
-        for result, cost in zip(report.results, report.costs, strict=True)
-    ]
-    of_pairs = [
-        {"file": str(pair.after.path), "other": str(pair.before.path), "score": pair.after.scored.mean}
-        | pair.comparison
-        for pair in report.pairs
-    ]
-    content = {
-        "title": report.claims.title if report.claims else None,
-        "source": report.claims.source if report.claims else None,
+    head = {
+        "title": report.claims and report.claims.title,
+        "source": report.claims and report.claims.source,
         "notes": report.notes,
+    }
+    content = head | {
         "verdicts": [vars(verdict) for verdict in report.verdicts],
-        "files": files,
-        "pairs": of_pairs,
+        "files": [
+            {"file": str(result.path), "setting": report.name(result), "cost": cost, "metric": result.scored.metric}
+            | result.scored.summary()
+            for result, cost in zip(report.results, report.costs, strict=True)
+        ],
+        "pairs": [
+            {"file": str(pair.after.path), "other": str(pair.before.path), "score": pair.after.scored.mean}
+            | pair.comparison
+            for pair in report.pairs
+        ],
     }
     if report.gains:
         content["gains"] = [gain.summary() for gain in report.gains]
     if report.need_curves:
         content["need"] = [curve.summary() | {"cost": vars(report.need_cost(curve))} for curve in report.need_curves]
     write_json(paths["report.json"], json.loads(json.dumps(content), parse_constant=lambda _: None))  # nan: null
+    listed, pair = _tables(report), report.shown_pair
     _write_text(paths["report.md"], _markdown(report, listed))
-    pair = report.shown_pair
-    labels = {"before": "without", "after": "with crop", "of": report.name(pair.after) if pair else ""}
-    if report.claims is None:
-        labels |= {"before": "B", "after": "A"}
+    before, after = ("without", "with crop") if report.claims else ("B", "A")
     causes = next((gain.causes for gain in report.gains if gain.pair is pair), None)
-    content = {
+    content = head | {
         "title": report.title,
-        "source": report.claims.source if report.claims else None,
-        "notes": report.notes,
         "tables": listed,
         "plots": [(caption, base64.b64encode(svg.encode()).decode()) for caption, svg in _plots(report)],
         "examples": examples(pair, example_count, causes) if pair else [],
-        "labels": labels,
+        "labels": {"before": before, "after": after, "of": report.name(pair.after) if pair else ""},
     }
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html")
@@ -187,7 +183,7 @@ def summary(report: Report) -> str:
     """Return what the script prints: a line for each verdict but `not run`, and how many of those there are."""
     lines = [_in_a_line(verdict) for verdict in report.verdicts if verdict.verdict != NOT_RUN]
     if report.claims is None:
-        lines += [", ".join(row) for row in tables.pair_rows(report.pairs, [report.title])]
+        lines += [", ".join(tables.pair_row(pair, report.title, "B", "A").values()) for pair in report.pairs]
     if not_run := sum(verdict.verdict == NOT_RUN for verdict in report.verdicts):
         lines.append(f"- not run: {not_run} figures and claims; the report has their commands")
     return "\n".join([*lines, *report.notes])
@@ -202,30 +198,24 @@ def _in_a_line(verdict: Verdict) -> str:
     return f"- {verdict.verdict}{reason}: {verdict.title}{ours} ({reported})"
 
 
-def _tables(report: Report) -> list[tuple[str, Sequence[str], list]]:
+def _tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return heading, columns and rows of each table."""
-    listed = []
-    if report.verdicts:
-        listed.append(("Figures and claims", tables.COLUMNS, [tables.verdict_cells(v) for v in report.verdicts]))
-    if report.pairs:
-        names = [report.name(pair.after) for pair in report.pairs]
-        columns = tables.PAIR_COLUMNS if report.claims else ("setting", "B", "A", *tables.PAIR_COLUMNS[3:])
-        listed.append(("With the crop against without" if report.claims else "A against B", columns,
-                       tables.pair_rows(report.pairs, names)))  # fmt: skip
-    if report.gains:
-        lines = [row for gain in report.gains for row in gain_rows(gain, report.name(gain.pair.after))]
-        listed.append(("Where the gain comes from", COLUMNS, lines))
-    if report.need_curves:
-        lines = [need.need_row(c, report.name(c.pair.after), report.need_cost(c)) for c in report.need_curves]
-        listed.append(("Whether to crop", need.COLUMNS, lines))
+    against, sides = (
+        ("With the crop against without", ("without", "with")) if report.claims else ("A against B", ("B", "A"))
+    )
+    needs = [need.need_row(c, report.name(c.pair.after), report.need_cost(c)) for c in report.need_curves]
     names = [report.name(result) for result in report.results]
-    columns = ("setting", *tables.FILE_COLUMNS, "file")
-    lines = tables.file_rows(report.results, names, report.costs)
-    known = [k for k in range(len(columns)) if any(line[k] for line in lines)]
-    listed.append(("Scores and costs", [columns[k] for k in known], [[line[k] for k in known] for line in lines]))
-    if croppers := tables.cropper_rows(report.runs, report.results):
-        listed.append(("Trainings of the croppers", tables.CROPPER_COLUMNS, croppers))
-    return listed
+    listed = {
+        "Figures and claims": [tables.verdict_row(verdict) for verdict in report.verdicts],
+        against: [tables.pair_row(pair, report.name(pair.after), *sides) for pair in report.pairs],
+        "Where the gain comes from": [
+            row for gain in report.gains for row in tables.gain_rows(gain, report.name(gain.pair.after))
+        ],
+        "Whether to crop": [dict(zip(need.COLUMNS, cells, strict=True)) for cells in needs],
+        "Scores and costs": tables.file_rows(report.results, names, report.costs),
+        "Trainings of the croppers": tables.cropper_rows(report.runs, report.results),
+    }
+    return [(heading, [*rows[0]], [[*row.values()] for row in rows]) for heading, rows in listed.items() if rows]
 
 
 def _plots(report: Report) -> list[tuple[str, str]]:

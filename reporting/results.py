@@ -111,7 +111,7 @@ class Result:
             return self.needs >= threshold
         return np.array([self.with_crop and not is_not_needed(text or "") for text in self.box_texts])
 
-    @property
+    @functools.cached_property
     def box_texts(self) -> list[str | None]:
         """What the cropper wrote for each scored row; None where that is unknown."""
         texts = {record["question_id"]: record["answer"] for record in (self.boxes.records if self.boxes else [])}

@@ -1,39 +1,15 @@
-"""The lines of the report's tables."""
+"""The rows of the report's tables, each a dict from column to text."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from reporting.claims import Claims
+from reporting.gains import Gain
 from reporting.pairs import Pair
 from reporting.results import Result
 from reporting.verdicts import Verdict
 
-COLUMNS = ("figure or claim", "reported", "reproduced", "difference", "95% interval", "verdict", "why")
-
-
-def verdict_cells(verdict: Verdict) -> tuple[str, ...]:
-    """Return the cells of a verdict's line, as `COLUMNS` names them."""
-    reported = f"{verdict.reported:.2f}" if isinstance(verdict.reported, float | int) else verdict.reported
-    interval = verdict.interval_95 and f"[{verdict.interval_95[0]:.2f}, {verdict.interval_95[1]:.2f}]"
-    if verdict.runs > 1 and verdict.spread is not None:
-        interval = f"{interval} over {verdict.runs} trainings, deviation {verdict.spread:.2f}"
-    return (
-        verdict.title,
-        reported,
-        number(verdict.ours) + (f" (over {verdict.over})" if verdict.over else ""),
-        number(verdict.difference, sign=True),
-        interval or "",
-        verdict.verdict,
-        verdict.reason,
-    )
-
-
-def number(value: float | None, sign: bool = False) -> str:
-    """Return a number with two decimals, empty for None."""
-    return "" if value is None else f"{value:{'+' if sign else ''}.2f}"
-
-
-FILE_COLUMNS = {  # column -> what it holds of a score's summary or a cost
+COST_COLUMNS = {  # column -> what it holds of a score's summary or a cost
     "score": "score",
     "standard error": "standard_error",
     "questions": "questions",
@@ -47,49 +23,97 @@ FILE_COLUMNS = {  # column -> what it holds of a score's summary or a cost
 }
 
 
-def file_rows(results: Sequence[Result], names: Sequence[str], costs: Sequence[dict]) -> list[tuple[str, ...]]:
-    """Return a line for each answer file: setting, score, error, rows, and what a question costs."""
-    rows = []
-    for result, name, cost in zip(results, names, costs, strict=True):
-        known = result.scored.summary() | cost
-        shown = str(result.path) + (f": {result.failures}" if result.failures else "")
-        rows.append((name, *(_cell(known.get(key)) for key in FILE_COLUMNS.values()), shown))
-    return rows
+def points(value: Any, sign: str = "") -> str:
+    """Return a number, or both of an interval, with two decimals; a text as it is, and None as an empty one."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(points(each, sign) for each in value)}]"
+    return f"{value:{sign}.2f}"
 
 
-def _cell(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value with four digits at the most; None as an empty text."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-CROPPER_COLUMNS = ("cropper", "stage", "reward", "px", "rows", "steps", "seed", "reported hours")
+def verdict_row(verdict: Verdict) -> dict[str, str]:
+    interval = points(verdict.interval_95)
+    if verdict.spread is not None:
+        interval += f" over {verdict.runs} trainings, deviation {verdict.spread:.2f}"
+    return {
+        "figure or claim": verdict.title,
+        "reported": points(verdict.reported),
+        "reproduced": points(verdict.ours) + (f" (over {verdict.over})" if verdict.over else ""),
+        "difference": points(verdict.difference, "+"),
+        "95% interval": interval,
+        "verdict": verdict.verdict,
+        "why": verdict.reason,
+    }
 
 
-def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """Return a line for each trained cropper whose boxes were used: what its training recorded of itself."""
-    hours = {cropper.model: cropper.hours for run in claims for cropper in run.croppers.values()}
-    rows = {}
-    for file in (file for result in results for file in result.box_files):
-        record = file.meta.get("cropper") or {}
-        if "stage" in record:
-            known = record | {"steps": f"{record.get('steps')} of {record.get('planned_steps')}"}
-            cells = [known.get(key) for key in ("stage", "reward", "longest_edge", "rows", "steps", "seed")]
-            rows[file.cropper] = (file.cropper, *map(_cell, [*cells, hours.get(file.cropper)]))
-    return list(rows.values())
+def pair_row(pair: Pair, name: str, before: str, after: str) -> dict[str, str]:
+    """Return both scores, under these names, their difference, and how many questions moved."""
+    compared = pair.comparison
+    return {
+        "setting": name,
+        before: points(compared["other_score"]),
+        after: points(pair.after.scored.mean),
+        "difference": points(compared["difference"], "+"),
+        "95% interval": points(compared["interval_95"], "+"),
+        **{key: str(compared[key]) for key in ("better", "worse", "equal")},
+    }
 
 
-PAIR_COLUMNS = ("setting", "without", "with", "difference", "95% interval", "better", "worse", "equal")
+def gain_rows(gain: Gain, name: str) -> list[dict[str, str]]:
+    """Return the parts of a gain, the share of stolen answers, and the causes of losses."""
+
+    def row(part: str, value: str, interval: str, questions: int) -> dict[str, str]:
+        return {"setting": name, "part": part, "points": value, "95% interval": interval, "questions": str(questions)}
+
+    rows = [
+        row(part, points(compared["difference"], "+"), points(compared["interval_95"], "+"), compared["questions"])
+        for part, compared in gain.parts().items()
+    ]
+    if (stolen := gain.stolen) is not None:
+        questions = len(gain.controls["partner"].scored.scores)
+        rows.append(row("answers that are the partner's, percent", f"{stolen:.1f}", "", questions))
+    return rows + [row(f"made worse: {cause}", "", "", n) for cause, n in gain.made_worse.items() if n]
 
 
-def pair_rows(pairs: Sequence[Pair], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return a line for each pair: both scores, the difference and its interval, and how many questions moved."""
+def file_rows(results: Sequence[Result], names: Sequence[str], costs: Sequence[dict]) -> list[dict[str, str]]:
+    """Return for each answer file its score and what a question costs, without columns that are empty in all."""
     rows = []
-    for pair, name in zip(pairs, names, strict=True):
-        compared = pair.comparison
-        low, high = compared["interval_95"]
-        moved = [str(compared[key]) for key in ("better", "worse", "equal")]
-        scores = [number(compared["other_score"]), number(pair.after.scored.mean)]
-        rows.append((name, *scores, number(compared["difference"], sign=True), f"[{low:+.2f}, {high:+.2f}]", *moved))
-    return rows
+    for result, name, cost in zip(results, names, costs, strict=True):
+        known = result.scored.summary() | cost
+        cells = {column: short(known.get(key)) for column, key in COST_COLUMNS.items()}
+        rows.append({"setting": name, **cells, "file": ": ".join(filter(None, [str(result.path), result.failures]))})
+    return [{column: row[column] for column in row if any(other[column] for other in rows)} for row in rows]
+
+
+def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[dict[str, str]]:
+    """Return for each cropper whose boxes were used, after the one that it starts from, what its training recorded."""
+    reported = {cropper.model: cropper.hours for run in claims for cropper in run.croppers.values()}
+    rows: dict[str, dict[str, str]] = {}
+
+    def add(name: str, record: dict[str, Any]) -> None:
+        if "stage" not in record:
+            return
+        add(record.get("base", ""), record.get("base_training") or {})
+        cells = {
+            **{column: record.get(column) for column in ("stage", "reward", "seed")},
+            "px": record.get("longest_edge"),
+            "rows": record.get("rows"),
+            "steps": f"{record.get('steps')} of {record.get('planned_steps')}",
+            "hours": record["seconds"] / 3600 if "seconds" in record else None,
+            "GPU": record.get("gpu"),
+            "reported hours": reported.get(name),
+        }
+        rows[name] = {"cropper": name} | {column: short(value) for column, value in cells.items()}
+
+    for file in (file for result in results for file in result.box_files):
+        add(file.cropper, file.meta.get("cropper") or {})
+    return list(rows.values())
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

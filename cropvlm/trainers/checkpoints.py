@@ -58,7 +58,7 @@ ENVIRONMENT = re.compile(
 NO = ("", "0", "no", "false", "default")
 MODELS = ("base_model", "processor", "vqa_model")
 # Beside `settings`, these are in what is told of a model wherever it is used.
-METHOD = ("num_train_epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "num_generations", "beta")
+RECORDED = ("num_train_epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "num_generations", "beta")
 UNLESS_GIVEN = ("crop_cost",)  # settings that are left out where nothing was given
 
 
@@ -85,7 +85,7 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     training = {"stage": "GRPO" if hasattr(policy, "reward") else "SFT", "reward": getattr(policy, "reward", None)}
     training |= {"longest_edge": policy.longest_edge, "seed": args.seed, "base": policy.base_model}
     training |= {"need": need} if (need := need_learnt(policy)) else {}
-    training["settings"] = {name: settings[name] for name in METHOD if name in settings}
+    training["settings"] = {name: settings[name] for name in RECORDED if name in settings}
     if Path(policy.base_model).is_dir() and "stage" in (base := describe_model(policy.base_model)):
         training["base_training"] = base
     if args.load_best_model_at_end and (chosen_on := settings.get("eval_dataset_path")):
