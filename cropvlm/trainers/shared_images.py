@@ -9,7 +9,7 @@ flow through the one encoding as they would through the copies.
 import copy
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,10 @@ from cropvlm.trainers.training_data import open_training_image
 # In a PIL image's `info`, which its copies keep.
 IDENTITY = "identity"
 _identities = itertools.count()
+
+
+def _identity(image: Image.Image) -> int:
+    return image.info.setdefault(IDENTITY, next(_identities))
 
 
 class SharedImage(Image.Image):
@@ -69,7 +73,9 @@ class SharedImages:
 
     def number_images(self, images: list[list[Image.Image]]) -> tuple[dict[str, Tensor], list[str]]:
         """Preprocess the images not seen before; return the numbers of all, and the texts that stand for them."""
-        numbers = [[self._number(image) for image in row] for row in images]
+        new = {i: image for row in images for image in row if (i := _identity(image)) not in self._numbers}
+        self._number(list(new.values()), [None] * len(new))
+        numbers = [[self._numbers[_identity(image)] for image in row] for row in images]
         return {"pixel_values": torch.tensor(numbers)}, [self._placeholders[n] for row in numbers for n in row]
 
     def open(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -79,9 +85,9 @@ class SharedImages:
         """
         self.forget()
         read = self.read_ahead.results(rows)
-        for image, prepared in read.values():
+        for image, _ in read.values():
             image.__class__ = SharedImage
-            self._number(image, prepared)
+        self._number(*zip(*read.values(), strict=True))
         return [{**row, "image": read[row["question_id"]][0]} for row in rows]
 
     @property
@@ -93,15 +99,15 @@ class SharedImages:
         image = open_training_image(source, question_id)
         return image, self._reader.read(image) if self._reader.in_threads else None
 
-    def _number(self, image: Image.Image, read: ReadImage | None = None) -> int:
-        identity = image.info.setdefault(IDENTITY, next(_identities))
-        if identity not in self._numbers:
-            reader, device = self._reader, self._model.device
-            read = read or reader.read(image)
-            self._numbers[identity] = len(self._placeholders)
-            self._placeholders.append(read.placeholder)
-            self._tiles.append(reader.tiles([read.tensors], device)["pixel_values"].to(self._model.dtype))
-        return self._numbers[identity]
+    def _number(self, images: Sequence[Image.Image], read: Sequence[ReadImage | None]) -> None:
+        """Give new images their numbers, and make their tiles together. read: what is read already."""
+        reader, device = self._reader, self._model.device
+        read = [known or reader.read(image) for image, known in zip(images, read, strict=True)]
+        self._numbers |= zip(map(_identity, images), itertools.count(len(self._placeholders)))
+        self._placeholders += [each.placeholder for each in read]
+        for part in encoded_at_once([each.values for each in read], device):
+            tiles = reader.tiles([each.tensors for each in read[part]], device)["pixel_values"].to(self._model.dtype)
+            self._tiles += tiles.split([each.values // tiles[0].numel() for each in read[part]])
 
     def _get_image_features(
         self, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any

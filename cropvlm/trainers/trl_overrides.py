@@ -148,15 +148,11 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     # (`shuffle_sequence_dict`, `split_tensor_dict`), and on a prompt's completions standing in a row in it.
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(self.shared_images.open(inputs))
-        if self.group == 1:
-            return batch
         # One row per group (prompts, G, ...), for TRL to shuffle and split. Every prompt has one image.
         del batch["num_images"]
         return {key: value.unflatten(0, (-1, self.group)) if value.ndim else value for key, value in batch.items()}
 
     def _micro_step(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if self.group == 1:
-            return inputs
         inputs = {key: value.flatten(0, 1) if value.ndim else value for key, value in inputs.items()}
         return {**inputs, "num_images": [1] * len(inputs["prompt_ids"])}
 
