@@ -62,10 +62,6 @@ RECORDED = ("num_train_epochs", "max_steps", "learning_rate", "lora_r", "lora_al
 UNLESS_GIVEN = ("crop_cost",)  # settings that are left out where nothing was given
 
 
-class DifferentRun(UserError):
-    """A checkpoint or a finished model comes from a run with other settings."""
-
-
 def given(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those of `UNLESS_GIVEN` for which nothing was given."""
     return {name: value for name, value in settings.items() if value is not None or name not in UNLESS_GIVEN}
@@ -82,7 +78,8 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     kept = {name: value for name, value in settings.items() if not any(names.match(name) for names in left_out)}
     contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
     settings = json.loads(json.dumps(kept, default=str))
-    training = {"stage": "GRPO" if hasattr(policy, "reward") else "SFT", "reward": getattr(policy, "reward", None)}
+    reward = getattr(policy, "reward", None)
+    training = {"stage": "GRPO" if reward else "SFT", "reward": reward}
     training |= {"longest_edge": policy.longest_edge, "seed": args.seed, "base": policy.base_model}
     training |= {"need": need} if (need := need_learnt(policy)) else {}
     training["settings"] = {name: settings[name] for name in RECORDED if name in settings}
@@ -112,16 +109,15 @@ def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str,
         return run | {"settings": settings}
     checksum = rows_checksum(rows)
     training = {"sources": sources_of(path, rows), "rows": len(rows), "rows_checksum": checksum}
-    training |= {"saved_rows": saved_rows(path)}
-    contents = run["contents"] | {"dataset_path": checksum}
-    return run | {"settings": settings, "contents": contents, "training": run.get("training", {}) | training}
+    training = run["training"] | training | {"saved_rows": saved_rows(path)}
+    return {"settings": settings, "contents": run["contents"] | {"dataset_path": checksum}, "training": training}
 
 
 def add_steps(run: dict[str, dict], state: TrainerState, seconds: float = 0.0) -> dict[str, dict]:
     """Return the description of a run with the steps done and planned, and the seconds that those done took."""
     steps = {"steps": state.global_step, "planned_steps": state.max_steps}
     steps |= {"seconds": round(seconds, 1), "gpu": library_versions().get("gpu")}
-    return run | {"training": run.get("training", {}) | steps}
+    return run | {"training": run["training"] | steps}
 
 
 def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
@@ -132,11 +128,11 @@ def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
 
 
 def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict]) -> None:
-    """Raise `DifferentRun` where two runs differ. folder: what the other run has left."""
+    """Raise `UserError` where two runs differ. folder: what the other run has left."""
     if found := differences(theirs, ours):
         shown = listed(found, limit=5, length=300, separator="; ")
         remedy = "repeat that run's settings, name another output folder, or start anew without resuming"
-        raise DifferentRun(f"{folder} comes from a run with other settings ({shown}); {remedy}")
+        raise UserError(f"{folder} comes from a run with other settings ({shown}); {remedy}")
 
 
 def write_record(folder: Path, run: dict[str, dict], files: Iterable[Path]) -> None:
@@ -149,8 +145,7 @@ def read_record(folder: Path) -> dict[str, dict] | None:
     try:
         record = json.loads((folder / RECORD).read_text())
         whole = all(file_checksum(folder / file) == checksum for file, checksum in record["files"].items())
-        described = all(record[part] and isinstance(record[part], dict) for part in ("settings", "contents"))
-        return record if whole and described else None
+        return record if whole and record["settings"] and record["contents"] else None
     except Exception:  # whatever a damaged file holds, such as lists nested a thousand deep
         return None
 
@@ -207,7 +202,7 @@ class CheckpointRecorder(TrainerCallback):
 def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict] | None:
     """Return the newest whole checkpoint of `run` in a folder and its record; None, with a warning, without one.
 
-    Raises `DifferentRun` where all whole checkpoints there are of runs with other settings.
+    Raises `UserError` where all whole checkpoints there are of runs with other settings.
     """
     matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*")]
     other = None

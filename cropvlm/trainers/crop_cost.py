@@ -6,6 +6,7 @@ what crops gain, not by its mean, and a group without one `Not needed.` learns n
 """
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,14 +52,12 @@ class CollapseWarning:
     """Tells once that the policy has decided all rows alike for `STEPS` steps."""
 
     def __init__(self):
-        self.decision, self.steps, self.told = None, 0, False
+        self.steps, self.told = deque(maxlen=STEPS), False
 
     def __call__(self, not_needed: Sequence[float]) -> None:
         """not_needed: 0 or 1 for each completion of a step."""
-        share = sum(not_needed) / len(not_needed)
-        self.steps = self.steps + 1 if share == self.decision else 1
-        self.decision = share
-        if share in (0, 1) and self.steps >= STEPS and not self.told:
+        self.steps.append(set(not_needed))
+        if self.steps.count({not_needed[0]}) == STEPS and not self.told:
             self.told = True
-            asked = "always asks for a crop; raise" if share == 0 else "never asks for a crop; lower"
+            asked = "never asks for a crop; lower" if not_needed[0] else "always asks for a crop; raise"
             logger.warning("for %d steps the policy %s --crop_cost, or begin with SFT on labelled rows", STEPS, asked)

@@ -34,8 +34,11 @@ class FirstStep(TrainerCallback):
 
 
 @contextlib.contextmanager
-def told_in_one_line(args: TrainingArguments) -> Iterator[None]:
-    """Raise `UserError` for what the libraries say of full disks and memory, whichever library has met that."""
+def told_in_one_line(args: TrainingArguments, first_step: FirstStep | None = None) -> Iterator[None]:
+    """Raise `UserError` for what the libraries say of full disks and memory, whichever library has met that.
+
+    first_step: until it has been taken, any other error is what TRL, transformers or a package says of a setting.
+    """
     try:
         yield
     except Exception as error:
@@ -48,16 +51,7 @@ def told_in_one_line(args: TrainingArguments) -> Iterator[None]:
             if any(word in text for word in words):
                 values = {"size": args.per_device_train_batch_size, "output": args.output_dir}
                 raise UserError(f"{message.format(**values)} ({one_line(error)})") from error
-        raise
-
-
-@contextlib.contextmanager
-def settings_refused(first_step: FirstStep) -> Iterator[None]:
-    """Raise `UserError` for what TRL, transformers or a package raises before the first step has been taken."""
-    try:
-        yield
-    except Exception as error:
-        if first_step.taken or isinstance(error, UserError):
+        if first_step is None or first_step.taken:
             raise
         seen = f"these settings cannot be trained with ({one_line(error)})"
         raise UserError(f"{seen}; --log_level debug shows where") from error

@@ -40,10 +40,9 @@ def settle_hardware(args: TrainingArguments) -> None:
     """
     num_processes()  # raises where the environment speaks of several processes, but not as a launcher does
     alone = not os.environ.keys() & {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
-    for name in ("RANK", "LOCAL_RANK"):
-        if name in os.environ and alone:
-            seen = f"{name} is set in the environment but WORLD_SIZE is not"
-            raise UserError(f"{seen}: unset it, or for two processes on the CPU: {LAUNCH}")
+    if alone and (left := [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]):
+        seen = f"{left[0]} is set in the environment but WORLD_SIZE is not"
+        raise UserError(f"{seen}: unset it, or for two processes on the CPU: {LAUNCH}")
     if not torch.accelerator.is_available():
         # Without GPUs, processes find one another only where the CPU was asked for: else each would train alone.
         args.use_cpu = args.use_cpu or "LOCAL_RANK" in os.environ
@@ -61,9 +60,3 @@ def start_logging(args: TrainingArguments, policy: Any) -> None:
         logging.getLogger("cropvlm").setLevel(logging.DEBUG)
     logger.info("%s: %s", type(policy).__name__, vars(policy))
     logger.info("%s: %s", type(args).__name__, args.to_dict())
-
-
-def hide_hub_token(args: TrainingArguments) -> None:
-    """Move the Hub token to where only the Hub's client looks: transformers pickles its arguments into checkpoints."""
-    if args.hub_token:
-        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None

@@ -19,7 +19,7 @@ from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import open_to_group
 from cropvlm.runs.provenance import library_versions
 from cropvlm.trainers.checkpoints import RECORD, given, need_learnt, write_record
-from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype
+from cropvlm.trainers.settings import TrainerArguments
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,8 @@ def _listed(values: dict[str, Any]) -> str:
     return "\n".join(f"- {key}: {value}" for key, value in values.items()) or "- none"
 
 
-def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict]) -> None:
-    """Put adapter (or model), processor, card, merged model and record into the output folder, whole or not at all."""
+def save_result(trainer: Trainer, run: dict[str, dict]) -> None:
+    """Put adapter (or model), processor, card and record into the output folder, whole or not at all."""
     folder = Path(trainer.args.output_dir)
     new = folder / UNFINISHED
     if "ref" in getattr(trainer.model, "peft_config", {}):
@@ -127,49 +127,37 @@ def save_result(trainer: Trainer, policy: PolicyArguments, run: dict[str, dict])
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         save_card(trainer, new, folder.absolute().name)
-        if policy.merge:
-            merge(new, new / MERGED, frozen_dtype(trainer.args))
         _put_in_place(new, folder, run)
 
 
 def _put_in_place(new: Path, folder: Path, run: dict[str, dict]) -> None:
     """Replace the result in `folder` by the one in `new`."""
     open_to_group(new)
-    # Not the card, which a user may edit, nor the merged model, which can be made again.
-    files = [Path(file.name) for file in new.iterdir() if file.is_file() and file.name != "README.md"]
-    forget_result(folder)
+    (folder / RECORD).unlink(missing_ok=True)  # until the new one is whole, this run is not finished
     for pattern in (*WEIGHTS, *CONFIGS):  # an adapter may replace a whole model, or the other way round
         for old in folder.glob(pattern):
             old.unlink()
-    if (folder / MERGED).exists():
-        (folder / MERGED).rename(new / "replaced")
     weights = sorted(path for pattern in WEIGHTS for path in new.glob(pattern))  # an index comes after its shards
-    others = [path for path in new.iterdir() if path not in weights and path.name != "replaced"]
+    others = [path for path in new.iterdir() if path not in weights]
+    if (folder / MERGED).exists():
+        (folder / MERGED).rename(new / MERGED)
     for path in (*others, *weights):
         path.replace(folder / path.name)
     shutil.rmtree(new)
-    write_record(folder, run, files)
-
-
-def forget_result(folder: Path) -> None:
-    """Mark the result in a folder, if there is one, as not finished."""
-    (folder / RECORD).unlink(missing_ok=True)
+    # Without the card, which a user may edit.
+    write_record(folder, run, (Path(path.name) for path in (*others, *weights) if path.name != "README.md"))
 
 
 def add_merged(folder: Path, dtype: Any) -> None:
-    """Write the merged model of a finished adapter to `folder/merged` unless it is there."""
+    """Write a finished adapter, merged into its base, with its processor to `folder/merged` unless it is there."""
+    new = folder / UNFINISHED
     if not (folder / MERGED).exists():
-        new = folder / UNFINISHED
         shutil.rmtree(new, ignore_errors=True)
-        merge(folder, new, dtype)
+        load_model(str(folder), device="cpu", dtype=dtype).save_pretrained(new)
+        load_processor(str(folder)).save_pretrained(new)
+        open_to_group(new)
         new.rename(folder / MERGED)
-
-
-def merge(adapter: Path, merged: Path, dtype: Any) -> None:
-    """Write the adapter in one folder, merged into its base, to another, with its processor."""
-    load_model(str(adapter), device="cpu", dtype=dtype).save_pretrained(merged)
-    load_processor(str(adapter)).save_pretrained(merged)
-    logger.info("merged model written")
+        logger.info("merged model written")
 
 
 def create_repo(args: TrainingArguments) -> str:

@@ -100,18 +100,14 @@ class PolicyArguments:
         from cropvlm.models.tokens import stop_token_ids
 
         model = load_policy(self.base_model, self.lora_config(), dtype, self.attn_implementation)
-        if is_adapter(self.base_model):
-            self._keep_lora_of(model.peft_config["default"])
+        if is_adapter(self.base_model):  # the flags are of a fresh one, and the model card lists what was trained
+            adapter = model.peft_config["default"]
+            own = {"lora_r": adapter.r, "lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
+            if differing := [f"{name} {value}" for name, value in own.items() if value != getattr(self, name)]:
+                logger.warning("%s is an adapter, which keeps its own %s", self.base_model, ", ".join(differing))
+            vars(self).update(own)
         model.generation_config.eos_token_id = stop_token_ids(model, processor)
         return model
-
-    def _keep_lora_of(self, adapter: Any) -> None:
-        """Take over the settings of the adapter that is trained on, for the model card; say so where flags differ."""
-        names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
-        own = {name: getattr(adapter, key) for name, key in names.items()}
-        if differing := [f"{name} {value}" for name, value in own.items() if value != getattr(self, name)]:
-            logger.warning("%s is an adapter, which keeps its own %s", self.base_model, ", ".join(differing))
-        vars(self).update(own)
 
     def load_answerer(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
         """The frozen reward VLM, which also answers held-out questions, and its processor."""
@@ -141,11 +137,7 @@ class TrainerArguments(Schedule):
                 raise UserError(f"--warmup_ratio {self.warmup_ratio}: --warmup_steps says it already; leave one out")
             self.warmup_steps = self.warmup_ratio
         if self.remove_unused_columns:
-            raise UserError(
-                "--remove_unused_columns True: rows are made of columns that TRL does not use; leave it out"
-            )
-        if self.train_sampling_strategy == "group_by_length":
-            raise UserError("--train_sampling_strategy group_by_length: rows have no length; leave it out")
+            raise UserError("--remove_unused_columns True: TRL would drop columns that rows are made of; leave it out")
         settle_hardware(self)
         if self.eval_dataset_path is not None:
             if self.eval_strategy == "no":
@@ -161,19 +153,14 @@ class TrainerArguments(Schedule):
 
     def _read_micro_batch_size(self) -> None:
         """Make a number of it unless it is "auto"; in GRPO whole groups, which share their image."""
-        group = getattr(self, "num_generations", 1)
         try:
-            self.micro_batch_size = batch_size(str(self.micro_batch_size))
+            size = self.micro_batch_size = batch_size(str(self.micro_batch_size))
         except argparse.ArgumentTypeError as error:
             raise UserError(f"--micro_batch_size {error}") from error
-        if (
-            self.micro_batch_size != "auto"
-            and self.per_device_train_batch_size % group == 0 != self.micro_batch_size % group
-        ):
-            raise UserError(
-                f"--micro_batch_size {self.micro_batch_size}: the completions of a prompt share its image; "
-                f"expected a multiple of --num_generations {group}"
-            )
+        group = getattr(self, "num_generations", 1)
+        if size != "auto" and self.per_device_train_batch_size % group == 0 != size % group:
+            seen = f"--micro_batch_size {size}: the completions of a prompt share its image"
+            raise UserError(f"{seen}; expected a multiple of --num_generations {group}")
 
 
 def frozen_dtype(args: TrainingArguments) -> torch.dtype:
@@ -192,14 +179,11 @@ class Parser(TrlParser):
         bases = [base for each in types for base in each.__mro__ if base.__module__.split(".")[0] not in LIBRARIES]
         own = {name for base in bases for name in vars(base).get("__annotations__", {})}
         for action in self._actions:
-            positive = not action.option_strings[0].startswith("--no_")
             if action.dest in {"help", "config", "help_all"}:
                 continue
-            if not everything and not (action.dest in own and positive):
-                action.help = argparse.SUPPRESS
-                continue
+            shown = action.dest in own and not action.option_strings[0].startswith("--no_")
             default = "" if action.default in (None, "") else "(default: %(default)s)"
-            action.help = f"{action.help or ''} {default}".strip()
+            action.help = f"{action.help or ''} {default}".strip() if shown or everything else argparse.SUPPRESS
             action.metavar = None if action.choices else "VALUE"
 
     def error(self, message: str) -> typing.NoReturn:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from cropvlm.runs.files import lock, write_text
 from cropvlm.runs.provenance import rows_changed
 from cropvlm.trainers.checkpoints import (
     MODELS,
+    RECORD,
     CheckpointRecorder,
-    DifferentRun,
     add_rows,
     check_same_run,
     describe_run,
@@ -23,9 +24,9 @@ from cropvlm.trainers.checkpoints import (
     newest_checkpoint,
     read_record,
 )
-from cropvlm.trainers.failures import FirstStep, settings_refused, told_in_one_line
-from cropvlm.trainers.hardware import hide_hub_token, start_logging
-from cropvlm.trainers.results import add_merged, create_repo, forget_result, push, save_result
+from cropvlm.trainers.failures import FirstStep, told_in_one_line
+from cropvlm.trainers.hardware import start_logging
+from cropvlm.trainers.results import add_merged, create_repo, push, save_result
 from cropvlm.trainers.settings import PolicyArguments, frozen_dtype
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def train(args: TrainingArguments, policy: PolicyArguments, make_trainer: Callab
     Raises `UserError` where the output folder cannot be written, is in use or holds what the run reads, the run to
     resume had other settings, these cannot be trained with, memory or disk do not do, or the result cannot be pushed.
     """
-    hide_hub_token(args)
+    if args.hub_token:  # only the Hub's client looks for it there: transformers pickles its arguments into checkpoints
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     start_logging(args, policy)
     folder = Path(args.output_dir)
     check_apart(folder, args, policy)
@@ -73,14 +75,14 @@ def check_apart(folder: Path, args: TrainingArguments, policy: PolicyArguments) 
 
 
 def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str, dict]) -> bool:
-    """Whether the run is to be resumed and has left its result; `DifferentRun` where another run's result is there."""
+    """Whether the run is to be resumed and has left its result; `UserError` where another run's result is there."""
     folder = Path(args.output_dir)
     record = read_record(folder) if resumes(args) is True else None
     if record:
         check_same_run(folder, record, add_rows(run, policy.dataset_path, None))
         if rows_changed(record.get("training", {}), policy.dataset_path):
             told = f"{folder} was trained on other rows than {policy.dataset_path} now holds"
-            raise DifferentRun(f"{told}; name another output folder, or start anew without resuming")
+            raise UserError(f"{told}; name another output folder, or start anew without resuming")
         logger.warning("%s: finished before", folder)
     return record is not None
 
@@ -104,7 +106,7 @@ def train_unfinished(
         found = newest_checkpoint(args.output_dir, run) if wanted else None
     set_seed(args.seed)  # a fresh adapter's weights are drawn before the trainer seeds
     first_step = FirstStep()
-    with settings_refused(first_step), told_in_one_line(args):
+    with told_in_one_line(args, first_step):
         trainer = make_trainer(args, policy)
         run = add_rows(run, policy.dataset_path, trainer.train_dataset)
         if found:
@@ -114,7 +116,7 @@ def train_unfinished(
         trainer.add_callback(first_step)
         trainer.accelerator.wait_for_everyone()  # until all have looked at what the folder holds
         if args.process_index == 0:
-            forget_result(Path(args.output_dir))
+            (Path(args.output_dir) / RECORD).unlink(missing_ok=True)  # from now on, no result of this run is there
             write_text(Path(args.output_dir) / BASE_NOTE, f"{policy.base_model}\n")  # for those who resume
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-    save_result(trainer, policy, recorder.described(trainer.state))
+    save_result(trainer, recorder.described(trainer.state))

@@ -66,7 +66,7 @@ def test_a_collapse_is_told_once(caplog):
         warning([0, 0, 0])
     warning([0, 1, 0])
     for _ in range(STEPS):
-        warning([0.5])  # undecided, not collapsed
+        warning([0, 1])  # undecided, not collapsed
     assert caplog.text == ""
     for _ in range(3 * STEPS):
         warning([1, 1, 1])

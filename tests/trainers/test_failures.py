@@ -61,6 +61,7 @@ def run_stage(stage, model, data, folder, **options):
         ("sft", {"padding_free": True}, "Padding-free training is yet not supported"),  # TRL's trainer refuses
         ("sft", {"lr_scheduler_kwargs": '{"foo": 1}'}, "unexpected keyword argument 'foo'"),  # transformers, in train()
         ("sft", {"attn_implementation": "flash_attention_2"}, "package for FlashAttention2"),  # the model
+        ("sft", {"train_sampling_strategy": "group_by_length"}, "infer lengths"),  # the sampler
         ("sft", {"pad_to_multiple_of": 8}, "multiple of a value"),  # the collator, at the first batch
         ("grpo", {"reward_weights": [1.0, 2.0, 3.0]}, "must match number of reward functions"),
         ("grpo", {"loss_type": "foo"}, "Unknown loss type: foo"),  # at the first loss

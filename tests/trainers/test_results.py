@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+import torch
 from huggingface_hub import HfApi
 from kills import run_forked
 from trainers import make_grpo_trainer
@@ -17,21 +18,19 @@ from cropvlm.trainers import results as saving
 from cropvlm.trainers.checkpoints import RECORD, read_record, write_record
 from cropvlm.trainers.settings import PolicyArguments
 
-RUN = {"settings": {"seed": 1}, "contents": {"base_model": "checksum"}}
-OTHER = {"settings": {"seed": 0}, "contents": {"base_model": "checksum"}}
+RUN = {"settings": {"seed": 1}, "contents": {"base_model": "checksum"}, "training": {}}
+OTHER = RUN | {"settings": {"seed": 0}}
 
 
 @pytest.fixture(scope="module")
-def sft(tiny_smolvlm, tiny_world, tmp_path_factory):
-    """An SFT trainer that has yet to be trained, and its policy's arguments, with a merged model."""
+def trainer(tiny_smolvlm, tiny_world, tmp_path_factory):
+    """An SFT trainer that has yet to be trained."""
     rows = datasets.load_from_disk(str(tiny_world))["train"]
     data, output = (tmp_path_factory.mktemp(name) for name in ("data", "output"))
     rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(data))
-    policy = PolicyArguments(
-        base_model=str(tiny_smolvlm), dataset_path=str(data), longest_edge=64, lora_r=4, merge=True
-    )
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(data), longest_edge=64, lora_r=4)
     args = train_sft.SFTArguments(output_dir=str(output), report_to="none", use_cpu=True)
-    return train_sft.make_trainer(args, policy), policy
+    return train_sft.make_trainer(args, policy)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,6 +40,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
+def save_and_merge(trainer, folder: Path) -> None:
+    saving.save_result(trainer, RUN)
+    saving.add_merged(folder, torch.float32)
+
+
 def loads(folder: Path) -> bool:
     """Whether a loader would take the folder for a model, of one kind or the other."""
     return any((folder / name).exists() for name in ("adapter_model.safetensors", "model.safetensors"))
@@ -48,16 +52,15 @@ def loads(folder: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", ["nothing", "the result of another run and a half one"])
-def test_a_result_is_whole_wherever_its_saving_is_killed(before, sft, tmp_path, monkeypatch):
+def test_a_result_is_whole_wherever_its_saving_is_killed(before, trainer, tmp_path, monkeypatch):
     """At each of its file-system events: not finished, and saved again then; or finished, and whole.
 
     Whoever loads the folder in between finds the one model or the other, or none.
     """
-    trainer, policy = sft
 
     def save(folder: Path, kill_at: int | None = None) -> tuple[int, int]:
         monkeypatch.setattr(trainer.args, "output_dir", str(folder))
-        return run_forked(lambda: saving.save_result(trainer, policy, RUN), kill_at)
+        return run_forked(lambda: save_and_merge(trainer, folder), kill_at)
 
     def prepare(folder: Path) -> Path:
         folder.mkdir()
@@ -75,6 +78,7 @@ def test_a_result_is_whole_wherever_its_saving_is_killed(before, sft, tmp_path, 
     whole = contents(expected)
     assert {"adapter_model.safetensors", "adapter_config.json", "merged/model.safetensors"} <= whole.keys()
     assert read_record(expected)["settings"] == RUN["settings"]
+    unmerged = {name: content for name, content in whole.items() if not name.startswith("merged/")}
     points = save(prepare(tmp_path / "count"))[1]
     assert points > 20
     assert contents(tmp_path / "count") == whole
@@ -82,12 +86,12 @@ def test_a_result_is_whole_wherever_its_saving_is_killed(before, sft, tmp_path, 
         folder = prepare(tmp_path / f"killed-{point}")
         assert save(folder, point)[0] == -signal.SIGKILL
         record = read_record(folder)
-        if record is not None and record["settings"] == RUN["settings"]:
-            assert contents(folder) == whole, point
-        if loads(folder) and (folder / "adapter_model.safetensors").read_bytes() == whole["adapter_model.safetensors"]:
+        finished = record is not None and record["settings"] == RUN["settings"]
+        weights = whole["adapter_model.safetensors"]
+        if finished or (loads(folder) and (folder / "adapter_model.safetensors").read_bytes() == weights):
             held = contents(folder)
-            assert {name: held.get(name) for name in whole} == whole, point
-        if (folder / "merged").exists() and before == "nothing":
+            assert {name: held.get(name) for name in unmerged} == unmerged, point
+        if (folder / "merged").exists() and (finished or before == "nothing"):
             merged = {name: held for name, held in contents(folder).items() if name.startswith("merged/")}
             assert merged == {name: held for name, held in whole.items() if name.startswith("merged/")}, point
         if point % 5 == 0:
@@ -114,16 +118,15 @@ def test_a_whole_model_takes_the_place_of_an_adapter(tmp_path):
     assert read_record(tmp_path)["files"].keys() == set(new)
 
 
-def test_the_merged_model_and_the_card_may_go_or_change(sft, tmp_path, monkeypatch):
+def test_the_merged_model_and_the_card_may_go_or_change(trainer, tmp_path, monkeypatch):
     """The one can be made again, the other is edited on the Hub."""
-    trainer, policy = sft
     monkeypatch.setattr(trainer.args, "output_dir", str(tmp_path))
-    saving.save_result(trainer, policy, RUN)
+    save_and_merge(trainer, tmp_path)
     merged = contents(tmp_path / "merged")
     (tmp_path / "README.md").write_text("edited")
     shutil.rmtree(tmp_path / "merged")
     assert read_record(tmp_path) is not None
-    saving.add_merged(tmp_path, saving.frozen_dtype(trainer.args))
+    saving.add_merged(tmp_path, torch.float32)
     assert contents(tmp_path / "merged") == merged
     assert not (tmp_path / saving.UNFINISHED).exists()
 
@@ -131,7 +134,7 @@ def test_the_merged_model_and_the_card_may_go_or_change(sft, tmp_path, monkeypat
 def test_the_frozen_copy_of_the_sft_adapter_is_not_saved(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     trainer = make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
     assert "ref" in trainer.model.peft_config
-    saving.save_result(trainer, trainer.policy_arguments, RUN)
+    saving.save_result(trainer, RUN)
     assert not list(tmp_path.rglob("ref"))
 
 
