@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from huggingface_hub import HfApi
 from kills import run_forked
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from cropvlm import rewards
 from cropvlm.errors import UserError
@@ -28,27 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RESUME = ["--resume_from_checkpoint", "True"]
 
 
-class Kill(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def length_reward(completions, **columns):
     """Random weights write no boxes, and without a spread of rewards GRPO would not move."""
     return [len(completion_text(completion)) / 10 for completion in completions]
 
 
-def train(script: str, flags: list, kill_at: int | None = None) -> None:
-    """Run a training script in this process; SIGKILL it once `kill_at` steps are done."""
+def train(script: str, flags: list) -> None:
+    """Run a training script in this process."""
     module = importlib.import_module(script)
     rewards.validity_reward = length_reward
-    begin = Trainer.train
-    if kill_at is not None:
-        Trainer.train = lambda self, **options: self.add_callback(Kill(kill_at)) or begin(self, **options)
     sys.argv = [f"{script}.py", *map(str, flags)]
     module.main()
 
@@ -94,41 +81,6 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    script, tiny_smolvlm, tiny_world, boxed_world, tmp_path, unchanged
-):
-    flags = ["--base_model", tiny_smolvlm, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_r", 4]
-    flags += ["--eval_dataset_path", tiny_world, "--eval_split", "test", "--eval_max_samples", 2]
-    flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
-    flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
-    if script == "train_grpo":
-        flags += GRPO
-    flags += ["--gradient_accumulation_steps", 2, "--disable_tqdm", True, "--output_dir"]
-    flags = list(map(str, flags))
-
-    train(script, [*flags, str(tmp_path / "undisturbed")])
-    killed = [sys.executable, __file__, script, "3", *flags, str(tmp_path / "killed")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(killed, env=environment, cwd=ROOT).returncode == -signal.SIGKILL
-    # Killed once more while the next checkpoint was being written: its last file is missing.
-    shutil.copytree(tmp_path / "killed" / "checkpoint-2", tmp_path / "killed" / "checkpoint-3")
-    (tmp_path / "killed" / "checkpoint-3" / RECORD).unlink()
-    train(script, [*flags, str(tmp_path / "killed"), *RESUME])
-
-    names = ["undisturbed", "killed", "killed/checkpoint-2"]
-    undisturbed, resumed, halfway = (load_file(tmp_path / name / "adapter_model.safetensors") for name in names)
-    assert undisturbed.keys() == resumed.keys()
-    for name, weight in undisturbed.items():
-        assert torch.allclose(resumed[name], weight, rtol=0, atol=1e-6), name
-    states = [json.loads((tmp_path / name / "checkpoint-4" / "trainer_state.json").read_text()) for name in names[:2]]
-    measured = [[entry for entry in state["log_history"] if "eval_accuracy" in entry] for state in states]
-    assert [entry["step"] for entry in measured[0]] == [2, 4]
-    assert measured[0] == measured[1]
-    assert any((halfway[name] - weight).abs().max() > 1e-4 for name, weight in undisturbed.items())
-
-
 GRPO = ["--num_generations", 3, "--per_device_train_batch_size", 3, "--max_completion_length", 8]
 
 
@@ -160,37 +112,6 @@ def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "damage"), [("optimizer.pt", "cut"), (RECORD, "missing")])
-def test_a_damaged_newest_checkpoint_makes_no_difference(name, damage, flags, finished, tmp_path, unchanged, caplog):
-    folder = copy(finished, tmp_path / "run", "adapter_*", RECORD)
-    file = folder / "checkpoint-4" / name
-    content = file.read_bytes()
-    file.unlink()
-    if damage == "cut":
-        file.write_bytes(content[: len(content) // 2])
-    train("train_sft", [*flags, "--output_dir", folder, *RESUME])
-    assert f"{folder / 'checkpoint-4'} is damaged, incomplete or no place to resume from" in caplog.text
-    assert f"resuming from {folder / 'checkpoint-2'}" in caplog.text
-    assert weights(folder) == weights(finished)
-
-
-@pytest.mark.slow
-def test_grpo_resumes_where_no_completions_are_left(tiny_smolvlm, tiny_world, sft_adapter, tmp_path, unchanged, caplog):
-    """Each generation is trained on in two steps: a checkpoint after the third lacks the completions of one."""
-    flags = ["--base_model", sft_adapter, "--dataset_path", tiny_world, "--longest_edge", 64, "--vqa_longest_edge", 64]
-    flags += ["--vqa_model", tiny_smolvlm, "--max_steps", 4, "--save_steps", 1, "--learning_rate", 1e-3]
-    flags += ["--num_generations", 3, "--per_device_train_batch_size", 3, "--max_completion_length", 8]
-    flags += ["--num_iterations", 2, "--gradient_accumulation_steps", 2, "--split", "train"]
-    flags += ["--report_to", "none", "--use_cpu", True, "--disable_tqdm", True]
-    train("train_grpo", [*flags, "--output_dir", tmp_path / "undisturbed"])
-    folder = copy(tmp_path / "undisturbed", tmp_path / "run", "adapter_*", "checkpoint-4")
-    train("train_grpo", [*flags, "--output_dir", folder, *RESUME])
-    assert f"resuming from {folder / 'checkpoint-2'}" in caplog.text
-    assert weights(folder) == weights(tmp_path / "undisturbed")
-    assert weights(folder) != weights(folder / "checkpoint-2")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
 def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter, boxed_world, tmp_path, unchanged):
     """How much goes through the model at once may change on the way: the weights are the same but for rounding."""
@@ -212,14 +133,6 @@ def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter,
     for name, weight in undisturbed.items():
         assert torch.allclose(resumed[name], weight, rtol=0, atol=1e-5), name
     assert any((halfway[name] - weight).abs().max() > 1e-4 for name, weight in undisturbed.items())
-
-
-@pytest.mark.slow
-def test_without_any_whole_checkpoint_it_starts_anew(flags, finished, tmp_path, unchanged, caplog):
-    folder = copy(finished, tmp_path / "run", "adapter_*", "checkpoint-*/optimizer.pt")
-    train("train_sft", [*flags, "--output_dir", folder, *RESUME])
-    assert f"no whole checkpoint in {folder}: starting anew" in caplog.text
-    assert weights(folder) == weights(finished)
 
 
 @pytest.mark.slow
@@ -344,7 +257,3 @@ def test_the_hub_gets_the_result_and_no_file_or_log_the_token(flags, tmp_path, u
     holding = [path for path in folder.rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]
     assert holding == []
     assert "hf_SECRET" not in caplog.text + "".join(capfd.readouterr())
-
-
-if __name__ == "__main__":
-    train(sys.argv[1], sys.argv[3:], kill_at=int(sys.argv[2]))

@@ -6,28 +6,14 @@ import sys
 import pytest
 import torch
 from datasets import load_from_disk
-from PIL import Image
-from published import hrbench
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import make_grpo_trainer as make_trainer
 
 import train_grpo
-import train_sft
 from cropvlm import modeling
-from cropvlm.data.images import open_image
-from cropvlm.data.rows import load_rows
 from cropvlm.encoding import prepare
 from cropvlm.errors import UserError
-from cropvlm.prompts import cropper_messages
 from cropvlm.trainers import trl_overrides
-from cropvlm.trainers.images import ReadAhead
-from cropvlm.trainers.training_data import (
-    load_training_rows,
-    open_training_image,
-    prompt_completion_rows,
-    prompt_rows,
-)
 
 
 def flags_for(model, vqa_model, data, output):
@@ -60,16 +46,6 @@ def test_defaults_are_the_papers(tmp_path):
     assert (policy.reward, policy.vqa_longest_edge) == ("likelihood", 512)
 
 
-def test_a_group_shares_one_decoded_image(tiny_world):
-    rows = prompt_rows(load_rows(tiny_world, "train"), "<image>")
-    first, same, other = rows.__getitems__([0, 0, 1])
-    assert first["prompt"] == cropper_messages(first["question"])
-    assert len(first["answers"]) == 10
-    opened = ReadAhead(open_training_image).results([first, same, other])
-    assert opened[first["question_id"]].size == open_image(first["image"]).size
-    assert opened.keys() == {first["question_id"], other["question_id"]}
-
-
 def test_a_question_and_an_answer_may_hold_an_image_placeholder(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     """In neither does it stand for an image: the prompt has the one image's token, and a whole step goes through."""
     rows = load_from_disk(str(tiny_world))["train"].remove_columns(["question", "answers"]).select(range(2))
@@ -82,21 +58,6 @@ def test_a_question_and_an_answer_may_hold_an_image_placeholder(sft_adapter, tin
     assert texts == ["Where is the ?", "Is   a tag?"]
     assert trainer.train_dataset[0]["question"] == "Where is the <image>?"
     trainer.train()
-
-
-@pytest.mark.parametrize("module", [train_grpo, train_sft])
-def test_rows_with_base64_images_can_be_trained_on(module, tiny_smolvlm, tmp_path):
-    """HR-Bench's are, and are decoded when a row is read."""
-    hrbench().add_column("bbox", [[1, 2, 3, 4]] * 2).save_to_disk(tmp_path / "data")
-    if module is train_sft:
-        rows = load_training_rows(str(tmp_path / "data"), None, None, "bbox")
-        rows = list(prompt_completion_rows(rows, modeling.load_processor(str(tiny_smolvlm), 64)))
-    else:
-        rows = load_training_rows(str(tmp_path / "data"), None, None, "answers")
-        opened = ReadAhead(open_training_image).results(list(prompt_rows(rows, "<image>")))
-        rows = [{"image": image} for image in opened.values()]
-    assert len(rows) == 2
-    assert all(isinstance(row["image"], Image.Image) for row in rows)
 
 
 def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
@@ -178,22 +139,6 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
         run_main(monkeypatch, *flags, *another)
 
 
-@pytest.mark.slow
-def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """Policy and reference are what the checkpoint holds, which is not what its run started from."""
-    options = {"max_steps": 1, "save_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3}
-    first = make_trainer(tmp_path / "first", sft_adapter, tiny_world, tiny_smolvlm, **options)
-    first.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
-    first.train()
-    checkpoint = tmp_path / "first" / "checkpoint-1"
-    second = dict(make_trainer(tmp_path / "out", checkpoint, tiny_world, tiny_smolvlm).model.named_parameters())
-    start, saved = (load_file(folder / "adapter_model.safetensors") for folder in (sft_adapter, checkpoint))
-    assert any(not torch.equal(weight, start[name]) for name, weight in saved.items())
-    for name, weight in saved.items():
-        for adapter in ("default", "ref"):
-            assert torch.equal(second[name.removesuffix("weight") + f"{adapter}.weight"], weight), name
-
-
 def test_a_merged_model_gets_a_fresh_adapter(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     merged = tmp_path / "merged"
     modeling.load_model(str(sft_adapter), device="cpu").save_pretrained(merged)
@@ -240,23 +185,6 @@ def test_a_policy_of_another_family_is_refused(tiny_smolvlm, tiny_qwen, tiny_wor
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match="the cropper has to be an Idefics3 or SmolVLM"):
         run_main(monkeypatch, *flags_for(tiny_qwen, tiny_smolvlm, tiny_world, tmp_path))
-
-
-def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, caplog):
-    rows = load_from_disk(str(tiny_world))["train"]
-    answers = [None if i == 2 else row for i, row in enumerate(rows["answers"])]
-    rows = rows.remove_columns("answers").add_column("answers", answers)
-    rows.save_to_disk(str(tmp_path / "data"))
-    trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm)
-    assert len(trainer.train_dataset) == len(rows) - 1
-    assert f"question_id {rows[2]['question_id']}" in caplog.text
-
-
-def test_a_data_set_without_answers_is_refused(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    load_from_disk(str(tiny_world))["train"].remove_columns("answers").save_to_disk(str(tmp_path / "data"))
-    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
-    with pytest.raises(UserError, match="answers"):
-        run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
 
 
 def test_a_process_that_holds_a_part_of_one_group_draws_nothing(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):

@@ -98,12 +98,6 @@ def test_grpo_does_not_start_from_half_a_model(name, others, checkout):
     assert "--base_model models/sft_512 " in call(checkout, "train_grpo.sh", "0", "--lora_r", "8").stdout
 
 
-def test_grpo_starts_from_a_model_of_another_origin(checkout):
-    """Such as a downloaded one, which lacks the records that the trainers write."""
-    make_model(checkout, "sft_512", "adapter_model.safetensors", 20, ("adapter_config.json",))
-    assert "--base_model models/sft_512\n" in call(checkout, "train_grpo.sh", "0").stdout
-
-
 def test_an_empty_note_of_the_base_is_passed_over(checkout):
     (checkout / "models" / "grpo_512").mkdir(parents=True)
     (checkout / "models" / "grpo_512" / "base_model.txt").touch()

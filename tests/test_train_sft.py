@@ -165,11 +165,6 @@ def test_measuring_leaves_the_weights_as_they_are(tiny_smolvlm, boxed_world, tin
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
-def test_merge_needs_an_adapter(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="--merge"):
-        run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path), "--merge", "--use_lora", False)
-
-
 def test_weights_without_lora(tiny_smolvlm, boxed_world, tmp_path, monkeypatch, caplog):
     flags = ["--use_lora", False, "--max_steps", 1, "--warmup_steps", 0]
     run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path), *flags)
@@ -232,6 +227,7 @@ def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
         (["--eval_strategy", "steps"], "--eval_dataset_path"),
         (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
         (["--config", "missing.yaml"], "missing.yaml"),
+        (["--merge", "--use_lora", False], "--merge"),
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_loaded(

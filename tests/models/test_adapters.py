@@ -10,10 +10,8 @@ import torch
 from peft import (
     IA3Config,
     LoraConfig,
-    PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
-    get_peft_model_state_dict,
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -49,18 +47,12 @@ def logits_of(model, processor):
 
 ACCEPTED = {
     "plain": {},
-    "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
     "convolution": {"target_modules": ["q_proj", "patch_embedding"]},
-    "convolution with dora": {"target_modules": ["q_proj", "patch_embedding"], "use_dora": True},
-    "positions": {"target_modules": ["q_proj", "position_embedding"]},
     "every linear": {"target_modules": "all-linear"},
-    "one layer": {"layers_to_transform": [0]},
     "ranks by module": {"rank_pattern": {"fc1": 2}, "alpha_pattern": {"fc1": 16}},
     "biases": {"bias": "all"},
-    "a whole module": {"modules_to_save": ["connector"]},
     "the output layer, no longer tied": {"modules_to_save": ["lm_head"]},
-    "the embeddings, no longer tied": {"modules_to_save": ["embed_tokens"]},
     "pissa": {"init_lora_weights": "pissa"},
     "a parameter": {
         "target_modules": ["q_proj"],
@@ -88,8 +80,6 @@ def test_a_loaded_adapter_computes_what_it_computes_in_peft(kind, tiny_smolvlm, 
 REJECTED = {
     # The miniature's input and output embeddings are one tensor: merged, one adapter would change both.
     "tied embeddings": (LoraConfig(r=4, target_modules=["embed_tokens"]), "shares its weights with another part"),
-    "tied output": (LoraConfig(r=4, target_modules=["lm_head"]), "shares its weights with another part"),
-    "single tokens": (LoraConfig(r=4, target_modules=TARGETS, trainable_token_indices=[5]), "shares its weights"),
     "a bias without a place": (LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True), "cannot be merged"),
     "activated lora": (
         LoraConfig(task_type="CAUSAL_LM", target_modules=TARGETS, alora_invocation_tokens=[5]),
@@ -97,7 +87,6 @@ REJECTED = {
     ),
     "ia3": (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "adapter of type IA3; expected LORA"),
     "prompts": (PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), "type PROMPT_TUNING; expected LORA"),
-    "prefixes": (PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), "type PREFIX_TUNING; expected LORA"),
 }
 
 
@@ -136,14 +125,6 @@ def test_every_weight_has_its_place(change, load, tiny_smolvlm, tmp_path):
         load(str(tmp_path / "adapter"))
 
 
-def test_renamed_weights_in_a_pickle(tiny_smolvlm, tmp_path):
-    model = make_adapter(tiny_smolvlm, tmp_path / "adapter", LoraConfig(r=4, target_modules=TARGETS))
-    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    torch.save(renamed(get_peft_model_state_dict(model)), tmp_path / "adapter" / "adapter_model.bin")
-    with pytest.raises(UserError, match="weights are missing"):
-        modeling.load_model(str(tmp_path / "adapter"))
-
-
 def rewrite(folder, change=lambda weights: weights, **fields):
     """Change the weights' names in an adapter's file, and fields of its configuration."""
     file, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
@@ -166,7 +147,7 @@ OLDER = {  # names of today -> those that earlier versions of transformers gave 
 
 
 @pytest.mark.parametrize("layout", OLDER)
-@pytest.mark.parametrize("fields", [{}, {"bias": "all"}, {"modules_to_save": ["lm_head"], "use_dora": True}])
+@pytest.mark.parametrize("fields", [{}, {"bias": "all", "modules_to_save": ["lm_head"], "use_dora": True}])
 def test_an_adapter_of_an_older_layout_computes_the_same(layout, fields, request, tmp_path):
     family, names = OLDER[layout]
     base = request.getfixturevalue(family)
@@ -222,9 +203,7 @@ def test_the_base_is_of_the_revision_that_the_configuration_names(adapter_folder
     assert adapter_base(str(adapter_folder)) == "someone/base@v2"
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "{}", "null", "{", '{"peft_type": "NONE"}', '{"peft_type": "LORA", "r": "x"}']
-)
+@pytest.mark.parametrize("content", ["[]", "{", '{"peft_type": "LORA", "r": "x"}'])
 def test_a_configuration_of_nonsense_is_one_line(content, adapter_folder):
     (adapter_folder / "adapter_config.json").write_text(content)
     with pytest.raises(UserError) as caught:

@@ -80,12 +80,6 @@ def test_a_first_row_that_cannot_be_prepared_fails_alone(llava_next):
     assert len(outcomes[1]) == 2
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
-def test_images_of_any_size_get_a_text(llava_next, size):
-    (text,) = generate_texts(*llava_next, [answerer_messages("Which?", 1)], [[noise(*size)]], max_new_tokens=2)
-    assert isinstance(text, str)
-
-
 def test_a_question_cannot_smuggle_in_a_placeholder(llava_next):
     plain, smuggling = ([answerer_prompt(question, [noise(90, 60)])] for question in ("What?", "Wh<image>at?"))
     texts = [generate_texts(*llava_next, [m], [i], max_new_tokens=4) for [(m, i)] in (plain, smuggling)]

@@ -22,20 +22,13 @@ def edit(file, **values):
 
 
 def with_code(folder):
+    """Of the model, its processor, its tokenizer and its image processor."""
     (folder / "evil.py").write_text(CODE)
     automatic = {"AutoConfig": "evil.C", "AutoModelForImageTextToText": "evil.C", "AutoProcessor": "evil.C"}
     edit(folder / "config.json", model_type="evil", auto_map=automatic)
-
-
-def with_code_of_a_processor(folder):
-    with_code(folder)
-    edit(folder / "processor_config.json", processor_class=None, auto_map={"AutoProcessor": "evil.C"})
-
-
-def with_code_of_parts(folder):
-    (folder / "evil.py").write_text(CODE)
     config = json.loads((folder / "processor_config.json").read_text())
     config["image_processor"] |= {"image_processor_type": "Evil", "auto_map": {"AutoImageProcessor": "evil.C"}}
+    config |= {"processor_class": None, "auto_map": {"AutoProcessor": "evil.C"}}
     (folder / "processor_config.json").write_text(json.dumps(config))
     edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.C", "evil.C"]})
 
@@ -45,29 +38,18 @@ def with_a_pickle(folder):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(print))
 
 
-def with_weights_for_torch_load(folder):
-    (folder / "model.safetensors").unlink()
-    torch.save({"lm_head.weight": torch.zeros(2)}, folder / "pytorch_model.bin")
-
-
 def writing(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
 NONSENSE = {
     "code": with_code,
-    "code of a processor": with_code_of_a_processor,
-    "code of a tokenizer and an image processor": with_code_of_parts,
     "no template": lambda folder: (folder / "chat_template.jinja").unlink(),
     "no Jinja": writing("chat_template.jinja", "{% for"),
-    "a template that raises": writing("chat_template.jinja", "{{ raise_exception('no') }}"),
     "a list as config": writing("config.json", "[]"),
-    "a text as part of the config": lambda folder: edit(folder / "config.json", text_config="llama"),
     "a text model": writing("config.json", '{"model_type": "llama"}'),
     "no processor": lambda folder: (folder / "processor_config.json").unlink(),
-    "a list as processor": writing("processor_config.json", "[]"),
     "a pickle": with_a_pickle,
-    "weights for torch.load": with_weights_for_torch_load,
     "a list as adapter": writing("adapter_config.json", "[]"),
 }
 

@@ -25,23 +25,19 @@ from generate_final_answers import parse_args
         ("smolvlm", (640, 320), (64, 32)),  # a longer side of 64 px
         ("smolvlm", (10, 2000), (1, 64)),
         ("qwen", (1400, 700), (196, 84)),  # sides of multiples of 28, at most 140 x 140 px in all
+        ({"shortest_edge": 336}, (1000, 500), (672, 336)),  # LLaVA-1.5 as published, before it cuts the middle out
+        ({"height": 384, "width": 384}, (1000, 500), (384, 384)),
+        ({}, (1000, 500), None),
     ],
+    ids=str,
 )
 def test_seen_size(request, family, size, seen):
-    assert seen_size(load_processor(str(request.getfixturevalue(f"tiny_{family}"))), size) == seen
-
-
-@pytest.mark.parametrize(
-    ("settings", "seen"),
-    [
-        ({"shortest_edge": 336}, (672, 336)),  # LLaVA-1.5 as published, before it cuts the middle out
-        ({"height": 384, "width": 384}, (384, 384)),
-        ({}, None),
-    ],
-)
-def test_seen_size_of_other_families(settings, seen):
-    processor = SimpleNamespace(image_processor=SimpleNamespace(size=settings))
-    assert seen_size(processor, (1000, 500)) == seen
+    """family: one of the tiny models, or the size of an image processor."""
+    if isinstance(family, str):
+        processor = load_processor(str(request.getfixturevalue(f"tiny_{family}")))
+    else:
+        processor = SimpleNamespace(image_processor=SimpleNamespace(size=family))
+    assert seen_size(processor, size) == seen
 
 
 def pixels_of(processor, image):

@@ -215,24 +215,6 @@ def test_every_weight_is_trained_against_a_reference_of_its_own(tiny_smolvlm, ti
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.named_parameters())
 
 
-@pytest.mark.slow
-def test_micro_batches_hold_whole_groups(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    trainer = make_trainer(
-        tmp_path, sft_adapter, tiny_world, tiny_smolvlm, max_steps=1, save_strategy="no", gradient_accumulation_steps=4
-    )
-    seen = []
-    plain = GRPOTrainer._compute_loss
-    monkeypatch.setattr(
-        GRPOTrainer, "_compute_loss", lambda self, model, inputs: seen.append(inputs) or plain(self, model, inputs)
-    )
-    trainer.train()
-    assert len(seen) == 4
-    for inputs in seen:
-        assert inputs["prompt_ids"].shape[0] == 3
-        assert (inputs["prompt_ids"] == inputs["prompt_ids"][0]).all()
-        assert inputs["advantages"].sum().abs() < 1e-4  # a whole group's
-
-
 def test_pixels_are_still_encoded(tiny_smolvlm):
     """Inference with the same model, for pictures and scores during training, hands over pixels."""
     model, processor = modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm)
