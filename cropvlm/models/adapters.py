@@ -32,8 +32,6 @@ PREFIX = "base_model.model."  # of every weight in an adapter's file, before its
 def is_adapter(path: str) -> bool:
     """Whether `path` (Hub id or folder) holds a PEFT adapter rather than a whole model."""
     check_model_path(path)
-    if Path(path).is_dir():
-        return (Path(path) / "adapter_config.json").is_file()
     with contextlib.suppress(Exception):  # no such file or no connection: the model's loader reports it
         name, revision = split_revision(str(path))
         return find_adapter_config_file(name, revision=revision) is not None

@@ -79,15 +79,20 @@ def unless_out_of_memory(compute: Callable[[Any], Any], part: Any) -> Any:
     try:
         return compute(part)
     except Exception as error:
-        kinds = (torch.OutOfMemoryError, MemoryError, BatchTooLarge)
-        told = any(words in str(error) for words in OUT_OF_MEMORY)
-        if not (isinstance(error, kinds) or told or should_reduce_batch_size(error)):
+        if not is_out_of_memory(error):
             raise
         logger.debug("out of memory", exc_info=True)
     # After the handler: until then its traceback keeps the batch alive.
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator, a driver or cuBLAS reports that there is no memory left."""
+    kinds = (torch.OutOfMemoryError, MemoryError, BatchTooLarge)
+    told = any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, kinds) or told or should_reduce_batch_size(error)
 
 
 def free_bytes(device: torch.device) -> int:

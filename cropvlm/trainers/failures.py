@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from cropvlm.errors import UserError, one_line
-from cropvlm.models.batches import BatchTooLarge
+from cropvlm.models.batches import BatchTooLarge, is_out_of_memory
 
 RESUME = "continue with --resume_from_checkpoint True"
 FULL = f"{{output}}: the disk is full; make room and {RESUME}"
@@ -15,7 +15,7 @@ FULL = f"{{output}}: the disk is full; make room and {RESUME}"
 KNOWN = {
     ("shared memory", "file </torch_"): "the processes that prepare images have no shared memory left (/dev/shm): "
     f"start the container with --shm-size=8g, or {RESUME} --dataloader_num_workers 0",
-    ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory"): f"out of memory: {RESUME} and half the "
+    ("out of memory",): f"out of memory: {RESUME} and half the "
     "--micro_batch_size, here {size}; --gradient_checkpointing True and a lower --reward_batch_size help too",
     ("C compiler", "Python.h", "'gcc'"): "TRL's loss runs Triton on a GPU, which needs a C compiler and Python's "
     "headers: install gcc and python3-dev",
@@ -42,11 +42,9 @@ def told_in_one_line(args: TrainingArguments, first_step: FirstStep | None = Non
     try:
         yield
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        if isinstance(error, MemoryError | BatchTooLarge):
-            text = "out of memory"
-        elif isinstance(error, UserError):
+        if isinstance(error, UserError) and not isinstance(error, BatchTooLarge):
             raise
+        text = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
         for words, message in KNOWN.items():
             if any(word in text for word in words):
                 values = {"size": args.per_device_train_batch_size, "output": args.output_dir}
