@@ -65,7 +65,11 @@ def shorten_socket_paths() -> None:
 
     They would wait for ever for each other. Anything else still goes to TMPDIR.
     """
-    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # every disk is full; what needs to write says so
+        return
+    if len(os.fsencode(folder)) > LONGEST_TMPDIR:
         wanted, tempfile.tempdir = tempfile.tempdir, "/tmp"
         try:
             multiprocessing.util.get_temp_dir()  # made now, and taken by every worker

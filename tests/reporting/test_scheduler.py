@@ -1,6 +1,7 @@
 """The driver of stages: order, GPUs, failures, and signals."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -124,10 +125,14 @@ DRIVER = [sys.executable, str(ROOT / "scripts/reproduce.py"), "0", "1", "--claim
 
 
 @pytest.fixture
-def driver(tmp_path):
-    """Returns a function that starts a driver of two stages, with a signal ignored, and waits until both work."""
+def world_of_two(tmp_path):
     (tmp_path / "create_dataset.py").write_text(FAKE_STEP)
     (tmp_path / "claims.yaml").write_text(CLAIMS)
+
+
+@pytest.fixture
+def driver(tmp_path, world_of_two):
+    """Returns a function that starts a driver of two stages, with a signal ignored, and waits until both work."""
 
     def start(ignored: int) -> subprocess.Popen:
         ignoring = lambda: signal.signal(ignored, signal.SIG_IGN)  # noqa: E731
@@ -146,6 +151,7 @@ def driver(tmp_path):
     [
         pytest.param(signal.SIGINT, 130, id="SIGINT, which a shell ignores in the background"),
         pytest.param(signal.SIGUSR1, 3, id="SIGUSR1, a queue's warning"),
+        pytest.param(signal.SIGUSR2, 3, id="SIGUSR2, another queue's"),
     ],
 )
 def test_a_signal_ends_all_stages_and_the_next_run_goes_on(tmp_path, driver, number, code):
@@ -183,6 +189,17 @@ def test_stages_end_with_a_driver_that_is_killed(tmp_path, driver):
     for name in ("one", "two"):
         assert_gone(tmp_path / f"{name}.pids", first=True)
         os.killpg(int((tmp_path / f"{name}.pids").read_text().split()[0]), signal.SIGKILL)  # the child of our own step
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_stages_that_are_named(tmp_path, world_of_two):
+    """The limit on the size of files stands in for it: nothing can be written here, nor to the log."""
+    with Path("/dev/full").open("w") as log:
+        nothing = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # noqa: E731
+        streams = {"stdout": log, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run(DRIVER, cwd=tmp_path, preexec_fn=nothing, timeout=120, check=False, **streams)
+    assert done.returncode == 3
+    assert "failed: data/one, data/two\n" in done.stderr
 
 
 def test_a_stage_that_cannot_start_is_named_and_nothing_waits_for_it(monkeypatch, capsys):
