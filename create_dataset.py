@@ -5,7 +5,7 @@
 
 The first reads the train split of TextVQA, asks Qwen2.5-VL-7B-Instruct for the boxes of its first half, and writes
 `datasets/cropvlm_dataset_sft` (with `bbox`, in percent, and `teacher_response`) and `datasets/cropvlm_dataset_grpo`.
-The second takes the paper's four sources, whole. A set that concatenates them serves as well; rows without ids are
+The second takes the release's four sources, whole. A set that concatenates them serves as well; rows without ids are
 numbered. Beside the rows of the SFT part lie `teacher_report.json`, `teacher_report.png` and the card. On several
 GPUs: accelerate launch create_dataset.py ...
 

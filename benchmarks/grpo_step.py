@@ -51,7 +51,7 @@ from miniature.tiny_models import TILE as SMALL_TILE
 from miniature.tiny_models import build_smolvlm
 from train_grpo import GRPOArguments, GRPOPolicyArguments
 
-GRPO_ROWS = 62_043  # half of the paper's four sources
+GRPO_ROWS = 62_043  # half of the four sources
 G = 6
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED] [likelihood|accuracy]
-# The second argument is GRPO's reward, by default the paper's better one; a run with the other one shares every step
-# before GRPO. Each step is one of the six scripts, with flags for tiny models. Exit code 3: a claim of the paper fails.
+# The second argument is GRPO's reward, by default the better one in notes on the paper; a run with the other one shares
+# every step before GRPO. Each step is one of the six scripts, with flags for tiny models. Exit code 3: a claim of the
+# paper fails.
 # With --seeds N [likelihood|accuracy] instead: the runs of seeds 0..N-1, one after the other, and one report over them.
 # Finished steps are skipped; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*

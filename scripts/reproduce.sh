@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The real experiment in order, at 512 px, scored on TextVQA:  bash scripts/reproduce.sh GPU [textvqa|mixture]
-# Trains on TextVQA, like the released experiment, or with `mixture` on the paper's four data sets. All of the paper's
+# Trains on TextVQA, like the released experiment, or with `mixture` on its four data sets. All of the paper's
 # figures, at all its sizes, with all its answerers:  bash scripts/reproduce.sh GPU paper [--plan] [--seeds 3]
 # Not in the paper, whether to crop:  bash scripts/reproduce.sh GPU need [--plan]
 # Needs a CUDA GPU and the Hugging Face Hub. Finished stages are skipped, and an interrupted one continues from its
-# journal or newest checkpoint: run the same command again. Times are the paper's, at 2048 px on one A100.
+# journal or newest checkpoint: run the same command again. Times are from notes on the paper, at 2048 px on an A100.
 [ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 if [[ ! ${1-} =~ ^[0-9]+$ || ! ${2-} =~ ^(textvqa|mixture|paper|need)?$ || ($# -gt 2 && ! $2 =~ ^(paper|need)$) ]]; then
@@ -16,7 +16,7 @@ if [[ ${2-} =~ ^(paper|need)$ ]]; then
     source "$(dirname "$(readlink -f "$0")")/setup.sh"
     exec python3 scripts/reproduce.py "$GPU" --claims "scripts/claims/$2.yaml" --predictions "predictions/$2" "${@:3}"
 fi
-# The four training splits hold 124,085 rows; their halves, for SFT and for GRPO, are the paper's 62k.
+# The four training splits hold 124,085 rows; their halves, for SFT and for GRPO, are the 62k of notes on the paper.
 SOURCES=(textvqa docvqa infovqa stvqa)
 DATA=datasets/cropvlm_mixture SFT=models/sft_512_mixture GRPO=models/grpo_512_mixture PREDICTIONS=predictions/mixture
 if [[ ${2:-textvqa} == textvqa ]]; then

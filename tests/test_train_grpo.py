@@ -92,7 +92,7 @@ def test_the_policy_goes_on_from_the_adapter_with_a_frozen_copy(sft_adapter, tin
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_one_step_moves_the_policy_and_nothing_else(bf16, sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """At the paper's learning rate of 5e-6, which bfloat16 weights would round away: the compute alone is bfloat16."""
+    """At a learning rate of 5e-6, which bfloat16 weights would round away: the compute alone is bfloat16."""
     options = {"max_steps": 1, "warmup_steps": 0, "save_strategy": "no", "bf16": bf16}
     trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
     assert trainer.args.learning_rate == 5e-6

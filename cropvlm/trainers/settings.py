@@ -58,7 +58,7 @@ class PolicyArguments:
     split: str | None = HfArg(default=None, help="split of dataset_path; default: train, or the only one")
     max_samples: int | None = HfArg(default=None, help="train on the first so many rows only")
     data_type: Literal["roi"] = HfArg(default="roi", help="rows are regions of interest, the only type there is")
-    longest_edge: int = HfArg(default=512, help="pixels of the policy's longer image side (paper: 512, 1024, 2048)")
+    longest_edge: int = HfArg(default=512, help="pixels of the policy's longer image side (release: 512)")
     vqa_model: str = HfArg(
         default="HuggingFaceTB/SmolVLM-256M-Instruct",
         help="frozen VLM for GRPO's reward and for --eval_dataset_path: Hub id or folder",
