@@ -87,7 +87,7 @@ def create_dataset(args: argparse.Namespace) -> int:
 
     # Ask. Every process asks for its share; the first one continues with all responses.
     with run:
-        (records,) = run.collect(job, run.generate(job))
+        (records,) = run.collect(job)
         if rank() > 0:
             return 0
 

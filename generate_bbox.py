@@ -31,9 +31,9 @@ from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, st
 from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import check_output
 from cropvlm.runs.prompt_sources import BoxPrompts
-from cropvlm.runs.provenance import data_settings, row_keys
-from cropvlm.runs.run import Job, Output, Run
-from cropvlm.runs.text_models import TextModel, add_common_flags, cropper, data_sources, describe_data
+from cropvlm.runs.provenance import row_keys
+from cropvlm.runs.run import Job, Run
+from cropvlm.runs.text_models import TextModel, add_common_flags, cropper, data_sources
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,11 +70,9 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     check_output(path)
     rows = load_rows(**source)
     keys = row_keys(rows)
-    settings = model.settings | data_settings(source, rows, keys) | {"longest_edge": model.longest_edge}
-    settings |= {"max_new_tokens": args.max_new_tokens, "prompt": cropper_messages("{question}")}
-    settings |= {"need": True} if args.need else {}
-    known = model.known | describe_data(source, rows)
-    output = Output(path, settings, source, model.names, count_boxes, known=known)
+    settings = {"longest_edge": model.longest_edge, "max_new_tokens": args.max_new_tokens}
+    settings |= {"prompt": cropper_messages("{question}")} | ({"need": True} if args.need else {})
+    output = model.output(path, source, rows, keys, settings, count_boxes)
     return Job(list(rows["question_id"]), BoxPrompts(rows), [output], keys)
 
 
@@ -99,10 +97,7 @@ def main() -> int:
     start_logging(args)
     model = cropper(args)
     jobs = [box_job(args, model, source) for source in data_sources(args)]  # all checked before the weights load
-    with Run(jobs, model.generate) as boxes:
-        for job in boxes.unfinished():
-            boxes.write(job, boxes.generate(job))
-    return boxes.exit_code
+    return Run(jobs, model.generate).finish()
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ alone would make it 2048 px. Qwen2.5-VL sees an image at a number of pixels: --m
 small, --min_pixels enlarges it.
 
 With --api_model a model behind an OpenAI-compatible server answers (--api_base: vLLM, SGLang, transformers serve; by
-default OpenAI's own, as GPT-4.1 nano in the paper). It sees the pictures at --longest_edge. What it refuses to answer
-is an empty answer.
+default OpenAI's own, which has GPT-4.1 nano, by notes on the paper one of its answerers). It sees the pictures at
+--longest_edge. What it refuses to answer is an empty answer.
 
 --controls answers with something else in the crop's place (`cropvlm/runs/controls.py` says what each isolates), one
 file each, predictions/{name}_{control}_answers.json; the report splits the crop's gain by them. A control may leave
@@ -44,9 +44,9 @@ from cropvlm.runs.controls import CONTROLS, control_boxes
 from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import BoxFile, check_output, check_same_data, join_on_question_id, read_boxes
 from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, shared_keys
-from cropvlm.runs.provenance import data_settings, hash_of, row_keys
-from cropvlm.runs.run import Job, Output, Run
-from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources, describe_data
+from cropvlm.runs.provenance import hash_of, row_keys
+from cropvlm.runs.run import Job, Run
+from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources
 
 MODES = (BASE, CROPVLM)
 
@@ -114,18 +114,15 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
     ids = list(rows["question_id"])
     boxes = file and join_on_question_id(file.records[: args.max_samples], rows, str(file.path))
     boxes_key = hash_of(json.dumps(boxes))
-    if args.need_threshold is not None:
+    if file and args.need_threshold is not None:
         boxes = decide(boxes, file.needs(ids), args.need_threshold)
     shown = {mode: ids if mode == BASE else boxes for mode in args.modes} | shown_by_controls(args, boxes, rows)
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
     instruction = BRIEF_ANSWER if own is None else own
     without_crop = {i for i, text in zip(ids, boxes or [], strict=False) if is_not_needed(text)}
     outputs = []
-    known = model.known | describe_data(source, rows)
-    known_with_boxes = known | ({"boxes": file.known()} if file else {})
     for mode, path in paths.items():
-        settings = model.settings | data_settings(source, rows, keys)
-        settings |= {"mode": mode, "longest_edge": model.longest_edge}
+        settings = {"mode": mode, "longest_edge": model.longest_edge}
         settings |= {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
         settings["prompt"] = answerer_messages("{question}", 1 if mode in (BASE, "crop_alone") else 2, instruction)
         if mode != BASE:
@@ -133,12 +130,14 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
             settings |= {} if args.need_threshold is None else {"need_threshold": args.need_threshold}
         if mode in args.controls:
             settings |= {"control": mode, "control_boxes": hash_of(json.dumps(shown[mode]))}
-        left_out = dict.fromkeys(i for i, text in zip(ids, shown[mode], strict=True) if text is None)
-        as_first = without_crop if args.modes[0] == BASE and mode != BASE else frozenset()
         count = functools.partial(count_answers, boxes=None if mode == BASE else shown[mode])
-        inputs = known if mode == BASE else known_with_boxes
-        outputs.append(Output(path, settings, source, model.names, count, clean_answer, left_out, as_first, inputs))
-        shown[mode] = [None if i in as_first else text for i, text in zip(ids, shown[mode], strict=True)]
+        output = model.output(path, source, rows, keys, settings, count, clean_answer)
+        output.known |= {} if mode == BASE else {"boxes": file.known()}
+        output.left_out = dict.fromkeys(i for i, text in zip(ids, shown[mode], strict=True) if text is None)
+        if args.modes[0] == BASE and mode != BASE:
+            output.as_first = without_crop
+            shown[mode] = [None if i in without_crop else text for i, text in zip(ids, shown[mode], strict=True)]
+        outputs.append(output)
     return Job(ids, AnswerPrompts(rows, shown, instruction, model.seen_size), outputs, keys)
 
 
@@ -183,10 +182,7 @@ def main() -> int:
     if "no_detail" in args.controls and model.seen_size((1, 1)) is None:
         raise UserError("--controls no_detail: the size at which the model sees images is unknown; give --longest_edge")
     jobs = [answer_job(args, model, file, source) for file, source in asked]  # all checked before the weights load
-    with Run(jobs, model.generate) as answers:
-        for job in answers.unfinished():
-            answers.write(job, answers.generate(job))
-    return answers.exit_code
+    return Run(jobs, model.generate).finish()
 
 
 if __name__ == "__main__":

@@ -29,12 +29,10 @@ def num_processes() -> int:
     count = os.environ.get("WORLD_SIZE", "").strip()
     if count in ("", "1"):
         return 1
-    if all(os.environ.get(name) for name in LAUNCHER_VARIABLES):
-        numbers = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-        if all(number.isdecimal() for number in (count, *numbers)) and int(numbers[0]) < int(count):
-            return int(count)
-    seen = ", ".join(f"{name}={os.environ.get(name, '')}" for name in LAUNCHER_VARIABLES)
-    raise UserError(f"the environment names several processes as no launcher does ({seen}); unset WORLD_SIZE")
+    if not all(os.environ.get(name) for name in LAUNCHER_VARIABLES):
+        seen = ", ".join(f"{name}={os.environ.get(name, '')}" for name in LAUNCHER_VARIABLES)
+        raise UserError(f"the environment names several processes as no launcher does ({seen}); unset WORLD_SIZE")
+    return int(count)
 
 
 def device_index(gpu: int) -> int:
@@ -66,15 +64,13 @@ def shorten_socket_paths() -> None:
     They would wait for ever for each other. Anything else still goes to TMPDIR.
     """
     try:
-        folder = tempfile.gettempdir()
+        wanted = tempfile.gettempdir()
     except FileNotFoundError:  # every disk is full; what needs to write says so
         return
-    if len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        wanted, tempfile.tempdir = tempfile.tempdir, "/tmp"
-        try:
-            multiprocessing.util.get_temp_dir()  # made now, and taken by every worker
-        finally:
-            tempfile.tempdir = wanted
+    if len(os.fsencode(wanted)) > LONGEST_TMPDIR:
+        tempfile.tempdir = "/tmp"
+        multiprocessing.util.get_temp_dir()  # made now, and taken by every worker
+        tempfile.tempdir = wanted
 
 
 def shard(rows: Any) -> Any:
@@ -95,9 +91,3 @@ def exchange(items: list) -> list:
     # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
     PartialState(cpu=True, timeout=datetime.timedelta(days=7))
     return gather_object(items)
-
-
-def gather(records: list[dict], ids: list) -> list[dict]:
-    """The records of all processes in the order of `ids`."""
-    by_id = {record["question_id"]: record for record in exchange(records)}
-    return [by_id[i] for i in ids]

@@ -41,7 +41,7 @@ class BoxPrompts:
             return []
 
 
-class AnswerPrompts:
+class AnswerPrompts(BoxPrompts):
     """The answerer's prompts of every row, one per mode that has the row; all show the same full image.
 
     rows: with `question` and `image`. boxes: for each mode (`base`, `cropvlm` or a control) the text of every row's
@@ -55,10 +55,8 @@ class AnswerPrompts:
         instruction: str = BRIEF_ANSWER,
         seen_size: Callable | None = None,
     ):
-        self.rows, self.boxes, self.instruction, self.seen_size = rows, boxes, instruction, seen_size
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(rows)
+        self.boxes, self.instruction, self.seen_size = boxes, instruction, seen_size
 
     def __getitem__(self, i: int) -> list[Prompt]:
         row = self.rows[i]
@@ -71,9 +69,6 @@ class AnswerPrompts:
         return [answerer_prompt(row["question"], images, self.instruction) for images in shown]
 
     def image_sizes(self, i: int) -> list[tuple[int, int]]:
-        try:
-            full = image_size(self.rows[i]["image"])
-        except UnreadableImage:
-            return []
+        full = super().image_sizes(i)
         texts = [texts[i] for mode, texts in self.boxes.items() if mode not in WITHOUT_MORE and texts[i] is not None]
-        return [full, *filter(None, (crop_size(full, text) for text in texts))]
+        return [*full, *filter(None, (crop_size(size, text) for size in full for text in texts))]

@@ -117,18 +117,11 @@ def _checksum(file: Path, *_: int) -> str:
 
 def hub_commit(path: str) -> str | None:
     """The commit that a Hub id stands for now, or offline the one in the cache; None for anything else."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import resolve_revision
 
     name, revision = split_revision(path)
-    with contextlib.suppress(Exception):  # loaders go on with the cache as well, whatever the Hub answers
-        api, timeout = HfApi(), constants.HF_HUB_ETAG_TIMEOUT
-        return api.model_info(name, revision=revision, timeout=timeout).sha
-    with contextlib.suppress(Exception):  # no Hub id at all
-        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
-        if revision and (folder / "snapshots" / revision).is_dir():
-            return revision
-        return (folder / "refs" / (revision or "main")).read_text()
+    with contextlib.suppress(Exception):  # neither the Hub nor the cache knows it
+        return resolve_revision(name, revision=revision).resolved
     return None
 
 
@@ -197,20 +190,6 @@ def rows_changed(record: Mapping[str, Any], path: str | Path) -> bool:
     return None not in (before, now) and before != now
 
 
-def data_settings(source: dict[str, Any], rows: Any, keys: list[int]) -> dict[str, Any]:
-    """Identity of rows: their source, and hashes of their ids and questions and of their images.
-
-    source: keyword arguments of `cropvlm.data.rows.load_rows`. rows: what it returned. keys: of `row_keys`.
-    """
-    return {
-        "dataset_path": source["dataset_path"],
-        "questions": questions_hash(rows),
-        "images": hash_of(json.dumps(keys)),
-        "dataset": source["dataset"],
-        "split": source["split"],
-    }
-
-
 def questions_hash(rows: Any) -> str:
     """A hash of the ids and questions of rows."""
     return hash_of(json.dumps([list(rows["question_id"]), list(rows["question"])]))
@@ -255,12 +234,8 @@ def peak_memory() -> dict[str, float]:
 def project_commit() -> str | None:
     """The commit of the git checkout that this code is run from, `+` added if files differ from it; None elsewhere."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
+    call = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git = ["git", "-C", str(root)]
-        options = {"capture_output": True, "text": True, "check": True, "timeout": 10}
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
-        return f"{commit}+" if changed else commit
+        if (root / ".git").exists():  # not the repository of a folder around this one
+            return subprocess.check_output(call, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
     return None

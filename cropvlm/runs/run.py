@@ -19,7 +19,7 @@ from cropvlm.prompts import Prompt, PromptSource
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from cropvlm.runs.journal import Journal
 from cropvlm.runs.predictions import build_meta, read_meta, write_predictions
-from cropvlm.runs.processes import exchange, gather, rank, shard
+from cropvlm.runs.processes import exchange, rank, shard
 from cropvlm.runs.provenance import differences
 from cropvlm.runs.server import MOST_REJECTED
 
@@ -41,9 +41,9 @@ class Output:
     models: what the meta file says of the models.
     count: takes records and seconds, returns the counts of the meta file.
     clean: turns a generated text into the answer that is written.
+    known: further entries of the meta file: what its inputs are.
     left_out: question ids of the rows that the file leaves out. as_first: of those whose text is the one of the job's
     first file.
-    known: further entries of the meta file: what its inputs are.
     rows: the records so far, by question_id. failures: `question_id` and `reason` of the rows without a text, and
     whether the files are there, both once the run has looked or written.
     """
@@ -54,9 +54,9 @@ class Output:
     models: dict[str, Any]
     count: Callable[[list[dict], float], dict[str, Any]]
     clean: Callable[[str], str] = str
+    known: dict[str, Any] = field(default_factory=dict)
     left_out: Collection[str | int] = frozenset()
     as_first: Collection[str | int] = frozenset()
-    known: dict[str, Any] = field(default_factory=dict)
     journal: Journal = field(init=False)
     rows: dict[str | int, dict] = field(init=False, default_factory=dict)
     failures: list[dict] = field(init=False, default_factory=list)
@@ -64,11 +64,8 @@ class Output:
 
     def __post_init__(self):
         target = f"{self.path}.rank{rank()}" if rank() else self.path  # every process has its own
-        self.journal = Journal(target, self.shared_settings())
-
-    def shared_settings(self) -> dict[str, Any]:
-        """The settings of all rows: each has the checksum of its image beside it."""
-        return {name: value for name, value in self.settings.items() if name != "images"}
+        # Without the images: each row has the checksum of its own beside it.
+        self.journal = Journal(target, {name: value for name, value in self.settings.items() if name != "images"})
 
     def is_done(self, question_id: str | int, key: int | None) -> bool:
         """Whether a row needs no text: it has one, or its image, the same as then, could not be read."""
@@ -83,12 +80,6 @@ class Output:
             unreadable = {"unreadable": True} if isinstance(text, UnreadableImage) else {}
             return {"answer": "", "failed": str(text), **unreadable}
         return {"answer": text} | ({"need": text.need} if hasattr(text, "need") else {})
-
-    def keep(self, record: dict) -> None:
-        """Add a row to the journal."""
-        logger.debug("%s", record)
-        self.journal.append([record])
-        self.rows[record["question_id"]] = record
 
     def take_over(self) -> None:
         """Move what other processes have left into the journal of the first one."""
@@ -164,14 +155,15 @@ class Job:
         records = [output.rows.get(question_id, {}) for output in self.outputs_of(question_id)]
         return not self.is_done(question_id) and any("failed" in record or "error" in record for record in records)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all files are there, and no row of theirs is asked again; without failures no journal is needed."""
+        failed = {row["question_id"] for output in self.outputs for row in output.failures}
+        return all(output.written for output in self.outputs) and all(map(self.is_done, failed & self.key_of.keys()))
+
 
 class Run:
-    """The jobs of one command, shared by the processes of its launch.
-
-        with Run(jobs, generate) as run:
-            for job in run.unfinished():
-                run.write(job, run.generate(job))
-        return run.exit_code
+    """The jobs of one command, shared by the processes of its launch: `Run(jobs, generate).finish()` does them all.
 
     The same command again does what is missing: nothing where the files are there, made from the same inputs; rows that
     failed, whose journal stays for that; the rest of an interrupted run. Every process keeps its share of the rows in a
@@ -182,7 +174,7 @@ class Run:
     """
 
     def __init__(self, jobs: list[Job], generate: Generate):
-        self.jobs, self.generate_texts = jobs, generate
+        self.jobs, self.generate = jobs, generate
         self.outputs = [output for job in jobs for output in job.outputs]
         for path, times in Counter(output.path for output in self.outputs).items():
             if times > 1:
@@ -210,25 +202,42 @@ class Run:
                     for output in job.outputs:
                         output.journal.remove()
 
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 where rows failed; always 0 in all processes but the first."""
+    def finish(self) -> int:
+        """Do what is left of all jobs. Returns the exit code: 3 in the first process where rows failed, else 0."""
+        with self:
+            for job in self.jobs:
+                if not job.is_finished:
+                    self.write(job)
+                elif rank() == 0:
+                    logger.info("%s: done before", ", ".join(str(output.path) for output in job.outputs))
         return COMPLETE_WITH_FAILURES if rank() == 0 and any(output.failures for output in self.outputs) else 0
 
-    def unfinished(self) -> list[Job]:
-        """The jobs with a file or a row to do. A file without failures needs no journal to be known as done."""
+    def write(self, job: Job) -> None:
+        """Do what is left of a job; then, in the first process, write its files."""
+        for output, records in zip(job.outputs, self.collect(job), strict=True):
+            if rank() == 0:
+                output.write(records)
 
-        def is_finished(job: Job) -> bool:
-            failed = {row["question_id"] for output in job.outputs for row in output.failures}
-            return all(output.written for output in job.outputs) and all(map(job.is_done, failed & job.key_of.keys()))
+    def collect(self, job: Job) -> list[list[dict]]:
+        """Keep the texts of what is left of a job as they come; return the records of all rows, in order, by output.
 
-        finished = [is_finished(job) for job in self.jobs]
-        for job, done in zip(self.jobs, finished, strict=True):
-            if done and rank() == 0:
-                logger.info("%s: done before", ", ".join(str(output.path) for output in job.outputs))
-        return [job for job, done in zip(self.jobs, finished, strict=True) if not done]
+        `seconds` of a record are those since the one before, so that they add up over interruptions.
+        """
+        last = time.monotonic()
+        for i, of_outputs in self._texts(job):
+            question_id, now = job.question_ids[i], time.monotonic()
+            known = {"question_id": question_id, "key": job.key_of[question_id], "seconds": round(now - last, 4)}
+            last = now
+            for outputs, text in zip(job.by_prompt(question_id), of_outputs, strict=True):
+                for output in outputs:
+                    made = known | output.make_record(i, text)
+                    record = {name: value for name, value in made.items() if value is not None}
+                    logger.debug("%s", record)
+                    output.journal.append([record])
+                    output.rows[question_id] = record
+        return [self._records(output, job.question_ids) for output in job.outputs]
 
-    def generate(self, job: Job) -> Iterator[tuple[int, list[Text]]]:
+    def _texts(self, job: Job) -> Iterator[tuple[int, list[Text]]]:
         """Yield index and texts of each row of this process's share that is left to do.
 
         Rows that failed before come last and in small groups: if more of them failed in a row than a group has, the
@@ -236,56 +245,33 @@ class Run:
         """
         share = shard(list(range(len(job.question_ids))))
         ids = [job.question_ids[i] for i in share]
-        done = [k for k, question_id in enumerate(ids) if job.is_done(question_id)]
+        done = {k for k, question_id in enumerate(ids) if job.is_done(question_id)}
         again = [k for k, question_id in enumerate(ids) if job.failed_before(question_id)]
-        groups = [again[k : k + MOST_REJECTED] for k in range(0, len(again), MOST_REJECTED)]
-        everything = set(range(len(ids)))
-        wanted = [group for group in (everything.difference(done, again), *groups) if group]
-        if not wanted:
+        groups = [set(range(len(ids))).difference(done, again)]
+        groups += [set(again[k : k + MOST_REJECTED]) for k in range(0, len(again), MOST_REJECTED)]
+        if len(done) == len(ids):
             return
         if (kept := sum(map(job.is_done, job.question_ids))) and rank() == 0:
             logger.info("%d of %d rows were done before", kept, len(job.question_ids))
         prompts = _Share(job.prompts, share)
-        outcomes = chain.from_iterable(
-            self.generate_texts(prompts, done=sorted(everything.difference(group))) for group in wanted
-        )
+        left_out = (sorted(set(range(len(ids))) - group) for group in groups if group)
+        outcomes = chain.from_iterable(self.generate(prompts, done=others) for others in left_out)
         for k, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
             texts = [texts] * len(job.by_prompt(ids[k])) if isinstance(texts, ValueError) else texts
             for reason in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
                 logger.warning("question_id %s: %s", shorten(repr(ids[k])), shorten(reason, 400))
             yield share[k], texts
 
-    def collect(self, job: Job, texts: Iterable[tuple[int, list[Text]]]) -> list[list[dict]]:
-        """Keep the texts as they come; return the records of all rows, in order, for each output.
-
-        `seconds` of a record are those since the one before, so that they add up over interruptions.
-        """
-        last = time.monotonic()
-        for i, of_outputs in texts:
-            question_id, now = job.question_ids[i], time.monotonic()
-            known = {"question_id": question_id, "key": job.key_of[question_id], "seconds": round(now - last, 4)}
-            last = now
-            for outputs, text in zip(job.by_prompt(question_id), of_outputs, strict=True):
-                for output in outputs:
-                    kept = known | output.make_record(i, text)
-                    output.keep({name: value for name, value in kept.items() if value is not None})
-        collected = []
-        for output in job.outputs:
-            mine = [output.rows[i] for i in shard(job.question_ids) if i not in output.left_out]
-            records = gather(mine, [i for i in job.question_ids if i not in output.left_out])
-            if rank() == 0:
-                output.journal.append(r for r in records if output.journal.rows.get(r["question_id"]) != r)
-            exchange([])
-            if rank() > 0:
-                output.journal.remove()  # the first process has it all
-            collected.append(records)
-        return collected
-
-    def write(self, job: Job, texts: Iterable[tuple[int, list[Text]]]) -> None:
-        """Keep the texts as they come; then, in the first process, write the job's files."""
-        for output, records in zip(job.outputs, self.collect(job, texts), strict=True):
-            if rank() == 0:
-                output.write(records)
+    def _records(self, output: Output, question_ids: list[str | int]) -> list[dict]:
+        """The records of all processes in order, which the first one has in its journal when this returns."""
+        mine = [output.rows[i] for i in shard(question_ids) if i not in output.left_out]
+        records = {record["question_id"]: record for record in exchange(mine)}
+        if rank() == 0:
+            output.journal.append(r for i, r in records.items() if output.journal.rows.get(i) != r)
+        exchange([])
+        if rank() > 0:
+            output.journal.remove()  # the first process has it all
+        return [records[i] for i in question_ids if i not in output.left_out]
 
 
 class _Share:

@@ -2,8 +2,10 @@
 
 import argparse
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cropvlm.data.catalog import BENCHMARKS
@@ -12,12 +14,12 @@ from cropvlm.errors import UserError
 from cropvlm.runs.cli import file_name, nonempty, positive
 from cropvlm.runs.model_flags import add_local_flags, server_of
 from cropvlm.runs.processes import device_index, worker_count
-from cropvlm.runs.provenance import describe_model, references_hash
-from cropvlm.runs.run import Generate
+from cropvlm.runs.provenance import describe_model, hash_of, questions_hash, references_hash
+from cropvlm.runs.run import Generate, Output
 from cropvlm.runs.server import Server, fit_longest_edge
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
-# Of SmolVLM unless told otherwise: the paper's smallest cropper, and the size at which the reward VLM sees images.
+# Of SmolVLM unless told otherwise: the release's, of its cropper and of the images that its reward VLM sees.
 LONGEST_EDGE = 512
 
 
@@ -66,6 +68,31 @@ class TextModel:
     longest_edge: int | None
     seen_size: Callable[[tuple[int, int]], tuple[int, int] | None] = lambda size: None
     known: dict[str, Any] = field(default_factory=dict)
+
+    def output(
+        self,
+        path: Path,
+        source: dict[str, Any],
+        rows: Any,
+        keys: list[int],
+        settings: dict[str, Any],
+        count: Callable[[list[dict], float], dict[str, Any]],
+        clean: Callable[[str], str] = str,
+    ) -> Output:
+        """The file with this model's texts about `rows`, loaded from `source`; `Output` says more.
+
+        keys: of the rows, see `row_keys`. settings: beside those of the model and of the rows.
+        """
+        data = {"rows": len(rows), "references": references_hash(rows), "commit": data_commit(source["dataset_path"])}
+        identity = {
+            "dataset_path": source["dataset_path"],
+            "questions": questions_hash(rows),
+            "images": hash_of(json.dumps(keys)),
+            "dataset": source["dataset"],
+            "split": source["split"],
+        }
+        settings = self.settings | identity | settings
+        return Output(path, settings, source, self.names, count, clean, self.known | {"data": data})
 
 
 def cropper(args: argparse.Namespace) -> TextModel:
@@ -122,12 +149,6 @@ def computing(model: dict[str, Any], dtype: Any, attention: str | None) -> dict[
     return {"model_files": model["checksum"], "dtype": str(dtype)} | (
         {"attn_implementation": attention} if attention else {}
     )
-
-
-def describe_data(source: dict[str, Any], rows: Any) -> dict[str, Any]:
-    """What the meta file says of the rows beside its settings: their number, references and commit on the Hub."""
-    commit = data_commit(source["dataset_path"])
-    return {"data": {"rows": len(rows), "references": references_hash(rows), "commit": commit}}
 
 
 def device_of(args: argparse.Namespace) -> tuple[Any, Any]:

@@ -13,7 +13,6 @@ from cropvlm.runs.processes import (
     LAUNCHER_VARIABLES,
     device_index,
     exchange,
-    gather,
     limit_threads,
     num_processes,
     rank,
@@ -40,13 +39,11 @@ def environment(monkeypatch):
     "variables",
     [
         {},
-        {"RANK": "1"},
         {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "0"},
-        {"WORLD_SIZE": ""},
         {"WORLD_SIZE": "1", "RANK": "1"},
         LAUNCHED | {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
     ],
-    ids=["nothing", "a rank alone", "ranks alone", "empty", "one process of rank 1", "a launch of one"],
+    ids=["nothing", "ranks alone", "one process of rank 1", "a launch of one"],
 )
 def test_one_process(environment, variables):
     environment(**variables)
@@ -63,17 +60,8 @@ def test_three_processes(environment):
 
 @pytest.mark.parametrize(
     "variables",
-    [
-        {"WORLD_SIZE": "2"},
-        {"WORLD_SIZE": "2", "RANK": "1"},
-        {"WORLD_SIZE": "two"},
-        LAUNCHED | {"RANK": "3"},
-        LAUNCHED | {"RANK": "-1"},
-        LAUNCHED | {"LOCAL_RANK": "a"},
-        LAUNCHED | {"WORLD_SIZE": "0"},
-        LAUNCHED | {"MASTER_PORT": ""},
-    ],
-    ids=["size", "size and rank", "a word", "rank too large", "negative", "local rank", "none", "no port"],
+    [{"WORLD_SIZE": "2", "RANK": "1"}, {"WORLD_SIZE": "two"}, LAUNCHED | {"MASTER_PORT": ""}],
+    ids=["size and rank", "a word", "no port"],
 )
 def test_an_environment_that_no_launcher_makes_is_refused(environment, variables):
     environment(**variables)
@@ -82,7 +70,7 @@ def test_an_environment_that_no_launcher_makes_is_refused(environment, variables
             ask()
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize("rows", [0, 2, 10])
 def test_shards_are_all_rows_in_order(environment, rows):
     shared = {"list": [], "Dataset": []}
     for i in range(3):
@@ -91,12 +79,6 @@ def test_shards_are_all_rows_in_order(environment, rows):
         shared["Dataset"] += list(shard(Dataset.from_dict({"i": list(range(rows))}))["i"])
         assert shard(None) is None
     assert shared == {"list": list(range(rows)), "Dataset": list(range(rows))}
-
-
-def test_gather_restores_the_order(environment):
-    environment()
-    records = [{"question_id": i} for i in ("b", 1, "a")]
-    assert gather(records, ["a", "b", 1]) == [{"question_id": i} for i in ("a", "b", 1)]
 
 
 @pytest.mark.parametrize(

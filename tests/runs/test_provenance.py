@@ -60,9 +60,9 @@ def test_a_hub_id_counts_by_its_commit(tmp_path, monkeypatch):
     cached = tmp_path / "models--HuggingFaceTB--SmolVLM-256M-Instruct"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text(commit)
-    (cached / "snapshots" / "1a2b").mkdir(parents=True)
+    (cached / "refs" / "v1").write_text("1a2b" * 10)
     assert model_checksum(name) == commit
-    assert model_checksum(f"{name}@1a2b") == "1a2b"
+    assert model_checksum(f"{name}@v1") == "1a2b" * 10
     assert model_checksum(f"{name}@other") is None
     assert model_checksum(None) is None
     assert model_checksum("./missing") is model_checksum("a/folder/that/moved") is None
