@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from cropvlm.errors import UserError, shorten
 from cropvlm.runs.processes import limit_threads, shorten_socket_paths
@@ -51,31 +51,21 @@ def run(main: Callable[[], int | None]) -> None:
         multiprocessing.set_start_method("fork", force=True)
     shorten_socket_paths()
     os.environ["MPLBACKEND"] = "agg"  # no script opens a window, and a notebook's backend exists only there
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and stream is getattr(sys, f"__{name}__"):
-            screen, now = Screen(stream.fileno(), "w", closefd=False), stream.write_through  # now: PYTHONUNBUFFERED
-            options = {"line_buffering": stream.line_buffering, "write_through": now}
-            stream = io.TextIOWrapper(screen if now else io.BufferedWriter(screen), stream.encoding, **options)
-            setattr(sys, name, stream)
-        if isinstance(stream, io.TextIOWrapper):  # an accent must not fail on an ASCII-only terminal
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = map(_screen, (sys.stdout, sys.stderr))
     try:
         limit_threads()
         _check_datasets()
         code = main()
-        if sys.stdout:
-            sys.stdout.flush()  # here, where an error can still be told
+        print(end="", flush=True)  # here, where an error can still be told
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
         print(f"error: {_line(error)}", file=sys.stderr)
         code = USER_ERROR
     try:
-        if sys.stdout:
-            sys.stdout.flush()
+        print(end="", flush=True)
     except OSError:  # Python would try again as it ends, and change the exit code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout.fileno())
     sys.exit(code or 0)
 
 
@@ -97,8 +87,22 @@ class Screen(io.FileIO):
                 return len(data)  # of a log; the next line may find space again
             if error.errno != errno.EIO and (self.fileno() != 2 or error.errno != errno.EPIPE):
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            _discard(self.fileno())
             return len(data)
+
+
+def _screen(stream: TextIO | None) -> TextIO | None:
+    """`stream`, or if it is Python's own a `Screen` in its place, on which an accent that it cannot show is escaped."""
+    if stream is None or stream not in (sys.__stdout__, sys.__stderr__):
+        return stream
+    screen = io.BufferedWriter(Screen(stream.fileno(), "w", closefd=False))
+    by_line = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
+    return io.TextIOWrapper(screen, stream.encoding, "backslashreplace", line_buffering=by_line)
+
+
+def _discard(descriptor: int) -> None:
+    """Drop from now on what is written to a file descriptor."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _line(error: UserError | OSError) -> str:
@@ -113,17 +117,13 @@ def _line(error: UserError | OSError) -> str:
     return re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
 
 
-def _variables_behind(error: BaseException | None) -> str:
+def _variables_behind(error: BaseException) -> str:
     """The variables of proxies and of missing certificates, if no HTTP client could be made with them."""
     names = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
     values = {name: os.environ.get(name, "") for each in names for name in (each, each.lower())}
     given = ", ".join(name for name, value in values.items() if value and not Path(value).exists())
-    while given and error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
-        if any(frame.f_globals["__name__"] == "httpx2._client" for frame in frames):
-            return f"; check the environment's {given}"
-        error = error.__cause__ or error.__context__
-    return ""
+    trace = "".join(traceback.format_exception(error)) if given else ""
+    return f"; check the environment's {given}" if re.search("httpx2._client.py.*, in __init__", trace) else ""
 
 
 class RedactingFormatter(logging.Formatter):
@@ -166,30 +166,24 @@ def file_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a name without a slash")
 
 
-def _integer(text: str, least: int, expected: str, most: int = 10**15) -> int:
-    if text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")
-
-
-def _number(text: str, expected: str, most: float = sys.float_info.max) -> float:
-    """`text` as a number above 0; `float` takes nan, and makes inf of 1e400."""
+def _number(text: str, kind: type, expected: str, least: float = sys.float_info.min, most: float = 1e15) -> float:
+    """`text` as a number of `kind` from `least` to `most`: neither nan nor inf."""
     with contextlib.suppress(ValueError):
-        if 0 < float(text) <= most:
-            return float(text)
+        if least <= kind(text) <= most:
+            return kind(text)
     raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected {expected}")
 
 
-positive = partial(_integer, least=1, expected="a positive integer")
-workers = partial(_integer, least=0, most=256, expected="0 to 256 processes")
+positive = partial(_number, kind=int, least=1, expected="a positive integer")
+workers = partial(_number, kind=int, least=0, most=256, expected="0 to 256 processes")
 # From one pixel no other side can be scaled.
-pixels = partial(_integer, least=2, most=16384, expected="2 to 16384 pixels")
-port = partial(_integer, least=1, most=65535, expected="a port, 1 to 65535")
-seconds = partial(_number, expected="a number of seconds above 0")
-factor = partial(_number, expected="a number above 0")
-fraction = partial(_number, most=1.0, expected="a number above 0 and up to 1, such as 0.5")
+pixels = partial(_number, kind=int, least=2, most=16384, expected="2 to 16384 pixels")
+port = partial(_number, kind=int, least=1, most=65535, expected="a port, 1 to 65535")
+seconds = partial(_number, kind=float, expected="a number of seconds above 0")
+factor = partial(_number, kind=float, expected="a number above 0")
+fraction = partial(_number, kind=float, most=1, expected="a number above 0 and up to 1, such as 0.5")
 
 
 def batch_size(text: str) -> int | str:
     """The type of `--batch_size`: a positive number or `auto`."""
-    return text if text == "auto" else _integer(text, 1, "a positive integer or auto")
+    return text if text == "auto" else positive(text, expected="a positive integer or auto")

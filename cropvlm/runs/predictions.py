@@ -3,7 +3,6 @@
 A prediction file is a JSON list of `{"question_id": ..., "answer": ...}` in data set order. No torch in here.
 """
 
-import functools
 import json
 import re
 from collections import Counter
@@ -24,6 +23,8 @@ from cropvlm.runs.provenance import (
 )
 
 KINDS = {"cropper": "boxes", "answerer": "answers"}  # role of a model in a meta file -> what it writes
+META_TYPES = {"dataset_path": str, "dataset": str, "split": str, "max_samples": int, "settings": dict, "failed": list}
+META_TYPES |= {"left_out": list}  # of what is read back
 
 
 def meta_path(path: str | Path) -> Path:
@@ -77,10 +78,11 @@ def check_output(path: str | Path) -> None:
 def read_predictions(path: str | Path) -> list[dict]:
     """The records of a prediction file, in its order. Raises `UserError` for any other file."""
     records = _read_json(path)
-    wrong = [record for record in records if not is_record(record)] if isinstance(records, list) else [records]
-    if wrong:
-        expected = 'expected a JSON list of {"question_id": ..., "answer": ...}'
-        raise UserError(f"{path} is not a prediction file: it holds {shorten(repr(wrong[0]))}, {expected}")
+    for record in records if isinstance(records, list) else [records]:
+        known = record if isinstance(record, dict) else {}
+        if type(known.get("question_id")) not in (str, int) or type(known.get("answer")) is not str:
+            expected = 'expected a JSON list of {"question_id": ..., "answer": ...}'
+            raise UserError(f"{path} is not a prediction file: it holds {shorten(repr(record))}, {expected}")
     return records
 
 
@@ -91,11 +93,8 @@ def read_meta(path: str | Path) -> dict:
     meta = _read_json(meta_path(path))
     if not isinstance(meta, dict):
         raise UserError(f"{meta_path(path)} is not a meta file: it holds {shorten(repr(meta))}, expected an object")
-    kinds = {"dataset_path": str, "dataset": str, "split": str, "max_samples": int, "settings": dict, "failed": list}
-    kinds["left_out"] = list
-    for key, kind in kinds.items():
-        value = meta.get(key)
-        if value is not None and type(value) is not kind:
+    for key, kind in META_TYPES.items():
+        if type(value := meta.get(key)) not in (kind, type(None)):
             expected = f"expected a value of type {kind.__name__} or null"
             raise UserError(f"{meta_path(path)}: {key} is {shorten(repr(value))}, {expected}")
     return meta
@@ -115,8 +114,6 @@ def check_holds(path: str | Path, role: str, meta: dict) -> None:
 def rows_of(meta: dict, rows: Any) -> Any:
     """The rows of a `Dataset` that the prediction file with this meta holds: all but those that it leaves out."""
     left_out = set(meta.get("left_out") or [])
-    if not left_out:
-        return rows
     return rows.select([i for i, question_id in enumerate(rows["question_id"]) if question_id not in left_out])
 
 
@@ -127,10 +124,6 @@ class BoxFile:
     path: Path
     meta: dict[str, Any]
     records: list[dict]
-
-    @functools.cached_property
-    def texts(self) -> list[str]:
-        return [record["answer"] for record in self.records]
 
     @property
     def name(self) -> str | None:
@@ -155,7 +148,7 @@ class BoxFile:
 
     def key(self, rows: int) -> str:
         """What the settings of answers call these boxes: a hash of the first `rows` texts."""
-        return hash_of(json.dumps(self.texts[:rows]))
+        return hash_of(json.dumps([record["answer"] for record in self.records[:rows]]))
 
     def known(self) -> dict[str, Any]:
         """What the meta file of answers says of these boxes: their checksum, and what theirs says of the cropper."""
@@ -212,10 +205,3 @@ def join_on_question_id(records: list[dict], rows: Any, name: str = "the predict
 def _read_json(path: str | Path) -> Any:
     with failure(f"cannot read {path}, expected a JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-
-
-def is_record(record: Any) -> bool:
-    """Whether this is a dict with a `question_id` (str or int) and an `answer` (str), whatever else it holds."""
-    if not isinstance(record, dict):
-        return False
-    return type(record.get("question_id")) in (str, int) and isinstance(record.get("answer"), str)

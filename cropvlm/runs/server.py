@@ -138,14 +138,18 @@ class Server:
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message") if isinstance(error.body, dict) else None
             said = f"error {error.status_code}, {quote(said if isinstance(said, str) else error.response.text)}"
-            final = dict.fromkeys(range(300, 400), "redirects are not followed; correct --api_base")
-            final |= {401: f"set {KEY} to a key that is allowed to ask it", 402: RESUME, 429: RESUME}
-            final |= {404: f"no {self.model} there; check --api_base and --api_model"}
-            if error.status_code in final:
-                raise UserError(
-                    f"{self.base} sends {said}; {final[error.status_code]}"
-                ) from None  # it may hold the key
-            return Rejected(f"the server sends {said}")
+            match error.status_code:
+                case 401:
+                    remedy = f"set {KEY} to a key that is allowed to ask it"
+                case 402 | 429:
+                    remedy = RESUME
+                case 404:
+                    remedy = f"no {self.model} there; check --api_base and --api_model"
+                case code if 300 <= code < 400:
+                    remedy = "redirects are not followed; correct --api_base"
+                case _:
+                    return Rejected(f"the server sends {said}")
+            raise UserError(f"{self.base} sends {said}; {remedy}") from None  # the error may hold the key
         if isinstance(cause, httpx2.ReadTimeout | httpx2.WriteTimeout | httpx2.PoolTimeout):
             return Rejected(f"no reply within {self.timeout:g} s in {RETRIES + 1} attempts; raise --api_timeout")
         broken = isinstance(cause, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)

@@ -10,7 +10,7 @@ from fake_server import KEY
 
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import ArgumentParser
-from cropvlm.runs.model_flags import add_api_flags, base_url, model_name, server_of
+from cropvlm.runs.model_flags import add_api_flags, base_url, server_of
 from cropvlm.runs.server import OPENAI, Server
 
 
@@ -38,13 +38,10 @@ def test_the_server_that_the_flags_name():
         (["--api_base", "http://a/v1"], "--api_base http://a/v1: name the model there with --api_model"),
         (["--api_base", "", "--api_model", "m"], "--api_base: expected a URL such as"),
         (["--api_model", ""], "--api_model: expected a value, got an empty text"),
-        (["--api_model", " "], "--api_model: expected a value, got an empty text"),
-        (["--api_model", KEY], "--api_model: expected the name of a model"),
         (["--api_model", "m", "--image_format", "gif"], "--image_format: invalid choice: 'gif'"),
         (["--api_model", "m", "--api_concurrency", "0"], "--api_concurrency: '0': expected a positive integer"),
         (["--api_timeout", "nan"], "--api_timeout: 'nan': expected a number of seconds"),
         (["--api_key", KEY], "--api_key: put the key into the environment variable OPENAI_API_KEY instead"),
-        ([f"--api_key={KEY}"], "--api_key: put the key into the environment variable OPENAI_API_KEY instead"),
     ],
 )
 def test_a_mistake_is_a_user_error(flags, message):
@@ -56,33 +53,13 @@ def test_a_mistake_is_a_user_error(flags, message):
 
 @pytest.mark.parametrize(
     "url",
-    [
-        f"https://user:{KEY}@host/v1",
-        f"https://host/v1?key={KEY}",
-        f"https://user:{KEY}@[bad/v1",
-        f"user:{KEY}@host/v1",
-        "host:80",
-        "",
-        "http://localhost:abc/v1",
-        "http://local host/v1",
-    ],
+    [f"https://user:{KEY}@host/v1", f"https://host/v1?key={KEY}", f"user:{KEY}@host/v1", "http://localhost:abc/v1"],
     ids=ascii,
 )
 def test_a_base_url_with_a_password_is_refused_unseen(url):
     with pytest.raises(argparse.ArgumentTypeError) as raised:
         base_url(url)
     assert KEY not in str(raised.value)
-
-
-def test_a_base_url_with_the_key_is_refused():
-    assert base_url("https://host/v1") == "https://host/v1"
-    with pytest.raises(argparse.ArgumentTypeError, match="put the key into"):
-        base_url(f"https://host/{KEY}/v1")
-
-
-def test_a_placeholder_is_no_secret(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
-    assert model_name("empty-model") == "empty-model"
 
 
 def test_flags_are_parsed_without_slow_imports():

@@ -69,22 +69,15 @@ def test_no_meta_file_is_an_empty_meta(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "expected a JSON file"),
         (b'[{"question_id": 1, "ans', "expected a JSON file"),
         (b"\xff\xfe\x00", "expected a JSON file"),
         (b"[" * 100_000, "expected a JSON file"),
         (b'{"7": "a"}', "it holds {'7': 'a'}, expected a JSON list"),
-        (b'["a"]', "it holds 'a', expected"),
         (b'[{"question_id": 1, "answer": 5}]', "it holds {'question_id': 1, 'answer': 5}, expected"),
         (b'[{"question_id": 1, "answer": "a"}, {"question_id": 1.0, "answer": "a"}]', "it holds {'question_id': 1.0"),
-        (b'[{"question_id": true, "answer": "a"}]', "it holds {'question_id': True"),
         (b'[{"answer": "a"}]', "it holds {'answer': 'a'}"),
-        (b'[{"question_id": null, "answer": "a"}]', "it holds {'question_id': None"),
     ],
-    ids=[
-        *("empty", "cut", "not UTF-8", "deep", "an object", "no records", "answer a number"),
-        *("float id", "boolean id", "no id", "id null"),
-    ],
+    ids=["cut", "not UTF-8", "deep", "an object", "answer a number", "float id", "no id"],
 )
 def test_garbage_is_refused_in_one_line(tmp_path, content, problem):
     path = tmp_path / "a.json"
