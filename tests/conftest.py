@@ -68,6 +68,31 @@ def tiny_llava(checkpoints) -> Path:
     return save(checkpoints / "llava", *build_llava())
 
 
+@pytest.fixture(scope="session")
+def lively(tiny_smolvlm, tiny_qwen, tiny_llava, tmp_path_factory) -> dict[str, Path]:
+    """A checkpoint of each family whose random weights are large enough that its texts differ from row to row."""
+    from steps import save_lively
+
+    folder = tmp_path_factory.mktemp("lively")
+    return {path.name: save_lively(path, folder / path.name) for path in (tiny_smolvlm, tiny_qwen, tiny_llava)}
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Run the `main` of a script in this process, with flags and in an empty folder; its exit code."""
+    from cropvlm.runs.cli import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(main, *flags) -> int:
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, flags)])
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        return ended.value.code
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium (Debian's chromium and chromium-driver)."""

@@ -1,50 +1,32 @@
 """generate_final_answers.py --controls: one more answer file for each, and what they say of a true box's gain."""
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
 from processes import REPO
+from steps import read, write_boxes
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
 import vqa_accuracy
 from cropvlm.boxes import format_bbox
-from cropvlm.runs.cli import run
 from cropvlm.runs.controls import CONTROLS
-from cropvlm.runs.predictions import build_meta, read_meta, read_predictions, write_predictions
+from cropvlm.runs.predictions import read_meta, read_predictions, write_predictions
 from miniature.world import write_world
 
 SMOLVLM = REPO / "miniature" / "models" / "smolvlm"
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path):
-    """Run a script in this process, by default step 5 with the miniature's reader; its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*flags, main=generate_final_answers.main) -> int:
-        defaults = ["--vqa_model_path", SMOLVLM, "--longest_edge", 64, "--max_new_tokens", 8, "--gpu", -1]
-        argv = ["script", *(defaults if main is generate_final_answers.main else ()), *flags]
-        monkeypatch.setattr(sys, "argv", [str(flag) for flag in argv])
-        with pytest.raises(SystemExit) as ended:
-            run(main)
-        return ended.value.code
-
-    return call
+def script(call):
+    """Run step 5 in this process with the miniature's reader; its exit code."""
+    defaults = ["--vqa_model_path", SMOLVLM, "--longest_edge", 64, "--max_new_tokens", 8, "--gpu", -1]
+    return lambda *flags: call(generate_final_answers.main, *defaults, *flags)
 
 
 def write_true_boxes(path: Path, world: Path) -> Path:
-    rows = load_from_disk(str(world))["test"]
-    records = [
-        {"question_id": i, "answer": format_bbox(box)}
-        for i, box in zip(rows["question_id"], rows["true_bbox"], strict=True)
-    ]
-    source = {"dataset_path": str(world), "split": "test", "max_samples": None}
-    write_predictions(path, records, build_meta(source, models={}, settings={}, counts={}))
-    return path
+    return write_boxes(path, world, list(map(format_bbox, load_from_disk(str(world))["test"]["true_bbox"])))
 
 
 @pytest.fixture
@@ -56,7 +38,7 @@ def answers_file(name: str) -> Path:
     return Path("predictions") / f"{name}_answers.json"
 
 
-def test_each_control_is_one_more_file_and_the_others_stay_as_they_are(script, boxes, capsys):
+def test_each_control_is_one_more_file_and_the_others_stay_as_they_are(script, call, boxes, capsys):
     assert script("--bbox", boxes, "--max_samples", 11, "--name", "alone") == 0
     assert script("--bbox", boxes, "--max_samples", 11, "--controls", "all") == 0
     for mode in ("base", "cropvlm"):
@@ -77,7 +59,7 @@ def test_each_control_is_one_more_file_and_the_others_stay_as_they_are(script, b
     assert (meta["counts"]["rows"], meta["counts"]["left_out"]) == (10, 1)
     assert [record["question_id"] for record in read_predictions(answers_file("world_partner"))] == ids[:10]
     capsys.readouterr()
-    assert script("--predictions_file", answers_file("world_partner"), main=vqa_accuracy.main) == 0
+    assert call(vqa_accuracy.main, "--predictions_file", answers_file("world_partner")) == 0
     assert "over 10 questions" in capsys.readouterr().out
 
 
@@ -149,13 +131,13 @@ EXPECTED = {
 
 
 @pytest.mark.slow
-def test_the_gain_of_a_true_box_is_its_detail(script, tmp_path):
+def test_the_gain_of_a_true_box_is_its_detail(script, call, tmp_path):
     write_world(tmp_path / "world", seed=0, train=2, test=640)
     boxes = write_true_boxes(tmp_path / "true_bbox.json", tmp_path / "world")
     assert script("--bbox", boxes, "--controls", *(name for name in EXPECTED if name in CONTROLS)) == 0
     scores = {}
     for name in EXPECTED:
         flags = ["--predictions_file", answers_file(f"true_{name}"), "--metric", "vqa", "--output", "score.json"]
-        assert script(*flags, main=vqa_accuracy.main) == 0
-        scores[name] = json.loads(Path("score.json").read_text())["score"]
+        assert call(vqa_accuracy.main, *flags) == 0
+        scores[name] = read("score.json")["score"]
     assert scores == pytest.approx(EXPECTED, abs=2)

@@ -2,25 +2,16 @@ import numpy as np
 import pytest
 import torch
 from pictures import QUESTION, Pairs, as_authors_show, noise, pair
+from steps import load_lively
 
 from cropvlm import generation
 from cropvlm.encoding import chat_text, encode_images, merge, model_inputs, prepare
 from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.generation import generate_rows, generate_texts, greedy
-from cropvlm.modeling import load_model, load_processor
+from cropvlm.modeling import load_processor
 from cropvlm.models import batches
 from cropvlm.models.readers import image_key
 from cropvlm.prompts import answerer_messages
-
-
-def load_lively(path):
-    """A tiny model whose random weights are large enough that its texts differ from row to row."""
-    model, processor = load_model(str(path), device="cpu"), load_processor(str(path))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.2, generator=generator)
-    return model, processor
 
 
 @pytest.fixture(scope="module", params=["tiny_smolvlm", "tiny_qwen", "tiny_llava"])

@@ -20,9 +20,7 @@ from cropvlm.metrics import (
     [
         # k of 10 match: k sets hold k - 1 matches, 10 - k sets hold k, each capped at 3 and divided by 3.
         pytest.param(0, 0, id="none"),
-        pytest.param(1, 0.3, id="(0 + 9 x 1) / 30"),
         pytest.param(2, 0.6, id="(2 x 1 + 8 x 2) / 30"),
-        pytest.param(3, 0.9, id="(3 x 2 + 7 x 3) / 30"),
         pytest.param(4, 1, id="(4 x 3 + 6 x 3) / 30"),
         pytest.param(10, 1, id="all"),
     ],
@@ -35,12 +33,9 @@ def test_vqa_accuracy_of_ten_references(matches, score):
     ("answers", "score"),
     [
         pytest.param(["stop"], 1, id="1 of 1"),
-        pytest.param(["go"], 0, id="0 of 1"),
         pytest.param(["stop", "go"], 0.5, id="2 sets of one: 0 and 1"),
         pytest.param(["stop", "stop", "go"], 2 / 3, id="3 sets of two, 2 needed: 1/2, 1/2, 1"),
-        pytest.param(["stop"] * 3, 1, id="3 of 3"),
         pytest.param(["stop"] * 3 + ["go"] * 2, 0.8, id="5 sets of four, 3 needed: 2/3 three times, 1 twice"),
-        pytest.param(["stop"] * 5, 1, id="5 of 5"),
     ],
 )
 def test_vqa_accuracy_of_fewer_references(answers, score):
@@ -70,18 +65,13 @@ NORMALIZED = {
     "mark inside a word becomes a space": ("coca-cola", "coca cola"),
     "deleted everywhere once beside a space": ("coca-cola - cold", "cocacola cold"),
     "mark at the end becomes a space": ("stop!", "stop"),
-    "quotes": ('"stop"', "stop"),
     "dot goes": ("stop.", "stop"),
     "dot before a digit stays": ("3.5", "3.5"),
-    "dot after a digit goes": ("2.", "2"),
     "number words": ("none zero one ten eleven", "0 0 1 10 eleven"),
     "articles go": ("a dog an owl the cat", "dog owl cat"),
-    "only an article": ("The", ""),
     "contraction": ("dont", "don't"),
-    "contraction with one of two apostrophes": ("couldnt've couldn'tve", "couldn't've couldn't've"),
     "contraction with two of three apostrophes": ("yall'd've", "y'all'd've"),
     "words that look like contractions": ("shed were ill id im", "shed were ill id im"),
-    "nothing": ("", ""),
     "time": ("10:30 a.m.", "10:30 am"),
     "dollar sign stays": ("$5", "$5"),
 }
@@ -96,14 +86,11 @@ def test_normalize_answer(text, normalized):
     ("prediction", "answers", "score"),
     [
         pytest.param("Bank", ["bank"], 1, id="case"),
-        pytest.param(" the\n bank ", ["the bank"], 1, id="white space"),
         pytest.param("bank.", ["bank"], 0.8, id="1 edit of 5"),
         pytest.param("kitten", ["sitting"], 4 / 7, id="3 edits of 7"),
         pytest.param("bank", ["the bank", "bart"], 0, id="4 of 8 and 2 of 4: at the threshold counts 0"),
         pytest.param("bank", ["tank", "x"], 0.75, id="the best reference"),
-        pytest.param("", ["bank"], 0, id="empty prediction"),
         pytest.param("", [""], 1, id="both empty"),
-        pytest.param("x" * 10_000, ["bank"], 0, id="endless prediction"),
         pytest.param("\ud800bank", ["bank"], 0.8, id="half a surrogate pair is one character"),
     ],
 )
@@ -125,7 +112,6 @@ def test_scores_are_between_0_and_1(prediction, answers):
         pytest.param("(b) blue", ["B"], 1, id="right"),
         pytest.param("B", [" b "], 1, id="reference in lower case"),
         pytest.param("B", ["C", "B"], 1, id="one of several references"),
-        pytest.param("B", ["A"], 0, id="wrong"),
         pytest.param("blue", ["B"], 0, id="no letter"),
     ],
 )
@@ -143,11 +129,8 @@ QUESTION = "Which color?\nA. red\nB. blue\n(C) blue\n(D) Dark  green\nE. 5"
         pytest.param("(A) blue", "A", 1, id="the letter before any text"),
         pytest.param("Red.", "A", 1, id="the text of an option"),
         pytest.param("dark green", "D", 1, id="an option in brackets, white space and case"),
-        pytest.param("5", "E", 1, id="the fifth option"),
         pytest.param("blue", "B", 0, id="the text of two options"),
-        pytest.param("a red one", "A", 0, id="more than the text"),
         pytest.param("<think>red</think>5", "E", 1, id="after reasoning"),
-        pytest.param("", "A", 0, id="empty"),
     ],
 )
 def test_option_accuracy(prediction, answer, score):

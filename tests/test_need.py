@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from datasets import load_from_disk
 from PIL import Image
 from processes import REPO
+from steps import answers_of, load_lively
 
 import generate_bbox
 import generate_final_answers
@@ -18,10 +18,8 @@ from cropvlm.boxes import NOT_NEEDED, decide, format_bbox
 from cropvlm.encoding import model_inputs, prepare
 from cropvlm.errors import UserError
 from cropvlm.generation import generate_rows
-from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.need import BoxText, NeedRecorder
 from cropvlm.prompts import cropper_messages
-from cropvlm.runs.cli import run
 from cropvlm.runs.predictions import read_meta, read_predictions
 
 
@@ -60,10 +58,7 @@ class Rows(list):
 
 
 def test_the_need_is_a_difference_of_log_probabilities(tiny_smolvlm):
-    model, processor = load_model(str(tiny_smolvlm), device="cpu"), load_processor(str(tiny_smolvlm))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    model, processor = load_lively(tiny_smolvlm)
     pictures = [
         Image.new("RGB", size, color) for size, color in (((64, 48), "red"), ((30, 60), "teal"), ((9, 9), "grey"))
     ]
@@ -80,18 +75,9 @@ def test_the_need_is_a_difference_of_log_probabilities(tiny_smolvlm):
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path, tiny_smolvlm):
-    """Run a script in this process with the tiny SmolVLM; its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(main, *flags) -> int:
-        argv = ["script", "--max_new_tokens", 4, "--longest_edge", 64, "--gpu", -1, *flags]
-        monkeypatch.setattr(sys, "argv", [str(flag) for flag in argv])
-        with pytest.raises(SystemExit) as ended:
-            run(main)
-        return ended.value.code
-
-    return call
+def script(call):
+    """Run a script in this process; its exit code."""
+    return lambda main, *flags: call(main, "--max_new_tokens", 4, "--longest_edge", 64, "--gpu", -1, *flags)
 
 
 READER = REPO / "miniature" / "models" / "smolvlm"
@@ -122,7 +108,7 @@ def test_one_box_file_gives_every_operating_point(script, tiny_smolvlm, tiny_wor
         assert script(generate_final_answers.main, "--bbox", BOXES, "--vqa_model_path", READER, "--name", name,
                       "--modes", "cropvlm", "base", *flags) == 0  # fmt: skip
         files = [f"predictions/{name}_{mode}_answers.json" for mode in ("base", "cropvlm")]
-        answers[name] = [[record["answer"] for record in read_predictions(file)] for file in files]
+        answers[name] = list(map(answers_of, files))
         settings = read_meta(files[1])["settings"]
         assert settings.get("need_threshold") == (float(*threshold) if threshold else None)
         assert settings["boxes"] == read_meta("predictions/plain_cropvlm_answers.json")["settings"]["boxes"]

@@ -1,50 +1,32 @@
 """generate_final_answers.py with a remote answerer: its files, resuming, the key; and transformers serve end to end."""
 
-import json
 import logging
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import load_from_disk
 from fake_server import KEY, LASTING, OF_A_ROW, FakeServer, completion, error, open_url
 from PIL import Image
+from steps import answers_of, read, write_boxes
 
 import generate_final_answers
-from cropvlm.modeling import load_model, load_processor
-from cropvlm.runs.cli import run
-from cropvlm.runs.predictions import build_meta, write_predictions
 from cropvlm.runs.server import fit_longest_edge
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path, server):
+def script(call, server):
     """Run generate_final_answers.py in this process on the server; its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*flags) -> int:
-        defaults = ["--api_base", server.url, "--api_model", "m", "--api_concurrency", 1, "--longest_edge", 64]
-        monkeypatch.setattr(sys, "argv", [str(flag) for flag in ("generate_final_answers.py", *defaults, *flags)])
-        with pytest.raises(SystemExit) as ended:
-            run(generate_final_answers.main)
-        return ended.value.code
-
-    return call
+    defaults = ["--api_base", server.url, "--api_model", "m", "--api_concurrency", 1, "--longest_edge", 64]
+    return lambda *flags: call(generate_final_answers.main, *defaults, *flags)
 
 
 @pytest.fixture
 def boxes(tmp_path, tiny_world) -> Path:
     """A box file of the 12 test rows, 6 of them invalid, with its meta."""
-    ids = load_from_disk(str(tiny_world))["test"]["question_id"]
-    path = tmp_path / "predictions" / "world_bbox.json"
-    records = [{"question_id": i, "answer": text} for i, text in zip(ids, ["[0, 0, 50, 25]", "no"] * 6, strict=True)]
-    source = {"dataset_path": str(tiny_world), "split": "test", "max_samples": None}
-    write_predictions(path, records, build_meta(source, models={}, settings={}, counts={}))
-    return path
+    return write_boxes(tmp_path / "predictions" / "world_bbox.json", tiny_world, ["[0, 0, 50, 25]", "no"] * 6)
 
 
 def by_images(server: FakeServer) -> None:
@@ -56,10 +38,6 @@ def by_images(server: FakeServer) -> None:
         return f"{text.splitlines()[0]} {' '.join(sizes)}."
 
     server.react = react
-
-
-def read(path) -> list | dict:
-    return json.loads(Path(path).read_text())
 
 
 def test_the_script_writes_both_files(script, server, boxes, tiny_world):
@@ -129,7 +107,7 @@ def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxe
     replies = {4: error(400, "too long"), 7: completion(None, refusal="No.")}
     server.react = lambda text, times: replies.get(server.asked.total(), "Yes.")
     assert script("--bbox", boxes, "--modes", "base") == 3
-    answers = [record["answer"] for record in read("predictions/world_base_answers.json")]
+    answers = answers_of("predictions/world_base_answers.json")
     assert [i for i, answer in enumerate(answers) if not answer] == [3, 6]
     counts = read("predictions/world_base_answers.meta.json")["counts"]
     assert (counts["failed"], counts["empty_answers"]) == (1, 1)
@@ -139,7 +117,7 @@ def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxe
 def test_a_rejected_crop_leaves_the_answer_without_it(script, server, boxes):
     server.react = lambda text, times: error(400, "too small") if server.asked.total() == 4 else "Yes."
     assert script("--bbox", boxes) == 3  # base and cropvlm of the first row, then of the second
-    answers = {m: [r["answer"] for r in read(f"predictions/world_{m}_answers.json")] for m in ("base", "cropvlm")}
+    answers = {mode: answers_of(f"predictions/world_{mode}_answers.json") for mode in ("base", "cropvlm")}
     assert answers["base"] == ["Yes"] * 12
     assert answers["cropvlm"] == ["Yes", "", *["Yes"] * 10]
     failed = {mode: read(f"predictions/world_{mode}_answers.meta.json")["failed"] for mode in answers}
@@ -181,44 +159,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, server, boxes, capsys, fl
 # transformers serve, as the fixture `serve` starts it
 
 
-@pytest.fixture(params=["smolvlm", "llava"])
-def answerer(request, tmp_path) -> str:
-    """A tiny model whose random weights are large enough that its answers differ from row to row."""
-    path = str(request.getfixturevalue(f"tiny_{request.param}"))
-    model, generator = load_model(path, device="cpu"), torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.2, generator=generator)
-    model.save_pretrained(tmp_path / request.param)
-    load_processor(path).save_pretrained(tmp_path / request.param)
-    return str(tmp_path / request.param)
-
-
 @pytest.mark.slow
-def test_transformers_serve_gives_the_answers_of_the_local_path(serve, answerer, boxes, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("family", ["smolvlm", "llava"])
+def test_transformers_serve_gives_the_answers_of_the_local_path(serve, lively, family, boxes, call):
     calls = {
-        "local": ["--vqa_model_path", answerer, "--gpu", "-1"],
-        "remote": ["--api_base", serve, "--api_model", answerer, "--api_concurrency", "3"],
+        "local": ["--vqa_model_path", lively[family], "--gpu", "-1"],
+        "remote": ["--api_base", serve, "--api_model", lively[family], "--api_concurrency", "3"],
     }
     for name, flags in calls.items():
-        argv = ["generate_final_answers.py", "--bbox", str(boxes), "--name", name, "--max_new_tokens", "6", *flags]
-        monkeypatch.setattr(sys, "argv", argv)
-        with pytest.raises(SystemExit) as ended:
-            run(generate_final_answers.main)
-        assert ended.value.code == 0
+        assert call(generate_final_answers.main, "--bbox", boxes, "--name", name, "--max_new_tokens", 6, *flags) == 0
     for mode in ("base", "cropvlm"):
-        local, remote = (read(f"predictions/{name}_{mode}_answers.json") for name in calls)
+        local, remote = (answers_of(f"predictions/{name}_{mode}_answers.json") for name in calls)
         assert remote == local
-        assert len({record["answer"] for record in local}) > 6
+        assert len(set(local)) > 6
 
 
 @pytest.mark.slow
-def test_transformers_serve_has_no_such_model(serve, boxes, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    flags = ["--bbox", str(boxes), "--api_base", serve, "--api_model", str(tmp_path / "nowhere")]
-    monkeypatch.setattr(sys, "argv", ["generate_final_answers.py", *flags, "--api_concurrency", "1"])
-    with pytest.raises(SystemExit) as ended:
-        run(generate_final_answers.main)
-    assert ended.value.code == 2
+def test_transformers_serve_has_no_such_model(serve, boxes, call, tmp_path, capsys):
+    flags = ["--bbox", boxes, "--api_base", serve, "--api_model", tmp_path / "nowhere", "--api_concurrency", 1]
+    assert call(generate_final_answers.main, *flags) == 2
     assert "sends error 500" in capsys.readouterr().err.splitlines()[-1]

@@ -1,45 +1,30 @@
 """generate_bbox.py with a cropper behind a server: its file, resuming, clashing flags; and transformers serve."""
 
-import json
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import load_from_disk
 from fake_server import error, open_url
+from steps import read
 
 import generate_bbox
-from cropvlm.modeling import load_model, load_processor
+from cropvlm.modeling import load_processor
 from cropvlm.prompts import OUTLINE
-from cropvlm.runs.cli import run
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path, tiny_world):
+def script(call, tiny_world):
     """Run generate_bbox.py in this process on 12 rows; its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*flags) -> int:
-        argv = ["generate_bbox.py", "--dataset_path", tiny_world, "--split", "test", *flags]
-        monkeypatch.setattr(sys, "argv", [str(flag) for flag in argv])
-        with pytest.raises(SystemExit) as ended:
-            run(generate_bbox.main)
-        return ended.value.code
-
-    return call
+    return lambda *flags: call(generate_bbox.main, "--dataset_path", tiny_world, "--split", "test", *flags)
 
 
 @pytest.fixture
 def asked(server) -> list:
     """The flags that name the fake server as the cropper."""
     return ["--api_base", server.url, "--api_model", "models/merged", "--api_concurrency", 1]
-
-
-def read(path) -> list | dict:
-    return json.loads(Path(path).read_text())
 
 
 def test_the_server_writes_the_boxes(script, server, asked, tiny_world):
@@ -94,16 +79,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, server, tmp_path, capsys,
 
 
 @pytest.mark.slow
-def test_transformers_serve_writes_the_boxes_of_the_local_path(script, serve, tiny_smolvlm, tmp_path):
-    """With random weights, large enough that the texts differ from row to row."""
-    model, generator = load_model(str(tiny_smolvlm), device="cpu"), torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.2, generator=generator)
-    model.save_pretrained(tmp_path / "merged")
-    load_processor(str(tiny_smolvlm), longest_edge=64).save_pretrained(tmp_path / "merged")
-    remote = ["--api_base", serve, "--api_model", tmp_path / "merged", "--api_concurrency", 3]
-    local = ["--model_path", tmp_path / "merged", "--longest_edge", 64, "--gpu", -1]
+def test_transformers_serve_writes_the_boxes_of_the_local_path(script, serve, lively, tmp_path):
+    model = shutil.copytree(lively["smolvlm"], tmp_path / "merged")
+    load_processor(str(model), longest_edge=64).save_pretrained(model)
+    remote = ["--api_base", serve, "--api_model", model, "--api_concurrency", 3]
+    local = ["--model_path", model, "--longest_edge", 64, "--gpu", -1]
     for name, flags in {"remote": remote, "local": local}.items():
         assert script("--output", f"{name}.json", "--max_new_tokens", 8, *flags) == 0
     assert Path("remote.json").read_bytes() == Path("local.json").read_bytes()

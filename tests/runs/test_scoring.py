@@ -18,18 +18,9 @@ def test_every_row_with_references_is_scored():
         scoring.ScoredRows(rows.select([2]), ["yes"], "vqa")
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        pytest.param(" nokia.", " nokia.", id="unchanged without reasoning"),
-        pytest.param("<think>B?</think>\n\nA.", "A", id="after reasoning cleaned"),
-        pytest.param("</think>a</think>b", "b", id="the last end counts"),
-        pytest.param("<think>B", "", id="reasoning that does not end"),
-        pytest.param("<thinking>B?</thinking> A.", "A", id="reasoning in another tag"),
-    ],
-)
-def test_final_answer(text, answer):
-    assert scoring.final_answer(text) == answer
+def test_final_answer():
+    assert scoring.final_answer(" nokia.") == " nokia."  # unchanged without reasoning
+    assert scoring.final_answer("<think>B?</think>\n\nA.") == "A"  # cleaned after it
 
 
 def test_every_cycle_weighs_the_same():
@@ -63,17 +54,6 @@ def test_rows_of_one_question_count_once():
     assert compared["interval_95"] == pytest.approx([0, 60])
 
 
-def test_score_groups():
-    weights = np.array([1 / 6, 1 / 6, 1 / 6, 1 / 2])
-    groups = scoring.score_groups(np.array([100.0, 0, 100, 100]), weights, ["b", "b", 7, "b"])
-    # b: (1/6 + 1/2) of 1/6 + 1/6 + 1/2
-    assert groups == {
-        "7": {"score": pytest.approx(100), "questions": 1},
-        "b": {"score": pytest.approx(80), "questions": 3},
-    }
-    assert list(groups) == ["7", "b"]
-
-
 def test_the_interval_covers_at_its_rate(monkeypatch):
     """About 95 of 100 intervals contain a true difference of 0; 88 is 3 standard errors below."""
     monkeypatch.setattr(scoring, "RESAMPLES", 400)
@@ -83,13 +63,3 @@ def test_the_interval_covers_at_its_rate(monkeypatch):
     pairs = [rng.choice([0, 100], size=(2, 60)) for _ in range(100)]
     intervals = [scoring.compare(*pair, weights, questions)["interval_95"] for pair in pairs]
     assert 88 <= sum(low <= 0 <= high for low, high in intervals) <= 100
-
-
-def test_compare_counts():
-    scores, others = np.array([100.0, 0, 60, 0]), np.array([0.0, 30, 60, 0])
-    result = scoring.compare(scores, others, np.full(4, 1 / 4), list("abcd"))
-    assert (result["better"], result["worse"], result["equal"]) == (1, 1, 2)
-    assert result["difference"] == pytest.approx(17.5)  # (100 - 30) / 4
-    assert result["other_score"] == pytest.approx(22.5)
-    low, high = result["interval_95"]
-    assert low < 17.5 < high

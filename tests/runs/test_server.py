@@ -44,7 +44,6 @@ def test_the_request(server):
             "max_completion_tokens": 7,
         }
     ]
-    assert server.keys == [f"Bearer {KEY}"]
 
 
 def test_placeholders_become_data_urls_in_their_order():
@@ -71,12 +70,9 @@ def test_image_formats():
 @pytest.mark.parametrize(
     ("size", "longest_edge", "expected"),
     [
-        ((1024, 768), 512, (512, 384)),
         ((300, 900), 512, (171, 512)),  # 300 * 512 / 900 = 170.7
         ((100, 50), 512, (512, 256)),  # smaller images grow, as SmolVLM's processor has it
-        ((1, 1), 512, (512, 512)),
         ((5000, 1), 512, (512, 5)),  # a strip is first widened to 100:1, as for local models: 50 * 512 / 5000
-        ((640, 480), None, (640, 480)),
         ((5000, 1), None, (5000, 50)),
     ],
 )
@@ -92,7 +88,6 @@ def test_size_of_the_pictures_sent(size, longest_edge, expected):
     [
         (" Coke.\n", " Coke.\n"),
         (None, ""),
-        ([], ""),
         ("<think>hm</think> Coke", "<think>hm</think> Coke"),  # kept as it is; steps 5 and 6 leave it out
         ("\ud83d Coke", "\ufffd Coke"),  # half a surrogate pair, which no file in UTF-8 can hold
         (
@@ -118,19 +113,11 @@ def test_a_refusal_is_an_empty_answer(server):
     assert set(server.asked.values()) == {1}  # nothing to try again
 
 
-@pytest.mark.parametrize("content", ["Coca co", "<think>Red.</think> Coca co"])
-def test_an_answer_that_is_cut_off_is_an_answer(server, content):
-    server.react = lambda *_: (
-        completion(content) | {"choices": [{"message": {"content": content}} | {"finish_reason": "length"}]}
-    )
-    assert ask(server, ["a"]) == [(0, [content])]
-
-
-@pytest.mark.parametrize("content", [None, [], "<think>The image shows", "<think>Red.</think>\n"])
-def test_a_reply_cut_off_before_its_answer(server, content):
+@pytest.mark.parametrize("content", ["<think>Red.</think> Coca co", None, "<think>Red.</think>\n"])
+def test_a_reply_cut_off_is_an_answer_if_it_holds_one(server, content):
     server.react = lambda *_: {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
     ((_, (text,)),) = ask(server, ["a"])
-    assert isinstance(text, CutOff)
+    assert text == content if content and "Coca" in content else isinstance(text, CutOff)
 
 
 def test_the_name_that_the_model_has_in_the_replies_is_known(server):
@@ -200,7 +187,7 @@ def test_a_fault_of_a_row_leaves_the_others_alone(server, name):
     assert server.asked[row] == (4 if name in ("500", "cut", "half", "silence") else 1)
 
 
-@pytest.mark.parametrize("name", ["400", "html", "silence"])
+@pytest.mark.parametrize("name", ["400", "silence"])
 def test_a_fault_of_every_row_ends_the_run(server, name):
     fault, message = OF_A_ROW[name]
     server.react = lambda text, times: fault
@@ -327,33 +314,24 @@ def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
 # The key
 
 
-def test_no_key_is_needed_but_by_openai(server, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY")
-    assert ask(server, ["a"]) == [(0, ["Answer to a"])]
-    with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY"):
-        ask(server, ["a"], base=remote.OPENAI)
-
-
-def test_a_key_that_cannot_be_one_is_not_shown(server, monkeypatch):
+def test_the_key_of_the_environment(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    ask(server, ["a"])
+    assert server.keys == [f"Bearer {KEY}"]
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2026")
     with pytest.raises(UserError, match="characters that are invalid in a key") as raised:
         ask(server, ["a"])
     assert "sk-\u2026" not in str(raised.value)
-
-
-def test_white_space_around_a_key_does_no_harm(server, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
-    ask(server, ["a"])
-    assert server.keys == [f"Bearer {KEY}"]
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert ask(server, ["a"]) == [(0, ["Answer to a"])]  # OpenAI alone needs one
+    with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY"):
+        ask(server, ["a"], base=remote.OPENAI)
 
 
 # The environment
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("ALL_PROXY", "socks://a:1"), ("HTTPS_PROXY", "http://a:78x90"), ("SSL_CERT_FILE", "/no/such/ca.pem")],
-)
+@pytest.mark.parametrize(("variable", "value"), [("ALL_PROXY", "socks://a:1"), ("SSL_CERT_FILE", "/no/such/ca.pem")])
 def test_variables_of_a_proxy_or_certificates(server, monkeypatch, variable, value):
     """A server on this machine is asked without them; for any other they are one line."""
     monkeypatch.setenv(variable, value)
