@@ -93,7 +93,11 @@ def test_the_share_of_a_way(world):
     assert judged.interval_95 == pytest.approx((57.9, 84.4), abs=2)
 
 
-@pytest.mark.parametrize("scores", [(40, 50, 40), (60, 20, 10)], ids=["no way to go", "a way that goes down"])
+@pytest.mark.parametrize(
+    "scores",
+    [(40, 50, 40), (60, 20, 10), (40, 50, 41)],
+    ids=["no way to go", "a way that goes down", "one question, of which a sample may have none"],
+)
 def test_the_share_of_no_way_is_not_comparable(world, scores):
     claim = {"says": "it", "score": SFT, "over": NONE, "of": GRPO, "at_least": 70}
     (judged,) = world(dict(zip(("none", "sft", "grpo"), scores, strict=True)), claims=[claim])
