@@ -1,18 +1,14 @@
 """Figures and claims as data: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from cropvlm.data.catalog import dataset_name
-from cropvlm.errors import UserError, shorten
 
 MEAN = "mean"  # as a figure's benchmark: over all benchmarks of the file
 FIRST_SEED = 42  # of `scripts/configs/`
@@ -142,7 +138,7 @@ class Item:
     columns: for each benchmark the settings of the score, and of `over` and `of` where there are any. The value is the
     score, or its difference from `over`, or that difference in percent of the one between `of` and `over`.
     bars: what the value must be at least (1) and at most (-1). strict: a bar itself is not enough.
-    reported: the figure, or the bar in words. nearest: what our difference is from.
+    reported: the figure, or the bar in words. nearest: what our difference is from. margin: of a figure.
     alone: the score is judged, and not its interval. widths: of the rows that it is about, see `Claim`.
     unknown: why it can never be judged.
     """
@@ -153,6 +149,7 @@ class Item:
     bars: tuple[tuple[int, float], ...]
     reported: float | str
     nearest: float | None = None
+    margin: float | None = None
     metric: Metric = "score"
     strict: bool = False
     alone: bool = False
@@ -289,6 +286,7 @@ class Claims:
             bars=((1, reported - within), (-1, reported + within)),
             reported=reported,
             nearest=reported,
+            margin=within,
             metric=entry.metric,
             alone=margin is None,
             unknown=self.unknown_mean if entry.benchmark == MEAN else None,
@@ -334,48 +332,6 @@ class Claims:
         return [*self.bases(base), base] if base else []
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(f"the key {twice[0]!r} is given twice, before line {node.end_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: int | None = None) -> Claims:
-    """Return the content of a claims file.
-
-    names: replace its own for the `{name}`s in it. seed: of every training, instead of that of its configuration.
-    Raises `UserError` where the file cannot be read, or a field is missing, unknown or of another form.
-    """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
-        if not isinstance(content, dict):
-            raise ValueError(f"it is {shorten(repr(content))}; expected keys and values")
-        own, given = content.pop("names", {}), names or {}
-        if not isinstance(own, dict) or given.keys() - own.keys():
-            raise ValueError(f"its names are {shorten(repr(own))}; expected a table, and {', '.join(given)} in it")
-        filled_names: dict[str, Any] = {}
-        for name, default in own.items():  # one may use those before it
-            filled_names[name] = given[name] if name in given else _fill(default, filled_names)
-        # By way of JSON, whose lists and objects are tuples and dataclasses to a strict check.
-        text = json.dumps(_fill(content, filled_names), default=str)
-        return TypeAdapter(Claims).validate_json(text).resolve(seed)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        told = f"{place}: {first['msg']}, got {shorten(repr(first['input']))}"
-        raise UserError(f"{path} is not a claims file: {told}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a claims file: {error}") from error
-
-
 def _with_seed(cropper: Cropper, seed: int) -> Cropper:
     """Return a cropper trained with a seed; under its own name with `FIRST_SEED`, which its configuration has."""
     if seed == FIRST_SEED:
@@ -383,31 +339,3 @@ def _with_seed(cropper: Cropper, seed: int) -> Cropper:
     run = {name: f"{getattr(cropper, name)}_seed{seed}" for name in ("name", "model")}
     title, training = f"{cropper.title}, seed {seed}", f"{cropper.training} --seed {seed}"
     return replace(cropper, **run, title=title, training=training, seed=seed)
-
-
-def _fill(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace `{name}` in every string of a YAML value, its keys too."""
-    if isinstance(value, str) and "{" in value:
-        try:
-            return value.format_map(names)
-        except (KeyError, IndexError, AttributeError) as error:
-            raise ValueError(f"{value!r} has a name that is not under names: {error}") from error
-    if isinstance(value, list):
-        return [_fill(item, names) for item in value]
-    if isinstance(value, dict):
-        return {_fill(key, names): _fill(item, names) for key, item in value.items()}
-    return value
-
-
-def each_run(path: Path, names: Sequence[str] = (), seeds: int = 1) -> Iterator[Claims]:
-    """Yield the content of a claims file for each of several training runs.
-
-    names: `NAME=VALUE,VALUE...`, a value for each run or one for all. seeds: so many runs, of seeds after 42.
-    """
-    values = {name: text.split(",") for name, _, text in (entry.partition("=") for entry in names)}
-    runs = max([seeds, *map(len, values.values())])
-    if seeds > 1 and runs > seeds or any(len(texts) not in (1, runs) for texts in values.values()):
-        raise UserError(f"--names {' '.join(names)}: expected one value of each name, or as many as there are runs")
-    for i in range(runs):
-        chosen = {name: texts[i % len(texts)] for name, texts in values.items()}
-        yield read_claims(path, chosen, None if seeds == 1 else FIRST_SEED + i)

@@ -59,7 +59,6 @@ def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, 
     if shown != (benchmark.name, answerer.model, cropper is not None, setting.control, setting.need_threshold):
         return None
     dtype = (used.get("dtype") or "").removeprefix("torch.") or None
-    replied = [name for name in result.meta["models"].get("replied") or [] if Path(answerer.model).name not in name]
     source = [result.meta.get(key) for key in ("dataset_path", "dataset", "split")]
     own = benchmark_for(*source).instruction
     prompts = [answerer_messages("{question}", n, BRIEF_ANSWER if own is None else own) for n in (1, 2)]
@@ -78,8 +77,7 @@ def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, 
         found.append("another prompt of the answerer")
     if changed := changed_model(result.meta, "answerer"):
         found.append(f"{changed} has changed since it answered")
-    if replied:
-        found.append(f"the server replied as {', '.join(replied)}")
+    found += other_replies(result.meta, answerer.model)
     if cropper is not None:
         of_boxes = [d for f in known_boxes(result) if (d := boxes_differ(setting, result, f, claims)) is not None]
         if not of_boxes:
@@ -96,6 +94,12 @@ def differing(*compared: tuple[str, Any, Any]) -> list[str]:
 def if_recorded(compared: tuple[str, Any, Any]) -> list[tuple[str, Any, Any]]:
     """Return it to be compared, or nothing where an older meta file does not say."""
     return [] if compared[1] is None else [compared]
+
+
+def other_replies(meta: dict[str, Any], model: str) -> list[str]:
+    """Return as what a server replied, where that is not the model that it was asked for, dated or not."""
+    others = [name for name in meta["models"].get("replied") or [] if Path(model).name not in name]
+    return [f"the server replied as {', '.join(others)}"] if others else []
 
 
 def known_boxes(result: Result) -> list[BoxFile]:
@@ -115,7 +119,7 @@ def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claim
     if "stage" in record:
         cost = (record.get("need") or {}).get("crop_cost")
         same = (record["stage"], record.get("reward"), cost) == (wanted.stage, wanted.reward, wanted.crop_cost)
-        if not by_name and not same:
+        if not by_name and not (same and wanted.seed in (None, record.get("seed"))):
             return None
         found = training_differs(wanted, record, claims)
     else:
@@ -127,6 +131,9 @@ def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claim
             found.append("nothing is recorded of the cropper's training")
     found = differing(("cropper's longest edge", used.get("longest_edge"), wanted.longest_edge)) + found
     found += differing(*if_recorded(("cropper's max_new_tokens", used.get("max_new_tokens"), 32)))
+    found += other_replies(boxes.meta, wanted.model)
+    if failed := boxes.meta.get("failed"):
+        found.append(f"{len(failed)} boxes failed")
     if used.get("prompt") not in (None, cropper_messages("{question}")):
         found.append("another prompt of the cropper")
     if changed := changed_model(boxes.meta, "cropper"):

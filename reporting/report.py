@@ -191,10 +191,12 @@ def summary(report: Report) -> str:
 
 def _in_a_line(verdict: Verdict) -> str:
     reason = f" ({verdict.reason})" if verdict.reason else ""
-    reported = f"reported {verdict.reported:g}" if verdict.kind == "figure" else verdict.reported
+    is_figure = verdict.kind == "figure"
+    reported = f"reported {verdict.reported:g} +- {verdict.margin:g}" if is_figure else verdict.reported
     ours = ""
     if verdict.interval_95:
         ours = f": {verdict.ours:.1f}, 95% interval [{verdict.interval_95[0]:.1f}, {verdict.interval_95[1]:.1f}]"
+        ours += f" over {verdict.over}" if verdict.over else ""
     return f"- {verdict.verdict}{reason}: {verdict.title}{ours} ({reported})"
 
 

@@ -43,7 +43,7 @@ def verdict_row(verdict: Verdict) -> dict[str, str]:
         interval += f" over {verdict.runs} trainings, deviation {verdict.spread:.2f}"
     return {
         "figure or claim": verdict.title,
-        "reported": points(verdict.reported),
+        "reported": points(verdict.reported) + (f" +- {verdict.margin:g}" if verdict.margin is not None else ""),
         "reproduced": points(verdict.ours) + (f" (over {verdict.over})" if verdict.over else ""),
         "difference": points(verdict.difference, "+"),
         "95% interval": interval,

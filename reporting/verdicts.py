@@ -25,7 +25,8 @@ ALONE = "on these questions alone: the score is within its tolerance, and of oth
 
 @dataclass(frozen=True)
 class Verdict:
-    """A line of the report. reported: a figure, or the bar in words. ours, difference, interval_95: points, or None.
+    """A line of the report. reported: a figure, and its margin, or the bar in words. ours, difference, interval_95:
+    points, or None.
 
     runs: how many trainings it is the mean of. spread: the standard deviation over them.
     """
@@ -38,7 +39,8 @@ class Verdict:
     difference: float | None = None
     interval_95: tuple[float, float] | None = None
     reason: str = ""  # why it is not comparable, what would decide it, or the commands that would run it
-    over: str = ""  # the benchmarks, where not all have run
+    margin: float | None = None
+    over: str = ""  # the benchmarks and the number of trainings, where not all have run
     runs: int = 1
     spread: float | None = None
 
@@ -60,7 +62,7 @@ def judge_one(items: Sequence[Item], matches: Sequence[Matches], command: Callab
     items, matches: one for each run.
     """
     item = items[0]
-    head = {"title": item.title, "kind": item.kind, "reported": item.reported}
+    head = {"title": item.title, "kind": item.kind, "reported": item.reported, "margin": item.margin}
     # [run][benchmark][score, over, of]
     found = [[[of_run[s] for s in c] for c in part.columns] for part, of_run in zip(items, matches, strict=True)]
     complete = [k for k, run in enumerate(found) if any(map(all, run))]
@@ -71,8 +73,11 @@ def judge_one(items: Sequence[Item], matches: Sequence[Matches], command: Callab
     if not covered or (item.kind == "figure" and not item.unknown and len(covered) < len(item.columns)):
         return Verdict(**head, verdict=NOT_RUN, reason=command(list(dict.fromkeys(missing))))
     used = [[found[k][b] for b in covered] for k in complete]
-    if len(covered) < len(item.columns):
-        head["over"] = ", ".join(item.columns[b][0].benchmark.name for b in covered)
+    parts = [item.columns[b][0].benchmark.name for b in covered] if len(covered) < len(item.columns) else []
+    parts += [f"{len(used)} of {len(items)} trainings"] if len(used) < len(items) else []
+    head["over"] = ", ".join(parts)
+    if all(run == used[0] for run in used):  # as without a cropper
+        used = used[:1]
     reasons = [item.unknown] if item.unknown else _reasons(used, len(covered) > 1)
     if any(len({tuple(part.result.asked) for part in column}) > 1 for run in used for column in run if len(column) > 1):
         counts = sorted({len(part.result.scored.ids) for part in used[0][0]})
@@ -83,7 +88,7 @@ def judge_one(items: Sequence[Item], matches: Sequence[Matches], command: Callab
         reason = "the interval of the way from `over` to `of` does not lie above 0, so there is no share of it"
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join([reason, *reasons]))
     ours, (low, high) = evidence.value, evidence.interval
-    head |= {"ours": ours, "interval_95": (low, high), "runs": len(complete), "spread": evidence.spread}
+    head |= {"ours": ours, "interval_95": (low, high), "runs": len(used), "spread": evidence.spread}
     head["difference"] = None if item.nearest is None else ours - item.nearest
     if reasons:
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join(reasons))
@@ -147,7 +152,9 @@ def over_runs(means: np.ndarray) -> np.ndarray:
 def _difference(column: Sequence[Match], item: Item) -> tuple[float, np.ndarray]:
     """Return a result's mean, or its mean difference from a second one's, and the bootstrap means, by question.
 
-    Of `over_random` that is what a result has over as many crops at random, between a second one and a third.
+    Questions that all agree say nothing of one in 3/n others: then such a share of them, drawn anew for each sample,
+    lies at one end of the scale. Of `over_random` the value is what a result has over as many crops at random, between
+    a second one and a third.
     """
     results = [found.result for found in column]
     rows, questions, weights = _rows(results[0], item)
@@ -157,7 +164,12 @@ def _difference(column: Sequence[Match], item: Item) -> tuple[float, np.ndarray]
     else:
         first, *others = (result.values(item.metric)[rows] for result in results)
         values = first - others[0] if others else first
-    return float(values @ weights), bootstrap_means(values, weights, questions)
+    means = bootstrap_means(values, weights, questions)
+    if np.ptp(values) == 0:
+        rng = np.random.default_rng(0)
+        ends = rng.choice([0.0 if len(results) == 1 else -100.0, 100.0], len(means))
+        means += rng.beta(1, len(set(questions)), len(means)) * (ends - means)  # P(share > x) = (1 - x)^n
+    return float(values @ weights), means
 
 
 def _rows(result: Result, item: Item) -> tuple[np.ndarray, list[str], np.ndarray]:

@@ -47,7 +47,7 @@ def main() -> int:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from reporting import report  # imports datasets and matplotlib: not for --help
-    from reporting.claims import each_run
+    from reporting.claims_file import each_run
 
     if args.predictions_file:
         made = report.compare_files(args.predictions_file, args.compare)

@@ -65,7 +65,7 @@ def print_plan(stages: dict, folder: Path) -> None:
 
 def main() -> int:
     args = parse_args()
-    from reporting.claims import each_run
+    from reporting.claims_file import each_run
     from reporting.plan import chosen, stages
 
     runs = list(each_run(args.claims, seeds=args.seeds))

@@ -8,7 +8,7 @@ from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_fo
 
 from cropvlm.runs import scoring
 from reporting import results
-from reporting.claims import read_claims
+from reporting.claims_file import read_claims
 from reporting.results import read_folder
 from reporting.verdicts import judge
 

@@ -1,5 +1,6 @@
 """What a cropper and its answers are, by what was recorded of them: what is comparable, and several trainings."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 from reporting_worlds import right, write_answers, write_boxes, write_rows
 
 from cropvlm.runs.provenance import model_checksum, saved_rows
-from reporting.claims import each_run
+from reporting.claims_file import each_run
 from reporting.results import read_folder
 from reporting.verdicts import Evidence, judge, what_would_decide
 
@@ -195,6 +196,25 @@ def test_several_trainings(world):
     (alone,) = judge(runs[:1], read_folder("p"), lambda _: "")
     assert (alone.ours, alone.spread, alone.runs) == (pytest.approx(40), None, 1)
     assert alone.interval_95 == pytest.approx((40 - 9.6, 40 + 9.6), abs=1)  # 1.96 * sqrt(40 * 60 / 100)
+    (of_three,) = judge([*runs, *list(each_run(Path("claims.yaml"), seeds=3))[2:]], read_folder("p"), lambda _: "")
+    assert (of_three.ours, of_three.over) == (pytest.approx(50), "2 of 3 trainings")
+
+
+def test_what_no_training_changes_is_there_once(world):
+    write_answers(Path("p/none_answers.json"), right(50), "rows", settings={"max_new_tokens": 8})
+    Path("claims.yaml").write_text(TRAINED + yaml.safe_dump({"figures": [FIGURE]}))
+    (judged,) = judge(list(each_run(Path("claims.yaml"), seeds=3)), read_folder("p"), lambda _: "")
+    assert (judged.runs, judged.spread, judged.over) == (1, None, "")
+
+
+def test_boxes_that_failed_are_not_comparable(world):
+    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", RECORD)
+    meta = json.loads(Path("p/a_bbox.meta.json").read_text())
+    failed = [{"question_id": i, "reason": "the server was down"} for i in range(30)]
+    Path("p/a_bbox.meta.json").write_text(json.dumps(meta | {"failed": failed}))
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
+    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
+    assert (judged.verdict, judged.reason) == ("not comparable", "30 boxes failed")
 
 
 def test_when_trainings_differ_most_more_of_them_would_decide():

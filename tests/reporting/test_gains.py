@@ -7,7 +7,7 @@ import pytest
 from reporting_worlds import right, write_answers, write_rows
 
 from reporting import results
-from reporting.claims import read_claims
+from reporting.claims_file import read_claims
 from reporting.gains import gains
 from reporting.pairs import pairs
 from reporting.report import judge_folder, write

@@ -10,7 +10,7 @@ from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_ro
 
 from cropvlm.errors import UserError
 from reporting import results
-from reporting.claims import read_claims
+from reporting.claims_file import read_claims
 from reporting.need import need_curves
 from reporting.pairs import pairs
 from reporting.report import judge_folder, write

@@ -13,7 +13,7 @@ from reporting_worlds import write_answers, write_boxes, write_rows
 
 from cropvlm.errors import UserError
 from cropvlm.runs.provenance import model_checksum, saved_rows
-from reporting.claims import each_run, read_claims
+from reporting.claims_file import each_run, read_claims
 from reporting.plan import Stage, chosen, hours, only_command, stages, unfinished
 from reporting.rates import (
     ANSWERS,
@@ -102,6 +102,8 @@ def test_the_command_of_a_setting_picks_its_stages():
 
 def test_hours_come_from_this_machines_meta_files_first(tmp_path):
     write_answers(tmp_path / "a_answers.json", ["x"] * 10, "rows", answerer="m")  # 10 rows in 2 s, at 64 px
+    # Of two files the slower counts.
+    write_answers(tmp_path / "b_answers.json", ["x"] * 100, "rows", answerer="m", boxes=["[0, 0, 9, 9]."] * 100)
     measured = measured_rates(tmp_path)
     work = Work(ANSWERS, "m", 64)
     assert measured == {work: Rate(5, "measured here")}
@@ -111,12 +113,6 @@ def test_hours_come_from_this_machines_meta_files_first(tmp_path):
     # Four answers to each question: the crop and three controls.
     four = replace(stage, outputs=(tmp_path / "gone",) * 4, boxes=tmp_path / "boxes.json")
     assert hours(four, measured) == (pytest.approx(8), "measured here")
-
-
-def test_of_two_files_the_slower_counts(tmp_path):
-    write_answers(tmp_path / "a_answers.json", ["x"] * 10, "rows", answerer="m")
-    write_answers(tmp_path / "b_answers.json", ["x"] * 100, "rows", answerer="m", boxes=["[0, 0, 9, 9]."] * 100)
-    assert measured_rates(tmp_path) == {Work(ANSWERS, "m", 64): Rate(5, "measured here")}
 
 
 SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
@@ -156,21 +152,30 @@ def test_the_published_rates_are_those_of_the_benchmarks_readme():
 
 
 @pytest.fixture
-def boxed(tmp_path, monkeypatch) -> dict[str, Stage]:
-    """The stages of boxes and answers of a cropper in a folder, all done."""
+def staged(tmp_path, monkeypatch):
+    """Returns a function from more of a cropper, and of the file, to the stages of its boxes and answers."""
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
+
+    def staged(cropper: dict, **more: dict) -> dict[str, Stage]:
+        content = {
+            "title": "t",
+            "benchmarks": {"rows": {"path": "rows"}},
+            "answerers": {"a": {"title": "A", "model": "vlm"}},
+            "croppers": {"c": {"title": "C", "stage": "SFT", "model": "model"} | cropper},
+            "also": [{"answerer": "a", "cropper": "c"}],
+        }
+        Path("claims.yaml").write_text(yaml.safe_dump(content | more))
+        return stages([read_claims("claims.yaml")], Path("p"))
+
+    return staged
+
+
+@pytest.fixture
+def boxed(staged) -> dict[str, Stage]:
+    """The stages of boxes and answers of a cropper in a folder, all done."""
     Path("model/model.safetensors").write_text("first")
-    content = {
-        "title": "t",
-        "benchmarks": {"rows": {"path": "rows"}},
-        "answerers": {"a": {"title": "A", "model": "vlm"}},
-        "croppers": {"c": {"title": "C", "stage": "SFT", "model": "model"}},
-        "also": [{"answerer": "a", "cropper": "c"}],
-    }
-    Path("claims.yaml").write_text(yaml.safe_dump(content))
-    made = stages([read_claims("claims.yaml")], Path("p"))
-    texts = ["[0, 0, 9, 9]."] * 3
+    made, texts = staged({}), ["[0, 0, 9, 9]."] * 3
     write_boxes(made["boxes/c/rows"].outputs[0], texts, "model", "rows", {"checksum": model_checksum("model")})
     write_answers(made["answers/a/c/rows"].outputs[0], ["x"] * 3, "rows", boxes=texts)
     return made
@@ -189,23 +194,13 @@ def test_answers_to_other_boxes_are_not_done(boxed):
     assert boxed["answers/a/c/rows"].changed == "p/boxes/c/rows_bbox.json"
 
 
-def test_a_training_whose_rows_were_made_anew_is_not_done(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_training_whose_rows_were_made_anew_is_not_done(staged):
     write_rows(Path("datasets/t_sft"), 3)
-    Path("model").mkdir()
     Path("model/adapter_model.safetensors").touch()
     record = {"training": {"saved_rows": saved_rows("datasets/t_sft")}, "contents": {"base_model": None}}
     Path("model/run.json").write_text(json.dumps(record))
-    content = {
-        "title": "t",
-        "benchmarks": {"rows": {}},
-        "answerers": {"a": {"title": "A", "model": "vlm"}},
-        "data": {"t": {"sources": ["rows"], "output": "datasets/t"}},
-        "croppers": {"c": {"title": "C", "stage": "SFT", "model": "model", "trained_on": "t", "training": "x"}},
-        "also": [{"answerer": "a", "cropper": "c"}],
-    }
-    Path("claims.yaml").write_text(yaml.safe_dump(content))
-    stage = stages([read_claims("claims.yaml")])["train/c"]
+    data = {"t": {"sources": ["rows"], "output": "datasets/t"}}
+    stage = staged({"trained_on": "t", "training": "x"}, data=data)["train/c"]
     assert stage.done
     write_rows(Path("datasets/t_sft"), 3, question=["else?"] * 3)
     assert stage.changed == "datasets/t_sft"

@@ -8,7 +8,7 @@ import pytest
 from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
 
 from cropvlm.errors import UserError
-from reporting.claims import read_claims
+from reporting.claims_file import read_claims
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,9 @@ NONE, SFT, GRPO = ({"answerer": "small", "cropper": name} for name in ("none", "
         pytest.param(50, {"margin": 5}, "inconclusive", id="about 40..60 reaches beyond 45..55"),
         pytest.param(54, {}, "inconclusive", id="about 44..64 reaches beyond 62"),
         pytest.param(64, {"margin": 1}, "not reproduced", id="about 55..73 lies above 49..51"),
-        pytest.param(100, {"reported": 99, "margin": 1}, "reproduced", id="an interval of one point, at the margin"),
+        # 0.97^100 = 0.05: as many as 3% of other questions may be wrong.
+        pytest.param(100, {"reported": 98, "margin": 4}, "reproduced", id="all agree: 97..100 lies within 94..102"),
+        pytest.param(100, {"reported": 99, "margin": 1}, "inconclusive", id="all agree: 97..100 reaches beyond 98"),
         pytest.param(64, {"margin": None, "tolerance": 14}, "reproduced", id="at the tolerance of the score alone"),
         pytest.param(64, {"margin": None, "tolerance": 13.9}, "not reproduced", id="just beyond the tolerance"),
     ],
@@ -76,6 +78,13 @@ def test_191_questions_decide_nothing_that_lies_6_points_apart(world):
         pytest.param({"none": 46, "sft": 50}, {"score": SFT, "over": NONE}, 4, "reproduced", id="paired by question"),
         pytest.param({"none": 9, "sft": 0}, {"score": SFT, "over": NONE}, -9, "not reproduced", id="the other way"),
         pytest.param({"none": 9, "sft": 9}, {"score": SFT, "over": NONE}, 0, "inconclusive", id="equal"),
+        pytest.param(
+            {"none": 9, "sft": 9},
+            {"score": SFT, "over": NONE, "at_least": -1},
+            0,
+            "inconclusive",
+            id="equal in 100 alone",
+        ),
     ],
 )
 def test_a_claim(world, scores, claim, value, verdict):
