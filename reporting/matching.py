@@ -1,6 +1,7 @@
 """Which result is that of a setting, by the content that was recorded of it, and in what the nearest one differs."""
 
 import contextlib
+import functools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ def training_differs(wanted: Cropper, record: dict[str, Any], claims: Claims) ->
     return found
 
 
+@functools.cache
 def training_settings(cropper: Cropper) -> dict[str, float]:
     """Return the numbers that a cropper's flags set in its training; -1 step, as many as there are, without one."""
     if cropper.training is None:
