@@ -19,7 +19,7 @@ from transformers.image_utils import SizeDict
 from cropvlm.crops import widened
 from cropvlm.models.cores import cpu_count
 from cropvlm.models.qwen import budget_of, qwen_image
-from cropvlm.models.tiling import DeviceTiling, tiling_of
+from cropvlm.models.tiling import DeviceTiling, plan_of, tiling_of
 
 FEW_IMAGES = 4  # up to which threads gain nothing
 
@@ -109,7 +109,7 @@ class LevelsReader:
             given = channels_first if isinstance(own, PilBackend) else torch.from_numpy(channels_first)
             shrunk = own.resize(given, SizeDict(longest_edge=edge), resample=own.resample)  # (3, H, W)
             levels = np.ascontiguousarray(np.asarray(shrunk).transpose(1, 2, 0))
-        rows, columns = self.tiling.grid_of((levels.shape[1], levels.shape[0]))
+        rows, columns = plan_of(self.tiling, (levels.shape[1], levels.shape[0]))[0]
         placeholder = self.processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
         tokens = placeholder.count(self.processor.image_token)
         values = (rows * columns + 1) * self.tiling.tile_values  # and the whole image

@@ -39,10 +39,6 @@ class DeviceTiling(Idefics3ImageProcessor):
             return image.new_empty((*image.shape[:-2], height, width))
         return resize(image, (height, width), self.resample, self.matrices)
 
-    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return (rows, columns) of the tiles of an image of `size` (width, height); (0, 0) if it is a single tile."""
-        return plan_of(self, size)[0]
-
     @property
     def tile_values(self) -> int:
         """Number of values in a tile's pixels."""
@@ -77,7 +73,10 @@ def _tiling(settings: str) -> DeviceTiling:
 
 @functools.lru_cache(maxsize=4096)
 def plan_of(tiling: DeviceTiling, size: tuple[int, int]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """(rows, columns) of an image of `size` (width, height) in tiles, and the (length, new length) of its resizes."""
+    """(rows, columns) of an image of `size` (width, height) in tiles, and the (length, new length) of its resizes.
+
+    (0, 0) if it is a single tile.
+    """
     image, grid = torch.empty((1, 3, size[1], size[0]), dtype=torch.uint8, device="meta"), (0, 0)
     edge = tiling.max_image_size["longest_edge"]
     stages = [image, tiling.resize(image, SizeDict(longest_edge=tiling.size["longest_edge"]))]

@@ -12,9 +12,7 @@ from transformers import Trainer
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import utils
 
-from cropvlm.rewards import distinct_crops
-from cropvlm.trainers.merged_rollouts import merged
-from cropvlm.trainers.trl_overrides import BoxGRPOTrainer, BoxSFTTrainer
+from cropvlm.trainers.trl_overrides import BoxGRPOTrainer, BoxSFTTrainer, merged
 
 # Overridden methods and those that call them or take their results, as read in TRL 1.16.0 and transformers 5.23.0.
 READ = {
@@ -118,12 +116,3 @@ def test_an_epoch_has_its_order_in_a_resumed_run_too(sft_adapter, tiny_smolvlm, 
     for epoch in (1, 2):
         trainer._run_epoch(epoch=epoch)
     assert taken == orders[1:]
-
-
-def test_rows_share_a_score_if_image_question_references_and_box_are_the_same():
-    """The last two rows show another image, and another question."""
-    one, other = (object.__new__(type("Image", (), {"width": 9, "height": 9, "crop": lambda *box: box})) for _ in "12")
-    images, references = [one] * 3 + [other, one], [["a"], ["b"], ["a"], ["a"], ["a"]]
-    rows = (["[0, 0, 50, 50]."] * 5, images, ["Which?"] * 4 + ["Where?"], references)
-    crops, order = distinct_crops(*rows)
-    assert ([row for row, _ in crops], order) == ([0, 1, 3, 4], [0, 1, 0, 2, 3])
