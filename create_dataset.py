@@ -52,7 +52,8 @@ def create_dataset(args: argparse.Namespace) -> int:
     from cropvlm.runs.hub import create_repository
     from cropvlm.runs.processes import rank
     from cropvlm.runs.provenance import INPUTS, SOURCES, row_keys
-    from cropvlm.sets.card import describe_sources, origins, part_files, write_card
+    from cropvlm.sets.asking import teacher
+    from cropvlm.sets.card import origins, part_files
     from cropvlm.sets.hub import push
     from cropvlm.sets.mixture import halve, load_sources
     from cropvlm.sets.need_labels import label_need
@@ -65,6 +66,7 @@ def create_dataset(args: argparse.Namespace) -> int:
 
     set_seed(SEED)
     folders = output_folders(args.output_path, args.dataset_path)
+    model = None if args.from_journal else teacher(args)
 
     # Load. Of each source the first rows get boxes; the others are for GRPO, which needs references.
     sources = load_sources(args.dataset_path, args.split, args.max_samples)
@@ -74,9 +76,8 @@ def create_dataset(args: argparse.Namespace) -> int:
     keys = {part: row_keys(some) for part, some in rows.items()}
 
     # Compare. Where both parts are there, made from the same inputs, nothing is left to do but to send them.
-    run = response_run(args, sft_rows, keys["sft"])
-    (job,) = run.jobs
-    settings, made = job.outputs[0].settings, {part: folders[part] for part in rows}
+    run = response_run(model, args.output_path, sft_rows, keys["sft"])
+    settings, made = run.outputs[0].settings, {part: folders[part] for part in rows}
     inputs = describe_inputs(args, settings, rows, keys)
     if args.push_to_hub and rank() == 0:
         create_repository(args.push_to_hub, "dataset", private=True)
@@ -87,7 +88,7 @@ def create_dataset(args: argparse.Namespace) -> int:
 
     # Ask. Every process asks for its share; the first one continues with all responses.
     with run:
-        (records,) = run.collect(job)
+        (records,) = run.collect(run.jobs[0])
         if rank() > 0:
             return 0
 
@@ -102,16 +103,15 @@ def create_dataset(args: argparse.Namespace) -> int:
         if args.label_need:
             parts["sft"], report["need"] = label_need(parts["sft"], args)
         if grpo_rows is not None:
-            parts["grpo"] = with_readable_images(grpo_rows, keys["grpo"], job.outputs[0].journal)
+            parts["grpo"] = with_readable_images(grpo_rows, keys["grpo"], run.outputs[0].journal)
             unreadable, without_references = len(grpo_rows) - len(parts["grpo"]), len(other_rows) - len(grpo_rows)
             report["left_out_of_grpo"] = {"no references": without_references, "unreadable images": unreadable}
 
         # Save, both parts or none.
-        card = write_card(report, settings, describe_sources(args.dataset_path, parts))
         code = COMPLETE_WITH_FAILURES if report["left_out"] or len(parts.get("grpo", [])) < len(grpo_rows or []) else 0
         inputs = {"exit_code": code, "to_ask_again": sum("rejected" in record for record in records), "inputs": inputs}
         made_from = {SOURCES: origins(args.dataset_path, sources, args.split), INPUTS: inputs}
-        save_whole(args.output_path, parts, part_files(parts, card, made_from, report, boxes))
+        save_whole(args.output_path, parts, part_files(parts, boxes, report, settings, args.dataset_path, made_from))
     if args.push_to_hub:
         push(args.push_to_hub, made)
     log_result(report, parts, folders)

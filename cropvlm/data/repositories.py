@@ -15,7 +15,7 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,6 @@ class Repository:
     def fetch(self, files: Iterable[str]) -> Path:
         """Folder with those of `files` that exist; from the Hub, only these are downloaded."""
         return self.folder or _download(self.source, self.commit, files)
-
-    def matching(self, patterns: Iterable[str]) -> list[str]:
-        """Files that match a pattern, in order of the patterns."""
-        matches = [re.compile(glob_translate(pattern)).match for pattern in patterns]
-        return list(dict.fromkeys(file for match in matches for file in self.files if match(file)))
 
 
 def open_repository(source: str, revision: str | None = None) -> Repository:
@@ -182,13 +177,12 @@ def _from_files(
         raise UserError(f"{repository.source} {problem}: {', '.join(configs) or 'it has none'}")
     # 2. The files of the split: those that a benchmark has beside the card's come first.
     params, info = configs.get(config, {}), infos.get(config or "default")
-    named = [file for file in repository.files if Path(file).name not in FILES_TO_IGNORE and _suffix(file) in READERS]
-    if not named:
+    tables = [file for file in repository.files if Path(file).name not in FILES_TO_IGNORE and _suffix(file) in READERS]
+    if not tables:
         raise UserError(f"{repository.source} has no table; expected {', '.join(READERS)} or what save_to_disk writes")
-    tables = replace(repository, files=tuple(named))
-    splits = _unlisted_splits(tables, entry) if entry else {}
+    splits = _unlisted_splits(repository.source, tables, entry) if entry else {}
     if {*splits}.isdisjoint(wanted):
-        splits = _listed_splits(tables, params) | splits
+        splits = _listed_splits(repository.source, tables, params) | splits
     else:
         info = None
     chosen = _choose_split(repository.source, split, wanted, splits)
@@ -201,29 +195,35 @@ def _from_files(
     return rows, chosen
 
 
-def _unlisted_splits(tables: Repository, entry: Benchmark) -> dict[str, list[str]]:
+def _matching(files: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Files that match a pattern, in order of the patterns."""
+    matches = [re.compile(glob_translate(pattern)).match for pattern in patterns]
+    return list(dict.fromkeys(file for match in matches for file in files if match(file)))
+
+
+def _unlisted_splits(source: str, tables: list[str], entry: Benchmark) -> dict[str, list[str]]:
     """Split -> tables, for a benchmark's splits that the card does not list; a copy may lack some."""
-    splits = {split: tables.matching([pattern]) for split, pattern in entry.data_files.items()}
+    splits = {split: _matching(tables, [pattern]) for split, pattern in entry.data_files.items()}
     # A benchmark is scored on these files or not at all: V*'s other files inflate the score.
     if entry.split in splits and not splits[entry.split]:
-        raise UserError(f"{tables.source} has no file {entry.data_files[entry.split]}")
+        raise UserError(f"{source} has no file {entry.data_files[entry.split]}")
     return {split: files for split, files in splits.items() if files}
 
 
-def _listed_splits(tables: Repository, params: dict[str, Any]) -> dict[str, list[str]]:
+def _listed_splits(source: str, tables: list[str], params: dict[str, Any]) -> dict[str, list[str]]:
     """Split -> tables, as a configuration on the card lists them, else by their own names."""
     prefix = f"{params['data_dir'].strip('/')}/" if params.get("data_dir") else ""
     if "data_files" in params:
         patterns = sanitize_patterns(params["data_files"])
-        found = {str(split): tables.matching(prefix + path for path in paths) for split, paths in patterns.items()}
+        found = {str(split): _matching(tables, [prefix + path for path in paths]) for split, paths in patterns.items()}
         return {split: files for split, files in found.items() if files}
-    tables = replace(tables, files=tuple(file for file in tables.files if file.startswith(prefix)))
-    patterns = _get_data_files_patterns(lambda pattern: tables.matching([pattern]))
-    splits = {str(split): tables.matching(paths) for split, paths in patterns.items()}
-    if left := sorted({*tables.files}.difference(*splits.values())):
+    tables = [file for file in tables if file.startswith(prefix)]
+    patterns = _get_data_files_patterns(lambda pattern: _matching(tables, [pattern]))
+    splits = {str(split): _matching(tables, paths) for split, paths in patterns.items()}
+    if left := sorted({*tables}.difference(*splits.values())):
         there = "; ".join(f"{name}: {listed(files, 2)}" for name, files in splits.items())
         words = "%s: by their names, these files belong to no split and are left out: %s; the splits are %s"
-        logger.warning(words, tables.source, listed(left, 5), there)
+        logger.warning(words, source, listed(left, 5), there)
     return splits
 
 

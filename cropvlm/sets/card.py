@@ -51,11 +51,20 @@ NEED = """
 
 
 def part_files(
-    parts: Mapping[str, Dataset], card: str, made_from: dict[str, Any], report: dict, boxes: list[GrownBox]
+    parts: Mapping[str, Dataset],
+    boxes: list[GrownBox],
+    report: dict,
+    settings: dict,
+    sources: Sequence[Source],
+    made_from: dict[str, Any],
 ) -> dict[str, dict[str, bytes]]:
-    """Return the files beside the rows of each part, by name: card and `made_from`, for SFT the report as well."""
+    """Return the files beside the rows of each part, by name: card and `made_from`, for SFT the report as well.
+
+    boxes: of the SFT part. report, settings: see `write_card`. made_from: what else is kept as JSON, by file name.
+    """
     picture = io.BytesIO()
     draw_report(boxes, parts["sft"]).save(picture, "PNG")
+    card = write_card(report, settings, describe_sources(sources, parts))
     both = {"README.md": card.encode()} | {name: _json(known) for name, known in made_from.items()}
     of_sft = {"teacher_report.json": _json(report), "teacher_report.png": picture.getvalue()}
     return {part: both | (of_sft if part == "sft" else {}) for part in parts}

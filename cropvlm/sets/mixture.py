@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 from datasets import Dataset, List, Value, concatenate_datasets
 
@@ -39,10 +38,8 @@ def load_sources(sources: Sequence[Source], split: str | None = None, max_sample
     max_samples: the first so many rows of each. Raises `UserError` for two sources of one name, and as `load_rows`.
     """
     for one, other in combinations(sources, 2):
-        if Path(one.path) == Path(other.path):
-            raise UserError(f"{one.path} is given twice; name each source once")
         if one.name == other.name:
-            raise UserError(f"{one.path} and {other.path} are both called {one.name}, so ids could collide; rename one")
+            raise UserError(f"{one.path} and {other.path} are both called {one.name}; rename one, or name it once")
     loaded = [load_source(source, split, max_samples) for source in sources]
     return loaded if len(loaded) == 1 else [_in_schema(rows) for rows in loaded]
 

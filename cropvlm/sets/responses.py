@@ -1,6 +1,5 @@
 """The teacher's responses as a run keeps them: in a journal that stays, with the size at which each image was seen."""
 
-import argparse
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from cropvlm.data.images import image_size
 from cropvlm.errors import UnreadableImage, UserError, failure
 from cropvlm.runs.journal import Journal
 from cropvlm.runs.run import Job, Output, Run, Text
-from cropvlm.sets.asking import TeacherPrompts, teacher
+from cropvlm.runs.text_models import TextModel
+from cropvlm.sets.asking import TeacherPrompts
 
 ASK = "leave --from_journal out to ask the teacher"
 
@@ -44,20 +44,15 @@ class Responses(Output):
         return {"seconds": None, "size": list(size), "seen_size": list(self.seen_size(size)), "teacher_response": text}
 
 
-def response_run(args: argparse.Namespace, rows: Dataset, keys: list[int]) -> Run:
-    """The run that asks a teacher about `rows`, or with --from_journal takes the responses from the journal alone.
+def response_run(teacher: TextModel | None, target: str, rows: Dataset, keys: list[int]) -> Run:
+    """The run that asks a teacher about `rows`, or, where there is none, takes the responses from the journal alone.
 
     keys: of `cropvlm.runs.provenance.row_keys`. The journal also holds which images of the GRPO part can be read.
     """
-    path, prompts = Path(args.output_path), TeacherPrompts(rows)
-    if args.from_journal:
-        output = Responses(path, settings_in_journal(path), {}, {}, None, data=rows)
-        generate = _only_unreadable_images
-    else:
-        model = teacher(args)
-        output = Responses(path, model.settings, {}, {}, None, data=rows, seen_size=model.seen_size)
-        generate = model.generate
-    return Run([Job(list(rows["question_id"]), prompts, [output], keys)], generate)
+    settings = teacher.settings if teacher else settings_in_journal(target)
+    output = Responses(Path(target), settings, {}, {}, None, data=rows, seen_size=teacher and teacher.seen_size)
+    job = Job(list(rows["question_id"]), TeacherPrompts(rows), [output], keys)
+    return Run([job], teacher.generate if teacher else _only_unreadable_images)
 
 
 def _only_unreadable_images(prompts: TeacherPrompts, done: Collection[int]) -> Iterator[tuple[int, UnreadableImage]]:
@@ -73,7 +68,7 @@ def _only_unreadable_images(prompts: TeacherPrompts, done: Collection[int]) -> I
         raise UserError(f"the journal has no response to {missing} of {len(prompts)} rows; {ASK}")
 
 
-def settings_in_journal(target: Path) -> dict[str, Any]:
+def settings_in_journal(target: str) -> dict[str, Any]:
     """The settings that the journal of `target` was begun with. Raises `UserError` if a teacher began none."""
     path = Journal(target, {}).path
     with failure(f"{path} is not a readable journal of a teacher; {ASK}"), path.open() as file:

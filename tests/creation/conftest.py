@@ -10,7 +10,7 @@ from made_sets import RESPONSES, content
 
 import create_dataset
 from cropvlm.runs.cli import run
-from cropvlm.sets import responses
+from cropvlm.sets import asking, responses
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def script(monkeypatch, tmp_path, tiny_world, tiny_qwen):
 @pytest.fixture
 def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
-    ids, teacher = [], responses.teacher
+    ids, teacher = [], asking.teacher
 
     def generate(prompts, done):
         for i in sorted(set(range(len(prompts))) - set(done)):
@@ -42,7 +42,7 @@ def asked(monkeypatch) -> list:
     def played(args):
         return dataclasses.replace(teacher(args), generate=generate, seen_size=lambda size: size)
 
-    monkeypatch.setattr(responses, "teacher", played)
+    monkeypatch.setattr(asking, "teacher", played)
     monkeypatch.setattr(responses, "image_size", lambda image: (1000, 1000))
     return ids
 

@@ -52,10 +52,9 @@ def test_gaps_and_labels(script, asked, counted, tmp_path):
     assert report["needed"] + report["not_needed"] == sum(report["rows_by_gap"]) == 12
     assert "Need of a crop" in (tmp_path / "made_sft" / "README.md").read_text()
     # Without the flag, nothing of it is there.
+    labels = [{name: row[name] for name in ("loss_gap", "needed")} for row in rows]
     plain = content(tmp_path / "plain_sft")
-    assert [
-        {k: v for k, v in row.items() if k not in ("loss_gap", "needed")} for row in content(tmp_path / "made_sft")
-    ] == plain
+    assert content(tmp_path / "made_sft") == [row | label for row, label in zip(plain, labels, strict=True)]
     assert "need" not in json.loads((tmp_path / "plain_sft" / "teacher_report.json").read_text())
     assert "Need of" not in (tmp_path / "plain_sft" / "README.md").read_text()
 

@@ -29,31 +29,14 @@ def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
     assert not (tmp_path / "made_grpo").exists()
 
 
-def test_an_unreadable_image_is_skipped_with_its_id(script, tmp_path, tiny_world, caplog):
+def test_unreadable_images_are_left_out_with_their_ids(script, tmp_path, tiny_world, caplog):
     rows = content(tiny_world / "train")[:8]
     rows[2]["image"]["bytes"] = b"no image"
-    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 3
-    kept = [row["question_id"] for row in content(tmp_path / "made_sft")]
-    assert kept == [rows[i]["question_id"] for i in (0, 1, 3)]
-    assert str(rows[2]["question_id"]) in caplog.text
-
-
-def test_only_unreadable_images(script, tmp_path, tiny_world, capsys):
-    rows = content(tiny_world / "train")[:4]
-    for row in rows:
-        row["image"]["bytes"] = b"no image"
-    assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 2
-    assert "none of the 4 images can be read" in capsys.readouterr().err
-
-
-def test_an_unreadable_image_for_grpo_is_left_out(script, asked, tmp_path, tiny_world, caplog):
-    rows = content(tiny_world / "train")[:8]
     rows[6]["image"]["bytes"] = rows[6]["image"]["bytes"][:-500]
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 3
-    assert [row["question_id"] for row in content(tmp_path / "made_grpo")] == [
-        rows[i]["question_id"] for i in (4, 5, 7)
-    ]
-    assert str(rows[6]["question_id"]) in caplog.text
+    kept = [[row["question_id"] for row in content(tmp_path / f"made_{part}")] for part in ("sft", "grpo")]
+    assert kept == [[rows[i]["question_id"] for i in part] for part in ((0, 1, 3), (4, 5, 7))]
+    assert all(f"{{'broken': 1}} ({rows[i]['question_id']})" in caplog.text for i in (2, 6))
     report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
     assert report["left_out_of_grpo"] == {"no references": 0, "unreadable images": 1}
 

@@ -87,11 +87,6 @@ def test_a_source_without_references_can_be_boxed(tmp_path):
     assert rows["answers"][:] == [[], [], []]
 
 
-def test_the_same_source_twice(four_sources):
-    with pytest.raises(UserError, match="docvqa is given twice"):
-        load_sources(["docvqa", "stvqa", "docvqa=2"])
-
-
 def test_two_folders_of_one_name(tmp_path):
     folders = [str(tmp_path / parent / "boxes") for parent in ("a", "b")]
     with pytest.raises(UserError, match=f"{folders[0]} and {folders[1]} are both called boxes.*; rename one"):
