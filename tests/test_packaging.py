@@ -1,10 +1,11 @@
 """`pip install .`: what the wheel holds, and the cropper used from another folder."""
 
-import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,12 @@ print(cropper.__file__, full.size, plugin.value)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The folder into which the project was installed, from a copy that has outputs in `datasets` and `models`."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
+def environment(tmp_path_factory) -> Path:
+    """A new environment with the project, installed from a copy that has outputs in `datasets` and `models`.
+
+    Its dependencies are the packages of this environment.
+    """
+    source, new = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("environment")
     for name in ("cropvlm", "serving"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -34,27 +38,30 @@ def installed(tmp_path_factory) -> Path:
     for name in ("datasets", "models"):
         (source / name).mkdir()
         (source / name / "output.py").touch()
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--target", target, source], check=True, capture_output=True)
-    return target
+    venv.create(new, symlinks=True)
+    (site,) = new.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", new / "bin/python3", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--no-index", source], check=True, capture_output=True)
+    return new
 
 
-def test_only_the_packages_are_installed(installed):
-    assert sorted(path.name for path in installed.iterdir() if "dist-info" not in path.name) == [
-        "cropvlm",
-        "cropvlm_serving",
-    ]
+def test_only_the_packages_are_installed(environment):
+    (site,) = environment.glob("lib/python*/site-packages")
+    added = {path.name for path in site.iterdir() if "dist-info" not in path.name}
+    assert added == {"cropvlm", "cropvlm_serving", "dependencies.pth"}
     for name, folder in (("cropvlm", "cropvlm"), ("serving", "cropvlm_serving")):
         modules = {path.relative_to(ROOT / name) for path in (ROOT / name).rglob("*.py")}
-        assert {path.relative_to(installed / folder) for path in (installed / folder).rglob("*.py")} == modules
+        assert {path.relative_to(site / folder) for path in (site / folder).rglob("*.py")} == modules
 
 
-def test_the_cropper_is_used_from_another_folder(installed, tiny_smolvlm, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    command = [sys.executable, "-c", USE, str(tiny_smolvlm)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    expected = f"{installed}/cropvlm/cropper.py (80, 60) cropvlm_serving.lmms:manifests"
-    assert done.stdout.strip() == expected
+def test_the_cropper_is_used_from_another_folder(environment, tiny_smolvlm, tmp_path):
+    command = [environment / "bin/python3", "-c", USE, str(tiny_smolvlm)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    file, *printed = done.stdout.split(maxsplit=1)
+    assert Path(file).is_relative_to(environment)
+    assert printed == ["(80, 60) cropvlm_serving.lmms:manifests\n"]
 
 
 def test_the_tested_versions_lie_in_the_ranges():
