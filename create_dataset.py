@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run, start_logging
+from cropvlm.runs.processes import exchange, rank
 from cropvlm.sets.teacher_flags import add_flags, check_flags
+from cropvlm.teacher import grow
 
 logger = logging.getLogger("cropvlm.create_dataset")
 
@@ -50,7 +52,6 @@ def create_dataset(args: argparse.Namespace) -> int:
     from transformers import set_seed  # these take seconds: a mistake in the flags is told before
 
     from cropvlm.runs.hub import create_repository
-    from cropvlm.runs.processes import rank
     from cropvlm.runs.provenance import INPUTS, SOURCES, row_keys
     from cropvlm.sets.asking import teacher
     from cropvlm.sets.card import origins, part_files
@@ -62,7 +63,6 @@ def create_dataset(args: argparse.Namespace) -> int:
     from cropvlm.sets.summary import summarise
     from cropvlm.sets.units import in_units
     from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references
-    from cropvlm.teacher import grow
 
     set_seed(SEED)
     folders = output_folders(args.output_path, args.dataset_path)
@@ -73,7 +73,8 @@ def create_dataset(args: argparse.Namespace) -> int:
     sft_rows, other_rows = halve(sources, args.sft_share)
     grpo_rows = with_references(other_rows)
     rows = {"sft": sft_rows} | ({} if grpo_rows is None else {"grpo": grpo_rows})
-    keys = {part: row_keys(some) for part, some in rows.items()}
+    # The first process alone looks at the images of the GRPO part, and at what was made before.
+    keys = {part: row_keys(some) for part, some in rows.items() if part == "sft" or rank() == 0}
 
     # Compare. Where both parts are there, made from the same inputs, nothing is left to do but to send them.
     run = response_run(model, args.output_path, sft_rows, keys["sft"])
@@ -81,7 +82,8 @@ def create_dataset(args: argparse.Namespace) -> int:
     inputs = describe_inputs(args, settings, rows, keys)
     if args.push_to_hub and rank() == 0:
         create_repository(args.push_to_hub, "dataset", private=True)
-    if not args.from_journal and (code := code_before(made, inputs)) is not None:
+    before = None if args.from_journal or rank() > 0 else code_before(made, inputs)
+    if (code := exchange([before])[0]) is not None:  # as the first process sees it
         if args.push_to_hub and rank() == 0:
             push(args.push_to_hub, made)
         return code

@@ -15,7 +15,6 @@ from datasets import Dataset, Image
 from cropvlm.data.catalog import locate
 from cropvlm.errors import UserError, failure
 from cropvlm.runs.files import open_to_group, replacing
-from cropvlm.runs.processes import rank
 from cropvlm.runs.provenance import INPUTS, differences, rows_checksum
 from cropvlm.sets.need_labels import gap_settings
 from cropvlm.sets.sources import Source
@@ -70,7 +69,7 @@ def describe_inputs(
     need = gap_settings(args) | {"threshold": args.need_threshold} if args.label_need else None
     made = {"growth": args.growth, "teacher_box_format": args.teacher_box_format, "need": need}
     names = {"sources": [source.name for source in args.dataset_path]}
-    return settings | made | names | {f"{part}_rows": rows_checksum(rows[part], keys[part]) for part in rows}
+    return settings | made | names | {f"{part}_rows": rows_checksum(rows[part], keys[part]) for part in keys}
 
 
 def code_before(folders: dict[str, Path], inputs: dict[str, Any]) -> int | None:
@@ -87,7 +86,7 @@ def code_before(folders: dict[str, Path], inputs: dict[str, Any]) -> int | None:
     if len(same) < len(folders) or not all(same):
         return None
     logger.info("%s: done before", " and ".join(map(str, folders.values())))
-    return records[0]["exit_code"] if rank() == 0 else 0
+    return records[0]["exit_code"]
 
 
 def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str, bytes]]) -> None:
