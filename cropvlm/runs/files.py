@@ -34,13 +34,21 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all. Raises `UserError` where the file cannot be written."""
+    with writing(path), replacing(path) as new, new.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an OSError, of a full disk, a read-only folder or a long name, into a `UserError` that names `path`."""
     try:
-        with replacing(path) as new, new.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield
     except OSError as error:
-        raise cannot_write(Path(path), error) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free space there and run the same command again" if full else "name another output"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -69,15 +77,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Make the folder of the file `path`; `UserError` where `path` cannot be written. Nothing else is left behind."""
     path = Path(path)
-    try:
+    with writing(path):
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it is a folder or a device; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         temporary.touch(exist_ok=False)
         temporary.unlink()
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 def open_to_group(folder: Path) -> None:
@@ -89,20 +95,13 @@ def open_to_group(folder: Path) -> None:
             path.chmod(path.stat().st_mode | ((0o777 if path.is_dir() else 0o666) & ~umask))
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """The error to raise where writing `path` ends with `error`: a full disk, a read-only folder, a long name."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free space there and run the same command again" if full else "name another output"
-    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
-
-
 def open_locked(path: Path) -> BinaryIO:
     """Open a file for appending and reading; it is locked until it is closed or this process ends.
 
     Its folder is made if need be. A file system without locks is told in a warning. Raises `UserError` where another
     process holds it or it cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -113,7 +112,6 @@ def open_locked(path: Path) -> BinaryIO:
                 # workers, and those outlive a killed parent by seconds: the rerun would be refused.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.close()
                 raise UserError(f"another run is writing here ({path} is locked); wait for it to end") from None
             except OSError as error:
                 if error.errno not in WITHOUT_LOCKS:
@@ -122,8 +120,6 @@ def open_locked(path: Path) -> BinaryIO:
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
             file.close()  # the run that held the lock has meanwhile ended and removed the file: take a new one
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 @contextlib.contextmanager

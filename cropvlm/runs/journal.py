@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.errors import UserError
-from cropvlm.runs.files import cannot_write, open_locked
+from cropvlm.runs.files import open_locked, writing
 from cropvlm.runs.provenance import differences
 
 BEGINNING = b'{"settings": {'  # of every journal
@@ -102,8 +102,6 @@ class Journal:
 
     def _write(self, rows: list[dict]) -> None:
         data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        try:
+        with writing(self.path):
             while data:  # an unbuffered file may take a part
                 data = data[self._file.write(data) :]
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
