@@ -41,7 +41,7 @@ def measured_rates(folder: Path) -> dict[Work, Rate]:
     Of several files for one kind of work the slowest counts: answers with the crop take longer than without.
     """
     rates: dict[Work, Rate] = {}
-    for path in sorted(folder.rglob("*.meta.json")) if folder.is_dir() else []:
+    for path in sorted(folder.rglob("[!.]*.meta.json")) if folder.is_dir() else []:
         meta = read_meta(path.with_name(path.name.replace(".meta.json", ".json")))
         counts, models, settings = (meta.get(part) or {} for part in ("counts", "models", "settings"))
         if not counts.get("rows") or not counts.get("seconds"):

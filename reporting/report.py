@@ -21,7 +21,7 @@ from reporting.gains import Gain, gains
 from reporting.matching import differences
 from reporting.pairs import Pair, pair_up, pairs
 from reporting.plan import only_command
-from reporting.results import Result, read_box_file, read_folder, read_result
+from reporting.results import Result, read_box_file, read_folder, read_result, with_meta
 from reporting.verdicts import NOT_REPRODUCED, NOT_RUN, Verdict, judge
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def judge_folder(folder: Path, runs: list[Claims]) -> Report:
 def compare_files(predictions_file: Path, other: Path) -> Report:
     """Return the report on two answer files for the same questions; boxes are looked for beside them."""
     folders = dict.fromkeys([predictions_file.parent, other.parent])
-    boxes = [read_box_file(path) for folder in folders for path in sorted(folder.glob("*_bbox.json"))]
+    boxes = [read_box_file(path) for folder in folders for path in with_meta(folder.glob("[!.]*_bbox.json"))]
     first, second = (read_result(path, boxes) for path in (predictions_file, other))
     return Report([first, second], [pair_up(first, second)])
 

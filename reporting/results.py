@@ -142,14 +142,15 @@ def read_folder(folder: str | Path) -> list[Result]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected one with prediction files")
-    boxes = [read_box_file(path) for path in _with_meta(folder.rglob("*_bbox.json"))]
-    results = [read_result(path, boxes) for path in _with_meta(folder.rglob("*_answers.json"))]
+    boxes = [read_box_file(path) for path in with_meta(folder.rglob("[!.]*_bbox.json"))]
+    results = [read_result(path, boxes) for path in with_meta(folder.rglob("[!.]*_answers.json"))]
     if not results:
         raise UserError(f"{folder} has no answer files (*_answers.json) with meta files; run steps 4 and 5 first")
     return results
 
 
-def _with_meta(paths: Any) -> list[Path]:
+def with_meta(paths: Any) -> list[Path]:
+    """Return the files that have a meta file, sorted; the others are named in a warning."""
     paths = sorted(paths)
     for path in paths:
         if not meta_path(path).exists():

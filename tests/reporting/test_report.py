@@ -16,6 +16,7 @@ from reporting import tables
 from reporting.claims_file import read_claims
 from reporting.costs import _images
 from reporting.examples import examples
+from reporting.rates import measured_rates
 from reporting.report import FILES, compare_files, judge_folder, summary, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,19 @@ def test_boxes_that_are_gone_are_no_fault(caplog):
     assert [verdict.verdict for verdict in made.verdicts] == ["not reproduced", "not run"]
     assert "the box file that it was made with is not in the folder" in caplog.text
     write(made, Path("out"), 5)
+
+
+def test_foreign_files_beside_predictions_are_passed_over(caplog):
+    for name in ("._sft_bbox.json", "._sft_bbox.meta.json", "._none_answers.json", "._none_answers.meta.json"):
+        (Path("p") / name).write_bytes(b"\0\5\x16\7Mac OS X")  # as macOS leaves them on other file systems
+    Path("p/notes_bbox.json").write_text("[]")
+    assert (
+        len(judged().results)
+        == len(compare_files(Path("p/sft_answers.json"), Path("p/none_answers.json")).results)
+        == 2
+    )
+    assert measured_rates(Path("p"))
+    assert caplog.messages.count("p/notes_bbox.json has no meta file; left out") == 2
 
 
 def test_other_benchmarks_are_left_out_unread(caplog):
