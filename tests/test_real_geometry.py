@@ -27,6 +27,11 @@ TURNS = [" [0, 5, 100, 95].<end_of_utterance>", " [12, 0, 13, 100].<end_of_utter
 
 
 @pytest.fixture(scope="module")
+def real_config(real_smolvlm):
+    return AutoConfig.from_pretrained(real_smolvlm)
+
+
+@pytest.fixture(scope="module")
 def processor_path(real_smolvlm):
     return str(real_smolvlm)
 
@@ -74,6 +79,18 @@ def step(trainer):
     after = dict(trainer.model.named_parameters())
     trained = {name: weight for name, weight in after.items() if weight.requires_grad}
     return trained, {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+
+
+def test_lora_is_on_the_intended_linears_of_the_real_model(real_config):
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(real_config)
+        policy = modeling.get_peft_model(model, PolicyArguments().lora_config())
+    adapted = [name for name, _ in policy.named_parameters() if ".lora_A." in name]
+    parts = {part: sum(part in name for name in adapted) for part in ("text_model", "vision_model", "connector")}
+    # 30 layers x (q k v o gate up down); 12 layers x (q k v fc1 fc2), SigLIP's output is called out_proj; 1 projection
+    assert parts == {"text_model": 210, "vision_model": 60, "connector": 1}
+    assert len(adapted) == 271
+    assert not any("out_proj" in name or "lm_head" in name for name in adapted)
 
 
 def test_sft_at_512(base_model, processor_path, data, tmp_path):

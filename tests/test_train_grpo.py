@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from datasets import load_from_disk
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import make_grpo_trainer as make_trainer
 
@@ -139,6 +140,22 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
         run_main(monkeypatch, *flags, *another)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
+    """Policy and reference are what the checkpoint holds, which is not what its run started from."""
+    options = {"max_steps": 1, "save_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3}
+    first = make_trainer(tmp_path / "first", sft_adapter, tiny_world, tiny_smolvlm, **options)
+    first.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
+    first.train()
+    checkpoint = tmp_path / "first" / "checkpoint-1"
+    second = dict(make_trainer(tmp_path / "out", checkpoint, tiny_world, tiny_smolvlm).model.named_parameters())
+    start, saved = (load_file(folder / "adapter_model.safetensors") for folder in (sft_adapter, checkpoint))
+    assert any(not torch.equal(weight, start[name]) for name, weight in saved.items())
+    for name, weight in saved.items():
+        for adapter in ("default", "ref"):
+            assert torch.equal(second[name.removesuffix("weight") + f"{adapter}.weight"], weight), name
+
+
 def test_a_merged_model_gets_a_fresh_adapter(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
     merged = tmp_path / "merged"
     modeling.load_model(str(sft_adapter), device="cpu").save_pretrained(merged)
@@ -185,6 +202,23 @@ def test_a_policy_of_another_family_is_refused(tiny_smolvlm, tiny_qwen, tiny_wor
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match="the cropper has to be an Idefics3 or SmolVLM"):
         run_main(monkeypatch, *flags_for(tiny_qwen, tiny_smolvlm, tiny_world, tmp_path))
+
+
+def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, caplog):
+    rows = load_from_disk(str(tiny_world))["train"]
+    answers = [None if i == 2 else row for i, row in enumerate(rows["answers"])]
+    rows = rows.remove_columns("answers").add_column("answers", answers)
+    rows.save_to_disk(str(tmp_path / "data"))
+    trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm)
+    assert len(trainer.train_dataset) == len(rows) - 1
+    assert f"question_id {rows[2]['question_id']}" in caplog.text
+
+
+def test_a_data_set_without_answers_is_refused(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
+    load_from_disk(str(tiny_world))["train"].remove_columns("answers").save_to_disk(str(tmp_path / "data"))
+    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(UserError, match="answers"):
+        run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
 
 
 def test_a_process_that_holds_a_part_of_one_group_draws_nothing(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
