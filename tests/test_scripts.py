@@ -134,17 +134,14 @@ def test_reproduce_keeps_the_mixture_apart(checkout):
     assert all("mixture" in " ".join(call) for call in calls)
 
 
-def test_reproduce_goes_on_after_failures_that_were_listed(checkout):
-    result, calls = reproduce(checkout, "0", FAILING="generate_bbox.py", CODE="3")
-    assert result.returncode == 0, result.stderr
-    assert [call[0] for call in calls] == STAGES
-
-
-@pytest.mark.parametrize("code", [1, 2])
-def test_reproduce_stops_where_a_stage_fails(checkout, code):
-    result, calls = reproduce(checkout, "0", FAILING="train_sft.py", CODE=str(code))
-    assert result.returncode == code
-    assert [call[0] for call in calls] == STAGES[:2]
+@pytest.mark.parametrize(
+    ("failing", "code", "ends", "stages"),
+    [("generate_bbox.py", 3, 0, STAGES), ("train_sft.py", 1, 1, STAGES[:2]), ("train_sft.py", 2, 2, STAGES[:2])],
+)
+def test_reproduce_stops_where_a_stage_fails_but_not_for_listed_rows(checkout, failing, code, ends, stages):
+    result, calls = reproduce(checkout, "0", FAILING=failing, CODE=str(code))
+    assert result.returncode == ends, result.stderr
+    assert [call[0] for call in calls] == stages
 
 
 @pytest.mark.parametrize(("stage", "files"), [("sft", ["adapter_model.safetensors"]), ("grpo", ["run.json"])])
@@ -156,17 +153,14 @@ def test_half_a_model_is_not_taken_for_a_finished_one(stage, files, checkout):
     assert reproduce(checkout, "0")[1][0][0] == f"train_{stage}.py"
 
 
-@pytest.mark.parametrize("args", ["", "gpu0", "0 --max_samples", "0 mixture 1"])
-def test_reproduce_expects_one_gpu(checkout, args):
-    check_refusal(checkout, "reproduce.sh", args)
-
-
-@pytest.mark.parametrize("args", ["x", "0 acuracy", "0 accuracy 1", "--seeds", "--seeds 0", "--seeds 2 acuracy"])
-def test_the_miniature_refuses_unknown_arguments(checkout, args):
-    check_refusal(checkout, "miniature.sh", args)
-
-
-def check_refusal(checkout: Path, script: str, args: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [
+        *(("reproduce.sh", args) for args in ("", "gpu0", "0 --max_samples", "0 mixture 1")),
+        *(("miniature.sh", args) for args in ("x", "0 acuracy", "0 accuracy 1", "--seeds", "--seeds 2 acuracy")),
+    ],
+)
+def test_unknown_arguments_are_one_line(checkout, script, args):
     result, calls = call(checkout, script, *args.split())
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
