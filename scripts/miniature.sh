@@ -1,39 +1,41 @@
 #!/usr/bin/env bash
-# The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED] [likelihood|accuracy]
+# The whole pipeline on the miniature world, on a CPU:  bash scripts/miniature.sh [SEED] [likelihood|accuracy|need]
 # The second argument is GRPO's reward, by default the better one in notes on the paper; a run with the other one shares
 # every step before GRPO. Each step is one of the six scripts, with flags for tiny models. Exit code 3: a claim of the
-# paper fails.
-# With --seeds N [likelihood|accuracy] instead: the runs of seeds 0..N-1, one after the other, and one report over them.
+# paper fails. `need`, not in the paper: whether to crop, on a world of its own (miniature_need.sh).
+# With --seeds N [...] instead: the runs of seeds 0..N-1, one after the other, and one report over them.
 # Finished steps are skipped; to start over:
 #   rm -rf {datasets,models,predictions}/miniature*
 [ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 
-if [[ ${1-} == --seeds && ${2-} =~ ^[1-9][0-9]*$ && ${3-likelihood} =~ ^(likelihood|accuracy)$ && $# -le 3 ]]; then
-    names=() runs=() code=0
+if [[ ${1-} == --seeds && ${2-} =~ ^[1-9][0-9]*$ && ${3-likelihood} =~ ^(likelihood|accuracy|need)$ && $# -le 3 ]]; then
+    names=() runs=() code=0 claims=miniature
+    if [[ ${3-} == need ]]; then claims=miniature_need; fi
     for ((seed = 0; seed < $2; seed++)); do
         bash "$0" "$seed" "${@:3}" || code=$?
         if [[ $code != 0 && $code != 3 ]]; then exit $code; fi # 3: one seed alone shows less than all of them
-        names+=("miniature$([[ $seed == 0 ]] || echo "_seed$seed")")
-        runs+=("${names[-1]}$([[ ${3-likelihood} == likelihood ]] || echo "_$3")")
+        names+=("$claims$([[ $seed == 0 ]] || echo "_seed$seed")")
+        runs+=("${names[-1]}$([[ ${3-likelihood} == accuracy ]] && echo _accuracy || true)")
     done
     source "$(dirname "$(readlink -f "$0")")/setup.sh"
     list() { local IFS=,; echo "$*"; }
     export HF_HUB_OFFLINE=1
-    exec python3 scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml \
+    exec python3 scripts/report.py --predictions predictions --claims scripts/claims/$claims.yaml \
         --names name="$(list "${names[@]}")" run="$(list "${runs[@]}")" --output "predictions/${runs[0]}_${2}seeds_report"
 fi
 
 SEED=${1:-0}
 REWARD=${2:-likelihood}
-if [[ $# -gt 2 || ! $SEED =~ ^[0-9]+$ || ! $REWARD =~ ^(likelihood|accuracy)$ ]]; then
-    echo "error: expected nothing, a seed or --seeds N, and likelihood or accuracy: bash scripts/miniature.sh 0 accuracy" >&2
+if [[ $# -gt 2 || ! $SEED =~ ^[0-9]+$ || ! $REWARD =~ ^(likelihood|accuracy|need)$ ]]; then
+    echo "error: expected nothing, a seed or --seeds N, and likelihood, accuracy or need: bash scripts/miniature.sh 0 accuracy" >&2
     exit 2
 fi
 source "$(dirname "$(readlink -f "$0")")/setup.sh"
 source scripts/steps.sh
 NAME=miniature
-if [[ $SEED != 0 ]]; then NAME=miniature_seed$SEED; fi
+if [[ $REWARD == need ]]; then NAME=miniature_need; fi
+if [[ $SEED != 0 ]]; then NAME+=_seed$SEED; fi
 RUN=$NAME
 if [[ $REWARD != likelihood ]]; then RUN=${NAME}_$REWARD; fi
 WORLD=datasets/$NAME
@@ -76,12 +78,16 @@ clean_up() {
     rm -f "$LOG"
 }
 
+# Placards fill far more of an image than TextVQA's texts do, so the teacher's boxes grow less.
+TEACHER=(--model_path $QWEN --batch_size 64 --growth 3 2 1.5 1 1)
+SMALL=(--vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8)
+LARGE=(--vqa_model_path $LLAVA --max_new_tokens 8)
+
 start=$SECONDS
+if [[ $REWARD == need ]]; then source scripts/miniature_need.sh; fi
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 
-# 1. The teacher's boxes for the first half of the training rows. Placards fill far more of an image than TextVQA's texts
-# do, so the boxes grow less.
-TEACHER=(--model_path $QWEN --batch_size 64 --growth 3 2 1.5 1 1)
+# 1. The teacher's boxes for the first half of the training rows.
 teacher_and_sft() {
     step "${WORLD}_grpo" python3 create_dataset.py --dataset_path "$WORLD" --split train --output_path "$WORLD" \
         "${TEACHER[@]}"
@@ -93,8 +99,6 @@ teacher_and_sft() {
 
 # Meanwhile what needs no training: the true boxes and, to see how good they are, the teacher's for the held-out rows,
 # with the answers that they lead to, and the answers without a crop.
-SMALL=(--vqa_model_path $SMOLVLM --longest_edge 64 --max_new_tokens 8)
-LARGE=(--vqa_model_path $LLAVA --max_new_tokens 8)
 untrained() {
     step "${P}_true_bbox.json" python3 -m miniature.known_boxes --dataset_path "$WORLD" --split test --column true_bbox \
         --output "${P}_true_bbox.json"

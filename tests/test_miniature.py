@@ -17,6 +17,7 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.runs.predictions import read_predictions, write_predictions
 from miniature import known_boxes as boxes
 from miniature import table as report
+from miniature.letters import tell_apart
 from miniature.pretraining.families import FAMILIES
 from miniature.world import draw_row, write_world
 
@@ -43,6 +44,17 @@ def test_half_of_the_questions_of_the_world_of_need_are_about_a_large_placard(tm
     pictures = [row["image"]["bytes"] for row in rows]
     assert pictures[::2] == pictures[1::2]  # both of an image: the question decides
     assert all(len(set(pair)) == 2 for pair in zip(rows["question"][::2], rows["question"][1::2], strict=True))
+
+
+def test_letters_that_look_alike_are_told_apart():
+    embeddings = torch.eye(6)
+    embeddings[2:5] = torch.tensor([1, 1, 1, 1, 1, 1.0]) + 0.01 * torch.eye(6)[:3]  # all in one direction
+    before = embeddings.clone()
+    tell_apart(embeddings, [1, 2, 3, 3])
+    assert (embeddings[[0, 1, 4, 5]] == before[[0, 1, 4, 5]]).all()  # one has no twin, or is not asked for
+    moves = embeddings[2:4] - before[2:4]
+    assert moves.norm(dim=1).tolist() == pytest.approx([1, 1])  # as long as those without a twin
+    assert torch.nn.functional.cosine_similarity(*embeddings[2:4], dim=0) < 0.99
 
 
 def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, capsys):

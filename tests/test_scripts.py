@@ -24,7 +24,7 @@ touching() { mkdir -p "$(dirname "$1")"; touch "$1"; }
 arguments=$*
 output_path=$(value output_path) output_dir=$(value output_dir) output=$(value output)
 case $1 in
-    create_dataset.py) mkdir -p "${output_path}_sft" "${output_path}_grpo" ;;
+    create_dataset.py) mkdir -p "${output_path}_sft" "${output_path}_grpo"; touching "$output_path.journal.jsonl" ;;
     train_*.py) touching "$output_dir/adapter_model.safetensors"; touch "$output_dir/run.json" ;;
     generate_bbox.py) touching "$output" ;;
     generate_final_answers.py) touching "${output_path:=predictions}/textvqa_base_answers.json"
@@ -34,7 +34,7 @@ esac
 [ "$1" != "${FAILING-}" ] || exit "$CODE"
 [ -z "${SLOW-}" ] || { echo $$ >> pids.txt; exec sleep 60; }
 """
-SOURCED = ("setup.sh", "steps.sh", "beside.sh")
+SOURCED = ("setup.sh", "steps.sh", "beside.sh", "miniature_need.sh")
 SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]
 STAGES = [
     "create_dataset.py",
@@ -153,6 +153,14 @@ def test_half_a_model_is_not_taken_for_a_finished_one(stage, files, checkout):
     assert reproduce(checkout, "0")[1][0][0] == f"train_{stage}.py"
 
 
+@pytest.mark.parametrize("what", ["paper", "need"])
+def test_reproduce_hands_the_larger_runs_to_their_driver(checkout, what):
+    result, calls = reproduce(checkout, "2", what, "--plan")
+    assert result.returncode == 0, result.stderr
+    flags = f"2 --claims scripts/claims/{what}.yaml --predictions predictions/{what} --plan"
+    assert calls == [["scripts/reproduce.py", *flags.split()]]
+
+
 @pytest.mark.parametrize(
     ("script", "args"),
     [
@@ -168,11 +176,12 @@ def test_unknown_arguments_are_one_line(checkout, script, args):
     assert calls == []
 
 
-@pytest.mark.parametrize("args", [(), ("3", "accuracy")])
+@pytest.mark.parametrize("args", [(), ("3", "accuracy"), ("0", "need")])
 def test_the_miniature_hands_flags_to_the_scripts_that_they_accept(checkout, args, monkeypatch):
     result, calls = call(checkout, "miniature.sh", *args)
     assert result.returncode == 0, result.stderr
-    assert {script for script, *_ in calls} == {*STAGES, "-m", "scripts/report.py"}
+    scoring = {"scripts/report.py"} if "need" in args else {"scripts/report.py", "vqa_accuracy.py"}
+    assert {script for script, *_ in calls} == {*STAGES[:5], "-m", *scoring}
     monkeypatch.chdir(ROOT)
     for script, *flags in calls:
         parse([f"{flags[0].replace('.', '/')}.py", *flags[1:]] if script == "-m" else [script, *flags], monkeypatch)
@@ -196,6 +205,20 @@ def test_the_miniature_reports_on_several_seeds_together(checkout):
     *_, last = (" ".join(words) for words in calls)
     assert last.startswith("scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml")
     assert "--names name=miniature,miniature_seed1 run=miniature_accuracy,miniature_seed1_accuracy" in last
+
+
+def test_the_miniature_of_need_trains_two_croppers_on_the_same_boxes(checkout):
+    result, calls = call(checkout, "miniature.sh", "--seeds", "2", "need")
+    assert result.returncode == 0, result.stderr
+    lines = [" ".join(words) for words in calls]
+    made = [line for line in lines if line.startswith("create_dataset.py") and "need_seed1" in line]
+    assert ["--label_need" in line for line in made] == [False, True]
+    trained = [line for line in lines if line.startswith("train_grpo.py") and "need_seed1" in line]
+    assert sorted("--crop_cost" in line for line in trained) == [False, True]
+    (boxes,) = [line for line in lines if line.startswith("generate_bbox.py") and "--need" in line and "_seed1" in line]
+    assert "--output predictions/miniature_need_seed1_decide_bbox.json" in boxes
+    assert "--claims scripts/claims/miniature_need.yaml" in lines[-1]
+    assert "--names name=miniature_need,miniature_need_seed1 " in lines[-1]
 
 
 @pytest.mark.parametrize(("failing", "code"), [("create_dataset.py", 2), ("train_grpo.py", 1), ("generate_bbox.py", 2)])

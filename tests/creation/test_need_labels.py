@@ -59,6 +59,16 @@ def test_gaps_and_labels(script, asked, counted, tmp_path):
     assert "Need of" not in (tmp_path / "plain_sft" / "README.md").read_text()
 
 
+def test_a_copied_journal_saves_the_teacher(script, asked, tmp_path):
+    assert script("--output_path", str(tmp_path / "plain")) == 0
+    shutil.copy(tmp_path / "plain.journal.jsonl", tmp_path / "made.journal.jsonl")
+    asked.clear()
+    assert script(*FLAGS) == 0
+    assert asked == []
+    plain, made = (load_rows(str(tmp_path / f"{name}_sft")) for name in ("plain", "made"))
+    assert (made["bbox"][:], "needed" in plain.column_names) == (plain["bbox"][:], False)
+
+
 def test_another_threshold_computes_no_gap_again_and_an_interrupted_run_goes_on(script, asked, counted, tmp_path):
     assert script(*FLAGS) == 0
     gaps = load_rows(str(tmp_path / "made_sft"))["loss_gap"][:]
