@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_folder, write_rows
 
 from cropvlm.errors import UserError
@@ -190,7 +191,11 @@ def test_long_texts_are_shortened_on_the_page():
 def test_rows_without_references_move_no_other_row():
     """Row 0 has no references: costs and examples are of the rows that are scored."""
     shutil.rmtree("rows")
-    write_rows(Path("rows"), answers=[[]] + [["yes"]] * 99)
+    pictures = []
+    for size in ((9, 9), (40, 20)):
+        Image.new("RGB", size).save("picture.png")
+        pictures.append({"bytes": Path("picture.png").read_bytes(), "path": None})
+    write_rows(Path("rows"), answers=[[]] + [["yes"]] * 99, image=pictures[:1] + pictures[1:] * 99)
     texts = ["[0, 0, 1, 1]."] + ["[0, 0, 50, 50]."] * 99
     write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
     write_answers(Path("p/grpo_answers.json"), ["none"] + ["yes"] * 99, "rows", boxes=texts)
