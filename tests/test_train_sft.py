@@ -1,6 +1,7 @@
 """Stage 1 on a tiny model: rows, labels, LoRA, a whole run, and what is refused before a model is loaded."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -8,6 +9,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -110,6 +112,11 @@ def test_a_whole_run(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
     assert card.data.library_name == "peft"
     for line in (f"data: `{boxed_world}`, 24 rows", "after 6 steps", f"loss: {losses[-1]:.4g}", "lora_r: 4", "trl: "):
         assert line in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    Image.new("RGB", (80, 60)).save(tmp_path / "sign.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(code, shown := {})
+    assert shown["full"].size == (80, 60)
 
 
 @pytest.mark.slow
