@@ -58,12 +58,12 @@ def load_model(
         path: Hub id, `save_pretrained` folder, or PEFT adapter folder (or one of its checkpoints).
         base_model_path: the adapter's base, where the one that its configuration names has moved.
         device: defaults to the first GPU, else the CPU.
-        dtype: defaults to bfloat16 on a GPU and float32 on the CPU.
+        dtype: defaults to bfloat16 on a GPU and float32 on the CPU, also beside a GPU.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None leaves the choice to transformers.
 
     Raises `UserError`: no model there, or an adapter that cannot be merged into its base.
     """
-    default_device, default_dtype = device_and_dtype()
+    default_device, default_dtype = device_and_dtype(None if str(device) == "cpu" else 0)
     dtype = default_dtype if dtype is None else dtype
     model = load_full_model(path, dtype, attn_implementation, base_model_path)
     return model.to(default_device if device is None else device).eval()

@@ -161,7 +161,7 @@ def test_a_base_that_has_moved_is_refused_with_the_flag_that_names_it(script, ca
     assert script("--model_path", adapter) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"{adapter}: adapter_config.json names a base model that is not there; models/not_here" in last
-    assert last.endswith("name the one to use with --base_model_path")
+    assert last.endswith("--base_model_path")
 
 
 def test_the_attention_is_handed_on(script, monkeypatch, texts):

@@ -56,6 +56,12 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     assert modeling.device_and_dtype(0) == (torch.device("cpu"), torch.float32)
 
 
+def test_a_model_asked_onto_the_cpu_is_float32_beside_a_gpu(tiny_smolvlm, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert {p.dtype for p in modeling.load_model(tiny_smolvlm, device="cpu").parameters()} == {torch.float32}
+
+
 def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_llava):
     assert modeling.load_processor(tiny_smolvlm, 128).image_processor.size["longest_edge"] == 128
     qwen = modeling.load_processor(tiny_qwen, max_pixels=112 * 112).image_processor

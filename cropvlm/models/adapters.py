@@ -62,7 +62,7 @@ def adapter_bases(path: str) -> Iterator[str]:
             seen, base = seen | {place}, adapter_base(base)
         except UserError as error:
             told = f"{path}: adapter_config.json names a base model that is not there; {error}"
-            raise UserError(f"{told}; name the one to use with --base_model_path") from error
+            raise UserError(f"{told}; correct that file, or name the base with --base_model_path") from error
 
 
 def base_of(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Mixtures: the paper's four sources with their published columns, brought to one schema; shares, caps and halves."""
+"""Mixtures: the release's four sources with their published columns, brought to one schema; shares, caps and halves."""
 
 import dataclasses
 from pathlib import Path
