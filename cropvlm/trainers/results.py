@@ -16,7 +16,8 @@ from transformers import Trainer, TrainingArguments
 from cropvlm.errors import failure
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.adapters import adapter_base
-from cropvlm.runs.files import open_to_group
+from cropvlm.runs.files import open_to_group, replacing
+from cropvlm.runs.hub import create_repository
 from cropvlm.runs.provenance import library_versions
 from cropvlm.trainers.checkpoints import RECORD, given, need_learnt, write_record
 from cropvlm.trainers.settings import TrainerArguments
@@ -150,21 +151,18 @@ def _put_in_place(new: Path, folder: Path, run: dict[str, dict]) -> None:
 
 def add_merged(folder: Path, dtype: Any) -> None:
     """Write a finished adapter, merged into its base, with its processor to `folder/merged` unless it is there."""
-    new = folder / UNFINISHED
     if not (folder / MERGED).exists():
-        shutil.rmtree(new, ignore_errors=True)
-        load_model(str(folder), device="cpu", dtype=dtype).save_pretrained(new)
-        load_processor(str(folder)).save_pretrained(new)
-        open_to_group(new)
-        new.rename(folder / MERGED)
+        with replacing(folder / MERGED) as new:
+            load_model(str(folder), device="cpu", dtype=dtype).save_pretrained(new)
+            load_processor(str(folder)).save_pretrained(new)
+            open_to_group(new)
         logger.info("merged model written")
 
 
 def create_repo(args: TrainingArguments) -> str:
     """Make the run's repository on the Hub unless it is there; return its full name."""
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    with failure(f"cannot make or reach the repository {name} on the Hub"):
-        return HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+    return create_repository(name, "model", args.hub_private_repo)
 
 
 def push(args: TrainingArguments, repo_id: str) -> None:
