@@ -52,6 +52,7 @@ def run(main: Callable[[], int | None]) -> None:
     shorten_socket_paths()
     os.environ["MPLBACKEND"] = "agg"  # no script opens a window, and a notebook's backend exists only there
     sys.stdout, sys.stderr = map(_screen, (sys.stdout, sys.stderr))
+    code = 0
     try:
         limit_threads()
         _check_datasets()
@@ -61,7 +62,7 @@ def run(main: Callable[[], int | None]) -> None:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
         print(f"error: {_line(error)}", file=sys.stderr)
-        code = USER_ERROR
+        code = code or USER_ERROR  # rows or stages that failed are told by 3, though the log was full as well
     try:
         print(end="", flush=True)
     except OSError:  # Python would try again as it ends, and change the exit code
