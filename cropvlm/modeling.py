@@ -95,7 +95,7 @@ def load_full_model(
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; the model is incomplete")
     if dtype == torch.float32 and not getattr(model, "is_quantized", False):
-        model.float()  # an FP8 checkpoint becomes bfloat16 where there is no GPU for it
+        model.float()  # without a GPU for FP8, such a checkpoint is loaded as bfloat16
     return model
 
 

@@ -7,6 +7,7 @@ one core takes longer than the vision encoder does on a GPU.
 import functools
 import itertools
 import json
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,10 +25,16 @@ from cropvlm.models.resizing import FILTERS, resize, resize_matrices
 SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
 
 
+_MATRICES: ContextVar[dict[tuple[int, int], Tensor] | None] = ContextVar("matrices", default=None)
+
+
 class DeviceTiling(Idefics3ImageProcessor):
     """Idefics3's image processor, resizing on the image's own device; on `meta` it computes only the sizes."""
 
-    matrices: dict[tuple[int, int], Tensor] | None = None  # of the images that are being cut
+    @property
+    def matrices(self) -> dict[tuple[int, int], Tensor] | None:
+        """Those of the images that this thread is cutting."""
+        return _MATRICES.get()
 
     def resize(self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any) -> Tensor:
         """Return the image (..., H, W) at the size that Idefics3's own method would give it."""
@@ -94,8 +101,10 @@ def cut_tiles(tiling: DeviceTiling, images: list[Tensor]) -> Tensor:
     images: 8-bit levels, (H, W, 3) uint8 each, of any sizes.
     """
     lengths = {sides for image in images for sides in plan_of(tiling, (image.shape[1], image.shape[0]))[1]}
-    tiling.matrices = resize_matrices(lengths, tiling.resample, images[0].device)
-    channels_first = [image.permute(2, 0, 1) for image in images]
-    pixels = tiling([channels_first], do_convert_rgb=False, return_tensors="pt")["pixel_values"]  # (1, tiles, 3, T, T)
-    tiling.matrices = None
-    return pixels.transpose(0, 1)
+    mine = _MATRICES.set(resize_matrices(lengths, tiling.resample, images[0].device))
+    try:
+        channels_first = [image.permute(2, 0, 1) for image in images]
+        pixels = tiling([channels_first], do_convert_rgb=False, return_tensors="pt")["pixel_values"]
+    finally:
+        _MATRICES.reset(mine)
+    return pixels.transpose(0, 1)  # from (1, tiles, 3, T, T)
