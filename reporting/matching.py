@@ -146,6 +146,8 @@ def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claim
     sources += [(s["name"], s.get("split")) for part in lineage(record) for s in part.get("sources", [])]
     if holds(sources, on, split):
         found.append("the cropper was trained on it")
+    elif seen := record.get("seen_rows"):
+        found.append(f"the cropper was trained on {seen} of its rows")
     if holds([(c["name"], c.get("split")) for part in lineage(record) if (c := part.get("chosen_on"))], on, split):
         found.append("the cropper's best checkpoint was chosen on it")
     return found

@@ -86,9 +86,18 @@ def describe_model(path: str, base: str | None = None) -> dict[str, Any]:
 
     A record is passed over where the weights beside it are not those that it was written with.
     """
+    return {"checksum": model_checksum(path, base)} | _record_of(path).get("training", {})
+
+
+def seen_rows(path: str) -> set[str]:
+    """The rows, as `row_hashes` names them, on which a model or one that it started from was trained, where known."""
+    return set(_record_of(path).get("seen_rows", "").split())
+
+
+def _record_of(path: str) -> dict[str, Any]:
+    """The record of the training that made a model; empty where there is none."""
     from huggingface_hub import hf_hub_download
 
-    described = {"checksum": model_checksum(path, base)}
     with contextlib.suppress(Exception):  # no record, or none of this form
         folder = Path(path)
         if not folder.is_dir():
@@ -99,8 +108,8 @@ def describe_model(path: str, base: str | None = None) -> dict[str, Any]:
         record = json.loads((folder / RECORD).read_text())
         weights = {name: checksum for name, checksum in record["files"].items() if name.endswith(".safetensors")}
         if all(file_checksum(folder / name) == checksum for name, checksum in weights.items() if Path(path).is_dir()):
-            described |= record["training"]
-    return described
+            return record if isinstance(record["training"], dict) else {}
+    return {}
 
 
 def file_checksum(file: Path) -> str:
@@ -148,6 +157,15 @@ def row_keys(rows: Any) -> list[int]:
     """A checksum of each row's question and image file."""
     questions = (question.encode(errors="surrogatepass") for question in rows.with_format(None)["question"])
     return [zlib.crc32(question, image) for question, image in zip(questions, image_checksums(rows), strict=True)]
+
+
+def row_hashes(rows: Any, keys: list[int]) -> set[str]:
+    """A hash of each row's question and image, whatever data set it is in. keys: of `row_keys`.
+
+    The 40 bits confuse one of 10,000 rows with one of 100,000 others once in a thousand times.
+    """
+    questions = rows.with_format(None)["question"]
+    return {hash_of(repr((key, question)), digits=10) for key, question in zip(keys, questions, strict=True)}
 
 
 def rows_checksum(rows: Any, keys: list[int] | None = None) -> str:

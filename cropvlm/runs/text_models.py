@@ -14,7 +14,7 @@ from cropvlm.errors import UserError
 from cropvlm.runs.cli import file_name, nonempty, positive
 from cropvlm.runs.model_flags import add_local_flags, server_of
 from cropvlm.runs.processes import device_index, worker_count
-from cropvlm.runs.provenance import describe_model, hash_of, questions_hash, references_hash
+from cropvlm.runs.provenance import describe_model, hash_of, questions_hash, references_hash, row_hashes, seen_rows
 from cropvlm.runs.run import Generate, Output
 from cropvlm.runs.server import Server, fit_longest_edge
 
@@ -59,6 +59,7 @@ class TextModel:
 
     settings: what determines its text for a prompt. names, known: what the meta file says of it.
     longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
+    seen_rows: on which it was trained, as `cropvlm.runs.provenance.row_hashes` names them.
     seen_size: maps (width, height) of an image to that at which it is seen; None where that is unknown.
     """
 
@@ -68,6 +69,7 @@ class TextModel:
     longest_edge: int | None
     seen_size: Callable[[tuple[int, int]], tuple[int, int] | None] = lambda size: None
     known: dict[str, Any] = field(default_factory=dict)
+    seen_rows: set[str] = frozenset()
 
     def output(
         self,
@@ -92,7 +94,10 @@ class TextModel:
             "split": source["split"],
         }
         settings = self.settings | identity | settings
-        return Output(path, settings, source, self.names, count, clean, self.known | {"data": data})
+        known = self.known | {"data": data}
+        if self.seen_rows and (seen := len(self.seen_rows & row_hashes(rows, keys))):
+            known["cropper"] = known["cropper"] | {"seen_rows": seen}
+        return Output(path, settings, source, self.names, count, clean, known)
 
 
 def cropper(args: argparse.Namespace) -> TextModel:
@@ -110,7 +115,8 @@ def cropper(args: argparse.Namespace) -> TextModel:
     settings = {"model_path": path, "base_model_path": base} | computing(known, dtype, attention)
     load = functools.partial(load_model, path, base, device, dtype, attn_implementation=attention)
     names = {"cropper": path, "cropper_base": base}
-    return TextModel(settings, names, local_generator(args, load, processor), longest_edge, known={"cropper": known})
+    generate, known = local_generator(args, load, processor), {"cropper": known}
+    return TextModel(settings, names, generate, longest_edge, known=known, seen_rows=seen_rows(path))
 
 
 def answerer(args: argparse.Namespace) -> TextModel:

@@ -31,8 +31,11 @@ from cropvlm.runs.provenance import (
     file_checksum,
     library_versions,
     model_checksum,
+    row_hashes,
+    row_keys,
     rows_checksum,
     saved_rows,
+    seen_rows,
     sources_of,
 )
 from cropvlm.trainers.micro_batches import differs_by_micro_batch
@@ -87,7 +90,8 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
         training["base_training"] = base
     if args.load_best_model_at_end and (chosen_on := settings.get("eval_dataset_path")):
         training["chosen_on"] = {"name": dataset_name(chosen_on), "split": settings["eval_split"]}
-    return {"settings": settings, "contents": contents, "training": training}
+    seen = " ".join(sorted(seen_rows(policy.base_model)))
+    return {"settings": settings, "contents": contents, "training": training, "seen_rows": seen}
 
 
 def need_learnt(policy: Any) -> dict[str, Any] | None:
@@ -107,10 +111,13 @@ def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str,
     settings = run["settings"] | {"dataset_path": path}
     if rows is None:
         return run | {"settings": settings}
-    checksum = rows_checksum(rows)
+    keys = row_keys(rows)
+    checksum = rows_checksum(rows, keys)
+    seen = " ".join(sorted({*run["seen_rows"].split(), *row_hashes(rows, keys)}))
     training = {"sources": sources_of(path, rows), "rows": len(rows), "rows_checksum": checksum}
     training = run["training"] | training | {"saved_rows": saved_rows(path)}
-    return {"settings": settings, "contents": run["contents"] | {"dataset_path": checksum}, "training": training}
+    contents = run["contents"] | {"dataset_path": checksum}
+    return {"settings": settings, "contents": contents, "training": training, "seen_rows": seen}
 
 
 def add_steps(run: dict[str, dict], state: TrainerState, seconds: float = 0.0) -> dict[str, dict]:

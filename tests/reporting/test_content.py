@@ -64,6 +64,7 @@ WITH_GRPO = FIGURE | {"cropper": "grpo"}
             "in its base: cropper trained on rows, texts instead of texts; the cropper was trained on it",
             id="rows that trained its base",
         ),
+        pytest.param({"seen_rows": 7}, "the cropper was trained on 7 of its rows", id="its rows by another name"),
         pytest.param(
             {"chosen_on": {"name": "rows", "split": None}},
             "the cropper's best checkpoint was chosen on it",

@@ -28,7 +28,12 @@ from cropvlm.trainers.checkpoints import (
 from cropvlm.trainers.settings import PolicyArguments
 from cropvlm.trainers.train import is_finished
 
-RUN = {"settings": {"seed": 1, "base_model": "models/a"}, "contents": {"base_model": None}, "training": {}}
+RUN = {
+    "settings": {"seed": 1, "base_model": "models/a"},
+    "contents": {"base_model": None},
+    "training": {},
+    "seen_rows": "",
+}
 OTHER = RUN | {"settings": {"seed": 2, "base_model": "models/a"}}
 
 
