@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import select
 import shlex
 import signal
 import subprocess
@@ -15,18 +14,9 @@ from cropvlm.runs.cli import COMPLETE_WITH_FAILURES
 from reporting.plan import Stage, unfinished
 
 GRACE = 30  # seconds between SIGTERM and SIGKILL
+POLL = 0.1  # seconds between looks at signals and stages
 PR_SET_PDEATHSIG = 1
-# Queues warn with the last two before they kill.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class Interrupted(BaseException):
-    """A signal asked the driver to end; not an error of any stage."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        warned = number in (signal.SIGUSR1, signal.SIGUSR2)
-        self.exit_code = COMPLETE_WITH_FAILURES if warned else 128 + number
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # of a queue, before it kills
 
 
 class Scheduler:
@@ -45,35 +35,32 @@ class Scheduler:
         self.interrupted: list[str] = []
         self.running: dict[int, tuple[Stage, subprocess.Popen]] = {}  # by GPU
 
-    def run(self) -> None:
-        """Run all stages. Raises `Interrupted` on a signal, after the running stages have ended."""
-        with listening() as signals:
-            while self._start_all() or self.running:
-                if number := next_signal(signals):
-                    self._end_all(signals)
-                    raise Interrupted(number)
+    def run(self) -> int | None:
+        """Run all stages. Returns the exit code for a signal that ended them, None without one."""
+        with collected_signals() as signals:
+            while not signals and self._start_all():
+                time.sleep(POLL)
                 for gpu, (stage, process) in list(self.running.items()):
                     if process.poll() is not None:
                         del self.running[gpu]
-                        self._ended(stage, process.returncode)
+                        good = process.returncode in (0, COMPLETE_WITH_FAILURES) and stage.done
+                        self.finished.add(stage.name) if good else self.failed.append(stage.name)
+            if not signals:
+                return None
+            self._end_all(signals)
+        return COMPLETE_WITH_FAILURES if signals[0] in WARNINGS else 128 + signals[0]
 
     def _start_all(self) -> bool:
-        """Start a stage on every free GPU for which there is one; whether any was started."""
-        started = False
+        """Start a stage on every free GPU for which there is one; whether any stage is running."""
         for gpu in self.gpus:
             while gpu not in self.running and (stage := self._next()):
                 say(f"== GPU {gpu}: {stage.name}: {shlex.join(['python3', *stage.command])}")
                 try:
                     self.running[gpu] = stage, start([sys.executable, *stage.command, "--gpu", str(gpu)])
-                    started = True
                 except OSError as error:  # no more processes, for instance
                     say(f"{stage.name} cannot start: {error.strerror}")
                     self.failed.append(stage.name)
-        return started
-
-    def _ended(self, stage: Stage, code: int) -> None:
-        good = code in (0, COMPLETE_WITH_FAILURES) and stage.done
-        self.finished.add(stage.name) if good else self.failed.append(stage.name)
+        return bool(self.running)
 
     def _next(self) -> Stage | None:
         """Take a waiting stage whose needs are done; those whose needs cannot be done are left out."""
@@ -86,22 +73,21 @@ class Scheduler:
                 return self.waiting.pop(name)
         return None
 
-    def _end_all(self, signals: int) -> None:
-        """End the running stages with all their processes; a second signal ends the patience."""
+    def _end_all(self, signals: list[int]) -> None:
+        """End the running stages with all their processes; at a further signal, without waiting for them."""
         self.interrupted = [stage.name for stage, _ in self.running.values()]
         processes = [process for _, process in self.running.values()]
         for process in processes:
             signal_group(process, signal.SIGTERM)
-        end = time.monotonic() + GRACE
-        while any(process.poll() is None for process in processes) and time.monotonic() < end:
-            if next_signal(signals, end - time.monotonic()):
-                break
+        seen, end = len(signals), time.monotonic() + GRACE
+        while any(process.poll() is None for process in processes) and time.monotonic() < end and len(signals) == seen:
+            time.sleep(POLL)
         for process in processes:
             signal_group(process, signal.SIGKILL)  # and what a stage has left behind
 
 
 def start(command: list[str]) -> subprocess.Popen:
-    """Start a command that leads a process group of its own and is killed when this process dies, however it does."""
+    """Start a command that leads a process group of its own and is killed when this process dies, even by SIGKILL."""
     parent, libc = os.getpid(), ctypes.CDLL(None)
 
     def die_with_parent() -> None:
@@ -126,29 +112,18 @@ def signal_group(process: subprocess.Popen, number: int) -> None:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[int]:
-    """Collect `SIGNALS` and the ends of children in a pipe, and give the end to read from.
+def collected_signals() -> Iterator[list[int]]:
+    """Yield a list to which the signals that end a run are added.
 
     Also SIGINT where a shell had it ignored; not SIGHUP under nohup. A handler that raised would do so anywhere, as
     within a fork, where Python drops the exception.
     """
-    ignored = [number for number in (signal.SIGHUP,) if signal.getsignal(number) is signal.SIG_IGN]
-    numbers = [number for number in (*SIGNALS, signal.SIGCHLD) if number not in ignored]
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    wakeup = signal.set_wakeup_fd(writer)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    signals: list[int] = []
+    numbers = [signal.SIGINT, signal.SIGTERM, *WARNINGS]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
     try:
-        yield reader
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        os.close(reader)
-        os.close(writer)
-
-
-def next_signal(signals: int, seconds: float | None = None) -> int | None:
-    """Wait until a signal or the end of a child, or so many seconds; return the signal, None for a child."""
-    ready, _, _ = select.select([signals], [], [], seconds)
-    return next((number for number in os.read(signals, 4096) if number != signal.SIGCHLD), None) if ready else None

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from cropvlm.errors import UserError  # noqa: E402
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, positive, run  # noqa: E402
-from reporting.scheduler import Interrupted, Scheduler  # noqa: E402
+from reporting.scheduler import Scheduler  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,7 +68,7 @@ def main() -> int:
     from reporting.claims_file import each_run
     from reporting.plan import chosen, stages
 
-    runs = list(each_run(args.claims, seeds=args.seeds))
+    runs = each_run(args.claims, seeds=args.seeds)
     picked = chosen(stages(runs, args.predictions), args.only)
     if not picked:
         raise UserError(f"no stage fits --only {' '.join(args.only)}; --plan lists them")
@@ -80,17 +80,13 @@ def main() -> int:
         print_plan(picked, args.predictions)
         return 0
     scheduler = Scheduler(picked, args.gpus)
-    try:
-        scheduler.run()
-    except Interrupted as signal:
+    if code := scheduler.run():
         names = ", ".join(scheduler.interrupted) or "nothing"
-        print(f"interrupted while running {names}; run the same command again to go on", file=sys.stderr)
-        return signal.exit_code
+        print(f"interrupted while running {names}; run the same command again to continue", file=sys.stderr)
+        return code
     report = [sys.executable, str(ROOT / "scripts/report.py"), "--predictions", str(args.predictions)]
     try:
-        code = subprocess.run(
-            [*report, "--claims", str(args.claims), "--seeds", str(args.seeds)], check=False
-        ).returncode
+        code = subprocess.call([*report, "--claims", str(args.claims), "--seeds", str(args.seeds)])
     except OSError as error:
         print(f"the report cannot start: {error.strerror}", file=sys.stderr)
         code = COMPLETE_WITH_FAILURES

@@ -13,7 +13,7 @@ import pytest
 
 from reporting import scheduler
 from reporting.plan import Stage
-from reporting.scheduler import Interrupted, Scheduler
+from reporting.scheduler import Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,9 +82,9 @@ def test_a_stage_that_heeds_no_signal_is_killed_with_its_children(monkeypatch):
 
     threading.Thread(target=interrupt).start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as caught:
-        run(Stage("a", ("-c", STUBBORN), (Path("a"),)), made("b", needs=("a",)))
-    assert caught.value.exit_code == 128 + signal.SIGTERM
+    stages = Stage("a", ("-c", STUBBORN), (Path("a"),)), made("b", needs=("a",))
+    driver = Scheduler({stage.name: stage for stage in stages}, [0])
+    assert (driver.run(), driver.interrupted) == (128 + signal.SIGTERM, ["a"])
     assert_gone(Path("pids"))
     assert not Path("log").exists()  # b never began
     assert signal.getsignal(signal.SIGTERM) == before
@@ -160,7 +160,7 @@ def test_a_signal_ends_all_stages_and_the_next_run_goes_on(tmp_path, driver, num
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert errors == "interrupted while running data/one, data/two; run the same command again to go on\n"
+    assert errors == "interrupted while running data/one, data/two; run the same command again to continue\n"
     for note in notes:
         assert_gone(note)
 
