@@ -1,9 +1,9 @@
 """Claims files: YAML, read with each field checked, once or for each of several trainings."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -13,7 +13,7 @@ from reporting.claims import FIRST_SEED, Claims
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would keep the last."""
+    """Rejects a key that is given twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
@@ -35,11 +35,11 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
         own, given = content.pop("names", {}), names or {}
         if not isinstance(own, dict) or given.keys() - own.keys():
             raise ValueError(f"its names are {shorten(repr(own))}; expected a table, and {', '.join(given)} in it")
-        filled_names: dict[str, Any] = {}
-        for name, default in own.items():  # one may use those before it
-            filled_names[name] = given[name] if name in given else _fill(default, filled_names)
+        values: dict[str, str] = {}
+        for name, default in own.items():  # which may use those before it
+            values[name] = given[name] if name in given else json.loads(_fill(json.dumps(str(default)), values))
         # By way of JSON, whose lists and objects are tuples and dataclasses to a strict check.
-        text = json.dumps(_fill(content, filled_names), default=str)
+        text = _fill(json.dumps(content, default=str), values)
         return TypeAdapter(Claims).validate_json(text).resolve(seed)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
@@ -50,33 +50,25 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         told = f"{place}: {first['msg']}, got {shorten(repr(first['input']))}"
         raise UserError(f"{path} is not a claims file: {told}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not a claims file: {error}") from error
 
 
-def _fill(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace `{name}` in every string of a YAML value, its keys too."""
-    if isinstance(value, str) and "{" in value:
-        try:
-            return value.format_map(names)
-        except (KeyError, IndexError, AttributeError) as error:
-            raise ValueError(f"{value!r} has a name that is not under names: {error}") from error
-    if isinstance(value, list):
-        return [_fill(item, names) for item in value]
-    if isinstance(value, dict):
-        return {_fill(key, names): _fill(item, names) for key, item in value.items()}
-    return value
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    """Replace each `{name}` in the strings of a JSON text, keys too."""
+    if unknown := [name for name in re.findall(r"\{(\w+)\}", text) if name not in values]:
+        raise ValueError(f"{{{unknown[0]}}} is not under names")
+    return re.sub(r"\{(\w+)\}", lambda match: json.dumps(values[match[1]])[1:-1], text)
 
 
-def each_run(path: Path, names: Sequence[str] = (), seeds: int = 1) -> Iterator[Claims]:
-    """Yield the content of a claims file for each of several training runs.
+def each_run(path: Path, names: Sequence[str] = (), seeds: int = 1) -> list[Claims]:
+    """Return the content of a claims file for each of several training runs.
 
-    names: `NAME=VALUE,VALUE...`, a value for each run or one for all. seeds: so many runs, of seeds after 42.
+    names: `NAME=VALUE,VALUE...`, a value for each run or one for all. seeds: the number of runs, with seeds from 42 on.
     """
     values = {name: text.split(",") for name, _, text in (entry.partition("=") for entry in names)}
     runs = max([seeds, *map(len, values.values())])
     if seeds > 1 and runs > seeds or any(len(texts) not in (1, runs) for texts in values.values()):
         raise UserError(f"--names {' '.join(names)}: expected one value of each name, or as many as there are runs")
-    for i in range(runs):
-        chosen = {name: texts[i % len(texts)] for name, texts in values.items()}
-        yield read_claims(path, chosen, None if seeds == 1 else FIRST_SEED + i)
+    chosen = [{name: texts[i % len(texts)] for name, texts in values.items()} for i in range(runs)]
+    return [read_claims(path, each, None if seeds == 1 else FIRST_SEED + i) for i, each in enumerate(chosen)]
