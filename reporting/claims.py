@@ -1,8 +1,11 @@
-"""Figures and claims as data: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`."""
+"""The content of a claims file: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`.
+
+name: of an entry of a table, its key.
+"""
 
 import json
 from dataclasses import field, replace
-from itertools import chain
+from itertools import chain, product
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -13,7 +16,7 @@ from cropvlm.data.catalog import dataset_name
 MEAN = "mean"  # as a figure's benchmark: over all benchmarks of the file
 FIRST_SEED = 42  # of `scripts/configs/`
 
-checked = dataclass(frozen=True, config={"extra": "forbid", "strict": True})
+checked = dataclass(frozen=True, kw_only=True, config={"extra": "forbid", "strict": True})
 # Keys of tables and kinds of boxes are words, of which YAML reads `true` as a switch and `7` as a number.
 Key = Annotated[str, BeforeValidator(lambda value: json.dumps(value) if isinstance(value, bool | int) else value)]
 Count = Annotated[int, Field(ge=1)]
@@ -25,10 +28,9 @@ Widths = tuple[Points, Points] | None
 
 @checked
 class Benchmark:
-    """A data set as the figures use it. split, rows: what a comparable file covers; None where it does not matter.
+    """A data set as the figures use it. split, rows: those of a comparable file; None where they do not matter.
 
-    path: of the data set, where its name is not that of a benchmark. metric: that it is scored by. name: its key in the
-    file, as in the tables below.
+    path: of the data set, where its key is not the name of a benchmark. metric: that it is scored by.
     """
 
     split: str | None = None
@@ -42,7 +44,7 @@ class Benchmark:
 class Data:
     """A training set: its sources, and what the folders of its two parts begin with.
 
-    rows: of each part; grpo_rows: of the second one, where it has more. flags: more, of step 1.
+    rows: of each part; grpo_rows: of the second one, where it has more. flags: more flags of step 1.
     """
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -59,7 +61,7 @@ class Data:
 
 @checked
 class Answerer:
-    """A frozen VLM and the size (px) at which it sees images. api: it is behind a server. flags: more, of step 5.
+    """A frozen VLM and the size (px) at which it sees images. api: it is behind a server. flags: more flags of step 5.
 
     assumed: what the paper does not say of it.
     """
@@ -84,8 +86,8 @@ class Cropper:
 
     longest_edge: px. trained_on: a training set of the file. training: the trainer's flags; None where nothing trains
     it. base: the cropper that GRPO starts from. crop_cost: of its GRPO. need: its boxes record the need of each. hours:
-    that its training took, as reported. teacher: of the boxes that step 1 gives the test rows, in place of a cropper,
-    more of its flags; BENCHMARK in `model` is one's name.
+    that its training took, as reported. teacher: more flags of step 1, which gives the test rows boxes in place of a
+    cropper; BENCHMARK in `model` is the benchmark's name.
     """
 
     title: str
@@ -103,8 +105,16 @@ class Cropper:
     teacher: str | None = None
     name: str = ""
 
-    def model_on(self, benchmark: str) -> str:
-        return self.model.replace("BENCHMARK", benchmark)
+    def model_on(self, benchmark: Benchmark) -> str:
+        return self.model.replace("BENCHMARK", benchmark.name)
+
+    def with_seed(self, seed: int) -> "Cropper":
+        """Return the cropper trained with a seed; under its own name with `FIRST_SEED`, which its configuration has."""
+        if seed == FIRST_SEED:
+            return replace(self, seed=seed)
+        run = {name: f"{getattr(self, name)}_seed{seed}" for name in ("name", "model")}
+        title, training = f"{self.title}, seed {seed}", f"{self.training} --seed {seed}"
+        return replace(self, **run, title=title, training=training, seed=seed)
 
 
 @checked
@@ -169,9 +179,9 @@ class Part:
 
 @checked
 class Shown(Part):
-    """A part on one benchmark, by its name."""
+    """A part on one benchmark."""
 
-    benchmark: Key = field(kw_only=True)
+    benchmark: Key
 
 
 @checked
@@ -182,7 +192,7 @@ class Figure(Shown):
     within. tolerance: the same for the score alone, which says nothing about other questions.
     """
 
-    reported: Annotated[Points, Field(le=100)] = field(kw_only=True)
+    reported: Annotated[Points, Field(le=100)]
     margin: Points | None = None
     tolerance: Points | None = None
     metric: Metric = "score"
@@ -195,8 +205,8 @@ class Claim:
     The 95% interval of its value must lie at or above `at_least`, at or below `at_most`; without a bar, above 0.
 
     metric: of `crops` it is the percent of the rows that get one; of `over_random` what `score` has over as many crops
-    at random, where no row (`over`) and every row (`of`) gets one. widths: only rows whose `true_bbox` is from so many
-    to so many percent wide.
+    at random, where no row (`over`) and every row (`of`) gets one. widths: only rows whose `true_bbox` has a width
+    within these two, in percent.
     """
 
     says: str
@@ -249,7 +259,7 @@ class Claims:
             if cropper.training is not None and cropper.trained_on not in self.data:
                 raise ValueError(f"croppers.{key}.trained_on: {cropper.trained_on!r} is not in the file")
             if cropper.training is not None and seed is not None:
-                self.croppers[key] = _with_seed(cropper, seed)
+                self.croppers[key] = cropper.with_seed(seed)
         self.items = [self._figure(entry, f"figures[{i}]") for i, entry in enumerate(self.figures)]
         self.items += [self._claim(entry, f"claims[{i}]") for i, entry in enumerate(self.claims)]
         also = [self._setting(benchmark, part, "also") for part in self.also for benchmark in self.benchmarks]
@@ -267,8 +277,13 @@ class Claims:
         cropper = None if part.cropper == "none" else named("croppers", part.cropper)
         if (part.control or part.need_threshold is not None) and cropper is None:
             raise ValueError(f"{where} has a control or a threshold without a cropper; expected both")
-        models = named("answerers", part.answerer), cropper, part.control, part.need_threshold
-        return Setting(named("benchmarks", benchmark), *models)
+        return Setting(
+            benchmark=named("benchmarks", benchmark),
+            answerer=named("answerers", part.answerer),
+            cropper=cropper,
+            control=part.control,
+            need_threshold=part.need_threshold,
+        )
 
     def _figure(self, entry: Figure, where: str) -> Item:
         margin = self.margin if entry.margin is None else entry.margin
@@ -304,13 +319,11 @@ class Claims:
         if values != sorted(values) or (not entry.over and any(not 0 <= bar <= 100 for bar in values)):
             raise ValueError(f"{where} has the bar {words}; no score can meet it")
         parts = [part for part in (entry.score, entry.over, entry.of) if part]
+        covered = entry.benchmarks or self.benchmarks
         return Item(
             kind="claim",
             title=entry.says,
-            columns=tuple(
-                tuple(self._setting(benchmark, part, where) for part in parts)
-                for benchmark in entry.benchmarks or self.benchmarks
-            ),
+            columns=tuple(tuple(self._setting(name, part, where) for part in parts) for name in covered),
             bars=bars or ((1, 0.0),),
             reported=words,
             nearest=values[0] if bars else None,
@@ -320,22 +333,12 @@ class Claims:
         )
 
     def known(self, benchmark: str) -> list[Setting]:
-        """All settings that the file can name on a benchmark, without controls."""
-        if benchmark not in self.benchmarks:
-            return []
-        croppers = [None, *self.croppers.values()]
-        return [Setting(self.benchmarks[benchmark], a, c) for a in self.answerers.values() for c in croppers]
+        """Return all settings that the file can name on a benchmark, without controls."""
+        on = [self.benchmarks[benchmark]] if benchmark in self.benchmarks else []
+        pairs = product(on, self.answerers.values(), [None, *self.croppers.values()])
+        return [Setting(benchmark=b, answerer=answerer, cropper=cropper) for b, answerer, cropper in pairs]
 
     def bases(self, cropper: Cropper) -> list[Cropper]:
-        """The croppers that a cropper's training starts from, the first one first."""
+        """Return the croppers that a cropper's training starts from, the first one first."""
         base = self.croppers.get(cropper.base)
         return [*self.bases(base), base] if base else []
-
-
-def _with_seed(cropper: Cropper, seed: int) -> Cropper:
-    """Return a cropper trained with a seed; under its own name with `FIRST_SEED`, which its configuration has."""
-    if seed == FIRST_SEED:
-        return replace(cropper, seed=seed)
-    run = {name: f"{getattr(cropper, name)}_seed{seed}" for name in ("name", "model")}
-    title, training = f"{cropper.title}, seed {seed}", f"{cropper.training} --seed {seed}"
-    return replace(cropper, **run, title=title, training=training, seed=seed)

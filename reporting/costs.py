@@ -1,14 +1,13 @@
 """Cost of a question with and without the crop: seconds and image tokens, the cropper's own among them."""
 
+import functools
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from PIL import Image
 
-from cropvlm.boxes import format_bbox
 from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
@@ -22,29 +21,27 @@ logger = logging.getLogger(__name__)
 SAMPLE = 20  # questions whose image tokens are counted
 
 
+@functools.cache
 def costs(result: Result) -> dict[str, Any]:
     """Return what a question costs: seconds and image tokens of the answerer and, with a crop, of the cropper.
 
     None where a value is unknown. Answers without and with the crop that were made in one run share their seconds.
     """
-    counts, versions = result.meta["counts"], result.meta.get("versions") or {}
+    counts, settings = result.meta["counts"], result.settings
+    sizes = [settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels")]
+    local = "server" not in result.meta["models"]
     cost = {
         "rows": counts["rows"],
         "seconds_per_question": _per_row(counts),
-        "images_per_question": 1 if result.settings["mode"] in ("base", "crop_alone") else 2,
-        "image_tokens_per_question": None,
-        "gpu": versions.get("gpu"),
+        "images_per_question": 1 if settings["mode"] in ("base", "crop_alone") else 2,
+        "image_tokens_per_question": _mean_tokens(result, result.answerer, sizes, result.with_crop) if local else None,
+        "gpu": (result.meta.get("versions") or {}).get("gpu"),
         "peak_memory_gib": counts.get("peak_memory_gib"),
     }
-    if "server" not in result.meta["models"]:
-        sizes = (result.settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels"))
-        tokens = _mean_tokens(result, result.answerer, sizes, crop=result.with_crop)
-        cost["image_tokens_per_question"] = tokens
     if result.boxes:
-        of_boxes = result.boxes.meta
-        cost["cropper_seconds_per_question"] = _per_row(of_boxes["counts"])
-        edge = of_boxes["settings"].get("longest_edge")
-        cost["cropper_image_tokens_per_question"] = _mean_tokens(result, result.boxes.cropper, (edge,), crop=False)
+        edge = result.boxes.meta["settings"].get("longest_edge")
+        cost["cropper_seconds_per_question"] = _per_row(result.boxes.meta["counts"])
+        cost["cropper_image_tokens_per_question"] = _mean_tokens(result, result.boxes.cropper, [edge], crop=False)
     return cost
 
 
@@ -52,26 +49,23 @@ def _per_row(counts: dict[str, Any]) -> float | None:
     return round(counts["seconds"] / max(counts["rows"], 1), 4) if "seconds" in counts else None
 
 
-def _mean_tokens(result: Result, model: str, sizes: Iterable[int | None], crop: bool) -> float | None:
+def _mean_tokens(result: Result, model: str, sizes: list[int | None], crop: bool) -> float | None:
     """Return the mean number of image tokens over the first `SAMPLE` scored rows; None where no processor is here.
 
     The prompts are prepared as for the answers and their tokens counted: families estimate them wrongly (LLaVA-1.5 in
     transformers 5.23, for an image size that is not the published one). The Hub is not asked for a processor.
     """
     try:
-        processor = load_processor(_local(model), *sizes)
+        name, revision = split_revision(model)
+        is_local = Path(model).is_dir()
+        folder = model if is_local else snapshot_download(name, revision=revision, local_files_only=True)
+        processor = load_processor(folder, *sizes)
         shown = [_images(result, i, crop) for i in range(min(SAMPLE, len(result.scored.indices)))]
         counts = [image_tokens(processor, images) for images in shown if images]
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # UserError is one; families differ
         logger.info("image tokens of %s are not counted: %s", result.path, error)
         return None
     return round(sum(counts) / len(counts), 1) if counts else None
-
-
-def _local(model: str) -> str:
-    """Return the folder of a model, `OSError` or `ValueError` where neither it nor a cached one is there."""
-    name, revision = split_revision(model)
-    return model if Path(model).is_dir() else snapshot_download(name, revision=revision, local_files_only=True)
 
 
 def _images(result: Result, i: int, crop: bool) -> list[Image.Image]:
@@ -81,6 +75,4 @@ def _images(result: Result, i: int, crop: bool) -> list[Image.Image]:
         image = open_image(result.rows[index]["image"])
     except UnreadableImage:
         return []
-    if not crop:
-        return [image]
-    return full_and_crop(image, result.bboxes[i] and format_bbox(result.bboxes[i]) or "")
+    return full_and_crop(image, result.box_texts[i] or "") if crop else [image]

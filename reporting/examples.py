@@ -1,8 +1,8 @@
 """The questions of a pair to look at: thumbnails, box, answers and scores of each."""
 
 import base64
+import contextlib
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from cropvlm.crops import crop_bbox
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.runs.drawing import fit
-from reporting.pairs import Pair
+from reporting.gains import Pair
 
 IMAGE_SIDE, CROP_SIDE = 420, 280  # px of a thumbnail, at most
 PICTURE_BYTES = {IMAGE_SIDE: 28_000, CROP_SIDE: 14_000}  # 300 examples in base64: 17 MB
@@ -21,30 +21,27 @@ TEXT_LENGTH = 1000  # characters of a question, an answer or a box text, at most
 QUALITIES = (80, 65, 45, 25, 10)
 
 
-def examples(pair: Pair, count: int, causes: Sequence[str | None] | None = None) -> list[dict[str, Any]]:
+def examples(pair: Pair, count: int) -> list[dict[str, Any]]:
     """Return at most `count` questions of a pair, the largest gain first; of more, evenly from that order.
 
     Pictures are data URIs, None where the image cannot be read; scores are 0 to 100; `box_text` is None where no boxes
-    are known. causes: of each scored row's loss, see `reporting.gains`.
+    are known. cause: of a loss, where the pair has controls.
     """
     order = np.argsort(-pair.gains, kind="stable")
     if len(order) > count:
         order = order[np.linspace(0, len(order) - 1, count).astype(int)]
-    return [_example(pair, int(i), causes[i] if causes else None) for i in order]
+    return [_example(pair, int(i)) for i in order]
 
 
-def _example(pair: Pair, i: int, cause: str | None) -> dict[str, Any]:
+def _example(pair: Pair, i: int) -> dict[str, Any]:
     """Return scored row `i`."""
     before, after = pair.before.scored, pair.after.scored
     row, bbox_pct, box_text = pair.after.rows[after.indices[i]], pair.after.bboxes[i], pair.after.box_texts[i]
     image = crop = None
-    try:
+    with contextlib.suppress(UnreadableImage):
         opened = open_image(row["image"])
         image = data_uri(opened, IMAGE_SIDE)
         crop = data_uri(crop_bbox(opened, bbox_pct), CROP_SIDE) if bbox_pct else None
-    except UnreadableImage:
-        pass
-    gain = float(pair.gains[i])
     return {
         "question_id": _cut(str(row["question_id"])),
         "question": _cut(row["question"]),
@@ -58,9 +55,8 @@ def _example(pair: Pair, i: int, cause: str | None) -> dict[str, Any]:
         "after": _cut(after.answers[i]),
         "before_score": float(before.scores[i]),
         "after_score": float(after.scores[i]),
-        "gain": gain,
-        "move": "better" if gain > 0 else "worse" if gain < 0 else "equal",
-        "cause": cause,
+        "gain": float(pair.gains[i]),
+        "cause": pair.causes[i] if pair.controls else None,
     }
 
 

@@ -14,9 +14,9 @@ from cropvlm.data.catalog import BENCHMARKS, dataset_name
 from cropvlm.data.rows import benchmark_for
 from cropvlm.errors import UserError, failure
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, cropper_messages
-from cropvlm.runs.predictions import BoxFile
+from cropvlm.runs.predictions import KINDS, BoxFile
 from cropvlm.runs.provenance import rows_changed
-from reporting.claims import Claims, Cropper, Setting
+from reporting.claims import Answerer, Claims, Cropper, Setting
 from reporting.plan import here, training_rows
 from reporting.results import Result, changed_model
 
@@ -29,9 +29,6 @@ class Match:
     differences: tuple[str, ...]
 
 
-Matches = dict[Setting, Match | None]
-
-
 def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match | None:
     """Return the result for a setting, else the nearest that differs in settings, data or training alone.
 
@@ -41,7 +38,7 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
     def rank(item: Match) -> tuple[int, bool]:
         """Of equal ones, that by the model of the setting's own name comes first."""
         names = {file.cropper for file in item.result.box_files}
-        own = setting.cropper is None or setting.cropper.model_on(setting.benchmark.name) in names
+        own = setting.cropper is None or setting.cropper.model_on(setting.benchmark) in names
         return len(item.differences), not own
 
     found = [Match(r, d) for r in results if (d := differences(setting, r, claims)) is not None]
@@ -54,32 +51,26 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
 
 
 def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, ...] | None:
-    """Return in what a result differs from a setting; None if it belongs to another one altogether."""
-    benchmark, answerer, cropper, used = setting.benchmark, setting.answerer, setting.cropper, result.settings
+    """Return in what a result differs from a setting; None if the result is for another setting."""
+    benchmark, answerer, used, meta = setting.benchmark, setting.answerer, result.settings, result.meta
     shown = (result.benchmark, result.answerer, used["mode"] != "base", result.control, used.get("need_threshold"))
-    if shown != (benchmark.name, answerer.model, cropper is not None, setting.control, setting.need_threshold):
+    wanted = (benchmark.name, answerer.model, setting.cropper is not None, setting.control, setting.need_threshold)
+    if shown != wanted:
         return None
-    dtype = (used.get("dtype") or "").removeprefix("torch.") or None
-    source = [result.meta.get(key) for key in ("dataset_path", "dataset", "split")]
-    own = benchmark_for(*source).instruction
+    own = benchmark_for(*(meta.get(key) for key in ("dataset_path", "dataset", "split"))).instruction
     prompts = [answerer_messages("{question}", n, BRIEF_ANSWER if own is None else own) for n in (1, 2)]
+    dtype = (used.get("dtype") or answerer.dtype or "").removeprefix("torch.")
     found = differing(
-        ("split", result.meta.get("split"), benchmark.split),
-        ("rows", result.meta["counts"]["rows"] + len(result.meta.get("left_out") or []), benchmark.rows),
-        ("answerer's longest edge", used.get("longest_edge"), answerer.longest_edge),
+        ("split", meta.get("split"), benchmark.split),
+        ("rows", meta["counts"]["rows"] + len(meta.get("left_out") or []), benchmark.rows),
+        ("metric", benchmark.metric and result.scored.metric, benchmark.metric),
         ("answerer's min pixels", used.get("min_pixels"), answerer.min_pixels),
         ("answerer's max pixels", used.get("max_pixels"), answerer.max_pixels),
-        *if_recorded(("answerer's max_new_tokens", used.get("max_new_tokens"), answerer.max_new_tokens)),
-        *if_recorded(("answerer's dtype", dtype, answerer.dtype)),
-        *if_recorded(("answerer's image fit", used.get("image_fit"), answerer.image_fit)),
-        ("metric", benchmark.metric and result.scored.metric, benchmark.metric),
+        ("answerer's dtype", dtype, answerer.dtype),
+        ("answerer's image fit", used.get("image_fit") or answerer.image_fit, answerer.image_fit),
     )
-    if used.get("prompt") not in (None, *prompts):
-        found.append("another prompt of the answerer")
-    if changed := changed_model(result.meta, "answerer"):
-        found.append(f"{changed} has changed since it answered")
-    found += other_replies(result.meta, answerer.model)
-    if cropper is not None:
+    found += model_differs("answerer", meta, answerer, answerer.max_new_tokens, prompts)
+    if setting.cropper:
         of_boxes = [d for f in known_boxes(result) if (d := boxes_differ(setting, result, f, claims)) is not None]
         if not of_boxes:
             return None
@@ -88,26 +79,36 @@ def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, 
 
 
 def differing(*compared: tuple[str, Any, Any]) -> list[str]:
-    """Return the names of what is not as wanted, where something is: (name, ours, theirs)."""
+    """Return in words what is not as wanted, where something is: (name, ours, theirs)."""
     return [f"{name} {ours} instead of {theirs}" for name, ours, theirs in compared if theirs not in (None, ours)]
 
 
-def if_recorded(compared: tuple[str, Any, Any]) -> list[tuple[str, Any, Any]]:
-    """Return it to be compared, or nothing where an older meta file does not say."""
-    return [] if compared[1] is None else [compared]
+def model_differs(
+    role: str, meta: dict[str, Any], wanted: Answerer | Cropper, max_new_tokens: int | None, prompts: list
+) -> list[str]:
+    """Return in what the model that wrote a file, `answerer` or `cropper`, differs from the one wanted.
 
-
-def other_replies(meta: dict[str, Any], model: str) -> list[str]:
-    """Return as what a server replied, where that is not the model that it was asked for, dated or not."""
-    others = [name for name in meta["models"].get("replied") or [] if Path(model).name not in name]
-    return [f"the server replied as {', '.join(others)}"] if others else []
+    Older meta files do not say all of it.
+    """
+    used, name = meta["settings"], Path(wanted.model).name
+    found = differing(
+        (f"{role}'s longest edge", used.get("longest_edge"), wanted.longest_edge),
+        (f"{role}'s max_new_tokens", used.get("max_new_tokens") or max_new_tokens, max_new_tokens),
+    )
+    if used.get("prompt") not in (None, *prompts):
+        found.append(f"another prompt of the {role}")
+    if changed := changed_model(meta, role):
+        found.append(f"{changed} has changed since it wrote the {KINDS[role]}")
+    if others := [reply for reply in meta["models"].get("replied") or [] if name not in reply]:  # a dated name has it
+        found.append(f"the server replied as {', '.join(others)}")
+    return found
 
 
 def known_boxes(result: Result) -> list[BoxFile]:
     """Return the box files of a result; without them, what its own meta file says of the cropper."""
     recorded = (result.meta.get("boxes") or {}).get("cropper")
     kept = {"models": {"cropper": None}, "settings": {}, "cropper": recorded}
-    return list(result.box_files) or ([BoxFile(Path(), kept, [])] if recorded else [])
+    return result.box_files or ([BoxFile(Path(), kept, [])] if recorded else [])
 
 
 def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claims) -> list[str] | None:
@@ -116,33 +117,27 @@ def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claim
     What the training recorded decides, and only without a record the name of the model.
     """
     wanted, record, on = setting.cropper, boxes.meta.get("cropper") or {}, setting.benchmark.name
-    used, by_name = boxes.meta["settings"], boxes.cropper == wanted.model_on(on)
+    by_name = boxes.cropper == wanted.model_on(setting.benchmark)
     if "stage" in record:
         cost = (record.get("need") or {}).get("crop_cost")
         same = (record["stage"], record.get("reward"), cost) == (wanted.stage, wanted.reward, wanted.crop_cost)
         if not by_name and not (same and wanted.seed in (None, record.get("seed"))):
             return None
-        found = training_differs(wanted, record, claims)
+        training = training_differs(wanted, record, claims)
     else:
-        named = {cropper.model_on(on): cropper for cropper in claims.croppers.values()}.get(boxes.cropper)
+        known = {cropper.model_on(setting.benchmark): cropper for cropper in claims.croppers.values()}
+        named = known.get(boxes.cropper)
         if named is None or (named.stage, named.reward) != (wanted.stage, wanted.reward):
             return None
-        found = differing(("cropper trained on", named.trained_on, wanted.trained_on))
+        training = differing(("cropper trained on", named.trained_on, wanted.trained_on))
         if record and wanted.training is not None:
-            found.append("nothing is recorded of the cropper's training")
-    found = differing(("cropper's longest edge", used.get("longest_edge"), wanted.longest_edge)) + found
-    found += differing(*if_recorded(("cropper's max_new_tokens", used.get("max_new_tokens"), 32)))
-    found += other_replies(boxes.meta, wanted.model)
+            training.append("nothing is recorded of the cropper's training")
+    found = model_differs("cropper", boxes.meta, wanted, 32, [cropper_messages("{question}")]) + training
     if failed := boxes.meta.get("failed"):
         found.append(f"{len(failed)} boxes failed")
-    if used.get("prompt") not in (None, cropper_messages("{question}")):
-        found.append("another prompt of the cropper")
-    if changed := changed_model(boxes.meta, "cropper"):
-        found.append(f"{changed} has changed since it wrote the boxes")
     split = result.meta.get("split") or (BENCHMARKS[on].split if on in BENCHMARKS else None)
-    croppers = [*claims.bases(wanted), wanted]
-    data = [claims.data[cropper.trained_on] for cropper in croppers if cropper.trained_on in claims.data]
-    sources = [(name, "train") for part in data for name in part.names]
+    data = [claims.data.get(cropper.trained_on) for cropper in (*claims.bases(wanted), wanted)]
+    sources = [(name, "train") for part in data if part for name in part.names]
     sources += [(s["name"], s.get("split")) for part in lineage(record) for s in part.get("sources", [])]
     if holds(sources, on, split):
         found.append("the cropper was trained on it")

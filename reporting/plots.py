@@ -1,7 +1,7 @@
 """The report's pictures, as SVG: scores, gains by the size of the region, whether to crop."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
@@ -11,23 +11,24 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from cropvlm.runs.drawing import new_figure
 from cropvlm.runs.scoring import standard_error
-from reporting.need import Cost, NeedCurve
-from reporting.pairs import Pair
+from reporting.gains import Pair
+from reporting.need import NeedCurve
 from reporting.results import Result
 
 BLUE, GREY = "#2f6db5", "#9aa3ad"
 BINS = 5
 
 
-def draw_scores(results: Sequence[Result], names: Sequence[str]) -> str:
-    """Return bars of all results' scores with their 95% intervals."""
-    figure, axes = _figure(0.38 * len(results) + 1)
-    scores = [result.scored.mean for result in results]
-    errors = [standard_error(r.scored.scores, r.scored.weights, r.scored.questions) or 0.0 for r in results]
-    colors = [BLUE if result.with_crop else GREY for result in results]
-    places = np.arange(len(results))[::-1]
-    axes.barh(places, scores, xerr=[1.96 * error for error in errors], color=colors, ecolor="#222", capsize=3)
-    axes.set(yticks=places, yticklabels=names, xlim=(0, 105), xlabel="score (blue: with the crop), 95% interval")
+def draw_scores(names: Mapping[Result, str]) -> str:
+    """Return bars of the scores of named results with their 95% intervals."""
+    figure, axes = _figure(0.38 * len(names) + 1)
+    scored = [result.scored for result in names]
+    errors = [1.96 * (standard_error(s.scores, s.weights, s.questions) or 0.0) for s in scored]
+    colors = [BLUE if result.with_crop else GREY for result in names]
+    places = np.arange(len(names))[::-1]
+    axes.barh(places, [s.mean for s in scored], xerr=errors, color=colors, ecolor="#222", capsize=3)
+    axes.set(yticks=places, yticklabels=names.values(), xlim=(0, 105))
+    axes.set_xlabel("score (blue: with the crop), 95% interval")
     return _svg(figure)
 
 
@@ -35,9 +36,8 @@ def draw_gains_by_size(pairs: Sequence[Pair], names: Sequence[str]) -> str:
     """Return each pair's mean gain in fifths of its questions by the size of their region."""
     figure, axes = _figure(3.2, legend_of=len(pairs))
     for pair, name in zip(pairs, names, strict=True):
-        if pair.region_areas:
-            points = gains_by_size(pair.region_areas, pair.gains)
-            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        points = gains_by_size(pair.region_areas, pair.gains)
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.axhline(0, color="#222", linewidth=0.8)
     axes.set(xscale="log", xlabel="area of the region (true if known, else chosen), % of the image")
     axes.set_ylabel("gain, points")
@@ -48,19 +48,16 @@ def draw_gains_by_size(pairs: Sequence[Pair], names: Sequence[str]) -> str:
     return _svg(figure)
 
 
-def draw_need(curve: NeedCurve, cost: Cost) -> str:
+def draw_need(curve: NeedCurve) -> str:
     """Return the score against the cost of a question, from no crop to all."""
-    span = (cost.never, cost.always)
+    span, cropper = (curve.cost["never"], curve.cost["always"]), curve.cost["cropper"]
     figure, axes = _figure(3.6)
-    for name, order in curve.orders.items():
-        scores = curve.accuracies(order)
+    for name, scores in curve.scores.items():
         axes.plot(np.linspace(*span, len(scores)), scores, label=name, linestyle="-" if name == "decide" else "--")
-    never, always = scores[0], scores[-1]
-    axes.plot(span, (never, always), color=GREY, label="random")
-    itself = cost.at(curve.own_crops / len(curve.needs)), curve.accuracies(curve.orders["decide"])[curve.own_crops]
-    axes.plot(*itself, "o", color="#222", label="threshold 0")
-    own = "" if cost.cropper is None else f"; the cropper sees {cost.cropper:g} more, but for none at all"
-    axes.set(xlabel=f"{cost.unit} a question, the answerer's{own}", ylabel="score")
+    axes.plot(span, scores[[0, -1]], color=GREY, label="random")
+    axes.plot(curve.own_cost, curve.summary["decides_itself"], "o", color="#222", label="threshold 0")
+    own = "" if cropper is None else f"; the cropper sees {cropper:g} more, but for none at all"
+    axes.set(xlabel=f"{curve.cost['unit']} a question, the answerer's{own}", ylabel="score")
     _legend(figure, axes)
     return _svg(figure)
 
@@ -85,9 +82,8 @@ def _figure(height: float, legend_of: int = 0) -> tuple[Figure, Axes]:
 def _legend(figure: Figure, axes: Axes) -> None:
     """Name the lines below the axes, where they hide nothing; matplotlib would pass over a name with an underscore."""
     lines = [line for line in axes.lines if not line.get_label().startswith("_child")]
-    if lines:
-        names = [line.get_label() for line in lines]
-        figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    names = [line.get_label() for line in lines]
+    figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 
 def _svg(figure: Figure) -> str:

@@ -2,8 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,88 +18,85 @@ from cropvlm.runs.scoring import ScoredRows, score_file
 
 logger = logging.getLogger(__name__)
 
+_load_rows = functools.cache(load_rows)  # shared by all results with the same source
 
-@dataclass(frozen=True)
+
 class Result:
-    """An answer file, its meta file, and the box files that its crops may have been cut by (none: full image).
+    """An answer file with its meta file, and those of `boxes` that its crops may have been cut by.
 
-    Several croppers may have written the same boxes; then the answers are those of each.
+    Several croppers may have written the same boxes; then the answers are those of each. control: what is shown in the
+    crop's place (`cropvlm.runs.controls`), None for the crop itself. failed: the ids of the rows without an answer.
     """
 
-    path: Path
-    meta: dict[str, Any]
-    records: list[dict]
-    box_files: tuple[BoxFile, ...]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.meta["settings"]
-
-    @property
-    def answerer(self) -> str:
-        return self.meta["models"]["answerer"]
-
-    @property
-    def with_crop(self) -> bool:
-        return self.settings["mode"] == "cropvlm"
-
-    @property
-    def control(self) -> str | None:
-        """What is shown in the crop's place (`cropvlm.runs.controls`); None for the crop itself, and for no crop."""
-        return self.settings.get("control")
-
-    @property
-    def boxes(self) -> BoxFile | None:
-        return self.box_files[0] if self.box_files else None
-
-    @property
-    def benchmark(self) -> str:
-        return dataset_name(self.meta["dataset_path"], self.meta.get("dataset"))
+    def __init__(self, path: Path, boxes: Sequence[BoxFile]):
+        self.path, self.records = path, read_predictions(path)
+        self.meta = meta = checked_meta(path, "models.answerer", "settings.mode", "counts.rows", "counts.seconds")
+        self.settings = meta["settings"]
+        self.answerer: str = meta["models"]["answerer"]
+        self.with_crop: bool = self.settings["mode"] == "cropvlm"
+        self.control: str | None = self.settings.get("control")
+        self.benchmark = dataset_name(meta["dataset_path"], meta.get("dataset"))
+        self.failed = [row["question_id"] for row in meta.get("failed") or []]
+        recorded, key = (meta.get("boxes") or {}).get("checksum"), self.settings.get("boxes")
+        self.box_files = [
+            file
+            for file in (boxes if key else [])
+            if (file_checksum(file.path) == recorded if recorded else file.key(meta["counts"]["rows"]) == key)
+        ]
+        self.boxes = next(iter(self.box_files), None)
+        if key and not self.boxes:
+            logger.warning("%s: the box file that it was made with is not in the folder", path)
 
     @property
     def failures(self) -> str:
-        """The rows without an answer, in words; empty without any."""
-        ids = [repr(row["question_id"]) for row in self.meta.get("failed") or []]
-        count = max(len(ids), self.meta["counts"].get("failed") or 0)
-        return f"{count} rows failed" + (f" ({listed(ids, limit=3)})" if ids else "") if count else ""
+        """The number of failed rows and some of their ids, in words; empty without any."""
+        count = max(len(self.failed), self.meta["counts"].get("failed") or 0)
+        named = f" ({listed([repr(i) for i in self.failed], limit=3)})" if self.failed else ""
+        return f"{count} rows failed{named}" if count else ""
+
+    @property
+    def all_rows(self) -> Any:
+        """The rows of the data set."""
+        path, *limits = (self.meta.get(key) for key in ("dataset_path", "split", "max_samples"))
+        return _load_rows(path, *limits, dataset=self.meta.get("dataset"))
 
     @functools.cached_property
     def rows(self) -> Any:
         """The rows that were answered, images encoded."""
         return rows_of(self.meta, self.all_rows)
 
-    @property
-    def all_rows(self) -> Any:
-        """The rows of the data set; shared by all results with the same source."""
-        try:
-            path, *limits = (self.meta.get(key) for key in ("dataset_path", "split", "max_samples"))
-            return _load_rows(path, *limits, dataset=self.meta.get("dataset"))
-        except UserError as error:
-            raise UserError(f"the questions of {self.path} cannot be loaded: {error}") from error
-
     @functools.cached_property
     def scored(self) -> ScoredRows:
-        rows = self.all_rows
         try:
-            return score_file(self.path, rows)
+            return score_file(self.path, self.all_rows)
         except UserError as error:
             raise UserError(f"{self.path} cannot be scored: {error}") from error
 
     @functools.cached_property
     def asked(self) -> list[tuple]:
-        """What tells the scored questions from others: id, question and references of each."""
+        """Id, question and references of each scored row: equal where the same was asked."""
         return list(zip(self.scored.ids, self.scored.asked, map(tuple, self.scored.references), strict=True))
+
+    @functools.cached_property
+    def box_records(self) -> list[dict[str, Any]]:
+        """The box record of each scored row; empty where the box is unknown."""
+        known = {record["question_id"]: record for record in (self.boxes.records if self.boxes else [])}
+        return [known.get(question_id, {}) for question_id in self.scored.ids]
+
+    @property
+    def box_texts(self) -> list[str | None]:
+        """The cropper's text for each scored row; None where it is unknown."""
+        return [record.get("answer") for record in self.box_records]
 
     @functools.cached_property
     def bboxes(self) -> list[Bbox | None]:
         """The box of each scored row, in percent; None for a missing or invalid one."""
-        return [None if text is None else parse_bbox(text) for text in self.box_texts]
+        return [parse_bbox(text or "") for text in self.box_texts]
 
     @property
     def needs(self) -> np.ndarray | None:
-        """The need of each scored row's crop, (n,); None where the boxes do not say it."""
-        needs = {record["question_id"]: record.get("need") for record in (self.boxes.records if self.boxes else [])}
-        found = [needs.get(question_id) for question_id in self.scored.ids]
+        """The need of each scored row's crop, (n,); None where it is not recorded."""
+        found = [record.get("need") for record in self.box_records]
         return None if None in found else np.array(found)
 
     @property
@@ -111,26 +107,15 @@ class Result:
             return self.needs >= threshold
         return np.array([self.with_crop and not is_not_needed(text or "") for text in self.box_texts])
 
-    @functools.cached_property
-    def box_texts(self) -> list[str | None]:
-        """What the cropper wrote for each scored row; None where that is unknown."""
-        texts = {record["question_id"]: record["answer"] for record in (self.boxes.records if self.boxes else [])}
-        return [texts.get(question_id) for question_id in self.scored.ids]
-
     def values(self, metric: str) -> np.ndarray:
-        """Return the score of every scored row, for `refusals` 100 where an answer is empty or names no option, or for
-        `crops` 100 where it was made with a crop.
-
-        Failed rows are not refusals.
+        """Return the score of every scored row; for `refusals` 100 where an answer is empty or names no option, and
+        for `crops` 100 where it was made with a crop. Failed rows are not refusals.
         """
+        if metric == "score":
+            return self.scored.scores
         if metric == "crops":
             return 100.0 * self.cropped
-        failed = {row["question_id"] for row in self.meta.get("failed") or []}
-        answered = np.array([question_id not in failed for question_id in self.scored.ids])
-        return self.scored.scores if metric == "score" else self.scored.refusals * answered
-
-
-_load_rows = functools.cache(load_rows)
+        return self.scored.refusals * [question_id not in self.failed for question_id in self.scored.ids]
 
 
 def read_folder(folder: str | Path) -> list[Result]:
@@ -142,42 +127,28 @@ def read_folder(folder: str | Path) -> list[Result]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected one with prediction files")
-    boxes = [read_box_file(path) for path in with_meta(folder.rglob("[!.]*_bbox.json"))]
-    results = [read_result(path, boxes) for path in with_meta(folder.rglob("[!.]*_answers.json"))]
+    boxes = read_box_files(folder.rglob("[!.]*_bbox.json"))
+    results = [Result(path, boxes) for path in with_meta(folder.rglob("[!.]*_answers.json"))]
     if not results:
         raise UserError(f"{folder} has no answer files (*_answers.json) with meta files; run steps 4 and 5 first")
     return results
 
 
-def with_meta(paths: Any) -> list[Path]:
+def with_meta(paths: Iterable[Path]) -> list[Path]:
     """Return the files that have a meta file, sorted; the others are named in a warning."""
-    paths = sorted(paths)
-    for path in paths:
-        if not meta_path(path).exists():
+    found = {path: meta_path(path).exists() for path in sorted(paths)}
+    for path in found:
+        if not found[path]:
             logger.warning("%s has no meta file; left out", path)
-    return [path for path in paths if meta_path(path).exists()]
+    return [path for path in found if found[path]]
 
 
-def read_box_file(path: Path) -> BoxFile:
-    """Return a box file with its meta file; `UserError` if either has another form."""
-    _check_meta(path, {"models": ("cropper",), "settings": (), "counts": ("rows",)})
-    return read_boxes(path)
-
-
-def read_result(path: Path, boxes: Sequence[BoxFile]) -> Result:
-    """Return an answer file with its meta file and, of `boxes`, those that it was made with."""
-    meta = _check_meta(path, {"models": ("answerer",), "settings": ("mode",), "counts": ("rows", "seconds")})
-    used: tuple[BoxFile, ...] = ()
-    if key := meta["settings"].get("boxes"):
-        recorded = (meta.get("boxes") or {}).get("checksum")
-        used = tuple(
-            file
-            for file in boxes
-            if (file_checksum(file.path) == recorded if recorded else file.key(meta["counts"]["rows"]) == key)
-        )
-        if not used:
-            logger.warning("%s: the box file that it was made with is not in the folder", path)
-    return Result(path, meta, read_predictions(path), used)
+def read_box_files(paths: Iterable[Path]) -> list[BoxFile]:
+    """Return those of the box files that have a meta file."""
+    paths = with_meta(paths)
+    for path in paths:
+        checked_meta(path, "models.cropper", "settings", "counts.rows")
+    return [read_boxes(path) for path in paths]
 
 
 def changed_model(meta: dict[str, Any], role: str) -> str | None:
@@ -188,12 +159,12 @@ def changed_model(meta: dict[str, Any], role: str) -> str | None:
     return path if here and model_checksum(path, base) != recorded else None
 
 
-def _check_meta(path: Path, needed: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+def checked_meta(path: Path, *needed: str) -> dict[str, Any]:
+    """Return the meta file of a prediction file, which has `needed`, such as `counts.rows`."""
     meta = read_meta(path)
-    for part, keys in {"dataset_path": (), **needed}.items():
+    for name in ("dataset_path", *needed):
+        part, _, key = name.partition(".")
         value = meta.get(part)
-        missing = [key for key in keys if not isinstance(value, dict) or key not in value]
-        if value is None or missing:
-            name = f"{part}.{missing[0]}" if missing else part
+        if value is None or (key and (not isinstance(value, dict) or key not in value)):
             raise UserError(f"{meta_path(path)} was written by another version, it has no {name}; run its step again")
     return meta

@@ -1,14 +1,17 @@
-"""The rows of the report's tables, each a dict from column to text."""
+"""The tables of a report; a row is a dict from column to text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reporting.claims import Claims
-from reporting.gains import Gain
-from reporting.pairs import Pair
+from reporting.costs import costs
+from reporting.gains import Pair
+from reporting.need import NeedCurve
 from reporting.results import Result
 from reporting.verdicts import Verdict
 
+Row = dict[str, str]
+ESCAPED = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|"})
 COST_COLUMNS = {  # column -> what it holds of a score's summary or a cost
     "score": "score",
     "standard error": "standard_error",
@@ -21,6 +24,10 @@ COST_COLUMNS = {  # column -> what it holds of a score's summary or a cost
     "peak GiB": "peak_memory_gib",
     "GPU": "gpu",
 }
+NEED_COLUMNS = (  # of the numbers of a curve's summary
+    *("never", "always", "decides itself", "crops, %", "over random", "95% interval"),
+    *("largest saving of crops, %", "area above random, points", "precision", "recall"),
+)
 
 
 def points(value: Any, sign: str = "") -> str:
@@ -37,22 +44,20 @@ def short(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def verdict_row(verdict: Verdict) -> dict[str, str]:
-    interval = points(verdict.interval_95)
-    if verdict.spread is not None:
-        interval += f" over {verdict.runs} trainings, deviation {verdict.spread:.2f}"
+def verdict_row(verdict: Verdict) -> Row:
+    trainings = f" over {verdict.runs} trainings, deviation {points(verdict.spread)}" if verdict.runs > 1 else ""
     return {
         "figure or claim": verdict.title,
         "reported": points(verdict.reported) + (f" +- {verdict.margin:g}" if verdict.margin is not None else ""),
         "reproduced": points(verdict.ours) + (f" (over {verdict.over})" if verdict.over else ""),
         "difference": points(verdict.difference, "+"),
-        "95% interval": interval,
+        "95% interval": points(verdict.interval_95) + trainings,
         "verdict": verdict.verdict,
         "why": verdict.reason,
     }
 
 
-def pair_row(pair: Pair, name: str, before: str, after: str) -> dict[str, str]:
+def pair_row(pair: Pair, name: str, before: str, after: str) -> Row:
     """Return both scores, under these names, their difference, and how many questions moved."""
     compared = pair.comparison
     return {
@@ -65,36 +70,45 @@ def pair_row(pair: Pair, name: str, before: str, after: str) -> dict[str, str]:
     }
 
 
-def gain_rows(gain: Gain, name: str) -> list[dict[str, str]]:
+def gain_rows(pair: Pair, name: str) -> list[Row]:
     """Return the parts of a gain, the share of stolen answers, and the causes of losses."""
-
-    def row(part: str, value: str, interval: str, questions: int) -> dict[str, str]:
-        return {"setting": name, "part": part, "points": value, "95% interval": interval, "questions": str(questions)}
-
-    rows = [
-        row(part, points(compared["difference"], "+"), points(compared["interval_95"], "+"), compared["questions"])
-        for part, compared in gain.parts().items()
-    ]
-    if (stolen := gain.stolen) is not None:
-        questions = len(gain.controls["partner"].scored.scores)
-        rows.append(row("answers that are the partner's, percent", f"{stolen:.1f}", "", questions))
-    return rows + [row(f"made worse: {cause}", "", "", n) for cause, n in gain.made_worse.items() if n]
+    cells = [(part, points(c["difference"], "+"), points(c["interval_95"], "+"), c["questions"])
+             for part, c in pair.parts.items()]  # fmt: skip
+    if pair.stolen is not None:
+        questions = len(pair.controls["partner"].scored.scores)
+        cells.append(("answers that are the partner's, percent", f"{pair.stolen:.1f}", "", questions))
+    cells += [(f"made worse: {cause}", "", "", count) for cause, count in pair.made_worse.items() if count]
+    columns = ("setting", "part", "points", "95% interval", "questions")
+    return [dict(zip(columns, (name, *map(str, row)), strict=True)) for row in cells]
 
 
-def file_rows(results: Sequence[Result], names: Sequence[str], costs: Sequence[dict]) -> list[dict[str, str]]:
+def need_row(curve: NeedCurve, name: str) -> Row:
+    _, learnt, *values = curve.summary.values()
+    numbers = [points(value, "+" if isinstance(value, tuple) else "") for value in values]
+    spent = [short(float(value)) for value in (curve.cost["never"], curve.own_cost, curve.cost["always"])]
+    return {
+        "setting": name,
+        **dict(zip(NEED_COLUMNS, numbers, strict=True)),
+        "cost: never, itself, always": f"{', '.join(spent)} {curve.cost['unit']}",
+        "the cropper's": points(curve.cost["cropper"]),
+        "learnt for": f"{learnt['answerer']}, {learnt['longest_edge']} px" if learnt else "",
+    }
+
+
+def file_rows(names: Mapping[Result, str]) -> list[Row]:
     """Return for each answer file its score and what a question costs, without columns that are empty in all."""
     rows = []
-    for result, name, cost in zip(results, names, costs, strict=True):
-        known = result.scored.summary() | cost
+    for result, name in names.items():
+        known = result.scored.summary() | costs(result)
         cells = {column: short(known.get(key)) for column, key in COST_COLUMNS.items()}
         rows.append({"setting": name, **cells, "file": ": ".join(filter(None, [str(result.path), result.failures]))})
     return [{column: row[column] for column in row if any(other[column] for other in rows)} for row in rows]
 
 
-def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[dict[str, str]]:
+def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[Row]:
     """Return for each cropper whose boxes were used, after the one that it starts from, what its training recorded."""
     reported = {cropper.model: cropper.hours for run in claims for cropper in run.croppers.values()}
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, Row] = {}
 
     def add(name: str, record: dict[str, Any]) -> None:
         if "stage" not in record:
@@ -116,13 +130,7 @@ def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[di
     return list(rows.values())
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
     """Return a Markdown table; text of files is escaped, so that it stays text."""
-    lines = [columns, ["---"] * len(columns), *([_escape(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escape(text: str) -> str:
-    for mark in "\\`*_[]<>|":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    cells = [[" ".join(text.translate(ESCAPED).split()) for text in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [rows[0], ["---"] * len(rows[0]), *cells])

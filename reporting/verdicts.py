@@ -8,12 +8,13 @@ What was made with other models, data or settings than the file names is not com
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from cropvlm.runs.scoring import bootstrap_means, interval_95
 from reporting.claims import Claims, Item, Setting
-from reporting.matching import Match, Matches, match
+from reporting.matching import Match, match
 from reporting.need import over_random
 from reporting.results import Result
 
@@ -56,7 +57,9 @@ def judge(
     return [judge_one(items, matches, command) for items in zip(*(claims.items for claims in runs), strict=True)]
 
 
-def judge_one(items: Sequence[Item], matches: Sequence[Matches], command: Callable) -> Verdict:
+def judge_one(
+    items: Sequence[Item], matches: Sequence[dict[Setting, Match | None]], command: Callable[[Sequence[Setting]], str]
+) -> Verdict:
     """Return the verdict on a figure or claim, over the runs and benchmarks for which all of its settings have run.
 
     items, matches: one for each run.
@@ -65,41 +68,38 @@ def judge_one(items: Sequence[Item], matches: Sequence[Matches], command: Callab
     head = {"title": item.title, "kind": item.kind, "reported": item.reported, "margin": item.margin}
     # [run][benchmark][score, over, of]
     found = [[[of_run[s] for s in c] for c in part.columns] for part, of_run in zip(items, matches, strict=True)]
-    complete = [k for k, run in enumerate(found) if any(map(all, run))]
-    covered = [b for b in range(len(item.columns)) if complete and all(all(found[k][b]) for k in complete)]
-    missing = [s for part, of_run in zip(items, matches, strict=True) for c in part.columns for s in c if not of_run[s]]
+    complete = [run for run in found if any(map(all, run))]
+    covered = [b for b in range(len(item.columns)) if complete and all(all(run[b]) for run in complete)]
     if item.unknown and not covered:
         return Verdict(**head, verdict=NOT_COMPARABLE, reason=item.unknown)
     if not covered or (item.kind == "figure" and not item.unknown and len(covered) < len(item.columns)):
-        return Verdict(**head, verdict=NOT_RUN, reason=command(list(dict.fromkeys(missing))))
-    used = [[found[k][b] for b in covered] for k in complete]
+        wanted = {s: of_run[s] for part, of_run in zip(items, matches, strict=True) for c in part.columns for s in c}
+        return Verdict(**head, verdict=NOT_RUN, reason=command([setting for setting in wanted if not wanted[setting]]))
+    used = [[run[b] for b in covered] for run in complete]
     parts = [item.columns[b][0].benchmark.name for b in covered] if len(covered) < len(item.columns) else []
     parts += [f"{len(used)} of {len(items)} trainings"] if len(used) < len(items) else []
     head["over"] = ", ".join(parts)
     if all(run == used[0] for run in used):  # as without a cropper
         used = used[:1]
     reasons = [item.unknown] if item.unknown else _reasons(used, len(covered) > 1)
-    if any(len({tuple(part.result.asked) for part in column}) > 1 for run in used for column in run if len(column) > 1):
+    if any(part.result.asked != column[0].result.asked for run in used for column in run for part in column):
         counts = sorted({len(part.result.scored.ids) for part in used[0][0]})
-        unpaired = f"{' and '.join(map(str, counts))} questions are compared, which are not the same"
-        return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join([unpaired, *reasons]))
-    evidence = Evidence.of(used, item)
-    if evidence is None:
-        reason = "the interval of the way from `over` to `of` does not lie above 0, so there is no share of it"
-        return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join([reason, *reasons]))
-    ours, (low, high) = evidence.value, evidence.interval
-    head |= {"ours": ours, "interval_95": (low, high), "runs": len(used), "spread": evidence.spread}
-    head["difference"] = None if item.nearest is None else ours - item.nearest
+        reasons.insert(0, f"{' and '.join(map(str, counts))} questions are compared, which are not the same")
+    elif evidence := gather(used, item):
+        ours, interval = evidence.value, interval_95(evidence.draws)
+        head |= {"ours": ours, "interval_95": interval, "runs": len(used), "spread": evidence.spread}
+        head["difference"] = None if item.nearest is None else ours - item.nearest
+    else:
+        reasons.insert(0, "the interval of the way from `over` to `of` does not lie above 0: there is no share of it")
     if reasons:
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join(reasons))
+    verdict, reason = decide(item, (ours, ours) if item.alone else interval, evidence)
     if item.alone:
-        verdict = decide(item, ours, ours, evidence)["verdict"]
-        return Verdict(**head, verdict=verdict, reason=ALONE if verdict == REPRODUCED else "")
-    return Verdict(**head, **decide(item, low, high, evidence))
+        reason = ALONE if verdict == REPRODUCED else ""
+    return Verdict(**head, verdict=verdict, reason=reason)
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What runs say of a figure or claim. by_run: its value in each, (S,). draws: of value, (R,), by the bootstrap."""
 
     value: float
@@ -108,27 +108,23 @@ class Evidence:
     questions: int
 
     @property
-    def interval(self) -> tuple[float, float]:
-        return interval_95(self.draws)
-
-    @property
     def spread(self) -> float | None:
         return float(self.by_run.std(ddof=1)) if len(self.by_run) > 1 else None
 
-    @classmethod
-    def of(cls, used: Sequence, item: Item) -> "Evidence | None":
-        """Return the evidence of matches [run][benchmark][score, over, of]; None for the share of no way."""
-        shown = 3 if item.metric == "over_random" else 2
-        values, means = pooled([[_difference(column[:shown], item) for column in run] for run in used])
-        questions = sum(len(set(_rows(column[0].result, item)[1])) for column in used[0])
-        if len(used[0][0]) <= shown:
-            return cls(float(values.mean()), values, over_runs(means), questions)
-        way, ways = pooled([[_difference(column[:0:-1], item) for column in run] for run in used])
-        if interval_95(over_runs(ways))[0] <= ROUNDING:
-            return None
-        # The same samples of runs and questions above and below: a ratio of means, not a mean of ratios.
-        draws = 100 * over_runs(means) / over_runs(ways)
-        return cls(float(100 * values.mean() / way.mean()), 100 * values / way, draws, questions)
+
+def gather(used: Sequence, item: Item) -> Evidence | None:
+    """Return the evidence of matches [run][benchmark][score, over, of]; None for the share of no way."""
+    shown = 3 if item.metric == "over_random" else 2
+    values, means = pooled([[_difference(column[:shown], item) for column in run] for run in used])
+    questions = sum(len(set(_rows(column[0].result, item)[1])) for column in used[0])
+    if len(used[0][0]) <= shown:
+        return Evidence(float(values.mean()), values, over_runs(means), questions)
+    way, ways = pooled([[_difference(column[:0:-1], item) for column in run] for run in used])
+    if interval_95(over_runs(ways))[0] <= ROUNDING:
+        return None
+    # The same samples of runs and questions above and below: a ratio of means, not a mean of ratios.
+    draws = 100 * over_runs(means) / over_runs(ways)
+    return Evidence(float(100 * values.mean() / way.mean()), 100 * values / way, draws, questions)
 
 
 def pooled(parts: Sequence) -> tuple[np.ndarray, np.ndarray]:
@@ -183,16 +179,16 @@ def _rows(result: Result, item: Item) -> tuple[np.ndarray, list[str], np.ndarray
     return rows, [scored.questions[k] for k in rows], scored.weights[rows] / scored.weights[rows].sum()
 
 
-def decide(item: Item, low: float, high: float, evidence: Evidence) -> dict[str, str]:
+def decide(item: Item, interval: tuple[float, float], evidence: Evidence) -> tuple[str, str]:
     """Return the verdict on an interval, and if it holds a bar what would decide."""
-    inside = [low - bar if sign > 0 else bar - high for sign, bar in item.bars]  # how far it lies on the right side
-    outside = [bar - high if sign > 0 else low - bar for sign, bar in item.bars]
-    if min(inside) > ROUNDING or (min(inside) >= -ROUNDING and not item.strict):
-        return {"verdict": REPRODUCED}
-    if max(outside) > ROUNDING:
-        return {"verdict": NOT_REPRODUCED}
+    low, high = interval
+    inside = min(low - bar if sign > 0 else bar - high for sign, bar in item.bars)  # how far it lies on the right side
+    if inside > ROUNDING or (inside >= -ROUNDING and not item.strict):
+        return REPRODUCED, ""
+    if max(bar - high if sign > 0 else low - bar for sign, bar in item.bars) > ROUNDING:
+        return NOT_REPRODUCED, ""
     distance = min(abs(evidence.value - bar) for _, bar in item.bars)
-    return {"verdict": INCONCLUSIVE, "reason": what_would_decide(distance, (high - low) / 2, evidence)}
+    return INCONCLUSIVE, what_would_decide(distance, (high - low) / 2, evidence)
 
 
 def what_would_decide(distance: float, half: float, evidence: Evidence) -> str:

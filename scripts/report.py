@@ -54,7 +54,7 @@ def main() -> int:
         output = args.output or args.predictions_file.parent
     else:
         folder = args.predictions or Path("predictions")
-        made = report.judge_folder(folder, list(each_run(args.claims, args.names, args.seeds)))
+        made = report.judge_folder(folder, each_run(args.claims, args.names, args.seeds))
         output = args.output or folder
     report.write(made, output, args.examples)
     print(report.summary(made))

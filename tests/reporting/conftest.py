@@ -44,7 +44,7 @@ def world(rows, monkeypatch):
         return judge(
             [read_claims("claims.yaml")],
             read_folder("p"),
-            lambda settings: "run " + ", ".join(setting.title for setting in settings),
+            lambda settings: f"run {', '.join(setting.title for setting in settings)}",
         )
 
     return verdicts

@@ -185,7 +185,7 @@ def test_several_trainings(world):
         write_answers(Path(f"p/{seed}_answers.json"), right(number), "rows", boxes=texts)
     head = TRAINED.replace("base: sft, ", "")
     Path("claims.yaml").write_text(head + yaml.safe_dump({"figures": [WITH_GRPO | {"margin": 23}]}))
-    runs = list(each_run(Path("claims.yaml"), seeds=2))
+    runs = each_run(Path("claims.yaml"), seeds=2)
     (judged,) = judge(runs, read_folder("p"), lambda _: "")
     assert (judged.verdict, judged.ours, judged.runs) == ("reproduced", pytest.approx(50), 2)
     assert judged.spread == pytest.approx(200**0.5)  # of 40 and 60: sqrt((10^2 + 10^2) / 1)
@@ -197,14 +197,14 @@ def test_several_trainings(world):
     (alone,) = judge(runs[:1], read_folder("p"), lambda _: "")
     assert (alone.ours, alone.spread, alone.runs) == (pytest.approx(40), None, 1)
     assert alone.interval_95 == pytest.approx((40 - 9.6, 40 + 9.6), abs=1)  # 1.96 * sqrt(40 * 60 / 100)
-    (of_three,) = judge([*runs, *list(each_run(Path("claims.yaml"), seeds=3))[2:]], read_folder("p"), lambda _: "")
+    (of_three,) = judge([*runs, *each_run(Path("claims.yaml"), seeds=3)[2:]], read_folder("p"), lambda _: "")
     assert (of_three.ours, of_three.over) == (pytest.approx(50), "2 of 3 trainings")
 
 
 def test_what_no_training_changes_is_there_once(world):
     write_answers(Path("p/none_answers.json"), right(50), "rows", settings={"max_new_tokens": 8})
     Path("claims.yaml").write_text(TRAINED + yaml.safe_dump({"figures": [FIGURE]}))
-    (judged,) = judge(list(each_run(Path("claims.yaml"), seeds=3)), read_folder("p"), lambda _: "")
+    (judged,) = judge(each_run(Path("claims.yaml"), seeds=3), read_folder("p"), lambda _: "")
     assert (judged.runs, judged.spread, judged.over) == (1, None, "")
 
 

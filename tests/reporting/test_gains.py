@@ -8,8 +8,7 @@ from reporting_worlds import right, write_answers, write_rows
 
 from reporting import results
 from reporting.claims_file import read_claims
-from reporting.gains import gains
-from reporting.pairs import pairs
+from reporting.gains import Pair, pairs
 from reporting.report import judge_folder, write
 
 BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
@@ -23,17 +22,17 @@ def write_control(name: str, answers: list[str], boxes: list[str] = BOXES, **met
     write_answers(Path(f"p/{name}_answers.json"), answers, "rows", boxes=boxes, settings=settings, **meta)
 
 
-def made_gains() -> list:
-    found = results.read_folder("p")
-    return gains(pairs([r for r in found if not r.control]), [r for r in found if r.control])
+def made_pairs(folder: Path = Path("p")) -> list[Pair]:
+    found = results.read_folder(folder)
+    return pairs([r for r in found if not r.control], [r for r in found if r.control])
 
 
 def test_the_parts_of_a_gain_by_hand():
     for name, number in {"full_twice": 42, "no_detail": 45, "elsewhere": 41, "centre": 50}.items():
         write_control(name, right(number))
     write_control("wider", right(99), boxes=["[0, 0, 9, 9]."] * 100)  # of another cropper's boxes
-    (gain,) = made_gains()
-    assert {part: compared["difference"] for part, compared in gain.parts().items()} == pytest.approx(
+    (pair,) = made_pairs()
+    assert {part: compared["difference"] for part, compared in pair.parts.items()} == pytest.approx(
         {
             "gain": 60 - 40,
             "tokens of one more image": 42 - 40,
@@ -43,14 +42,14 @@ def test_the_parts_of_a_gain_by_hand():
             "crop over centre": 60 - 50,
         }
     )
-    low, high = gain.parts()["detail"]["interval_95"]
+    low, high = pair.parts["detail"]["interval_95"]
     assert 7 < low < 15 < high < 23  # 15 of 100 differ: 15 +- 1.96 * 3.6
 
 
 def test_rows_that_the_partner_leaves_out_are_left_out_of_the_crop_too():
     write_control("partner", right(30, 50), left_out=list(range(50, 100)), counts={"rows": 50, "seconds": 1})
-    (gain,) = made_gains()
-    compared = gain.parts()["crop over partner"]
+    (pair,) = made_pairs()
+    compared = pair.parts["crop over partner"]
     assert (compared["difference"], compared["other_score"], compared["questions"]) == (100 - 60, 60, 50)
 
 
@@ -62,10 +61,9 @@ def test_stolen_answers_by_hand(tmp_path):
         boxes = None if name == "none" else BOXES[:4]
         write_answers(tmp_path / f"q/{name}_answers.json", list(answers), str(tmp_path / "few"), boxes=boxes,
                       settings=settings)  # fmt: skip
-    found = results.read_folder(tmp_path / "q")
-    (gain,) = gains(pairs([r for r in found if not r.control]), [r for r in found if r.control])
+    (pair,) = made_pairs(tmp_path / "q")
     # Row 0 says its partner's b. Row 1 says b, which is its own as well; 2 its own; 3 neither d nor a.
-    assert gain.stolen == 25
+    assert pair.stolen == 25
 
 
 def answers(*wrong: int) -> list[str]:
@@ -86,10 +84,10 @@ def test_why_rows_became_worse(controls, causes):
     write_answers(Path("p/sft_answers.json"), answers(0, 1, 2, 3), "rows", boxes=BOXES)
     for name, wrong in controls.items():
         write_control(name, answers(*wrong))
-    (gain,) = made_gains()
-    assert gain.causes == causes + [None] * 96
-    assert list(gain.parts())[:2] == ["gain", "tokens of one more image"]
-    assert "detail" not in gain.parts()  # its control was not run
+    (pair,) = made_pairs()
+    assert pair.causes == causes + [None] * 96
+    assert list(pair.parts)[:2] == ["gain", "tokens of one more image"]
+    assert "detail" not in pair.parts  # its control was not run
 
 
 def test_the_report_has_a_table_and_a_filter_for_each_cause():

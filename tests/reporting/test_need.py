@@ -11,8 +11,8 @@ from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_ro
 from cropvlm.errors import UserError
 from reporting import results
 from reporting.claims_file import read_claims
-from reporting.need import need_curves
-from reporting.pairs import pairs
+from reporting.gains import pairs
+from reporting.need import NeedCurve
 from reporting.report import judge_folder, write
 
 BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
@@ -29,17 +29,16 @@ def write_needs(needs: list[float]) -> None:
 
 
 def curve():
-    (found,) = need_curves(pairs(results.read_folder("p")))
-    return found
+    (pair,) = pairs(results.read_folder("p"))
+    return NeedCurve(pair)
 
 
 def test_a_curve_by_hand():
     # Rows 50 to 99 ask for a crop, row 50 most: ten of the 20 that it would help.
     write_needs([99 - abs(i - 50) - 49.5 if i >= 50 else i - 50.0 for i in range(100)])
-    decide = curve().accuracies(curve().orders["decide"])
+    decide, summary = curve().scores["decide"], curve().summary
     assert decide[[0, 5, 10, 50, 60, 100]].tolist() == pytest.approx([40, 45, 50, 50, 60, 60])
-    assert curve().accuracies(curve().orders["oracle"])[[10, 20, 100]].tolist() == pytest.approx([50, 60, 60])
-    summary = curve().summary()
+    assert curve().scores["oracle"][[10, 20, 100]].tolist() == pytest.approx([50, 60, 60])
     assert (summary["never"], summary["always"], summary["decides_itself"]) == pytest.approx((40, 60, 50))
     assert summary["crops_pct"] == 50
     assert (summary["precision"], summary["recall"]) == (1, 0.5)
@@ -91,10 +90,10 @@ def test_claims_that_cannot_be_judged(claim, reason):
 
 
 def test_a_file_without_needs_has_no_curve_nor_one_made_at_a_threshold():
-    assert need_curves(pairs(results.read_folder("p"))) == []
+    assert judge_folder(Path("p"), [read_claims("claims.yaml")]).curves == []
     write_needs([1.0] * 100)
     write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=BOXES, settings={"need_threshold": 0.0})
-    assert need_curves(pairs(results.read_folder("p"))) == []
+    assert judge_folder(Path("p"), [read_claims("claims.yaml")]).curves == []
 
 
 def test_the_report_has_a_table_and_a_picture():

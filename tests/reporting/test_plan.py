@@ -22,7 +22,6 @@ from reporting.rates import (
     PUBLISHED,
     SFT,
     TEACHER,
-    Rate,
     Work,
     measured_rates,
     rate_of,
@@ -106,7 +105,7 @@ def test_hours_come_from_this_machines_meta_files_first(tmp_path):
     write_answers(tmp_path / "b_answers.json", ["x"] * 100, "rows", answerer="m", boxes=["[0, 0, 9, 9]."] * 100)
     measured = measured_rates(tmp_path)
     work = Work(ANSWERS, "m", 64)
-    assert measured == {work: Rate(5, "measured here")}
+    assert measured == {work: 5}
     stage = Stage("a", ("x",), (tmp_path / "gone",), work=work, rows=36000)
     assert hours(stage, measured) == (pytest.approx(2), "measured here")
     assert hours(replace(stage, rows=None), measured) == (None, "")
@@ -138,7 +137,7 @@ SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
     ],
 )
 def test_estimates_say_what_they_are_from(work, rate, source):
-    assert rate_of(work, {}) == Rate(pytest.approx(rate), f"one H200{source}")
+    assert rate_of(work, {}) == (pytest.approx(rate), f"one H200{source}")
 
 
 def test_the_published_rates_are_those_of_the_benchmarks_readme():
@@ -229,7 +228,7 @@ def test_plan_counts_a_servers_requests(monkeypatch):
 
 
 def test_every_seed_trains_every_cropper_of_its_own(monkeypatch):
-    made = stages(list(each_run(ROOT / "scripts/claims/paper.yaml", seeds=3)))
+    made = stages(each_run(ROOT / "scripts/claims/paper.yaml", seeds=3))
     one, two = made["train/grpo_1024"].command, made["train/grpo_1024_seed43"].command
     assert "--seed" not in one
     assert two[two.index("--seed") + 1] == "43"

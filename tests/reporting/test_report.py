@@ -15,7 +15,7 @@ from cropvlm.errors import UserError
 from cropvlm.runs.predictions import meta_path
 from reporting import tables
 from reporting.claims_file import read_claims
-from reporting.costs import _images
+from reporting.costs import _images, costs
 from reporting.examples import examples
 from reporting.rates import measured_rates
 from reporting.report import FILES, compare_files, judge_folder, summary, write
@@ -47,8 +47,8 @@ def test_files_and_exit_code():
     text = Path("out/report.md").read_text()
     assert "| rows: small, no crop | 55.00 +- 1 | 40.00 | -15.00 |" in text
     assert "| SFT \\*helps\\* \\<b\\> | above 0 | 20.00 |" in text
-    assert [cost["images_per_question"] for cost in made.costs] == [1, 2]
-    assert made.costs[0]["seconds_per_question"] == 0.02  # 2 s for 100 rows
+    assert [cost["images_per_question"] for cost in map(costs, made.results)] == [1, 2]
+    assert costs(made.results[0])["seconds_per_question"] == 0.02  # 2 s for 100 rows
     assert "gains" not in content  # nothing is said of controls without any
     assert "Where the gain" not in text
     assert made.exit_code == 3  # the figure is not reproduced
@@ -104,7 +104,7 @@ BAD = {
     ),
     "data set gone": (
         lambda: Path("rows").rename("moved"),
-        "the questions of p/sft_answers.json cannot be loaded: ",
+        "p/sft_answers.json cannot be scored: rows is neither",
     ),
     "references gone": (
         lambda: [shutil.rmtree("rows"), write_rows(Path("rows"), answers=[[]] * 100)],
@@ -251,7 +251,7 @@ def test_text_that_has_no_utf8_or_breaks_a_table_is_written():
     write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
     write_answers(Path("p/grpo_answers.json"), texts, "rows", boxes=texts)
     write(judged(), Path("out"), 100)
-    assert tables.markdown_table(["a|b"], [["c\nd|e"]]).splitlines()[-1] == "| c d\\|e |"
+    assert tables.markdown_table([{"a": "c\nd|e"}]).splitlines()[-1] == "| c d\\|e |"
 
 
 def command(*flags: str) -> subprocess.CompletedProcess:
