@@ -7,16 +7,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cropvlm.errors import UserError
 from cropvlm.runs.predictions import read_boxes, read_meta
 from cropvlm.runs.provenance import RECORD, model_checksum, rows_changed
-from reporting.claims import Answerer, Claims, Cropper, Data, Setting
-from reporting.rates import ANSWERS, BOXES, GRPO, SFT, TEACHER, Rate, Work, rate_of, side
+from reporting.claims import Benchmark, Claims, Cropper, Data, Setting
+from reporting.rates import ANSWERS, BOXES, GRPO, SFT, TEACHER, Work, rate_of, side
 from reporting.results import changed_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PREDICTIONS = Path("predictions/paper")
+TEACHING = Work(TEACHER, "the teacher")
 
 
 @dataclass(frozen=True)
@@ -86,26 +88,42 @@ def training_rows(cropper: Cropper, data: Data) -> str:
     return f"{data.output}_{'grpo' if cropper.base else 'sft'}"
 
 
+def here(name: str) -> str:
+    """Return a file's name as it is where the current folder has it, else in the project; any other word unchanged."""
+    return str(ROOT / name) if not Path(name).exists() and (ROOT / name).is_file() else name
+
+
+def flags(**values: Any) -> list[str]:
+    """Return `--name value` for each value that is not empty; of several values all, and for True the name alone."""
+    words: list[str] = []
+    for name, value in values.items():
+        several = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        words += [f"--{name}", *map(str, several)] if value else []
+    return words
+
+
+def _source(benchmark: Benchmark) -> dict[str, str | None]:
+    name = None if benchmark.path else benchmark.name
+    return {"dataset_path": benchmark.path, "dataset": name, "split": benchmark.split}
+
+
 def _data_stage(claims: Claims, name: str) -> Stage:
     data = claims.data[name]
+    command = [here("create_dataset.py"), *flags(dataset_path=data.sources, output_path=data.output)]
     folders = (Path(f"{data.output}_sft"), Path(f"{data.output}_grpo"))
-    command = [here("create_dataset.py"), "--dataset_path", *data.sources, "--output_path", data.output]
-    work = Work(TEACHER, "the teacher")
-    return Stage(f"data/{name}", (*command, *shlex.split(data.flags)), folders, work=work, rows=data.rows)
+    return Stage(f"data/{name}", (*command, *shlex.split(data.flags)), folders, work=TEACHING, rows=data.rows)
 
 
 def _training_stage(cropper: Cropper, claims: Claims) -> Stage:
     data, base = claims.data[cropper.trained_on], claims.croppers.get(cropper.base)
-    rows_at = training_rows(cropper, data)
-    script, start = ("train_grpo.py", ["--base_model", base.model]) if base else ("train_sft.py", [])
-    command = [here(script), *map(here, shlex.split(cropper.training)), *start]
-    command += ["--dataset_path", rows_at, "--output_dir", cropper.model]
-    command += ["--resume_from_checkpoint", "True"]
+    rows_at, base_model, folder = training_rows(cropper, data), base and base.model, Path(cropper.model)
+    command = [here("train_grpo.py" if base else "train_sft.py"), *map(here, shlex.split(cropper.training))]
+    command += flags(base_model=base_model, dataset_path=rows_at, output_dir=folder, resume_from_checkpoint="True")
+    outputs = (folder / "adapter_model.safetensors", folder / RECORD)
     needs = (f"data/{cropper.trained_on}", *([f"train/{base.name}"] if base else []))
-    done = (Path(cropper.model) / "adapter_model.safetensors", Path(cropper.model) / RECORD)
-    work, rows = Work(GRPO if base else SFT, cropper.model, cropper.longest_edge), base and data.grpo_rows or data.rows
-    made_from = {"base": base and base.model, "data": rows_at}
-    return Stage(f"train/{cropper.name}", tuple(command), done, needs, work, rows, **made_from)
+    work = Work(GRPO if base else SFT, cropper.model, cropper.longest_edge)
+    rows, made_from = base and data.grpo_rows or data.rows, {"base": base_model, "data": rows_at}
+    return Stage(f"train/{cropper.name}", tuple(command), outputs, needs, work, rows, **made_from)
 
 
 def _box_file(setting: Setting, folder: Path) -> Path:
@@ -115,24 +133,21 @@ def _box_file(setting: Setting, folder: Path) -> Path:
 def _box_stages(setting: Setting, folder: Path) -> list[Stage]:
     """Return the stages that make a setting's box file: of a teacher, its training boxes for the test rows first."""
     cropper, benchmark, output = setting.cropper, setting.benchmark, _box_file(setting, folder)
-    name, split = f"boxes/{cropper.name}/{benchmark.name}", ["--split", benchmark.split] if benchmark.split else []
+    at, source = f"{cropper.name}/{benchmark.name}", _source(benchmark)
     if cropper.teacher is not None:
-        path = benchmark.path or benchmark.name
-        data = cropper.model_on(benchmark.name).rpartition(" of ")[2].removesuffix("_sft")
-        flags = ["--dataset_path", path, *split, "--sft_share", "1.0", "--output_path", data]
-        command = [here("create_dataset.py"), *flags, *shlex.split(cropper.teacher)]
-        work = Work(TEACHER, "the teacher")
-        made = Stage(
-            f"data/{cropper.name}/{benchmark.name}", tuple(command), (Path(f"{data}_sft"),), (), work, benchmark.rows
-        )
-        command = ["-m", "miniature.known_boxes", "--dataset_path", f"{data}_sft", "--column", "bbox", "--of", path]
-        return [made, Stage(name, (*command, *split, "--output", str(output)), (output,), (made.name,))]
-    flags = ["--longest_edge", str(cropper.longest_edge)] if cropper.longest_edge else []
-    flags += ["--need"] if cropper.need else []
-    command = [here("generate_bbox.py"), "--model_path", cropper.model, *flags, *_source(setting)]
+        path, split = benchmark.path or benchmark.name, benchmark.split
+        data = cropper.model_on(benchmark).rpartition(" of ")[2].removesuffix("_sft")
+        asked = flags(dataset_path=path, split=split, sft_share="1.0", output_path=data)
+        command = (here("create_dataset.py"), *asked, *shlex.split(cropper.teacher))
+        made = Stage(f"data/{at}", command, (Path(f"{data}_sft"),), work=TEACHING, rows=benchmark.rows)
+        known = flags(dataset_path=made.outputs[0], column="bbox", of=path, split=split, output=output)
+        return [made, Stage(f"boxes/{at}", ("-m", "miniature.known_boxes", *known), (output,), (made.name,))]
+    asked = flags(
+        model_path=cropper.model, longest_edge=cropper.longest_edge, need=cropper.need, **source, output=output
+    )
     needs = (f"train/{cropper.name}",) if cropper.training else ()
     work = Work(BOXES, cropper.model, cropper.longest_edge)
-    return [Stage(name, (*command, "--output", str(output)), (output,), needs, work, benchmark.rows)]
+    return [Stage(f"boxes/{at}", (here("generate_bbox.py"), *asked), (output,), needs, work, benchmark.rows)]
 
 
 def answers_name(setting: Setting) -> str:
@@ -144,53 +159,28 @@ def answers_name(setting: Setting) -> str:
 
 def _answer_stage(setting: Setting, controls: Sequence[str], folder: Path) -> Stage:
     answerer, benchmark, name = setting.answerer, setting.benchmark, answers_name(setting)
-    output, boxes = folder / Path(name).parent, None
+    mode, needs, boxes, asked = "base", (), None, {**_source(benchmark), "name": benchmark.name}
     if setting.cropper:
-        boxes = _box_file(setting, folder)
-        mode, source, needs = "cropvlm", ["--bbox", str(boxes)], (f"boxes/{setting.cropper.name}/{benchmark.name}",)
-        source += [] if setting.need_threshold is None else ["--need_threshold", f"{setting.need_threshold:g}"]
-    else:
-        mode, source, needs = "base", [*_source(setting), "--name", benchmark.name], ()
-    command = [here("generate_final_answers.py"), "--modes", mode, *source, *_answerer_flags(answerer)]
-    command += ["--output_path", str(output), *(["--controls", *controls] if controls else [])]
+        mode, needs = "cropvlm", (f"boxes/{setting.cropper.name}/{benchmark.name}",)
+        boxes, threshold = _box_file(setting, folder), setting.need_threshold
+        asked = {"bbox": boxes, "need_threshold": None if threshold is None else f"{threshold:g}"}
+    asked["api_model" if answerer.api else "vqa_model_path"] = answerer.model
+    asked |= {size: getattr(answerer, size) for size in ("longest_edge", "min_pixels", "max_pixels", "max_new_tokens")}
+    asked["image_fit"] = None if answerer.image_fit == "pad" else answerer.image_fit
+    output = folder / Path(name).parent
+    command = [here("generate_final_answers.py"), *flags(modes=mode, **asked), *shlex.split(answerer.flags)]
+    command += flags(output_path=output, controls=controls)
     paths = tuple(output / f"{benchmark.name}_{shown}_answers.json" for shown in (mode, *controls))
     work = Work(ANSWERS, answerer.model, answerer.longest_edge or side(answerer.max_pixels), server=answerer.api)
     return Stage(name, tuple(command), paths, needs, work, benchmark.rows, key=answerer.api, boxes=boxes)
 
 
-def here(name: str) -> str:
-    """Return a file's name as it is where the current folder has it, else in the project; any other word unchanged."""
-    return str(ROOT / name) if not Path(name).exists() and (ROOT / name).is_file() else name
-
-
-def _source(setting: Setting) -> list[str]:
-    benchmark = setting.benchmark
-    source = ["--dataset_path", benchmark.path] if benchmark.path else ["--dataset", benchmark.name]
-    return source + (["--split", benchmark.split] if benchmark.split else [])
-
-
-def _answerer_flags(answerer: Answerer) -> list[str]:
-    names = ("longest_edge", "min_pixels", "max_pixels", "max_new_tokens")
-    given = {name: getattr(answerer, name) for name in names} | (
-        {} if answerer.image_fit == "pad" else {"image_fit": "crop"}
-    )
-    flags = [part for name, value in given.items() if value for part in (f"--{name}", str(value))]
-    return ["--api_model" if answerer.api else "--vqa_model_path", answerer.model, *flags, *shlex.split(answerer.flags)]
-
-
 def chosen(all_stages: dict[str, Stage], patterns: Sequence[str]) -> dict[str, Stage]:
     """Return the stages that fit one of the patterns (all without one), and what they need that is not done."""
-    names = [name for name in all_stages if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-    needed = set()
-
-    def add(name: str) -> None:
-        needed.add(name)
-        for before in all_stages[name].needs:
-            if not all_stages[before].done:
-                add(before)
-
-    for name in names:
-        add(name)
+    needed = {name for name in all_stages if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    for name, stage in reversed(all_stages.items()):  # what a stage needs comes before it
+        if name in needed:
+            needed |= {before for before in stage.needs if not all_stages[before].done}
     return {name: stage for name, stage in all_stages.items() if name in needed}
 
 
@@ -211,9 +201,9 @@ def only_command(settings: Sequence[Setting]) -> str:
     return shlex.join(["python3", "scripts/reproduce.py", "0", "--only", *sorted(f"{pair}/{last}" for pair in pairs)])
 
 
-def hours(stage: Stage, measured: dict[Work, Rate]) -> tuple[float | None, str]:
+def hours(stage: Stage, measured: dict[Work, float]) -> tuple[float | None, str]:
     """Return the hours that a stage takes and where the estimate is from; (None, "") where nothing is known."""
     if not stage.work or not stage.rows:
         return None, ""
-    rate = rate_of(stage.work, measured)
-    return stage.rows * len(stage.outputs if stage.boxes else [0]) / rate.rows_per_second / 3600, rate.source
+    rate, source = rate_of(stage.work, measured)
+    return stage.rows * len(stage.outputs if stage.boxes else [0]) / rate / 3600, source

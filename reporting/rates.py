@@ -1,8 +1,8 @@
-"""Rows per second behind the hours of a plan: logged on this machine, else those of a GPU in `rates.yaml`."""
+"""Rows per second behind the hours of a plan: measured on this machine, else those of a GPU in `rates.yaml`."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -14,8 +14,7 @@ BOXES, ANSWERS, SFT, GRPO, TEACHER = PUBLISHED
 MEASURED_MODEL = "SmolVLM-256M"  # of all kinds but the teacher
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """The work of a stage. size: px at which its model sees images; None where that is the model's own.
 
     server: the model is not on this machine.
@@ -27,46 +26,36 @@ class Work:
     server: bool = False
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Rows per second, and where the figure is from."""
-
-    rows_per_second: float
-    source: str
-
-
-def measured_rates(folder: Path) -> dict[Work, Rate]:
-    """Return the rates of boxes and answers that the meta files below a folder tell of this machine.
+def measured_rates(folder: Path) -> dict[Work, float]:
+    """Return the rows per second of boxes and answers by the meta files below a folder.
 
     Of several files for one kind of work the slowest counts: answers with the crop take longer than without.
     """
-    rates: dict[Work, Rate] = {}
-    for path in sorted(folder.rglob("[!.]*.meta.json")) if folder.is_dir() else []:
+    rates: dict[Work, float] = {}
+    for path in folder.rglob("[!.]*.meta.json"):
         meta = read_meta(path.with_name(path.name.replace(".meta.json", ".json")))
         counts, models, settings = (meta.get(part) or {} for part in ("counts", "models", "settings"))
-        if not counts.get("rows") or not counts.get("seconds"):
-            continue
-        size, server = settings.get("longest_edge") or side(settings.get("max_pixels")), "server" in models
-        kind, role = (BOXES, "cropper") if "cropper" in models else (ANSWERS, "answerer")
-        work = Work(kind, models.get(role), size, server=server)
-        rate = Rate(counts["rows"] / counts["seconds"], "measured here")
-        rates[work] = min(rate, rates.get(work, rate), key=lambda each: each.rows_per_second)
+        if counts.get("rows") and counts.get("seconds"):
+            kind, role = (BOXES, "cropper") if "cropper" in models else (ANSWERS, "answerer")
+            size = settings.get("longest_edge") or side(settings.get("max_pixels"))
+            work = Work(kind, models.get(role), size, server="server" in models)
+            rates[work] = min(counts["rows"] / counts["seconds"], rates.get(work, math.inf))
     return rates
 
 
 def side(pixels: int | None) -> int | None:
-    """Return the side of a square of so many pixels."""
+    """Return the side of a square of `pixels`."""
     return math.isqrt(pixels) if pixels else None
 
 
-def rate_of(work: Work, measured: dict[Work, Rate]) -> Rate:
-    """Return the rate of a piece of work: measured on this machine, else estimated from the published ones.
+def rate_of(work: Work, measured: dict[Work, float]) -> tuple[float, str]:
+    """Return the rows per second of a piece of work and their source: measured here, or estimated from published ones.
 
-    Between two measured sizes the seconds of a row grow with the pixels of its image; beyond them the nearest counts,
+    Between two published sizes the seconds of a row grow with the pixels of its image; beyond them the nearest counts,
     the largest where the model decides.
     """
     if work in measured:
-        return measured[work]
+        return measured[work], "measured here"
     kind = TEACHER if work.kind == ANSWERS and MEASURED_MODEL not in work.model else work.kind
     sizes, rates = zip(*sorted(PUBLISHED[kind].items()), strict=True)
     size = work.size or sizes[-1]
@@ -75,4 +64,4 @@ def rate_of(work: Work, measured: dict[Work, Rate]) -> Rate:
     notes += [f"from {' and '.join(map(str, sizes))} px"] if size not in sizes and kind != TEACHER else []
     notes += ["by the rate of a 7B model"] if kind != work.kind else []
     notes += ["the model is behind a server"] if work.server else []
-    return Rate(float(1 / seconds), ", ".join(notes))
+    return float(1 / seconds), ", ".join(notes)
