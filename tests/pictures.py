@@ -15,6 +15,28 @@ def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def checkered():
+    """3x2 pixels, each of another colour."""
+    image = Image.new("RGB", (3, 2))
+    image.putdata([RED, GREEN, BLUE, WHITE, (10, 20, 30), (200, 100, 50)])
+    return image
+
+
+def pixels(image):
+    return [tuple(pixel) for row in np.asarray(image).tolist() for pixel in row]
+
+
+def count_tiles(monkeypatch, model):
+    """A list that grows by the number of tiles of each pass of the model's vision encoder."""
+    tiles, encode = [], model.model.vision_model.forward
+    forward = lambda **kwargs: tiles.append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
+    monkeypatch.setattr(model.model.vision_model, "forward", forward)
+    return tiles
+
+
 def pair(full, crop, question=QUESTION):
     return [(answerer_messages(question, 1), [full]), (answerer_messages(question, 2), [full, crop])]
 

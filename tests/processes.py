@@ -1,13 +1,24 @@
 """Scripts as processes of their own: killed half-way, or several of one launch."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parents[1]
+
+
+def call_script(monkeypatch, script: str, *flags: object) -> int:
+    """The exit code of `python3 SCRIPT FLAGS`, run in this process."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPO / script), run_name="__main__")
+    return stopped.value.code
 
 
 def run_script(argv: list) -> None:

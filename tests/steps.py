@@ -11,14 +11,15 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.runs.predictions import build_meta, write_predictions
 
 
-def load_lively(path: str | Path) -> tuple[Any, Any]:
+def load_lively(path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A tiny model whose random weights are large enough that its texts differ from row to row, and its processor."""
     model, processor = load_model(str(path), device="cpu"), load_processor(str(path))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.2, generator=generator)
-    return model, processor
+        parameter.data = parameter.data.to(dtype)
+    return model.to(device), processor
 
 
 def save_lively(path: Path, folder: Path) -> Path:

@@ -1,25 +1,12 @@
 """Every box text whatsoever gives a crop inside the image."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import GREEN, RED, WHITE, checkered, pixels
 from PIL import Image
 
 from cropvlm.boxes import format_bbox
 from cropvlm.crops import crop_bbox, crop_or_corner, crop_or_full_image, full_and_crop
-
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def checkered():
-    """3x2 pixels, each of another colour."""
-    image = Image.new("RGB", (3, 2))
-    image.putdata([RED, GREEN, BLUE, WHITE, (10, 20, 30), (200, 100, 50)])
-    return image
-
-
-def pixels(image):
-    return [tuple(pixel) for row in np.asarray(image).tolist() for pixel in row]
 
 
 def test_crop_is_cut_at_full_resolution():
@@ -42,10 +29,6 @@ def test_the_answerer_sees_the_full_image_once_where_no_crop_is_needed():
     assert full_and_crop(image, " Not needed.") == [image]
     assert full_and_crop(image, "Not needed. [0, 0, 50, 50].") == [image, image]  # an invalid box
     assert full_and_crop(image, "[0, 0, 100, 100].") == [image, image]
-
-
-def test_corner_of_an_image_of_one_pixel_is_not_padded():
-    assert pixels(crop_or_corner(Image.new("RGB", (1, 1), RED), "")) == [RED]
 
 
 def test_text_with_a_valid_box():

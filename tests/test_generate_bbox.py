@@ -1,6 +1,5 @@
 """generate_bbox.py: the box file and its meta, resuming after an interruption, mistakes by the user."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -81,9 +80,7 @@ def test_the_first_rows_alone(script, tiny_world):
     [
         ("there.json", "there.json/miniature_bbox.json"),  # a folder all the same
         ("new.json/", "new.json/miniature_bbox.json"),
-        ("new/deep", "new/deep/miniature_bbox.json"),
         ("deep/file.v2.json", "deep/file.v2.json"),
-        ("où", "où/miniature_bbox.json"),
     ],
 )
 def test_output_is_a_folder_or_a_file(script, texts, output, file):
@@ -131,10 +128,9 @@ def change_questions(base, monkeypatch):
         (change_base, [], "(model_files "),
         (change_dtype, [], "(dtype 'torch.float32' there, 'torch.bfloat16' here)"),
         (change_questions, [], "(questions "),
-        (None, ["--longest_edge", 128], "(longest_edge 64 there, 128 here)"),
         (None, ["--attn_implementation", "eager"], "(attn_implementation None there, 'eager' here)"),
     ],
-    ids=["base", "dtype", "questions", "size", "attention"],
+    ids=["base", "dtype", "questions", "attention"],
 )
 def test_rows_of_other_settings_are_not_mixed_in(script, capsys, monkeypatch, texts, tiny_world, change, flags, told):
     texts([0])
@@ -152,18 +148,6 @@ def test_rows_of_other_settings_are_not_mixed_in(script, capsys, monkeypatch, te
     assert "delete the file to start anew" in error
 
 
-def test_a_base_that_has_moved_is_refused_with_the_flag_that_names_it(script, capsys, sft_adapter, tmp_path):
-    """As where a model trained with a relative path is used from another folder."""
-    adapter = shutil.copytree(sft_adapter, tmp_path / "adapter")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "models/not_here"
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert script("--model_path", adapter) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert f"{adapter}: adapter_config.json names a base model that is not there; models/not_here" in last
-    assert last.endswith("--base_model_path")
-
-
 def test_the_attention_is_handed_on(script, monkeypatch, texts):
     texts()
     used = []
@@ -178,28 +162,6 @@ def test_the_attention_is_handed_on(script, monkeypatch, texts):
     assert used == ["eager", None]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
-    assert script("--output", "whole.json") == 0
-    generate_rows, rows = generation.generate_rows, []
-
-    def interrupted(*args, **kwargs):
-        for outcome in generate_rows(*args, **kwargs):
-            if len(rows) == 5:
-                raise KeyboardInterrupt
-            rows.append(outcome[0])
-            yield outcome
-
-    monkeypatch.setattr(generation, "generate_rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        script("--output", "resumed.json", "--batch_size", 3)
-    assert not Path("resumed.json").exists()
-    monkeypatch.setattr(generation, "generate_rows", generate_rows)
-    assert len(Path("resumed.json.journal.jsonl").read_text().splitlines()) == 1 + 5  # the settings and the rows done
-    assert script("--output", "resumed.json", "--batch_size", 4) == 0
-    assert Path("resumed.json").read_bytes() == Path("whole.json").read_bytes()
-    assert not Path("resumed.json.journal.jsonl").exists()
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -207,16 +169,9 @@ def test_an_interrupted_run_goes_on_to_the_same_file(script, monkeypatch):
         (["--split", "validation"], "no split 'validation'"),
         (["--model_path", "/dev/null"], "/dev/null: no such folder"),
         (["--output", "/proc/boxes.json"], "cannot write"),
-        (["--batch_size", "0"], "expected a positive integer or auto"),
-        (["--max_samples", "-1"], "expected a positive integer"),
-        (["--num_workers", "-1"], "expected 0 to 256 processes"),
-        (["--dataset", "textvqa", "docvqa", "--output", "one.json"], "name a folder or leave --output out"),
-        (["--dataset", "textvga"], "invalid choice: 'textvga'"),
-        (["--longest_edge", "1"], "expected 2 to 16384 pixels"),
         (["--name", "../../boxes"], "'../../boxes': expected a name without a slash"),
         (["--output", "x" * 245 + ".json"], "File name too long; name another output"),  # its meta file's
         (["--output", "taken"], "cannot write taken/miniature_bbox.json"),
-        (["--split", ""], "argument --split: expected a value, got an empty text"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capsys, flags, message):
@@ -226,17 +181,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capsys, flags, 
     assert "usage:" not in error
     assert message in error.splitlines()[-1]
     assert not list(tmp_path.rglob("*.json*"))
-
-
-def test_a_rank_without_a_launcher_changes_nothing(script, monkeypatch, texts):
-    texts()
-    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "1")
-    assert script("--output", "a.json") == 0
-    assert sorted(path.name for path in Path().glob("a.*")) == ["a.json", "a.meta.json"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert script("--output", "b.json") == 2
-    assert not list(Path().glob("b.*"))
 
 
 def command(lively, tiny_world, *flags) -> list:

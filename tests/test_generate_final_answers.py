@@ -5,18 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Image, load_from_disk
-from processes import REPO, kill_script, launch_script, run_script
 from steps import answers_of, question_ids, read, save_with_broken_images, write_boxes
-from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
 from cropvlm import generation, modeling
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.processors import longest_edge_of
 from cropvlm.runs.predictions import write_predictions
-from generate_final_answers import MODES
-from miniature.world import draw_split
 
 # Texts of a cropper that are not boxes: the full image replaces the crop.
 INVALID = ["", "no box", "[50, 50, 10, 10].", "[5, 5, 5, 9].", "[NaN, 0, 1, 1].", "[0, 0, 101, 1].", "9" * 10_000]
@@ -68,31 +63,6 @@ def test_writes_both_answer_files_from_the_box_file_alone(script, boxes, tiny_wo
     assert not list(Path().rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize(
-    ("questions_per_image", "expected"),
-    [
-        # One 64-px tile an image; batches of 5, 5 and 2 questions: full image and crop of each.
-        (1, [10, 10, 4]),
-        # Full images 2 1/2, 1/2 2 and 1 encoded as 3, 3 and 1, and as many crops: the box is the same throughout.
-        (2, [6, 6, 2]),
-    ],
-)
-def test_images_are_encoded_twice_a_question_not_thrice(script, tmp_path, monkeypatch, questions_per_image, expected):
-    rows = draw_split(7, "test", 12, first_id=1, questions_per_image=questions_per_image)
-    DatasetDict(test=rows).save_to_disk(str(tmp_path / "world"))
-    tiles = []
-    forward = Idefics3VisionTransformer.forward
-
-    def counted(self, pixel_values, **kwargs):
-        tiles.append(len(pixel_values))
-        return forward(self, pixel_values=pixel_values, **kwargs)
-
-    monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
-    path = write_boxes(tmp_path / "a_bbox.json", tmp_path / "world", ["[0, 0, 50, 50]."] * 12)
-    assert script("--bbox", path, "--batch_size", 5) == 0
-    assert tiles == expected
-
-
 @pytest.mark.parametrize("family", ["smolvlm", "qwen", "llava"])
 def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, lively, family):
     runs_of = {
@@ -109,26 +79,6 @@ def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, lively, f
         assert contents == {Path(f"predictions/{mode}_{mode}_answers.json").read_bytes()}
     assert not Path("predictions/base_cropvlm_answers.json").exists()
     assert len(set(answers_of("predictions/one_base_answers.json"))) > 6
-
-
-@pytest.mark.parametrize(
-    ("family", "flags"),
-    [
-        ("smolvlm", ["--longest_edge", 128]),  # 64-px tiles: 2x1, 1x2 or 2x2 of them and the whole image
-        ("qwen", ["--max_pixels", 84 * 84]),  # its own is 140 * 140
-        ("qwen", ["--min_pixels", 200 * 200, "--max_pixels", 200 * 200]),  # crops are enlarged
-    ],
-)
-def test_image_sizes_at_every_batch_size(script, boxes, lively, family, flags):
-    model = ["--bbox", boxes, "--vqa_model_path", lively[family]]
-    assert script(*model, "--name", "own") == 0
-    for name, batch_size in (("one", 1), ("five", 5)):
-        assert script(*model, "--name", name, "--batch_size", batch_size, *flags) == 0
-    for mode in MODES:
-        own, one, five = (
-            Path(f"predictions/{name}_{mode}_answers.json").read_bytes() for name in ("own", "one", "five")
-        )
-        assert one == five != own
 
 
 def test_pixel_bounds_reach_the_processor(script, boxes, lively, asked):
@@ -161,7 +111,10 @@ def test_other_families_keep_their_own_size(script, boxes, lively, family):
     assert read("predictions/world_base_answers.meta.json")["settings"]["longest_edge"] is None
 
 
-def test_without_boxes_there_is_the_baseline(script, tiny_world):
+def test_fewer_samples_than_boxes_and_none(script, boxes, tiny_world):
+    assert script("--bbox", boxes, "--max_samples", 4) == 0
+    assert len(read("predictions/world_cropvlm_answers.json")) == 4
+    assert read("predictions/world_cropvlm_answers.meta.json")["counts"]["invalid_boxes"] == 4
     flags = ["--dataset_path", tiny_world, "--split", "test", "--max_samples", 3]
     assert script(*flags, "--modes", "base") == 0
     assert len(read("predictions/miniature_base_answers.json")) == 3
@@ -174,12 +127,6 @@ def test_several_box_files_with_one_loading_of_the_model(script, tmp_path, tiny_
     assert script("--bbox", *paths, "--modes", "cropvlm") == 0
     assert answers_of("predictions/sft_cropvlm_answers.json") == answers_of("predictions/grpo_cropvlm_answers.json")
     assert loaded == [1]
-
-
-def test_fewer_samples_than_boxes(script, boxes):
-    assert script("--bbox", boxes, "--max_samples", 4) == 0
-    assert len(read("predictions/world_cropvlm_answers.json")) == 4
-    assert read("predictions/world_cropvlm_answers.meta.json")["counts"]["invalid_boxes"] == 4
 
 
 def test_answers_are_cleaned_of_one_dot_and_white_space(script, boxes, asked):
@@ -231,9 +178,8 @@ def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch
     [
         ([], "world_cropvlm_answers.json.journal.jsonl holds 1 rows of a run with other settings (boxes "),
         (["--max_new_tokens", 7], "(max_new_tokens 6 there, 7 here)"),
-        (["--longest_edge", 128], "(longest_edge 64 there, 128 here)"),
     ],
-    ids=["other boxes", "other length", "other size"],
+    ids=["other boxes", "other length"],
 )
 def test_answers_of_other_settings_are_not_mixed_in(script, boxes, tiny_world, asked, capsys, flags, told):
     asked(rows=[0])
@@ -245,19 +191,6 @@ def test_answers_of_other_settings_are_not_mixed_in(script, boxes, tiny_world, a
     assert told in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, asked):
-    images = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))["image"][:2]
-    columns = {"image": list(images), "text": ["Which?\n(A) red\n(B) blue"] * 2, "label": ["A", "B"]}
-    rows = Dataset.from_dict(columns | {"category": ["x", "y"], "question_id": ["1", "2"]})
-    rows.cast_column("image", Image()).save_to_disk(str(tmp_path / "copy"))
-    given = asked("A", range(2))
-    assert script("--dataset", "vstar", "--dataset_path", tmp_path / "copy", "--modes", "base") == 0
-    ((messages, _),) = given[0].prompts[0]
-    assert messages[0]["content"][-1]["text"] == (
-        "Which?\n(a) red\n(b) blue\nAnswer with the option's letter from the given choices directly."
-    )
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -266,21 +199,15 @@ def test_the_benchmarks_own_instruction_is_asked(script, tmp_path, tiny_world, a
         (["--bbox", "bare_bbox.json"], "no meta file beside bare_bbox.json"),
         (["--bbox", "few_bbox.json"], "7 missing"),
         (["--bbox", "world_bbox.json", "--split", "train"], "are not those of the data set"),
-        (["--bbox", "world_bbox.json", "--vqa_model_path", "nowhere/at/all"], "nowhere/at/all"),
-        (["--bbox", "world_bbox.json", "--output_path", "/proc"], "cannot write"),
         (
             ["--bbox", "world_bbox.json", "--max_pixels", "1000"],
             "leave --longest_edge, --min_pixels and --max_pixels out",
         ),
-        (["--bbox", "world_bbox.json", "few_bbox.json", "--name", "both"], "run them one by one"),
         (
             ["--bbox", "world_bbox.json", "other/world_bbox.json"],
             "_answers.json would be written 2 times; run them one by one with --name",
         ),
         (["--modes", "base", "--max_pixels", "9", "--min_pixels", "10"], "--min_pixels 10 is more than --max_pixels 9"),
-        (["--bbox", "world_bbox.json", "--name", "a/b"], "expected a name without a slash"),
-        (["--bbox", "world_bbox.json", "--name", "x" * 240], "File name too long; name another output"),
-        (["--bbox", ""], "argument --bbox: expected a value, got an empty text"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, tiny_world, capsys, flags, message):
@@ -309,34 +236,3 @@ def test_answers_are_not_taken_for_boxes(script, boxes, capsys):
     write_predictions("a.json", [], {"dataset_path": "d", "models": {"answerer": "m"}})
     assert script("--bbox", "a.json") == 2
     assert capsys.readouterr().err.endswith("error: a.json holds answers, by its meta file; expected boxes\n")
-
-
-def command(lively, boxes, name, *flags) -> list:
-    settings = ["--bbox", boxes, "--output_path", boxes.parent, "--name", name, "--vqa_model_path"]
-    return [REPO / "generate_final_answers.py", *settings, lively["smolvlm"], "--gpu", -1, *flags]
-
-
-@pytest.mark.slow
-def test_sigkill_and_go_on(boxes, lively):
-    flags = ["--batch_size", 1, "--max_new_tokens", 60]
-    journal = boxes.parent / "killed_cropvlm_answers.json.journal.jsonl"
-    kill_script(command(lively, boxes, "killed", *flags), journal, rows=3)
-    assert not list(boxes.parent.glob("killed_*_answers.json"))
-    for name in ("killed", "undisturbed"):
-        run_script(command(lively, boxes, name, *flags))
-    for mode in MODES:
-        killed, whole = (boxes.parent / f"{name}_{mode}_answers.json" for name in ("killed", "undisturbed"))
-        assert killed.read_bytes() == whole.read_bytes()
-    assert not list(boxes.parent.glob("*.jsonl"))
-
-
-@pytest.mark.slow
-def test_accelerate_launch_splits_the_rows(script, boxes, lively):
-    assert script("--bbox", boxes, "--name", "one") == 0
-    done = launch_script(command(lively, boxes, "two", "--max_new_tokens", 6))
-    assert done.returncode == 0, done.stderr
-    assert "6/6" in done.stderr  # the first process's half of the 12 rows
-    for mode in MODES:
-        one, two = (boxes.parent / f"{name}_{mode}_answers.json" for name in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes()
-    assert not list(boxes.parent.glob("*.jsonl"))

@@ -6,55 +6,33 @@ The other tests run on the CPU everywhere; there this process sees no GPU and th
 """
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
-from PIL import Image
+from pictures import noise
+from processes import call_script
+from steps import load_lively
 
 from cropvlm.generation import generate_texts
-from cropvlm.modeling import answer_log_likelihood, load_model, load_processor
+from cropvlm.modeling import answer_log_likelihood, load_processor
 from cropvlm.models.readers import image_reader
 from cropvlm.prompts import answerer_messages, cropper_messages
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ["What is written on the red sign?", "What does the blue plate say?", "Which word is on the page?"]
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 
-def call(monkeypatch, script: str, *flags: object) -> int:
-    """The exit code of `python3 SCRIPT FLAGS`, run in this process."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return stopped.value.code
-
-
-def noise(width: int, height: int, seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def lively(path: Path, device: str, dtype: torch.dtype):
-    """A tiny model whose random weights are large enough that its texts differ from row to row."""
-    model, processor = load_model(str(path), device="cpu", dtype=torch.float32), load_processor(str(path))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.2, generator=generator)
-        parameter.data = parameter.data.to(dtype)
-    return model.to(device), processor
-
-
 def test_the_six_scripts_in_bfloat16(tmp_path, monkeypatch, caplog, tiny_world, tiny_smolvlm, tiny_qwen):
     monkeypatch.chdir(tmp_path)
     data, size = ["--dataset_path", tiny_world], ["--longest_edge", 64]
-    assert call(monkeypatch, "create_dataset.py", *data, "--model_path", tiny_qwen, "--output_path", "datasets/m") == 0
+    assert (
+        call_script(monkeypatch, "create_dataset.py", *data, "--model_path", tiny_qwen, "--output_path", "datasets/m")
+        == 0
+    )
 
     small = ["--lora_r", 4, "--lora_alpha", 8, "--report_to", "none", "--disable_tqdm", "True", *size]
     small += ["--save_steps", 1, "--max_steps", 2]
@@ -63,27 +41,29 @@ def test_the_six_scripts_in_bfloat16(tmp_path, monkeypatch, caplog, tiny_world, 
     zoom += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
     zoom += ["--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 2]
     for script, flags in (("train_sft.py", tune), ("train_grpo.py", zoom)):
-        assert call(monkeypatch, script, *flags, *small) == 0
+        assert call_script(monkeypatch, script, *flags, *small) == 0
         folder = Path(flags[flags.index("--output_dir") + 1])
         assert "'bf16': True" in caplog.text  # the resolved settings are logged
         caplog.clear()
         # Resume from the first step: the second one is taken again.
         shutil.rmtree(folder / "checkpoint-2")
         (folder / "adapter_model.safetensors").unlink()
-        assert call(monkeypatch, script, *flags, *small, "--resume_from_checkpoint", "True") == 0
+        assert call_script(monkeypatch, script, *flags, *small, "--resume_from_checkpoint", "True") == 0
         assert json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
 
     held_out = load_from_disk(str(tiny_world))["test"]["question_id"][:]
     crop = ["--model_path", "models/grpo", *data, "--split", "test", "--name", "m"]
-    assert call(monkeypatch, "generate_bbox.py", *crop, *size) == 0
+    assert call_script(monkeypatch, "generate_bbox.py", *crop, *size) == 0
     meta = json.loads(Path("predictions/m_bbox.meta.json").read_text())
     assert meta["settings"]["dtype"] == "torch.bfloat16"
     answer = ["--bbox", "predictions/m_bbox.json", "--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 6]
-    assert call(monkeypatch, "generate_final_answers.py", *answer, *size) == 0
+    assert call_script(monkeypatch, "generate_final_answers.py", *answer, *size) == 0
     for mode in ("base", "cropvlm"):
         answers = json.loads(Path(f"predictions/m_{mode}_answers.json").read_text())
         assert [record["question_id"] for record in answers] == held_out
-        assert call(monkeypatch, "vqa_accuracy.py", "--predictions_file", f"predictions/m_{mode}_answers.json") == 0
+        assert (
+            call_script(monkeypatch, "vqa_accuracy.py", "--predictions_file", f"predictions/m_{mode}_answers.json") == 0
+        )
 
 
 @pytest.mark.parametrize("family", ["tiny_smolvlm", "tiny_qwen", "tiny_llava"])
@@ -93,7 +73,7 @@ def test_the_texts_are_the_cpus(family, request):
     images = [[noise(64, 64, i)] for i in range(len(messages))]  # as they are: the next test is about resizing
     texts = []
     for device in ("cpu", "cuda"):
-        model, processor = lively(request.getfixturevalue(family), device, torch.float32)
+        model, processor = load_lively(request.getfixturevalue(family), device, torch.float32)
         texts.append(generate_texts(model, processor, messages, images, max_new_tokens=12))
     assert len(set(texts[0])) > 3
     assert texts[0] == texts[1]
@@ -116,15 +96,15 @@ def test_the_log_likelihood_has_bfloat16s_digits(tiny_smolvlm):
     """Against float64 on the CPU. bfloat16 keeps 8 bits: each logit is right to about 1/256 of its size."""
     images = [[noise(300, 200, i), noise(60, 40, i + 10)] for i in range(3)]
     answers = ["stop", "10:30", "coca cola"]
-    exact = answer_log_likelihood(*lively(tiny_smolvlm, "cpu", torch.float64), images, QUESTIONS, answers)
-    rounded = answer_log_likelihood(*lively(tiny_smolvlm, "cuda", torch.bfloat16), images, QUESTIONS, answers)
+    exact = answer_log_likelihood(*load_lively(tiny_smolvlm, "cpu", torch.float64), images, QUESTIONS, answers)
+    rounded = answer_log_likelihood(*load_lively(tiny_smolvlm, "cuda", torch.bfloat16), images, QUESTIONS, answers)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded.double(), exact.double(), rtol=0.02, atol=0.1)
 
 
 def test_a_real_out_of_memory_halves_the_batch(tiny_smolvlm, caplog):
     """The memory that is left holds some of the rows at a time, not all; every text is the same."""
-    model, processor = lively(tiny_smolvlm, "cuda", torch.bfloat16)
+    model, processor = load_lively(tiny_smolvlm, "cuda", torch.bfloat16)
     messages = [answerer_messages(QUESTIONS[i % 3], 1) for i in range(64)]
     images = [[noise(64, 64, i)] for i in range(64)]
     options = {"max_new_tokens": 4}

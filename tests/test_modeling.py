@@ -3,26 +3,18 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from pictures import as_authors_show
-from PIL import Image
+from pictures import as_authors_show, noise
 
 from cropvlm import modeling
-from cropvlm.encoding import model_inputs, prepare
 from cropvlm.errors import UserError
 from cropvlm.models.tokens import stop_token_ids
 from cropvlm.prompts import answerer_messages
 from cropvlm.training import LORA_TARGETS
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=LORA_TARGETS, init_lora_weights=False)
-
-
-def picture(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +29,6 @@ def adapter(tiny_smolvlm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     get_peft_model(modeling.load_full_model(str(tiny_smolvlm), torch.float32), LORA).save_pretrained(folder)
     return folder
-
-
-def logits_of(model, processor):
-    prompts = [(answerer_messages("What is this?", 1), [picture(90, 60)])]
-    with torch.no_grad():
-        return model(**model_inputs(model, prepare(processor, prompts), 0)).logits
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
@@ -74,14 +60,6 @@ def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_ll
         modeling.load_processor(tiny_smolvlm, min_pixels=100)
 
 
-def test_images_are_resampled_with_lanczos(tiny_smolvlm):
-    """The same pixels as PIL's own LANCZOS, up to two of 255 levels."""
-    image = picture(128, 128).resize((300, 300))
-    pixels = modeling.load_processor(tiny_smolvlm).image_processor([[image]], return_tensors="pt")["pixel_values"]
-    expected = torch.tensor(np.asarray(image.resize((64, 64), Image.LANCZOS))).permute(2, 0, 1) / 127.5 - 1
-    assert (pixels[0, 0] - expected).abs().max() <= 2.01 / 127.5
-
-
 def test_the_end_of_a_turn(smolvlm, tiny_qwen):
     model, processor = smolvlm
     assert stop_token_ids(model, processor) == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
@@ -89,15 +67,10 @@ def test_the_end_of_a_turn(smolvlm, tiny_qwen):
     assert processor.tokenizer.eos_token_id in stop_token_ids(qwen, processor)
 
 
-def test_a_merged_model_keeps_its_rotary_frequencies_in_float32(adapter):
-    merged = modeling.load_model(str(adapter), device="cpu", dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
-    assert merged.model.text_model.rotary_emb.inv_freq.dtype == torch.float32
-
-
 def test_an_adapter_is_merged_in_float32_and_rounded_once(adapter):
     exact = dict(modeling.load_model(str(adapter), device="cpu").named_parameters())
     merged = modeling.load_model(str(adapter), device="cpu", dtype=torch.bfloat16)
+    assert merged.model.text_model.rotary_emb.inv_freq.dtype == torch.float32
     for name, weight in merged.named_parameters():
         assert torch.equal(weight, exact[name].bfloat16()), name
 
@@ -107,7 +80,7 @@ def test_the_base_of_an_adapter_may_have_moved(adapter, tiny_smolvlm, tmp_path):
     shutil.copytree(adapter, moved)
     config = json.loads((moved / "adapter_config.json").read_text())
     (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(UserError, match="names a base model that is not there; .*gone"):
+    with pytest.raises(UserError, match="names a base model that is not there; .*gone.*--base_model_path$"):
         modeling.load_model(str(moved))
     (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(UserError, match="add it there as base_model_name_or_path"):
@@ -169,7 +142,7 @@ def test_answer_log_likelihood_equals_one_by_one_in_float64(family, request):
     model = modeling.load_model(folder, device="cpu")
     processor = modeling.load_processor(folder, 128 if family == "tiny_smolvlm" else None)
     shapes = [(90, 60), (200, 40), (50, 180), (130, 130), (64, 64), (300, 200), (31, 17)]
-    images = [[picture(*shape, seed=i), picture(20, 20 + 9 * i, seed=9)] for i, shape in enumerate(shapes)]
+    images = [[noise(*shape, seed=i), noise(20, 20 + 9 * i, seed=9)] for i, shape in enumerate(shapes)]
     questions = [f"What is written on sign {i}? Colour: red" for i in range(len(ANSWERS))]
     scores = modeling.answer_log_likelihood(model, processor, images, questions, ANSWERS)
     assert scores.dtype == torch.float32

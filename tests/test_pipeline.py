@@ -1,26 +1,15 @@
 """The six scripts in order on a few rows of the miniature world, each reading what the one before has written."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
+from processes import call_script
 
 from cropvlm.boxes import parse_bbox
 
-ROOT = Path(__file__).resolve().parents[1]
-
 pytestmark = pytest.mark.slow
-
-
-def call(monkeypatch, script: str, *flags: object) -> int:
-    """The exit code of `python3 SCRIPT FLAGS`, run in this process."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return stopped.value.code
 
 
 def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tiny_smolvlm, tiny_qwen):
@@ -28,7 +17,7 @@ def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tin
     data, size = ["--dataset_path", tiny_world], ["--longest_edge", 64]
     made = tmp_path / "datasets" / "mini"
 
-    boxed = call(monkeypatch, "create_dataset.py", *data, "--model_path", tiny_qwen, "--output_path", made)
+    boxed = call_script(monkeypatch, "create_dataset.py", *data, "--model_path", tiny_qwen, "--output_path", made)
     assert boxed == 0
     sft, grpo = load_from_disk(f"{made}_sft"), load_from_disk(f"{made}_grpo")
     # 24 training rows: 12 with boxes, then 12 without, in the source's order
@@ -40,25 +29,17 @@ def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tin
     assert [0, 0, 100, 100] in sft["bbox"][:]
 
     small = ["--lora_r", 4, "--lora_alpha", 8, "--report_to", "none", "--disable_tqdm", "True"]
-    tune = [
-        "--base_model",
-        tiny_smolvlm,
-        "--dataset_path",
-        f"{made}_sft",
-        "--output_dir",
-        "models/sft",
-        "--max_steps",
-        2,
-    ]
-    assert call(monkeypatch, "train_sft.py", *tune, *size, *small) == 0
+    tune = ["--base_model", tiny_smolvlm, "--dataset_path", f"{made}_sft", "--output_dir", "models/sft"]
+    tune += ["--max_steps", 2]
+    assert call_script(monkeypatch, "train_sft.py", *tune, *size, *small) == 0
 
     steps = ["--max_steps", 1, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 2]
     reward = ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
     zoom = ["--base_model", "models/sft", "--dataset_path", f"{made}_grpo", "--output_dir", "models/grpo"]
-    assert call(monkeypatch, "train_grpo.py", *zoom, *steps, *reward, *size, *small) == 0
+    assert call_script(monkeypatch, "train_grpo.py", *zoom, *steps, *reward, *size, *small) == 0
 
     crop = ["--model_path", "models/grpo", *data, "--split", "test", "--name", "mini"]
-    assert call(monkeypatch, "generate_bbox.py", *crop, *size) == 0
+    assert call_script(monkeypatch, "generate_bbox.py", *crop, *size) == 0
     boxes = json.loads(Path("predictions/mini_bbox.json").read_text())
     held_out = load_from_disk(str(tiny_world))["test"]["question_id"][:]
     assert [record["question_id"] for record in boxes] == held_out
@@ -74,12 +55,14 @@ def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tin
     assert json.loads(Path("predictions/copy_bbox.meta.json").read_text())["cropper"]["seen_rows"] == 24
 
     answer = ["--bbox", "predictions/mini_bbox.json", "--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 6]
-    assert call(monkeypatch, "generate_final_answers.py", *answer, *size) == 0
+    assert call_script(monkeypatch, "generate_final_answers.py", *answer, *size) == 0
     for mode in ("base", "cropvlm"):
         answers = json.loads(Path(f"predictions/mini_{mode}_answers.json").read_text())
         assert [record["question_id"] for record in answers] == held_out
 
         capsys.readouterr()
-        scored = call(monkeypatch, "vqa_accuracy.py", "--predictions_file", f"predictions/mini_{mode}_answers.json")
+        scored = call_script(
+            monkeypatch, "vqa_accuracy.py", "--predictions_file", f"predictions/mini_{mode}_answers.json"
+        )
         assert scored == 0
         assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 100

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from fake_server import error, open_url
+from fake_server import open_url
 from steps import read
 
 import generate_bbox
@@ -54,21 +54,11 @@ def test_images_are_made_smaller_before_they_are_sent(script, server, asked):
     assert read("predictions/miniature_bbox.meta.json")["settings"]["longest_edge"] == 64
 
 
-def test_a_rejected_row_is_named_and_the_whole_image_later(script, server, asked):
-    server.react = lambda text, times: error(400, "too large") if server.asked.total() == 4 else "[0, 0, 9, 9]."
-    assert script(*asked) == 3
-    meta = read("predictions/miniature_bbox.meta.json")
-    assert (meta["counts"]["invalid_boxes"], meta["counts"]["failed"]) == (1, 1)
-    assert read("predictions/miniature_bbox.json")[3]["answer"] == ""
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "--model_path names the cropper, or --api_model one behind a server"),
         (["--api_model", "m", "--model_path", "models/grpo_512"], "--model_path: for a model on this machine"),
-        (["--api_model", "m", "--base_model_path", "base"], "--base_model_path: for a model on this machine"),
-        (["--api_model", "m", "--attn_implementation", "eager"], "--attn_implementation: for a model on this machine"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, server, tmp_path, capsys, flags, message):

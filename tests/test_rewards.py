@@ -1,9 +1,8 @@
 """The rewards as TRL calls them, on hand-worked completions and a tiny random reward VLM."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 
 from cropvlm import generation, likelihood, rewards
 from cropvlm.crops import crop_bbox
@@ -16,11 +15,6 @@ TEN = ["stop"] * 7 + ["halt"] * 2 + ["sign"]
 
 def message(text):
     return [{"role": "assistant", "content": text}]
-
-
-def picture(seed):
-    pixels = np.random.default_rng(seed).integers(0, 255, (120, 160, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def test_a_completion_may_be_text_or_a_message():
 
 def test_likelihood_is_that_of_full_image_and_crop(reward_vlm):
     """A group of four on one image, then another image; each value worked out alone."""
-    first, second = picture(1), picture(2)
+    first, second = noise(160, 120, 1), noise(160, 120, 2)
     texts = [" [10, 20, 60, 70].", "nonsense", " [10, 20, 60, 70].", "Not needed.", " [0, 0, 50, 50]."]
     values = rewards.AnswerLikelihoodReward(*reward_vlm)(
         prompts=[None] * 5,
@@ -76,7 +70,7 @@ def test_likelihood_is_that_of_full_image_and_crop(reward_vlm):
 def five_completions():
     """Of one prompt, no two alike."""
     completions = [message(f" [{i}, 0, 90, 90].") for i in range(5)]
-    columns = {"image": picture(1), "question": "Which?", "answers": TEN}
+    columns = {"image": noise(160, 120, 1), "question": "Which?", "answers": TEN}
     return {"completions": completions} | {name: [value] * 5 for name, value in columns.items()}
 
 
@@ -102,7 +96,7 @@ def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch
 @pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
 def test_out_of_memory_with_one_completion_is_one_line(kind, reward_vlm, monkeypatch):
     limit_memory(monkeypatch, 0)
-    columns = {"image": [picture(1)], "question": ["Which?"], "answers": [TEN]}
+    columns = {"image": [noise(160, 120, 1)], "question": ["Which?"], "answers": [TEN]}
     with pytest.raises(batches.BatchTooLarge, match="with one completion at a time"):
         kind(*reward_vlm)(completions=[message(" [0, 0, 90, 90].")], **columns)
 
@@ -146,7 +140,7 @@ def test_accuracy_of_generated_answers(reward_vlm, monkeypatch):
         return [" Stop.", " Stops.", " Halt."]
 
     monkeypatch.setattr(rewards, "generate_texts", generate_texts)
-    first, second = picture(1), picture(2)
+    first, second = noise(160, 120, 1), noise(160, 120, 2)
     values = rewards.AnswerAccuracyReward(*reward_vlm)(
         completions=[message(text) for text in ("[0, 0, 50, 50].", "[0, 0, 50, 50].", "no box", "[1, 1, 9, 9].")],
         image=[first, first, second, second],
@@ -159,7 +153,7 @@ def test_accuracy_of_generated_answers(reward_vlm, monkeypatch):
 
 
 def test_a_crop_is_scored_once_only_for_one_image_question_and_references():
-    first, second = picture(1), picture(2)
+    first, second = noise(160, 120, 1), noise(160, 120, 2)
     box, other = "[0, 0, 50, 50].", "[0, 0, 50, 60]."
     rows = [
         (box, first, "Which?", ["stop"]),

@@ -171,12 +171,8 @@ def test_a_merged_model_gets_a_fresh_adapter(sft_adapter, tiny_smolvlm, tiny_wor
     ("flags", "message"),
     [
         (["--dataset_path", "missing/folder/of/data"], "no data set"),
-        (["--base_model", "./missing"], "no such folder"),
-        (["--num_generations", 4], "divisible"),
-        (["--reward", "beauty"], "--reward"),
         (["--max_samples", 1], "1 rows"),
         (["--merged_rollouts", "--use_lora", False], "no adapter to merge"),
-        (["--eval_strategy", "steps", "--eval_steps", 1], "--eval_dataset_path"),
         (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
     ],
 )

@@ -139,16 +139,8 @@ def test_the_accuracy_with_the_current_crops_is_measured(tiny_smolvlm, boxed_wor
     splits = datasets.load_from_disk(str(tiny_world))
     datasets.DatasetDict(train=splits["train"], validation=splits["test"]).save_to_disk(str(held_out))
     flags += ["--eval_dataset_path", held_out, "--eval_max_samples", 3, "--max_steps", 2]
-    flags += [
-        "--vqa_model",
-        tiny_smolvlm,
-        "--vqa_longest_edge",
-        64,
-        "--save_steps",
-        1,
-        "--load_best_model_at_end",
-        True,
-    ]
+    flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64, "--save_steps", 1]
+    flags += ["--load_best_model_at_end", True]
     run_main(monkeypatch, *flags)
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     measured = [entry for entry in state["log_history"] if "eval_accuracy" in entry]
@@ -203,10 +195,8 @@ def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_pa
     [
         ([[0.1, 0.1, 0.5, 0.6]] * 4, "fractions of 1, such as \\[0.1, 0.1, 0.5, 0.6\\]"),
         ([[10.0, 10.0, 50.0, 60.0], [0.2, 0.1, 0.5, 0.6]], "fractions of 1"),
-        ([[0.0, 0.0, 1.0, 1.0]] * 3, "fractions of 1"),
         ([[10, 10, 50, 60]] * 7 + [[120, 40, 310, 200]] * 2, r"2 of 9 .*2 outside of 0..100.*\[120, 40, 310, 200\]"),
         ([[10, 10, 50, 60]] * 7 + [[40, 60, 30, 20]] * 2, r"2 without area.*\[40, 60, 30, 20\]"),  # x, y, width, height
-        ([[1, 2, 3], [0, 0, 640, 480]], "1 not four numbers, 1 outside of 0..100"),
     ],
 )
 def test_boxes_in_another_unit_or_order_are_refused(boxes, message):
@@ -228,11 +218,8 @@ def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
     [
         (["--dataset_path", "missing/folder/of/data"], "no data set"),
         (["--base_model", "./missing"], "no such folder"),
-        (["--processor", "./missing"], "no such folder"),
         (["--resume_from_checkpoint", "./missing"], "no whole checkpoint"),
-        (["--eval_strategy", "sometimes"], "--eval_strategy"),
         (["--eval_strategy", "steps"], "--eval_dataset_path"),
-        (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--merge", "--use_lora", False], "--merge"),
     ],
@@ -263,22 +250,14 @@ def test_the_output_does_not_replace_what_the_run_reads(name, tiny_smolvlm, boxe
     assert sorted(output.iterdir()) == before
 
 
-def broken_data(boxed_world, folder, damage):
-    """The training rows, the third image damaged."""
-    rows = datasets.load_from_disk(str(boxed_world)).cast_column("image", datasets.Image(decode=False))
-    images = [damage(row["bytes"]) if i == 2 else row["bytes"] for i, row in enumerate(rows["image"])]
-    images = [{"bytes": image, "path": None} for image in images]
-    rows = rows.remove_columns("image").add_column("image", images).cast_column("image", datasets.Image())
-    rows.save_to_disk(str(folder))
-    return rows["question_id"][2]
-
-
-@pytest.mark.parametrize("damage", [lambda image: b"no image", lambda image: image[: len(image) // 2]])
 def test_an_image_that_cannot_be_decoded_is_named_before_a_model_is_loaded(
-    damage, tiny_smolvlm, boxed_world, tmp_path, monkeypatch
+    tiny_smolvlm, boxed_world, tmp_path, monkeypatch
 ):
-    """Also one whose header is good."""
-    broken_id = broken_data(boxed_world, tmp_path / "data", damage)
+    """Its header is good."""
+    rows = load_rows(str(boxed_world)).to_list()
+    rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][: len(rows[2]["image"]["bytes"]) // 2]
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "data"))
+    broken_id = rows[2]["question_id"]
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=rf"1 rows cannot be trained on, question_id {broken_id!r};"):
         run_main(monkeypatch, *flags_for(tiny_smolvlm, tmp_path / "data", tmp_path / "out"))

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+from processes import REPO
 from steps import read
 
 import vqa_accuracy
 from cropvlm.runs.predictions import write_predictions
-
-REPO = Path(__file__).resolve().parents[1]
 
 # Ten references each. VQA accuracy of a prediction that k of 10 agree with: over the 10 leave-one-out sets
 # (k * min(3, k - 1) + (10 - k) * min(3, k)) / 30; so k = 2 gives (2 * 1 + 8 * 2) / 30 = 0.6, k = 0 gives 0, 4 gives 1.
@@ -66,7 +65,6 @@ def test_the_score_alone_is_the_last_line(world, score):
 @pytest.mark.parametrize(
     ("metric", "expected"),
     [
-        ("vqa", "53.3333"),
         # "two cats" becomes "2 cats" on both sides: 4 of 10 agree; "the" is dropped: 1 + 1 + 1.
         ("vqa_official", "100.0000"),
         # Exact, exact and exact but for case.
@@ -77,17 +75,6 @@ def test_the_score_alone_is_the_last_line(world, score):
 def test_metrics(world, score, metric, expected):
     world(VQA_ROWS, VQA_PREDICTIONS)
     assert score("--metric", metric)[1][-1] == expected
-
-
-DOC_ROWS = {"questionId": ["7", "8"], "question": ["a?", "b?"], "answers": [["bank", "the bank"], ["1998"]]}
-
-
-def test_a_document_set_is_scored_by_anls(world, score):
-    world(DOC_ROWS, {"8": "2001", "7": "banks"})
-    # banks - bank: 1 edit of 5 characters, 0.8. 2001 - 1998: 4 of 4 differ, 0.
-    code, lines, _ = score()
-    assert (code, lines[-1]) == (0, "40.0000")
-    assert lines[1].startswith("ANLS: 40.00")
 
 
 def test_the_benchmark_of_the_meta_file_decides(world, score):
@@ -224,14 +211,6 @@ def test_a_meta_file_of_wrong_types_is_refused(world, score, wrong):
     assert f"p.meta.json: {next(iter(wrong))} is" in error
 
 
-def test_what_follows_the_reasoning_is_scored(world, score):
-    thoughts = {1: "<think>a sign?</think>\n\nStop.", 2: "two cats?</think> two cats", 3: "<think>the bus</think>"}
-    world(VQA_ROWS, thoughts)
-    code, lines, _ = score()
-    assert (code, lines[-1]) == (0, "53.3333")  # 1 + 0.6 + 0, as without the reasoning
-    assert "empty answers: 1" in lines
-
-
 def test_rows_without_references_are_said_and_not_scored(world, score):
     rows = {"question_id": ["a", "b"], "question": ["q?"] * 2, "answers": [None, ["yes"] * 10]}
     world(rows, {"a": "what", "b": "yes"})
@@ -281,13 +260,8 @@ def test_ids_that_do_not_fit_are_refused(world, score):
     ("flags", "problem"),
     [
         (["--predictions_file", "gone.json"], "cannot read gone.json"),
-        (["--dataset_path", "./gone"], "no data set at ./gone"),
         (["--dataset_path", "unanswered"], "has no column answers"),
         (["--split", "test"], "has no splits"),
-        (["--max_samples", "0"], "argument --max_samples"),
-        (["--compare", "gone.json"], "cannot read gone.json"),
-        (["--output", "rows"], "cannot write rows"),
-        (["--split", ""], "argument --split: expected a value, got an empty text"),
     ],
 )
 def test_bad_input_ends_with_one_line(world, score, flags, problem):
@@ -312,31 +286,16 @@ def test_without_a_meta_file_it_is_textvqa(world, score, monkeypatch):
     assert sources == [{"dataset_path": "lmms-lab/textvqa", "dataset": None, "split": None, "max_samples": None}]
 
 
-HEAVY = """
-import runpy, sys
-script, *flags = sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(script, run_name="__main__")
-finally:
-    heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'numpy'}
-    print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
+SCORE = """
+import atexit, runpy, sys
+atexit.register(lambda: print(sys.modules.keys() & {"torch", "transformers"}, flush=True))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def heavy_imports(*flags: str) -> tuple[int, str, str]:
-    """Exit code and standard output of the script as a command, and which heavy modules it has imported."""
-    command = [sys.executable, "-c", HEAVY, str(REPO / "vqa_accuracy.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPO)}, check=False)
-    return done.returncode, done.stdout, done.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize(("flags", "code"), [(["--help"], 0), (["--metric", "bleu"], 2)], ids=str)
-def test_flags_are_answered_before_anything_heavy_is_imported(flags, code):
-    assert heavy_imports(*flags)[::2] == (code, "[]")
 
 
 def test_as_a_command_without_torch_or_transformers(world):
     world(VQA_ROWS, VQA_PREDICTIONS)
-    code, out, imported = heavy_imports("--predictions_file", "p.json")
-    assert (code, "torch" in imported, "transformers" in imported) == (0, False, False)
-    assert float(out.splitlines()[-1]) == pytest.approx(160 / 3, abs=1e-4)
+    command = [sys.executable, "-c", SCORE, REPO / "vqa_accuracy.py", "--predictions_file", "p.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPO)}, check=True)
+    assert done.stdout.splitlines()[-2:] == ["53.3333", "set()"]

@@ -1,40 +1,16 @@
 """create_dataset.py: mistakes by the user are one line, and nothing is lost or left behind."""
 
-import subprocess
-import sys
-
 import pytest
 from made_sets import content, save_rows
-from processes import REPO
 
 from cropvlm.runs import hub
 from cropvlm.sets import hub as sets_hub
-
-# Takes the flags, and prints the exit code and which heavy libraries were loaded on the way to it.
-PARSED = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path("create_dataset.py", run_name="__main__")
-except SystemExit as ended:
-    heavy = {"torch", "transformers", "datasets", "accelerate", "openai", "qwen_vl_utils"} & set(sys.modules)
-    print(ended.code, sorted(heavy))
-"""
-
-
-@pytest.mark.parametrize(("flags", "code"), [(["--help"], 0), (["--growth", "1", "2", "3", "4", "nan"], 2)])
-def test_flags_are_read_before_anything_heavy_is_loaded(flags, code):
-    call = [sys.executable, "-c", PARSED, "create_dataset.py", *flags]
-    ended = subprocess.run(call, capture_output=True, text=True, cwd=REPO, check=True)
-    assert ended.stdout.splitlines()[-1] == f"{code} []"
-    assert len(ended.stderr.splitlines()) == (code == 2)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--dataset_path", "no/such/folder"], "no/such/folder"),
-        (["--split", "nowhere"], "nowhere"),
         (["--model_path", "{tmp}"], "no processor there"),
         (["--max_samples", "1"], "a share of 0.5 for SFT holds not even one"),
         (["--output_path", "/proc/nowhere/made"], "cannot write"),

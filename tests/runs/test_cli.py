@@ -313,6 +313,10 @@ BBOX, ANSWERS = ("generate_bbox.py", "--model_path", "m"), ("generate_final_answ
         ("generate_final_answers.py", "--help"),
         (*ANSWERS, "--api_base", "http://localhost:8000/v1"),
         (*ANSWERS, "--bbox", "no_such_file.json"),
+        ("create_dataset.py", "--help"),
+        ("create_dataset.py", "--growth", "1", "2", "3", "4", "nan"),
+        ("vqa_accuracy.py", "--help"),
+        ("vqa_accuracy.py", "--metric", "bleu"),
     ],
     ids=" ".join,
 )

@@ -1,8 +1,6 @@
 """The flags of scripts that can ask a server."""
 
 import argparse
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -36,11 +34,7 @@ def test_the_server_that_the_flags_name():
     ("flags", "message"),
     [
         (["--api_base", "http://a/v1"], "--api_base http://a/v1: name the model there with --api_model"),
-        (["--api_base", "", "--api_model", "m"], "--api_base: expected a URL such as"),
-        (["--api_model", ""], "--api_model: expected a value, got an empty text"),
         (["--api_model", "m", "--image_format", "gif"], "--image_format: invalid choice: 'gif'"),
-        (["--api_model", "m", "--api_concurrency", "0"], "--api_concurrency: '0': expected a positive integer"),
-        (["--api_timeout", "nan"], "--api_timeout: 'nan': expected a number of seconds"),
         (["--api_key", KEY], "--api_key: put the key into the environment variable OPENAI_API_KEY instead"),
     ],
 )
@@ -60,8 +54,3 @@ def test_a_base_url_with_a_password_is_refused_unseen(url):
     with pytest.raises(argparse.ArgumentTypeError) as raised:
         base_url(url)
     assert KEY not in str(raised.value)
-
-
-def test_flags_are_parsed_without_slow_imports():
-    code = "import sys, cropvlm.runs.model_flags; print(sys.modules.keys() & {'openai', 'torch', 'httpx2'})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -1,10 +1,7 @@
 """Prediction files, their meta files, and the join."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-import datasets
 import pytest
 
 from cropvlm.errors import UserError
@@ -18,7 +15,6 @@ from cropvlm.runs.predictions import (
     write_predictions,
 )
 
-REPO = Path(__file__).resolve().parents[2]
 RECORDS = [
     {"question_id": 7, "answer": "stop"},
     {"question_id": "7", "answer": ""},
@@ -70,14 +66,11 @@ def test_no_meta_file_is_an_empty_meta(tmp_path):
     ("content", "problem"),
     [
         (b'[{"question_id": 1, "ans', "expected a JSON file"),
-        (b"\xff\xfe\x00", "expected a JSON file"),
-        (b"[" * 100_000, "expected a JSON file"),
         (b'{"7": "a"}', "it holds {'7': 'a'}, expected a JSON list"),
-        (b'[{"question_id": 1, "answer": 5}]', "it holds {'question_id': 1, 'answer': 5}, expected"),
         (b'[{"question_id": 1, "answer": "a"}, {"question_id": 1.0, "answer": "a"}]', "it holds {'question_id': 1.0"),
-        (b'[{"answer": "a"}]', "it holds {'answer': 'a'}"),
+        (b'[{"question_id": 1, "answer": 5}]', "it holds {'question_id': 1, 'answer': 5}, expected"),
     ],
-    ids=["cut", "not UTF-8", "deep", "an object", "answer a number", "float id", "no id"],
+    ids=["cut", "an object", "float id", "answer a number"],
 )
 def test_garbage_is_refused_in_one_line(tmp_path, content, problem):
     path = tmp_path / "a.json"
@@ -103,12 +96,6 @@ def test_join_follows_the_rows_and_keeps_types_apart():
     assert join_on_question_id(records, ROWS) == ["3", "'3'", "1"]
 
 
-def test_join_takes_a_dataset():
-    rows = datasets.Dataset.from_dict({"question_id": ["b", "a"]})
-    records = [{"question_id": "a", "answer": "1"}, {"question_id": "b", "answer": "2"}]
-    assert join_on_question_id(records, rows) == ["2", "1"]
-
-
 @pytest.mark.parametrize(
     ("ids", "problem"),
     [
@@ -116,10 +103,8 @@ def test_join_takes_a_dataset():
         ([3, "3", 1, 1], r"\(1 duplicate: 1\)"),
         ([3, "3", 1, "1"], r"\(1 unknown: '1'\)"),
         ([3, "3", "1"], r"\(1 missing: 1; 1 unknown: '1'\)"),
-        ([3, "3", 1, *range(10, 17)], r"\(7 unknown: 10, 11, 12, 13, 14, \.\.\.\)"),
-        ([], r"\(3 missing: 3, '3', 1\)"),
     ],
-    ids=["missing", "duplicate", "unknown", "other type", "many", "none"],
+    ids=["missing", "duplicate", "unknown", "other type"],
 )
 def test_join_refuses_in_one_line(ids, problem):
     records = [{"question_id": i, "answer": "x"} for i in ids]
@@ -127,9 +112,3 @@ def test_join_refuses_in_one_line(ids, problem):
         join_on_question_id(records, ROWS, "p.json")
     assert "p.json" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_neither_torch_nor_transformers_is_imported():
-    heavy = "{'torch', 'transformers', 'datasets'}"
-    code = f"import sys, cropvlm.runs.predictions; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0

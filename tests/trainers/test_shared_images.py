@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from pictures import count_tiles
 from PIL import Image
 from trainers import make_grpo_trainer as make_trainer
 from trl import GRPOTrainer
@@ -139,15 +140,6 @@ def test_every_image_is_decoded_and_preprocessed_once_a_step_and_never_copied(
     assert preprocessed.count(trainer.crop_processor) == 8  # the others are the reward VLM's
     assert not copied
     assert len(trainer.shared_images._tiles) == 4  # the first step's are gone
-
-
-def count_tiles(monkeypatch, model):
-    """A list that grows by the number of tiles of each pass of the model's vision encoder."""
-    tiles = []
-    encode = model.model.vision_model.forward
-    forward = lambda **kwargs: tiles.append(len(kwargs["pixel_values"])) or encode(**kwargs)  # noqa: E731
-    monkeypatch.setattr(model.model.vision_model, "forward", forward)
-    return tiles
 
 
 def write_boxes(monkeypatch, trainer):
