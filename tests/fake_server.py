@@ -120,11 +120,9 @@ FATAL = {
 OF_A_ROW = {
     "400": (error(400, f"{KEY} is too small"), "the server sends error 400, '*** is too small'"),
     "500": ((500, b"<html>oops</html>"), "the server sends error 500, '<html>oops</html>'"),
-    "garbage": ((200, f"<html>{KEY}".encode()), "no reply that can be read"),
     "html": ((200, f"<html>{KEY}".encode(), {"Content-Type": "text/html"}), "not a chat completion: '<html>***'"),
     "no choices": ({"choices": []}, "the reply is not a chat completion"),
     "cut": (CUT, "no reply that can be read"),
-    "half": (HALF, "no reply that can be read"),
     "silence": (SILENCE, "no reply within 0.5 s in 4 attempts; raise --api_timeout"),
     "length": (
         {"choices": [{"message": {"role": "assistant"}, "finish_reason": "length"}]},

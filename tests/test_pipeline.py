@@ -51,7 +51,7 @@ def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tin
     assert "seen_rows" not in json.loads(Path("predictions/mini_bbox.meta.json").read_text())["cropper"]
     load_from_disk(str(tiny_world))["train"].save_to_disk("datasets/copy")
     of_copy = ["--model_path", "models/grpo", "--dataset_path", "datasets/copy", *size]
-    assert call(monkeypatch, "generate_bbox.py", *of_copy) == 0
+    assert call_script(monkeypatch, "generate_bbox.py", *of_copy) == 0
     assert json.loads(Path("predictions/copy_bbox.meta.json").read_text())["cropper"]["seen_rows"] == 24
 
     answer = ["--bbox", "predictions/mini_bbox.json", "--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 6]

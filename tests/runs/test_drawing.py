@@ -24,12 +24,6 @@ def test_a_box_is_drawn_on_a_copy_inside_its_edges():
     assert image.getcolors() == [(5000, BLACK)]
 
 
-def test_a_sliver_and_the_whole_image_are_drawn():
-    drawn = draw_boxes(Image.new("RGB", (10, 10)), [((0, 0, 100, 100), "red"), ((99.9, 0, 100, 0.1), "white")], 1)
-    assert drawn.getpixel((0, 0)) == drawn.getpixel((9, 9)) == RED
-    assert drawn.getpixel((9, 0)) == WHITE
-
-
 def test_tile_scales_the_box_with_the_image_and_writes_below():
     picture = tile(
         Image.new("RGB", (400, 200)),
@@ -44,12 +38,6 @@ def test_tile_scales_the_box_with_the_image_and_writes_below():
     assert picture.getpixel((20, 20)) == BLACK
     assert (np.asarray(picture)[100:] != 255).any()
     assert (np.asarray(picture)[51:100] == 255).all()
-
-
-def test_an_empty_tile_holds_its_text_alone():
-    picture = np.asarray(tile(None, (100, LINE), lines=[("heading", "black")]))
-    assert (picture != 255).any()
-    assert tile(None, (5, 5)).getcolors() == [(25, WHITE)]
 
 
 def test_text_of_any_script_and_length_is_drawn():

@@ -70,8 +70,8 @@ def test_a_journal_of_other_settings_is_refused_with_the_way_out(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ['{"settings": {}}\nnonsense\n', '{"settings": {}}\n{"answer": "a"}\n', "[]\n"],
-    ids=["not JSON", "no id", "a list first"],
+    ['{"settings": {}}\nnonsense\n', '{"settings": {}}\n{"answer": "a"}\n', "my notes"],
+    ids=["not JSON", "no id", "a file of the user's"],
 )
 def test_a_broken_journal_is_refused(tmp_path, content):
     content += '{"question_id": 7, "answ'  # cut: nothing of a file that is refused is dropped
@@ -98,13 +98,6 @@ def test_a_link_in_its_place_is_not_followed(tmp_path):
         pass
     assert (tmp_path / "a.journal.jsonl").is_symlink()
     assert not (tmp_path / "mine").exists()
-
-
-def test_a_file_of_the_users_is_not_changed(tmp_path):
-    (tmp_path / "a.journal.jsonl").write_bytes(b"my notes")
-    with pytest.raises(UserError, match=r"line 1 of .* is not readable"), Journal(tmp_path / "a", {}):
-        pass
-    assert (tmp_path / "a.journal.jsonl").read_bytes() == b"my notes"
 
 
 FULL = """

@@ -73,19 +73,11 @@ def test_a_hub_id_counts_by_its_commit(tmp_path, monkeypatch):
     [
         ("owner/name@v1.0", ("owner/name", "v1.0")),
         ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
-        ("owner/name", ("owner/name", None)),
         ("/data/sets@home/vqa", ("/data/sets@home/vqa", None)),
-        ("./a@b", ("./a@b", None)),
     ],
 )
 def test_revisions(path, parts):
     assert split_revision(path) == parts
-
-
-def test_a_folder_that_is_there_has_no_revision(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a@b").mkdir()
-    assert split_revision("a@b") == ("a@b", None)
 
 
 def test_the_record_of_a_training_describes_its_weights_and_no_others(tmp_path):

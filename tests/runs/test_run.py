@@ -1,12 +1,11 @@
 """The run of a generating script: what it generates, writes, keeps and removes, whenever it is killed."""
 
-import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from kills import run_forked
 
 from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.runs.journal import Journal
@@ -156,14 +155,6 @@ def test_a_finished_run_is_done_again_only_with_other_settings(tmp_path):
     assert len(generate.asked) == 6
 
 
-def test_a_meta_file_of_another_form_is_not_of_this_run(tmp_path):
-    do(tmp_path)
-    (tmp_path / "second_1.meta.json").write_text('{"settings": {}, "failed": 3}')
-    generate = Generator()
-    assert do(tmp_path, generate) == 0
-    assert generate.asked == ["second0", "second1", "second2"]
-
-
 def test_a_file_may_take_rows_from_the_first_one(tmp_path):
     first, other = output(tmp_path / "first.json"), output(tmp_path / "other.json")
     other.as_first = {2}
@@ -221,35 +212,14 @@ def test_a_file_is_written_when_its_job_is_done(tmp_path):
     assert generate.asked == ["second0", "second1", "second2"]
 
 
-def killed_at(event: int, folder: Path) -> bool:
-    """Do the jobs in a child process; whether SIGKILL ended it, at its so many-th file-system event in `folder`."""
-    child = os.fork()
-    if child == 0:
-        seen = 0
-
-        def hook(name, args):
-            nonlocal seen
-            if args and isinstance(args[0], (str, bytes, os.PathLike)) and str(folder) in os.fsdecode(args[0]):
-                seen += 1
-                if seen == event:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        os._exit(do(folder))
-    _, status = os.waitpid(child, 0)
-    assert status in (signal.SIGKILL, 0)
-    return status == signal.SIGKILL
-
-
 def test_a_kill_at_any_event_ends_in_the_files_of_an_undisturbed_run(tmp_path):
-    whole = tmp_path / "whole"
-    do(whole)
-    expected, event = files(whole), 0
-    while True:
-        event += 1
+    code, events = run_forked(lambda: do(tmp_path / "whole"))
+    assert code == 0
+    assert events > 30
+    expected = files(tmp_path / "whole")
+    for event in range(events):
         folder = tmp_path / f"killed{event:03d}"
-        if not killed_at(event, folder):
-            break
+        assert run_forked(lambda folder=folder: do(folder), event)[0] == -signal.SIGKILL
         left = files(folder) if folder.exists() else {}
         generate = Generator()
         assert do(folder, generate) == 0
@@ -259,7 +229,6 @@ def test_a_kill_at_any_event_ends_in_the_files_of_an_undisturbed_run(tmp_path):
             assert not any(prompt.startswith("first") for prompt in generate.asked), event
         if expected.keys() <= left.keys():
             assert generate.asked == [], event
-    assert event > 30
 
 
 def test_one_file_for_two_jobs_is_refused(tmp_path):

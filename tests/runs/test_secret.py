@@ -14,7 +14,7 @@ def test_every_copy_of_the_key_is_replaced(monkeypatch):
         assert redact(text) == text
 
 
-@pytest.mark.parametrize("placeholder", ["", "x", "EMPTY", "1234", "token"])
+@pytest.mark.parametrize("placeholder", ["", "EMPTY", "1234"])
 def test_a_placeholder_is_not_replaced(monkeypatch, placeholder):
     monkeypatch.setenv("OPENAI_API_KEY", placeholder)
     assert redact("EMPTY, none, token 1234 x") == "EMPTY, none, token 1234 x"

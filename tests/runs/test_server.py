@@ -6,7 +6,6 @@ import time
 
 import pytest
 from fake_server import (
-    CUT,
     FATAL,
     HALF,
     KEY,
@@ -19,14 +18,13 @@ from fake_server import (
     completion,
     error,
     open_url,
-    started,
 )
 from PIL import Image
 
 from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.prompts import answerer_messages
 from cropvlm.runs import server as remote
-from cropvlm.runs.server import CutOff, Rejected, Server, data_url, fit_longest_edge, text_of, to_chats
+from cropvlm.runs.server import CutOff, Rejected, Server, fit_longest_edge, text_of, to_chats
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -59,19 +57,10 @@ def test_placeholders_become_data_urls_in_their_order():
     assert sent == [full, crop]
 
 
-def test_image_formats():
-    image = Image.linear_gradient("L").convert("RGB")
-    assert open_url(data_url(image, "png")) == image
-    jpeg = open_url(data_url(image, "jpeg"))
-    assert jpeg.size == image.size
-    assert max(abs(a - b) for a, b in zip(jpeg.tobytes(), image.tobytes(), strict=True)) <= 3
-
-
 @pytest.mark.parametrize(
     ("size", "longest_edge", "expected"),
     [
         ((300, 900), 512, (171, 512)),  # 300 * 512 / 900 = 170.7
-        ((100, 50), 512, (512, 256)),  # smaller images grow, as SmolVLM's processor has it
         ((5000, 1), 512, (512, 5)),  # a strip is first widened to 100:1, as for local models: 50 * 512 / 5000
         ((5000, 1), None, (5000, 50)),
     ],
@@ -86,8 +75,6 @@ def test_size_of_the_pictures_sent(size, longest_edge, expected):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (" Coke.\n", " Coke.\n"),
-        (None, ""),
         ("<think>hm</think> Coke", "<think>hm</think> Coke"),  # kept as it is; steps 5 and 6 leave it out
         ("\ud83d Coke", "\ufffd Coke"),  # half a surrogate pair, which no file in UTF-8 can hold
         (
@@ -113,11 +100,11 @@ def test_a_refusal_is_an_empty_answer(server):
     assert set(server.asked.values()) == {1}  # nothing to try again
 
 
-@pytest.mark.parametrize("content", ["<think>Red.</think> Coca co", None, "<think>Red.</think>\n"])
+@pytest.mark.parametrize("content", ["<think>Red.</think> Coca co", "<think>Red.</think>\n"])
 def test_a_reply_cut_off_is_an_answer_if_it_holds_one(server, content):
     server.react = lambda *_: {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
     ((_, (text,)),) = ask(server, ["a"])
-    assert text == content if content and "Coca" in content else isinstance(text, CutOff)
+    assert text == content if "Coca" in content else isinstance(text, CutOff)
 
 
 def test_the_name_that_the_model_has_in_the_replies_is_known(server):
@@ -132,7 +119,7 @@ def test_the_name_that_the_model_has_in_the_replies_is_known(server):
 
 @pytest.mark.parametrize(
     "fault",
-    [error(429, "Rate limit reached"), (503, b"<html>overloaded</html>"), CUT, HALF, SILENCE],
+    [error(429, "Rate limit reached"), (503, b"<html>overloaded</html>"), HALF, SILENCE],
     ids=lambda fault: str(fault)[:30],
 )
 def test_a_passing_fault_is_tried_again(server, fault):
@@ -140,14 +127,6 @@ def test_a_passing_fault_is_tried_again(server, fault):
     outcomes = ask(server, ["a", "b", "c"], timeout=1 if fault == SILENCE else 60)
     assert outcomes == [(i, [f"Answer to {text}"]) for i, text in enumerate("abc")]
     assert server.asked == {"a": 1, "b": 3, "c": 1}
-
-
-def test_a_redirect_is_not_followed(server):
-    with started() as other:
-        server.react = lambda text, times: (307, b"", {"Location": f"{other.url}/chat/completions"})
-        _, said = ask_in_vain(server, "a")
-        assert "redirects are not followed" in said
-        assert not other.bodies
 
 
 def test_nobody_listens():
@@ -184,7 +163,7 @@ def test_a_fault_of_a_row_leaves_the_others_alone(server, name):
     assert KEY not in str(failure)
     assert type(failure) is (CutOff if name == "length" else Rejected)
     assert outcomes == {i: [f"Answer to {text}"] for i, text in enumerate("abcde") if text != row}
-    assert server.asked[row] == (4 if name in ("500", "cut", "half", "silence") else 1)
+    assert server.asked[row] == (4 if name in ("500", "cut", "silence") else 1)
 
 
 @pytest.mark.parametrize("name", ["400", "silence"])
