@@ -22,13 +22,6 @@ def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
     assert all(len(row["bbox"]) == 4 and isinstance(row["teacher_response"], str) for row in sft)
 
 
-def test_a_share_of_one_boxes_every_row(script, asked, tmp_path):
-    # The slash is what a shell's completion puts behind the name of a folder.
-    assert script("--max_samples", "5", "--sft_share", "1.0", "--output_path", f"{tmp_path}/made/") == 0
-    assert len(content(tmp_path / "made_sft")) == 5
-    assert not (tmp_path / "made_grpo").exists()
-
-
 def test_unreadable_images_are_left_out_with_their_ids(script, tmp_path, tiny_world, caplog):
     rows = content(tiny_world / "train")[:8]
     rows[2]["image"]["bytes"] = b"no image"

@@ -39,7 +39,6 @@ def test_where_a_data_set_lies(tmp_path, path, location, benchmark):
 @pytest.mark.parametrize(
     ("path", "dataset", "name"),
     [
-        ("lmms-lab-encoder/DocVQA:InfographicVQA", None, "infovqa"),
         ("someone/other:part", None, "other_part"),
         ("someone/other", "vstar", "vstar"),
         ("FOLDER/stvqa/.", None, "stvqa"),
@@ -54,7 +53,6 @@ def test_dataset_name(tmp_path, path, dataset, name):
     ("columns", "name"),
     [
         (["image", "question", "question_id", "answers"], "textvqa"),
-        (["image", "question", "answer"], "stvqa"),
         (["image", "question", "questionId", "answers"], "docvqa"),
         (["image", "text", "label", "question_id"], "vstar"),
         (["image", "question", "index", "A", "B", "C", "D", "answer"], "hrbench4k"),

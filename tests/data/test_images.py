@@ -71,11 +71,6 @@ def test_exif_orientation_is_applied_once(value, format):
     np.testing.assert_array_equal(np.asarray(again), np.asarray(image))
 
 
-def test_broken_exif_does_not_make_an_image_unreadable():
-    image = open_image(encode(checkered(), exif=b"Exif\x00\x00MM\x00*\xff\xff"))
-    assert pixels(image) == pixels(checkered())
-
-
 @pytest.mark.parametrize(
     ("image", "pixel"),
     [
@@ -167,7 +162,6 @@ UNREADABLE = {
     "no such file": "no/such/file.png",
     "cut off": encode(Image.effect_noise((64, 64), 50))[:2000],
     "no pixels": Image.new("RGB", (0, 5)),
-    "empty bytes beside a file": {"bytes": b"", "path": __file__},
 }
 
 

@@ -40,11 +40,9 @@ def ids(path: object, *arguments, **more) -> list:
     [
         ("data.jsonl", "image", "images/train_station.jpg", "images/train_station.jpg"),  # more images than tables
         ("metadata.jsonl", "file_name", "train_station.JPG", "train_station.JPG"),
-        ("DATA.JSONL", "image", "./test.jpg", "test.jpg"),
         ("train/metadata.jsonl", "file_name", "0.jpg", "train/0.jpg"),  # beside the table
         ("data/train.jsonl", "image", "../0.jpg", "0.jpg"),
         ("data/train.jsonl", "image", "images/0.jpg", "images/0.jpg"),  # from the root
-        ("restaurant_train_menu.jsonl", "image", "a[1]*?.jpg", "a[1]*?.jpg"),
     ],
 )
 @pytest.mark.parametrize("folder", ["signs", "[city] *?/train"])

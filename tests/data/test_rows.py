@@ -115,20 +115,13 @@ def test_a_saved_set_of_another_split_is_said(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def test_max_samples(copies):
-    assert [len(load_rows(copies / "textvqa", max_samples=number)) for number in (1, 9, None)] == [1, 2, 2]
-
-
 @pytest.mark.parametrize(
     ("path", "arguments", "problem"),
     [
         ("FOLDER/nothing", {}, "no data set at .*nothing: no such folder"),
-        ("datasets/nothing", {}, "no such folder"),
         ("FOLDER/vstar/direct_attributes", {"dataset": "textvqa"}, "has no"),
         ("FOLDER/textvqa", {"dataset": "imagenet"}, "unknown benchmark 'imagenet'; expected one of textvqa, "),
         ("FOLDER/textvqa", {"split": "train"}, "has no splits, but 'train' was asked for"),
-        ("FOLDER/splits", {"split": "x"}, "has no split 'x'; there are: train, validation, test"),
-        ("FOLDER/splits", {"split": "test"}, "has no rows"),
         ("FOLDER/splits", {}, "has several splits; name one with --split: train, validation, test"),
         ("FOLDER/docvqa:x", {}, "has no configuration x: DocVQA, InfographicVQA"),
         ("FOLDER/docvqa", {"dataset": "docvqa", "split": "x"}, "has no split 'x'; there are: validation, test, train"),
@@ -137,7 +130,6 @@ def test_max_samples(copies):
         ("FOLDER/textvqa", {"max_samples": 0}, "--max_samples 0: expected at least 1"),
         ("nobody/nothing", {}, "nobody/nothing is neither a local folder nor available .*; expected a folder"),
         ("x" * 300, {}, "File name too long: 'x{90,96}[.]{3}"),
-        ("a\0b", {}, "is neither a local folder nor available on the Hub"),
         ("", {}, "the data set has an empty name"),
     ],
 )
@@ -160,10 +152,9 @@ def test_a_broken_folder_is_refused(tmp_path, name):
     [
         ("a.jsonl", b'{"question": "Z\xf6e?", "question_id": 1, "image": "x.png"}\n', "not UTF-8.*0xf6"),
         ("a.csv", b"question,question_id,image\nZ\xf6e?,1,x.png\n", "can't decode byte 0xf6"),
-        ("a.jsonl", b"{]\n", "JSON parse error"),
         ("a.jsonl", b"", "has no rows"),
     ],
-    ids=["jsonl", "csv", "no JSON", "empty"],
+    ids=["jsonl", "csv", "empty"],
 )
 def test_tables_that_cannot_be_read(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)

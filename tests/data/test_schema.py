@@ -30,37 +30,28 @@ def save(folder: Path, **columns) -> Path:
     ("published", "references"),
     [
         pytest.param(["a", "b"], [["a"], ["b"]], id="strings"),
-        pytest.param([3, 7], [["3"], ["7"]], id="integers"),
         pytest.param([[YES, NO], [NO]], [["yes", "no"], ["no"]], id="VQAv2"),
         pytest.param([{"text": ["a", "b"], "answer_start": [1, 2]}] * 2, [["a", "b"]] * 2, id="SQuAD"),
-        pytest.param([[["a"], ["b", "c"]], []], [["a", "b", "c"], []], id="nested lists"),
-        pytest.param([[None, "cat", None], [None]], [["cat"], []], id="nulls in lists"),
         pytest.param([["", " ", "a"], ["\t"]], [["a"], []], id="blanks"),
         pytest.param([float("nan"), 2.0], [[], ["2"]], id="a blank in a CSV file of numbers"),
         pytest.param(['["a", "b"]', "[]"], [["a", "b"], []], id="JSON"),
         pytest.param(["['it\\'s', 'b']", None], [["it's", "b"], []], id="Python"),
         pytest.param(["['a', \"it's\"]", "stop"], [["a", "it's"], ["stop"]], id="one plain text among lists"),
         pytest.param(['["a", null, ["b"]]', "('c', 'd')"], [["a", "b"], ["c", "d"]], id="nested, a null, a tuple"),
+        pytest.param(["(a)", "(1 of 2)"], [["(a)"], ["(1 of 2)"]], id="parentheses"),
         pytest.param(["[1.50, 2.0]", "[7]"], [["1.50", "2"], ["7"]], id="numbers"),
         pytest.param(["[sic] yes", "exit [2]"], [["[sic] yes"], ["exit [2]"]], id="brackets in a text"),
-        pytest.param(["(a)", "(1 of 2)"], [["(a)"], ["(1 of 2)"]], id="parentheses"),
     ],
 )
 def test_references(tmp_path, published, references):
     assert load_rows(save(tmp_path / "data", answers=published))["answers"][:] == references
 
 
-LISTS = ["['a' 'a']", "['a'\n 'a']", "[a b]", "['a' ... 'c']", "[1 2]", "[0x10]", "['a', nan]", "{'a', 'b'}", '["a]']
-ARRAYS = [
-    "array(['a'], dtype=object)",
-    "{'text': array(['a'], dtype=object)}",
-    "<ArrowStringArray>\n['a']",
-    "deque(['a'])",
-]
-TWICE = ['"[\\"a\\", \\"b\\"]"', "\"['a', 'b']\""]
+LISTS = ["['a' 'a']", "['a'\n 'a']", "[a b]", "[1 2]", "['a', nan]", "{'a', 'b'}", '["a]', '"[\\"a\\", \\"b\\"]"']
+ARRAYS = ["{'text': array(['a'], dtype=object)}", "<ArrowStringArray>\n['a']", "deque(['a'])"]
 
 
-@pytest.mark.parametrize("cell", [*LISTS, *ARRAYS, *TWICE, "[1]"])  # [1] beside a text: a list or not?
+@pytest.mark.parametrize("cell", [*LISTS, *ARRAYS, "[1]"])  # [1] beside a text: a list or not?
 def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
     """Of numpy's ['a' 'a'] Python makes ['aa'], which no right answer matches."""
     with pytest.raises(UserError, match="has the answers .*; expected"):
@@ -121,18 +112,15 @@ NO_IMAGE = "none of the 2 images can be read; the first is an .*"
     ("columns", "problem"),
     [
         ({"question_id": [[1], [2]]}, r"row 0 has the question_id \[1\]; expected a string or an integer"),
-        ({"question_id": [True, False]}, "row 0 has the question_id True"),
         ({"question": ["q", None]}, "row 1 has the question None; expected a string"),
-        ({"answers": [{"words": "a"}, {"words": "b"}]}, "row 0 has the answers {'words': 'a'}; expected strings"),
-        ({"answers": [[True], [False]]}, r"row 0 has the answers \[True\]"),
         ({"answers": [[{"words": "x" * 10**6}], None]}, "row 0 has the answers .{97}[.]{3}; expected"),
+        ({"answers": [[True], [False]]}, r"row 0 has the answers \[True\]; expected strings"),
         ({"image": [1, 2]}, "expected images in the column image, not Value"),
         (
             {"image": ["https://a.io/1.jpg"] * 2},
             f"{NO_IMAGE}'?https://a.io/1.jpg'? is a URL, which is not downloaded",
         ),
         ({"image": ["gone.jpg", None]}, f"{NO_IMAGE}no such file"),
-        ({"image": ["x" * 10**6] * 2}, f"{NO_IMAGE}File name too long: .*x[.]{{3}}"),
         ({"image": [{"bytes": b"no image", "path": None}] * 2}, f"{NO_IMAGE}unknown format"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
@@ -152,10 +140,8 @@ def letters(**change) -> datasets.Dataset:
 @pytest.mark.parametrize(
     ("change", "options"),
     [
-        ({"D": ["black", None]}, "A. x\nB. y\nC. z"),
-        ({"C": ["green", ""], "D": ["black", "  "]}, "A. x\nB. y"),
+        ({"C": ["green", "  "], "D": ["black", None], "E": ["grey", "w"]}, "A. x\nB. y\nE. w"),
         ({"C": [3, 4], "D": ["black", "None"]}, "A. x\nB. y\nC. 4\nD. None"),  # a word for nothing is an option
-        ({"E": ["grey", "w"]}, "A. x\nB. y\nC. z\nD. k\nE. w"),
     ],
 )
 def test_options(tmp_path, change, options):

@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pictures import Pairs, noise
 from transformers import AutoConfig
 
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models import batches
-from cropvlm.models.batches import Batches, auto_batch_size, image_cost, plan_batches, row_costs
+from cropvlm.models.batches import Batches, auto_batch_size, image_cost, plan_batches
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,8 @@ def test_cost_of_an_image_is_its_tiles(tiny_smolvlm, longest_edge, expected):
         # SmolVLM-256M in bf16, per token: 2 x 30 layers x 3 heads x 64 + 20 x 576 = 23,040 values, 46,080 bytes.
         # Two prompts of 256 + 2 x 64 tokens: 35 MB a row; half of 130 GiB holds 1,970.
         (130 << 30, 0, 256),
-        (20 << 30, 0, 256),  # 303
         (4 << 30, 0, 32),  # 60
         # 17 + 17 tiles: 2,176 tokens, 224 MB a row.
-        (130 << 30, 34, 256),  # 311
         (20 << 30, 34, 32),  # 47
         (1 << 20, 34, 1),
     ],
@@ -62,17 +59,10 @@ def test_auto_on_a_cpu(smolvlm):
     assert auto_batch_size(*smolvlm, [1, 9]) == 32
 
 
-def test_rows_that_cost_the_same_are_not_sorted(smolvlm):
-    _, processor = smolvlm
-    assert row_costs(processor, Pairs([(noise(9, 9), noise(5, 5)), None]).image_sizes, 2) == [0, 0]
-
-
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory."),
         MemoryError(),
-        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
         None,

@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Resampling
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from cropvlm.models import resizing
 from cropvlm.models.resizing import FILTERS, resize, resize_matrices
@@ -34,9 +32,6 @@ def difference(shape: tuple[int, int], size: tuple[int, int], resample: Resampli
     ("shape", "size"),
     [
         ((768, 1024), (384, 512)),  # a photograph, halved
-        ((768, 1024), (1536, 2048)),  # enlarged
-        ((300, 400), (512, 512)),  # enlarged, another aspect ratio
-        ((1000, 700), (512, 358)),
         ((20, 2000), (6, 512)),  # a strip
         ((1, 1), (64, 64)),
         ((64, 64), (1, 1)),
@@ -82,13 +77,6 @@ def test_tf32_does_not_reach_the_products(monkeypatch):
         torch.backends.fp32_precision = matmul.fp32_precision = before
 
 
-def test_torchvisions_lanczos_is_the_same_to_two_levels():
-    """Its weights have 16 bits."""
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 300, 400), dtype=np.uint8))
-    theirs = functional.resize(pixels, [512, 200], interpolation=InterpolationMode.LANCZOS)
-    assert (resize(pixels, (512, 200)).int() - theirs.int()).abs().max() <= 2
-
-
 def test_the_weights_of_a_pixel_sum_to_one():
     matrices = resize_matrices([(1024, 512), (512, 1024), (7, 7), (3, 1000), (1000, 3)], Resampling.LANCZOS, CPU)
     assert {pair: matrix.shape for pair, matrix in matrices.items()} == {
@@ -109,8 +97,3 @@ def test_a_matrix_is_made_of_the_pixels_under_the_filter(length, new_length, mos
     monkeypatch.setitem(FILTERS, Resampling.LANCZOS, (lambda x: asked.append(x.numel()) or weight(x), support))
     resize_matrices([(length, new_length)], Resampling.LANCZOS, CPU)
     assert sum(asked) <= most
-
-
-def test_a_float_image_is_rejected():
-    with pytest.raises(ValueError, match="uint8"):
-        resize(torch.zeros(3, 8, 8), (4, 4))

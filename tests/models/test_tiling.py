@@ -109,11 +109,6 @@ def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
     torch.testing.assert_close(*logits, rtol=0, atol=0.05)
 
 
-def test_other_families_and_the_cpu_keep_their_own_way(tiny_llava, tiny_smolvlm):
-    assert tiling_of(load_processor(str(tiny_llava)), GPU) is None
-    assert tiling_of(load_processor(str(tiny_smolvlm)), torch.device("cpu")) is None
-
-
 @pytest.mark.parametrize(
     ("longest_edge", "tiles", "shape"),
     [

@@ -28,21 +28,6 @@ def model(tiny_qwen):
     return load_model(str(tiny_qwen), device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((1024, 768), (1036, 756)),  # 1024 / 28 = 36.6 -> 37 x 28; 768 / 28 = 27.4 -> 27 x 28
-        ((280, 560), (280, 560)),  # multiples of 28 stay
-        # 40 MP: beta = sqrt(7300 * 5480 / 12845056) = 1.76477; 7300 / beta / 28 = 147.7 -> 147, 110.9 -> 110
-        ((7300, 5480), (4116, 3080)),
-        ((20, 20), (56, 56)),  # below 3136 px: 20 * sqrt(3136 / 400) = 56
-        ((3, 3000), (28, 2996)),  # 1000:1; taken as 30:3000: 30 / 28 -> 1, 3000 / 28 = 107.1 -> 107
-    ],
-)
-def test_the_size_that_the_teacher_sees(size, expected):
-    assert qwen_size(size, *PixelBudget()) == expected
-
-
 def make_rows(*sizes) -> Dataset:
     rows = []
     for i, size in enumerate(sizes):

@@ -81,12 +81,6 @@ def test_one_source_keeps_its_ids_and_columns(four_sources):
     assert {"image_id", "ocr_tokens", "source"} <= set(rows.column_names)
 
 
-def test_a_source_without_references_can_be_boxed(tmp_path):
-    published("textvqa", 3).remove_columns("answers").save_to_disk(str(tmp_path / "bare"))
-    (rows,) = load_sources([str(tmp_path / "bare")])
-    assert rows["answers"][:] == [[], [], []]
-
-
 def test_two_folders_of_one_name(tmp_path):
     folders = [str(tmp_path / parent / "boxes") for parent in ("a", "b")]
     with pytest.raises(UserError, match=f"{folders[0]} and {folders[1]} are both called boxes.*; rename one"):
@@ -107,11 +101,6 @@ def test_every_source_is_halved(four_sources):
     assert sft["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 2
     assert grpo["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 3
     assert grpo["question_id"][4] == "docvqa/49156"
-
-
-def test_a_share_of_one_leaves_no_grpo_part(four_sources):
-    sft, grpo = halve(load_sources(["textvqa"]), 1.0)
-    assert (len(sft), grpo) == (8, None)
 
 
 def test_a_source_too_small_for_a_half(four_sources):

@@ -129,10 +129,8 @@ def test_a_killed_run_is_made_good_by_the_next(parts, tmp_path, stop):
     [
         ("{tmp}/x_sft", "up/../x"),
         ("link=0.5", "x"),
-        ("x_sft:default", "x"),
         ("x_grpo/inner", "x"),  # the source lies in what would be replaced
         ("x_sft", "x_sft/y"),  # the parts would lie in the source
-        (".", "y"),
     ],
 )
 def test_an_output_that_is_a_source(tmp_path, monkeypatch, source, target):

@@ -24,12 +24,7 @@ def test_summarise():
     assert report["mean_area_before"] == pytest.approx((0.01 + 0.04 + 0.09 + 1 + 1) / 6)
 
 
-def test_only_fallbacks_have_no_cut_points_of_real_boxes():
-    boxes, cut_points = grow(records("", ""))
-    assert summarise(boxes, ["a", "a"], cut_points, (45, 10, 4, 2, 1))["cut_points_of_real_boxes"] is None
-
-
-@pytest.mark.parametrize(("rows", "height"), [(1, 480), (6, 480), (7, 720), (24, 1200), (100, 1200)])
+@pytest.mark.parametrize(("rows", "height"), [(6, 480), (7, 720), (100, 1200)])
 def test_picture_shows_at_most_24_boxes(rows, height):
     from PIL import Image
 
