@@ -35,12 +35,7 @@ INVALID = {
     "negative": "[-1, 20, 30, 40].",
     "x reversed": "[30, 20, 10, 40].",
     "no brackets": "10, 20, 30, 40.",
-    "two dots": "[10, 20, 30, 40]..",
     "text before": "Box: [10, 20, 30, 40].",
-    "two boxes": "[10, 20, 30, 40]. [10, 20, 30, 40].",
-    "cut off": "[10, 20, 30, 4",
-    "no commas": "[10 20 30 40].",
-    "exponent": "[1e1, 20, 30, 40].",
     "other digits than 0-9": "[١, 20, 30, 40].",
     "10,000 digits": f"[0, 0, {'9' * 10_000}, 40].",
 }
@@ -81,10 +76,7 @@ TEACHER = {
     "floats": ("[10.5, 20., 30, 40]", (10.5, 20.0, 30, 40)),
     "strings": ('{"bbox_2d": ["10", "20", "30", "40"]}', (10, 20, 30, 40)),
     "reversed corners": ("[30, 40, 10, 20]", (10, 20, 30, 40)),
-    "beyond the edge": ("[-5, 20, 9999, 40]", (-5, 20, 9999, 40)),
-    "no area": ("[10, 20, 10, 20]", (10, 20, 10, 20)),
     "a list before the field": ('As for [1]: {"bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
-    "another field of four": ('{"size": [1, 2, 3, 4], "bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
     "the prompt's own words before": ("'bbox_2d': [x1, y1, x2, y2] is \"bbox_2d\": [10, 20, 30, 40]", (10, 20, 30, 40)),
     "comma at the end": ('{"bbox_2d": [10, 20, 30, 40,]}', (10, 20, 30, 40)),
     "field without quotes": ("bbox_2d = [-1, 20, 30, 40]", (-1, 20, 30, 40)),
@@ -99,11 +91,9 @@ UNREADABLE = {
     "refusal": ("There is no such region.", "no list"),
     "truncated": ('```json\n[{"bbox_2d": [10, 20, 3', "truncated"),
     "three numbers": ("[10, 20, 30]", "not four values"),
-    "points": ("[[10, 20], [30, 40]]", "not four values"),
     "the prompt's own words": ("[x1, y1, x2, y2]", "not numbers"),
     "10,000 digits": (f"[1, 2, {'9' * 10_000}, 4]", "not numbers"),
     "a thought that never ends": ("<think>Perhaps [10, 20, 30, 40]", "truncated"),
-    "an answer in words after a thought": ("<think>[10, 20, 30, 40]</think>Nowhere.", "no list"),
     "the field's list is not four numbers": ('{"size": [1, 2, 3, 4], "bbox_2d": [10, 20]}', "not four values"),
 }
 
@@ -136,7 +126,6 @@ def test_teacher_text_is_a_sorted_box_or_has_a_kind(text):
         pytest.param((10, 20, 30, 40), (200, 50), (20, 10, 60, 20), id="10% of 200, 20% of 50"),
         pytest.param((10, 20, 30, 40), (33, 33), (3, 6, 10, 14), id="3.3, 6.6, 9.9, 13.2 outwards"),
         pytest.param((0, 0, 100, 100), (7, 3), (0, 0, 7, 3), id="whole image"),
-        pytest.param((99, 99, 100, 100), (1, 1), (0, 0, 1, 1), id="1x1"),
         pytest.param((29, 0, 58, 100), (100, 1), (29, 0, 58, 1), id="29% of 100 px is pixel 29"),
         pytest.param((0, 0, 5e-324, 5e-324), (1, 1), (0, 0, 1, 1), id="a width that rounds to nothing"),
     ],
@@ -253,6 +242,7 @@ def test_bbox_iou(bbox_a, bbox_b, iou):
 def test_area_cut_points_are_the_fifths():
     # n = 12: indices 12//5 = 2, 24//5 = 4, 36//5 = 7, 48//5 = 9 of the sorted list 0..11.
     assert area_cut_points([11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]) == (2, 4, 7, 9)
+    assert area_cut_points(range(10)) == (2, 4, 6, 8)  # 10//5 = 2, 20//5 = 4, ...
     assert area_cut_points([3.5]) == (3.5, 3.5, 3.5, 3.5)
     with pytest.raises(ValueError, match="at least one box"):
         area_cut_points([])

@@ -53,12 +53,6 @@ def test_without_a_flag_it_is_the_first(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def test_without_a_gpu_nothing_changes(monkeypatch):
-    see_gpus(monkeypatch, 0, None)
-    show_one_gpu(3)
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
-
-
 def see_gpus(monkeypatch, count, visible):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # to be put back in the end

@@ -37,16 +37,6 @@ def test_each_image_is_read_once_while_its_step_waits():
     assert sorted(read) == [1, 2, 2, 3, 4, 5]  # 2 was forgotten meanwhile
 
 
-def test_an_image_that_cannot_be_read_fails_the_step_that_needs_it():
-    def read(source, i):
-        raise OSError(f"cannot read {source}")
-
-    ahead = ReadAhead(read)
-    ahead(rows_of([1]))
-    with pytest.raises(OSError, match="cannot read image 1"):
-        ahead.results(rows_of([1]))
-
-
 def test_rows_that_a_worker_fetches_are_read_when_they_are_asked_for():
     ahead = ReadAhead(lambda source, i: source)
     rows = next(iter(DataLoader(rows_of([1, 2]), batch_size=2, collate_fn=ahead, num_workers=1)))

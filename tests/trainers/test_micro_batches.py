@@ -151,9 +151,7 @@ def test_deepspeed_keeps_the_sizes_that_it_was_given(tmp_path):
     ("given", "most", "taken"),
     [
         ((96, 1, None), 50, (48, 2, 2)),  # divisors of 96 in whole groups of 6: 6, 12, 24, 48, 96
-        ((96, 1, None), 96, (96, 1, 1)),
         ((96, 1, None), 1, (6, 16, 16)),  # a group at least
-        ((6, 16, None), 50, (48, 2, 2)),
         ((6, 16, 1), 96, (6, 16, 1)),  # what is written at once stays: one prompt
         ((24, 4, 8), 96, (96, 1, 2)),
         ((4, 24, None), 5, (4, 24, 24)),  # groups are spread over micro-steps

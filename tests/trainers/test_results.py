@@ -5,12 +5,10 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 from huggingface_hub import HfApi
 from kills import run_forked
-from trainers import make_grpo_trainer
 
 import train_sft
 from cropvlm.errors import UserError
@@ -23,13 +21,10 @@ OTHER = RUN | {"settings": {"seed": 0}}
 
 
 @pytest.fixture(scope="module")
-def trainer(tiny_smolvlm, tiny_world, tmp_path_factory):
+def trainer(tiny_smolvlm, boxed_world, tmp_path_factory):
     """An SFT trainer that has yet to be trained."""
-    rows = datasets.load_from_disk(str(tiny_world))["train"]
-    data, output = (tmp_path_factory.mktemp(name) for name in ("data", "output"))
-    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(data))
-    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(data), longest_edge=64, lora_r=4)
-    args = train_sft.SFTArguments(output_dir=str(output), report_to="none", use_cpu=True)
+    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(boxed_world), longest_edge=64, lora_r=4)
+    args = train_sft.SFTArguments(output_dir=str(tmp_path_factory.mktemp("output")), report_to="none", use_cpu=True)
     return train_sft.make_trainer(args, policy)
 
 
@@ -129,13 +124,6 @@ def test_the_merged_model_and_the_card_may_go_or_change(trainer, tmp_path, monke
     saving.add_merged(tmp_path, torch.float32)
     assert contents(tmp_path / "merged") == merged
     assert not (tmp_path / saving.UNFINISHED).exists()
-
-
-def test_the_frozen_copy_of_the_sft_adapter_is_not_saved(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    trainer = make_grpo_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
-    assert "ref" in trainer.model.peft_config
-    saving.save_result(trainer, RUN)
-    assert not list(tmp_path.rglob("ref"))
 
 
 def test_the_figures_are_those_of_the_whole_run():

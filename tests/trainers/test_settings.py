@@ -49,24 +49,16 @@ def test_the_command_line_goes_before_the_config(monkeypatch):
 @pytest.mark.parametrize(
     ("types", "flag", "value", "expected"),
     [
-        (SFT, "--lora_alpha", "0", "at least 1"),
-        (SFT, "--per_device_train_batch_size", "0", "at least 1"),
         (GRPO, "--vqa_longest_edge", "0", "at least 2"),
-        (SFT, "--lora_dropout", "2.0", "less than 1"),
+        (SFT, "--lora_dropout", "1.0", "less than 1"),
+        (SFT, "--save_steps", "0.0", "more than 0"),
         (SFT, "--learning_rate", "nan", "a finite number"),
         (SFT, "--seed", "-1", "at least 0"),
         (SFT, "--seed", str(2**32), "at most"),
-        (SFT, "--save_steps", "0.0", "more than 0"),
         (SFT, "--max_steps", "0", "at least 1"),
-        (SFT, "--max_steps", "-5", "at least -1"),
-        (SFT, "--warmup_ratio", "1.0", "less than 1"),
         (SFT, "--remove_unused_columns", "True", "leave it out"),
         (GRPO, "--report_to", "foo", "none, all or what is installed: .*tensorboard"),
         (SFT, "--max_length", "8", "would cut its image tokens"),
-        (GRPO, "--num_generations", "0", "at least 2"),
-        (GRPO, "--steps_per_generation", "0", "at least 1"),
-        (GRPO, "--beta", "-1.0", "at least 0"),
-        (GRPO, "--reward_batch_size", "-1", "at least 1"),
         (GRPO, "--rollout_batch_size", "4", ""),
     ],
 )
@@ -76,9 +68,7 @@ def test_values_that_cannot_be_trained_with(types, flag, value, expected, monkey
         parse(types)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--dataset_path", ""], ["--dataset_path="], ["--dataset_path", " "], ["--config", ""]]
-)
+@pytest.mark.parametrize("flags", [["--dataset_path", " "], ["--dataset_path="], ["--config", ""]])
 def test_an_empty_value_is_refused(flags, monkeypatch):
     """As left by a shell variable that is not set; it would mean the default."""
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
@@ -96,11 +86,7 @@ def parse_yaml(text, types, tmp_path, monkeypatch):
     ("line", "expected"),
     [
         ("longest_edge: 64.0", "--longest_edge.*invalid int value: '64.0'"),
-        ("lora_r: null", "--lora_r.*invalid int value: 'None'"),
-        ("seed: true", "--seed.*invalid int value"),
         ("seed: [1, 2]", "unrecognized arguments: 2"),
-        ("learning_rate: fast", "--learning_rate.*invalid float value"),
-        ("data_type: foo", "--data_type.*invalid choice"),
         ("dataset_path: ''", "dataset_path is empty"),
         ("dataset: a", "unknown setting dataset"),
         ("env: 3", "expected lines of name: value"),

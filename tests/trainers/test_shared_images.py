@@ -205,17 +205,3 @@ def test_every_weight_is_trained_against_a_reference_of_its_own(tiny_smolvlm, ti
     moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
     assert len(moved) > 0.9 * len(before)
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.named_parameters())
-
-
-def test_pixels_are_still_encoded(tiny_smolvlm):
-    """Inference with the same model, for pictures and scores during training, hands over pixels."""
-    model, processor = modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm)
-    image = Image.new("RGB", (64, 64), "red")
-    pixels = processor.image_processor([[image]], return_tensors="pt")["pixel_values"]
-    expected = model.model.get_image_features(pixels).pooler_output[0]
-    shared = SharedImages(model, processor)
-    numbers = shared.number_images([[image], [image]])[0]["pixel_values"]
-    assert torch.allclose(model.model.get_image_features(pixels).pooler_output[0], expected)
-    first, second = model.model.get_image_features(numbers).pooler_output
-    assert torch.allclose(first, expected, atol=1e-6)
-    assert torch.equal(first, second)
