@@ -18,7 +18,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "someone"
 LARGE = (".parquet", ".safetensors", ".bin", ".jpg", ".png", ".arrow")  # files of Git LFS
-DATE = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass

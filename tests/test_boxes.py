@@ -166,18 +166,6 @@ def test_rescale_bbox(bbox_px, from_size, to_size, mapped):
     assert rescale_bbox(bbox_px, from_size, to_size) == mapped
 
 
-@given(
-    st.tuples(*[st.integers(-(10**9), 10**9)] * 4),
-    st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)),
-    st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)),
-)
-def test_rescaled_boxes_lie_inside_and_keep_their_order(corners, from_size, to_size):
-    xs, ys = sorted(corners[::2]), sorted(corners[1::2])
-    x1, y1, x2, y2 = rescale_bbox((xs[0], ys[0], xs[1], ys[1]), from_size, to_size)
-    assert 0 <= x1 <= x2 <= to_size[0]
-    assert 0 <= y1 <= y2 <= to_size[1]
-
-
 @pytest.mark.parametrize(
     ("bbox_px", "multiplier", "bbox_pct"),
     [

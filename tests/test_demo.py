@@ -1,7 +1,6 @@
 """The demo: what the page answers, with models that answer at once; then the page itself, in a browser."""
 
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -102,15 +101,6 @@ def test_mistakes_end_with_one_line(tmp_path, flags, problem):
 
 # The page in earnest: started as a user does, without flags, in a folder that looks like one after the miniature.
 GRADIO = Path(os.environ.get("CROPVLM_DEMO_PYTHON", ROOT / ".venv/demo/bin/python3"))  # made by scripts/demo.sh
-CLIENT = """
-import json, sys
-from gradio_client import Client, handle_file
-
-client = Client(sys.argv[1], verbose=False)
-for box in ("", "[50, 50, 100, 100]"):
-    *pictures, used, without, with_crop = client.predict(handle_file(sys.argv[2]), "What?", box, api_name="/answer")
-    print(json.dumps([used, without, with_crop]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -147,20 +137,6 @@ def address(tmp_path_factory, tiny_smolvlm, tiny_world) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
-
-
-@pytest.mark.slow
-def test_the_demo_answers_its_client(address, tmp_path):
-    IMAGE.save(tmp_path / "image.png")
-    call = [GRADIO, "-c", CLIENT, address, tmp_path / "image.png"]
-    environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run(call, capture_output=True, text=True, check=True, env=environment)
-    croppers, typed = map(json.loads, done.stdout.splitlines())
-    assert croppers[0].endswith("(invalid: the full image is shown again)")
-    assert typed[0] == "[50, 50, 100, 100]"
-    for _, without, with_crop in (croppers, typed):
-        assert re.search(r"\(\d+\.\d\d s\)$", without)
-        assert re.search(r"\(\d+\.\d\d s\) and \d+\.\d\d s for the box$", with_crop)
 
 
 @pytest.mark.slow

@@ -47,21 +47,6 @@ def test_inputs_are_those_of_the_processor(vlm):
     torch.testing.assert_close(model(**inputs).logits, model(**plain).logits, rtol=0, atol=1e-5)
 
 
-@torch.inference_mode()
-def test_images_of_several_tile_counts_are_joined(smolvlm, tiny_smolvlm):
-    model, _ = smolvlm
-    processor = load_processor(str(tiny_smolvlm), longest_edge=128)
-    # 64-px tiles: 128x64 -> 2x1 tiles and the whole; 100x100 -> 128x128 -> 2x2 and the whole; 8 tiles in all.
-    prompts = pair(noise(128, 64), noise(100, 100, seed=1))
-    prepared = prepare(processor, prompts)
-    assert [pixels.shape for pixels in pixel_values(prepared)] == [(3, 1, 3, 64, 64), (5, 1, 3, 64, 64)]
-    features = encode_images(model, prepared)
-    assert [len(feature) for feature in features.values()] == [3 * 16, 5 * 16]
-    inputs = model_inputs(model, prepared, processor.tokenizer.pad_token_id)
-    plain = plain_inputs(processor, prompts)
-    torch.testing.assert_close(model(**inputs).logits, model(**plain).logits, rtol=0, atol=1e-5)
-
-
 def test_a_shared_image_is_preprocessed_and_encoded_once(smolvlm, monkeypatch):
     model, processor = smolvlm
     tiles, images = count_tiles(monkeypatch, model), []
@@ -291,21 +276,6 @@ def test_merge_keeps_an_image_of_two_parts_once(tiny_smolvlm):
     again = merge([both, one])
     assert again.shown == [*both.shown, [first], [first, second]]
     assert list(again.images) == [first, second, third]
-
-
-def test_every_tensor_of_every_image_is_pinned(vlm, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # needs a GPU
-    _, processor = vlm
-    prepared = prepare(processor, pair(noise(64, 64), noise(32, 32, seed=1)))
-    pinned = prepared.pin_memory()
-    assert (pinned.input_ids, pinned.shown) == (prepared.input_ids, prepared.shown)
-    assert pinned.images.keys() == prepared.images.keys()
-    for key, image in prepared.images.items():
-        assert pinned.images[key]._replace(tensors={}) == image._replace(tensors={})
-        assert pinned.images[key].tensors.keys() == image.tensors.keys()
-        for name, tensor in pinned.images[key].tensors.items():
-            assert torch.equal(tensor, image.tensors[name])
-            assert tensor is not image.tensors[name]
 
 
 @pytest.mark.parametrize("longest_edge", [512, 1024, 2048])

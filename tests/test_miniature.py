@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
 from PIL import Image
 
 from cropvlm.boxes import format_bbox
@@ -102,22 +101,6 @@ def test_how_boxes_lie_to_placards_by_hand():
     # The placard; one twice as wide and as high; its left half; no box, so the whole image: 5 times its sides.
     boxes = ["[10, 20, 30, 40].", "[0, 10, 40, 50].", "[10, 20, 20, 40].", "none"]
     assert report.placard_fit(boxes, placards) == (0.75, 1.5)  # longer sides 1, 2, 1, 5
-
-
-def test_a_world_that_was_not_finished_is_drawn_anew(tmp_path, monkeypatch):
-    def cut_off(self, folder):
-        folder.mkdir(parents=True)
-        (folder / "dataset_dict.json").write_text("{}")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DatasetDict, "save_to_disk", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            write_world(tmp_path / "world", train=2, test=2)
-    assert not (tmp_path / "world").exists()
-    write_world(tmp_path / "world", train=2, test=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
-    assert len(load_rows(str(tmp_path / "world"), "test")) == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -23,26 +23,20 @@ from cropvlm.prompts import cropper_messages
 from cropvlm.runs.predictions import read_meta, read_predictions
 
 
-class Tokenizer:
-    """Words by their first letter."""
-
-    def __init__(self, *ids: int):
-        self.ids = ids
-
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
-        return {"input_ids": [[i, 9, 9] for i in self.ids]}
+def tokenizer_of(*ids: int):
+    """A tokenizer that knows each of two texts by its first token."""
+    return lambda texts, add_special_tokens: {"input_ids": [[i, 9, 9] for i in ids]}
 
 
 def test_the_first_token_decides_and_a_box_is_written_all_the_same():
-    recorder = NeedRecorder(Tokenizer(1, 2))
+    recorder = NeedRecorder(tokenizer_of(1, 2))
     logits = torch.tensor([[0.0, 3.0, 1.0], [0.0, -1.0, 4.0]])
     masked = recorder(None, logits)
     assert recorder.needs == [3 - 1, -1 - 4]
     assert masked.tolist() == [[0, 3, -math.inf], [0, -1, -math.inf]]
     assert recorder(None, logits) is logits  # later tokens are as they are
     with pytest.raises(UserError, match="begins a box and 'Not needed.' with one token"):
-        NeedRecorder(Tokenizer(1, 1))
+        NeedRecorder(tokenizer_of(1, 1))
 
 
 def test_a_threshold_decides():

@@ -104,12 +104,6 @@ def test_the_script_accepts_the_flags(command, monkeypatch, capsys):
         pytest.fail(f"{command}: {error} {capsys.readouterr().err}")
 
 
-@pytest.mark.parametrize("command", ["python3 generate_bbox.py", "bash scripts/train_sft.sh 0 --no_such_flag 1"])
-def test_this_test_would_see_a_wrong_flag(command, monkeypatch):
-    with pytest.raises((SystemExit, UserError)):
-        parse(python_call(command), monkeypatch)
-
-
 def tree() -> dict[str, str]:
     """Path -> what the README's tree says of it; what is indented lies in the folder above."""
     block = next(text for _, text in BLOCKS if text.startswith("create_dataset.py"))

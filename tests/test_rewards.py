@@ -74,12 +74,6 @@ def five_completions():
     return {"completions": completions} | {name: [value] * 5 for name, value in columns.items()}
 
 
-def test_likelihood_in_small_batches(reward_vlm):
-    columns = five_completions()
-    whole = rewards.AnswerLikelihoodReward(*reward_vlm)(**columns)
-    assert rewards.AnswerLikelihoodReward(*reward_vlm, batch_size=2)(**columns) == pytest.approx(whole, abs=1e-4)
-
-
 @pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
 def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch, caplog):
     """Room for two: of five completions 5 and 2 are tried, then 2, 2, 1 go through; the next step starts at 2."""

@@ -156,17 +156,6 @@ def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tin
             assert torch.equal(second[name.removesuffix("weight") + f"{adapter}.weight"], weight), name
 
 
-def test_a_merged_model_gets_a_fresh_adapter(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    merged = tmp_path / "merged"
-    modeling.load_model(str(sft_adapter), device="cpu").save_pretrained(merged)
-    modeling.load_processor(str(sft_adapter)).save_pretrained(merged)
-    trainer = make_trainer(tmp_path / "out", merged, tiny_world, tiny_smolvlm)
-    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-    assert all(not weight.any() for name, weight in trained.items() if "lora_B" in name)  # a fresh one
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -215,17 +204,3 @@ def test_a_data_set_without_answers_is_refused(sft_adapter, tiny_smolvlm, tiny_w
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match="answers"):
         run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
-
-
-def test_a_process_that_holds_a_part_of_one_group_draws_nothing(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """Two processes of two completions each: this one has two of the group's three, and the rewards of all four."""
-    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm)
-    trainer.policy_arguments.log_crops_every = 1
-    trainer.model.train()
-    trainer.reward_funcs = [lambda completions, **columns: [0.0] * len(completions)] * 2
-    row = trainer.shared_images.open([trainer.train_dataset[0]])[0]
-    completions = [[{"role": "assistant", "content": "?"}]] * 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trl_overrides, "box_figures", lambda *_: {})
-        trainer._calculate_rewards([row] * 2, [row["prompt"]] * 2, completions, [[1]] * 2)
-    assert not (tmp_path / "crops").exists()

@@ -87,33 +87,6 @@ def llava_next():
     return transformers.LlavaNextForConditionalGeneration(config), processor
 
 
-def internvl():
-    names = {
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    }
-    tokenizer = build_tokenizer("<|im_end|>", "<|endoftext|>", list(names.values()), extra_special_tokens=names)
-    image_processor = transformers.GotOcr2ImageProcessor(
-        size={"height": TILE, "width": TILE}, crop_to_patches=True, min_patches=1, max_patches=4
-    )
-    processor = transformers.InternVLProcessor(
-        image_processor,
-        tokenizer,
-        transformers.InternVLVideoProcessor(),
-        image_seq_length=16,
-        chat_template=template("<IMG_CONTEXT>"),
-    )
-    config = transformers.InternVLConfig(
-        vision_config=VISION | {"image_size": [TILE, TILE], "patch_size": [8, 8]},
-        text_config=text_of(tokenizer, model_type="qwen2"),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=16,
-    )
-    return transformers.InternVLForConditionalGeneration(config), processor
-
-
 def gemma3():
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     tokenizer = build_tokenizer(
@@ -135,20 +108,6 @@ def gemma3():
         tie_word_embeddings=False,
     )
     return transformers.Gemma3ForConditionalGeneration(config), processor
-
-
-def pali_gemma():
-    tokenizer = build_tokenizer("<eos>", "<pad>", ["<bos>", "<image>"], bos_token="<bos>")
-    image_processor = transformers.SiglipImageProcessor(size={"height": TILE, "width": TILE})
-    image_processor.image_seq_length = 64
-    processor = transformers.PaliGemmaProcessor(image_processor, tokenizer, chat_template=LLAVA_TEMPLATE)
-    config = transformers.PaliGemmaConfig(
-        vision_config=TOWER | {"model_type": "siglip_vision_model"},
-        text_config=text_of(tokenizer, model_type="gemma", head_dim=16),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        projection_dim=64,
-    )
-    return transformers.PaliGemmaForConditionalGeneration(config), processor
 
 
 def smolvlm2():
@@ -178,9 +137,7 @@ def smolvlm2():
 BUILD: dict[str, Callable] = {
     "qwen3_vl": qwen3_vl,
     "llava_next": llava_next,
-    "internvl": internvl,
     "gemma3": gemma3,
-    "pali_gemma": pali_gemma,
     "smolvlm2": smolvlm2,
 }
 

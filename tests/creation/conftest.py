@@ -1,7 +1,6 @@
 """What the tests of create_dataset.py share."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,14 @@ from datasets import Dataset
 from made_sets import RESPONSES, content
 
 import create_dataset
-from cropvlm.runs.cli import run
 from cropvlm.sets import asking, responses
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path, tiny_world, tiny_qwen):
+def script(call, tmp_path, tiny_world, tiny_qwen):
     """Run the script in this process, on the tiny world with the tiny teacher unless told otherwise; its exit code."""
-
-    def call(*flags: str) -> int:
-        defaults = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--output_path", tmp_path / "made"]
-        argv = ["create_dataset.py", *defaults, "--max_new_tokens", "8", *flags]
-        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
-        with pytest.raises(SystemExit) as ended:
-            run(create_dataset.main)
-        return ended.value.code
-
-    return call
+    defaults = ["--dataset_path", tiny_world, "--model_path", tiny_qwen, "--output_path", tmp_path / "made"]
+    return lambda *flags: call(create_dataset.main, *defaults, "--max_new_tokens", 8, *flags)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_sets import RESPONSES, content, save_rows
+from made_sets import content, save_rows
 from processes import kill_launch, launch_script
 
 from cropvlm import generation
@@ -115,14 +115,6 @@ def test_another_teacher_does_not_mix_with_a_begun_journal(script, asked, tmp_pa
     assert script() == 0
     assert script("--max_pixels", "10000") == 2
     assert "other settings (max_pixels None there, 10000 here)" in capfd.readouterr().err
-
-
-def test_the_journal_holds_raw_responses(script, asked, tmp_path):
-    assert script("--max_samples", "4") == 0
-    header, *rows = map(json.loads, (tmp_path / "made.journal.jsonl").read_text().splitlines())
-    assert header["settings"]["max_new_tokens"] == 8
-    assert [row["teacher_response"] for row in rows[:2]] == [text for text, _ in RESPONSES[:2]]
-    assert [row["readable"] for row in rows[2:]] == [True, True]  # of the GRPO part
 
 
 def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):

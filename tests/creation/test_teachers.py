@@ -2,12 +2,10 @@
 
 import json
 
-from fake_server import error, open_url
-from made_sets import content, save_rows
+from fake_server import open_url
+from made_sets import content
 
 from cropvlm import modeling
-from cropvlm.runs import run
-from cropvlm.runs import server as remote
 
 
 def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):
@@ -40,28 +38,3 @@ def test_a_server_is_the_teacher(script, tmp_path, server, hurried):
     assert all(width % 28 == height % 28 == 0 and width * height <= 100000 for width, height in sizes())
     assert [row["bbox"] for row in content(tmp_path / "made_sft")] == [[50, 50, 100, 100]] * 3
     assert "Teacher: qwen, greedy" in (tmp_path / "made_sft/README.md").read_text()
-
-
-def test_what_a_server_rejected_is_asked_for_again(script, tmp_path, server, hurried, monkeypatch, tiny_world):
-    def react(text, times):
-        return error(413, "Too large") if any(question in text for question in too_large) else "[0, 0, 28, 28]"
-
-    monkeypatch.setattr(remote, "MOST_REJECTED", 2)
-    monkeypatch.setattr(run, "MOST_REJECTED", 2)
-    rows = content(tiny_world / "train")
-    for i, row in enumerate(rows):
-        row["question"] = f"What is number {i}?"
-    # Not three in a row, which would be the server's fault.
-    too_large, server.react = {rows[i]["question"] for i in (1, 3, 5, 7, 9)}, react
-    flags = ["--api_base", server.url, "--api_model", "qwen", "--api_concurrency", "1"]
-    flags += ["--dataset_path", str(save_rows(tmp_path / "numbers", rows))]
-    assert script(*flags) == 3
-    assert script(*flags) == 3  # the five are asked for again, alone; still rejected
-    assert sum(server.asked.values()) == 12 + 5
-    assert script(*flags, "--from_journal") == 3
-    too_large.remove(rows[9]["question"])
-    assert script(*flags) == 3
-    assert sum(server.asked.values()) == 12 + 5 + 5
-    assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
-        rows[i]["question_id"] for i in (0, 2, 4, 6, 8, 9, 10, 11)
-    ]

@@ -1,12 +1,10 @@
 """The paper's benchmarks, from copies with their published columns through stages 4 to 6, several at once."""
 
 import dataclasses
-import json
-import sys
-from pathlib import Path
 
 import pytest
 from published import COPY_OF, write_copies
+from steps import read
 
 import generate_bbox
 import generate_final_answers
@@ -14,7 +12,6 @@ import vqa_accuracy
 from cropvlm import generation
 from cropvlm.data import catalog as benchmarks
 from cropvlm.prompts import BRIEF_ANSWER
-from cropvlm.runs.cli import run
 
 # What a model may answer to the two rows of each, and the score (see below).
 ANSWERS = {
@@ -34,30 +31,19 @@ INSTRUCTIONS = dict.fromkeys(ANSWERS, BRIEF_ANSWER) | {
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path):
-    """Run a script in an empty folder, with copies of the benchmarks in the Hub's place; its exit code."""
+def copies_for_the_hub(monkeypatch, tmp_path):
+    """Copies of the benchmarks in the Hub's place."""
     write_copies(tmp_path / "copies")
     for name, copy in COPY_OF.items():
         moved = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
         monkeypatch.setitem(benchmarks.BENCHMARKS, name, moved)
-    monkeypatch.chdir(tmp_path)
-
-    def call(module, *flags) -> int:
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
-        with pytest.raises(SystemExit) as ended:
-            run(module.main)
-        return ended.value.code
-
-    return call
 
 
-def read(path: str) -> list | dict:
-    return json.loads(Path(path).read_text())
-
-
-def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch):
+def test_all_benchmarks_from_images_to_scores(copies_for_the_hub, call, tiny_smolvlm, monkeypatch):
     model = ["--max_new_tokens", 2, "--gpu", -1]
-    assert script(generate_bbox, "--model_path", tiny_smolvlm, "--dataset", *ANSWERS, "--longest_edge", 64, *model) == 0
+    assert (
+        call(generate_bbox.main, "--model_path", tiny_smolvlm, "--dataset", *ANSWERS, "--longest_edge", 64, *model) == 0
+    )
     boxes = [f"predictions/{name}_bbox.json" for name in ANSWERS]
     assert [read(path)[0].keys() for path in boxes] == [{"question_id", "answer"}] * 7
 
@@ -69,12 +55,12 @@ def test_all_benchmarks_from_images_to_scores(script, tiny_smolvlm, monkeypatch)
         return ((i, [text, f" {text}.\n"]) for i, text in enumerate(ANSWERS[name][0]))
 
     monkeypatch.setattr(generation, "generate_rows", answer)
-    assert script(generate_final_answers, "--bbox", *boxes, "--vqa_model_path", tiny_smolvlm, *model) == 0
+    assert call(generate_final_answers.main, "--bbox", *boxes, "--vqa_model_path", tiny_smolvlm, *model) == 0
     assert asked == {name: {instruction} for name, instruction in INSTRUCTIONS.items()}
     for name, (_, score) in ANSWERS.items():
         for mode in ("base", "cropvlm"):
             file = f"predictions/{name}_{mode}_answers.json"
-            assert script(vqa_accuracy, "--predictions_file", file, "--output", "score.json") == 0
+            assert call(vqa_accuracy.main, "--predictions_file", file, "--output", "score.json") == 0
             result = read("score.json")
             assert result["score"] == pytest.approx(score), name
             assert result["metric"] == benchmarks.BENCHMARKS[name].metric

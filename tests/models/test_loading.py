@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import pickle
 import shutil
 
@@ -45,6 +46,8 @@ NONSENSE = {
     "a list as config": writing("config.json", "[]"),
     "a text model": writing("config.json", '{"model_type": "llama"}'),
     "a pickle": with_a_pickle,
+    "nothing": lambda folder: shutil.rmtree(folder),
+    "cut weights": lambda folder: os.truncate(folder / "model.safetensors", 1000),
     "a list as adapter": writing("adapter_config.json", "[]"),
 }
 

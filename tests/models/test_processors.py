@@ -8,11 +8,9 @@ from pictures import noise
 from PIL import Image
 
 from cropvlm.crops import full_and_crop
-from cropvlm.generation import generate_texts
-from cropvlm.modeling import load_model, load_processor
+from cropvlm.modeling import load_processor
 from cropvlm.models.processors import image_fit_of, seen_size
 from cropvlm.models.readers import image_reader
-from cropvlm.prompts import answerer_messages
 from cropvlm.runs.text_models import answerer
 from generate_final_answers import parse_args
 
@@ -69,24 +67,6 @@ def test_every_pixel_of_image_and_crop_is_seen_by_llava(published_llava):
         assert torch.equal(pixels_of(cutting, changed), pixels_of(cutting, shown))
         expected = pixels_of(cutting, squared(shown, cutting.image_processor.image_mean))
         assert torch.equal(pixels_of(padding, shown), expected)
-
-
-def test_llava_answers_from_padded_images_with_shared_encodings(published_llava):
-    model, (padding, cutting) = (
-        load_model(published_llava, device="cpu"),
-        (load_processor(published_llava, image_fit=fit) for fit in ("pad", "crop")),
-    )
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))
-    image = noise(90, 60)
-    rows = [[image, noise(80, 9 + i, seed=i)] for i in range(4)]
-    mean = cutting.image_processor.image_mean
-    messages, options = [answerer_messages("What is it?", 2)] * 4, {"max_new_tokens": 6}
-    texts = generate_texts(model, padding, messages, rows, **options)
-    by_hand = [[squared(one, mean) for one in row] for row in rows]
-    assert texts == generate_texts(model, cutting, messages, by_hand, **options)
-    assert texts != generate_texts(model, cutting, messages, rows, **options)
 
 
 @pytest.mark.parametrize(("flags", "fit"), [([], "pad"), (["--image_fit", "crop"], "crop")])

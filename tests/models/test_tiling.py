@@ -109,20 +109,6 @@ def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
     torch.testing.assert_close(*logits, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("longest_edge", "tiles", "shape"),
-    [
-        (512, 1, (384, 512, 3)),  # shrunk to what the model sees
-        (2048, 4 * 3 + 1, (768, 1024, 3)),  # as it is: its tiles in bfloat16 would be 20 MB, its levels are 2
-    ],
-)
-def test_what_is_handed_over_at_the_real_sizes(real_smolvlm, longest_edge, tiles, shape):
-    processor, image = load_processor(str(real_smolvlm), longest_edge), Image.new("RGB", (1024, 768))
-    read = [image_reader(processor, device, torch.bfloat16).read(image) for device in (CPU, GPU)]
-    assert [one.values for one in read] == [tiles * 3 * 512 * 512] * 2
-    assert (read[0].tensors["pixel_values"].nbytes, read[1].tensors["levels"].shape) == (read[0].values * 2, shape)
-
-
 def test_a_batch_of_rows_from_workers_shares_one_tiling(processor):
     """Its mean and deviation are copied to the GPU once, not once an unpickled row."""
     tiling = tiling_of(processor, GPU)

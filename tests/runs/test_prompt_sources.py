@@ -46,26 +46,6 @@ def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
     assert prompts.image_sizes(1) == [base_image.size]
 
 
-def test_controls_show_other_images_and_may_leave_a_row_out(tiny_world):
-    rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
-    box, full = "[0, 0, 50, 25].", open_image(rows[0]["image"])
-    boxes = {
-        "base": [box],
-        "cropvlm": [box],
-        "full_twice": ["[0, 0, 100, 100]."],
-        "crop_alone": [box],
-        "partner": [None],
-    }
-    prompts = AnswerPrompts(rows, boxes)
-    base, cropvlm, full_twice, crop_alone = (images for _, images in prompts[0])  # none for the partner
-    assert full_twice == [full, full]
-    assert crop_alone == cropvlm[1:]
-    messages = [messages for messages, _ in prompts[0]]
-    assert messages[0] == messages[3]  # one image each
-    assert messages[1] == messages[2]
-    assert prompts.image_sizes(0) == [full.size, cropvlm[1].size]  # the only two distinct ones
-
-
 def test_images_are_known_by_their_bytes(tiny_world):
     rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
     images, questions = shared_keys(rows)

@@ -134,17 +134,6 @@ def test_an_unreadable_image_is_asked_for_again_once_it_has_changed(tmp_path):
     assert generate.asked == ["first1"]
 
 
-def test_rows_whose_image_has_changed_are_done_again(tmp_path):
-    def job(*keys):
-        return Job([1, 2, 3], Prompts("first", 3), [output(tmp_path / "p.json")], list(keys))
-
-    with pytest.raises(KeyboardInterrupt):
-        Run([job(7, 8, 9)], Generator(ends_after=2)).finish()
-    generate = Generator()
-    assert Run([job(7, 0, 9)], generate).finish() == 0
-    assert generate.asked == ["first1", "first2"]
-
-
 def test_a_finished_run_is_done_again_only_with_other_settings(tmp_path):
     do(tmp_path, size=1)
     before, generate = files(tmp_path), Generator()

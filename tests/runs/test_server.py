@@ -107,13 +107,6 @@ def test_a_reply_cut_off_is_an_answer_if_it_holds_one(server, content):
     assert text == content if "Coca" in content else isinstance(text, CutOff)
 
 
-def test_the_name_that_the_model_has_in_the_replies_is_known(server):
-    server.react = lambda text, times: completion("Coke") | {"model": "m-2025-04-14"}
-    asked = Server(base=server.url, model="m", max_new_tokens=7)
-    list(asked.answer_rows(Source([["a"], ["b"]]), lambda image: image))
-    assert asked.replied == {"m-2025-04-14"}
-
-
 # Faults that pass
 
 
@@ -236,22 +229,6 @@ def test_at_most_so_many_requests_at_a_time(server):
     outcomes = ask(server, [[f"{i} base", f"{i} crop"] for i in range(9)], concurrency=3)
     assert dict(outcomes) == {i: [f"Answer to {i} base", f"Answer to {i} crop"] for i in range(9)}
     assert server.at_once == [0, 3]
-
-
-def test_a_slow_row_does_not_hold_up_the_others(server):
-    others = threading.Event()
-
-    def react(text, times):
-        if text == "a":
-            others.wait(5)
-        elif text == "f":
-            others.set()
-        return f"Answer to {text}"
-
-    server.react = react
-    outcomes = ask(server, list("abcdef"), concurrency=2)
-    assert [i for i, _ in outcomes][-1] == 0 or outcomes[-2][0] == 0
-    assert sorted(outcomes) == [(i, [f"Answer to {text}"]) for i, text in enumerate("abcdef")]
 
 
 def test_rows_done_are_left_out_and_unreadable_images_reported(server):

@@ -25,7 +25,6 @@ from cropvlm.crops import full_and_crop
 from cropvlm.generation import generate_texts
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import answerer_prompt
-from cropvlm.runs.cli import run
 from cropvlm.runs.server import data_url
 from serving.proxy import Behind, Local, build
 
@@ -186,7 +185,6 @@ def test_replies_behind_are_handed_on(server, proxy):
 
 REFUSED = {
     "no json": (b"{", 400, "expected a chat"),
-    "no chat": (b"[]", 400, "expected a chat"),
     "address": (body("a", {"type": "image_url", "image_url": {"url": "http://a/b.png"}}), 400, "not fetched"),
     "no image": (body("a", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}), 400, "unread"),
     "too large": (b" " * (21 << 20), 413, "at most 20 MB"),
@@ -202,46 +200,20 @@ def test_what_is_refused(server, proxy, request_body, status, said):
     assert not server.bodies
 
 
-@pytest.fixture
-def answers(monkeypatch, tmp_path, tiny_world):
-    """Run generate_final_answers.py on the test rows in this process; the file that it writes.
-
-    With the boxes of `Cropper`, or with none: for a proxy.
-    """
+def test_the_same_requests_as_the_scripts(server, proxy, call, tmp_path, tiny_world):
+    """`generate_final_answers.py` without boxes, asking the proxy, sends what it sends itself with the boxes."""
     rows = load_from_disk(str(tiny_world))["test"]
     boxes = [{"question_id": row["question_id"], "answer": Cropper.text(row["question"])} for row in rows]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-
-    def answers(mode: str, url: str, *flags) -> bytes:
-        source = ["--dataset_path", tiny_world, "--split", "test", "--output_path", tmp_path, "--name", "x"]
-        boxes = ["--bbox", tmp_path / "boxes.json"] if mode == "cropvlm" else []
-        command = ["generate_final_answers.py", *source, *boxes, "--modes", mode, "--api_base", url, *flags]
-        monkeypatch.setattr(sys, "argv", [*map(str, command)])
-        with pytest.raises(SystemExit) as ended:
-            run(generate_final_answers.main)
-        assert ended.value.code == 0
-        return (tmp_path / f"x_{mode}_answers.json").read_bytes()
-
-    return answers
-
-
-def test_the_same_requests_as_the_scripts(server, proxy, answers):
-    """`generate_final_answers.py` without boxes, asking the proxy, sends what it sends itself with the boxes."""
-    flags = ["--api_model", "m", "--api_concurrency", 1]
-    files = [answers("cropvlm", server.url, *flags), answers("base", proxy, *flags)]
+    source = ["--dataset_path", tiny_world, "--split", "test", "--output_path", tmp_path, "--name", "x"]
+    source += ["--api_model", "m", "--api_concurrency", 1]
+    for flags in (["--bbox", "boxes.json", "--modes", "cropvlm", "--api_base", server.url],
+                  ["--modes", "base", "--api_base", proxy]):  # fmt: skip
+        assert call(generate_final_answers.main, *source, *flags) == 0
+    files = [(tmp_path / f"x_{mode}_answers.json").read_bytes() for mode in ("cropvlm", "base")]
     assert files[0] == files[1]
     assert len(server.bodies) == 24
     assert server.bodies[:12] == server.bodies[12:]
-
-
-@pytest.mark.slow
-def test_before_transformers_serve(serve, answers, tiny_smolvlm):
-    flags = ["--api_model", tiny_smolvlm, "--max_new_tokens", 6]
-    with listening(Behind(serve, timeout=120)) as url:
-        assert answers("base", url, *flags) == answers("cropvlm", serve, *flags)
-        chat = body() | {"model": str(tiny_smolvlm)}
-        replies = [post(serve, json=chat), post(url, json=chat, headers={"X-CropVLM": "off"})]
-    assert replies[0].json()["choices"] == replies[1].json()["choices"]
 
 
 @pytest.fixture(scope="module")
