@@ -1,12 +1,10 @@
-"""The content of a claims file: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`.
-
-name: of an entry of a table, its key.
-"""
+"""The content of a claims file: what was reported, for which benchmark, answerer and cropper. See `scripts/claims/`."""
 
 import json
+import math
 from dataclasses import field, replace
 from itertools import chain, product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -28,30 +26,24 @@ Widths = tuple[Points, Points] | None
 
 @checked
 class Benchmark:
-    """A data set as the figures use it. split, rows: those of a comparable file; None where they do not matter.
-
-    path: of the data set, where its key is not the name of a benchmark. metric: that it is scored by.
-    """
+    """A data set as the figures use it. A comparable file has its split, metric and rows, where they are given."""
 
     split: str | None = None
     metric: str | None = None
     rows: Count | None = None
-    path: str | None = None
+    path: str | None = None  # where its key is not the name of a benchmark
     name: str = ""
 
 
 @checked
 class Data:
-    """A training set: its sources, and what the folders of its two parts begin with.
-
-    rows: of each part; grpo_rows: of the second one, where it has more. flags: more flags of step 1.
-    """
+    """A training set, in two parts."""
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    output: str
-    rows: Count | None = None
-    grpo_rows: Count | None = None
-    flags: str = ""
+    output: str  # what the folders of its parts begin with
+    rows: Count | None = None  # of each part
+    grpo_rows: Count | None = None  # of the second one, where it has more
+    flags: str = ""  # more flags of step 1
     name: str = ""
 
     @property
@@ -61,10 +53,7 @@ class Data:
 
 @checked
 class Answerer:
-    """A frozen VLM and the size (px) at which it sees images. api: it is behind a server. flags: more flags of step 5.
-
-    assumed: what the paper does not say of it.
-    """
+    """A frozen VLM and the size (px) at which it sees images."""
 
     title: str
     model: str
@@ -74,35 +63,29 @@ class Answerer:
     max_new_tokens: Count | None = None
     dtype: str | None = None
     image_fit: Literal["pad", "crop"] = "pad"
-    api: bool = False
-    flags: str = ""
-    assumed: str = ""
+    api: bool = False  # it is behind a server
+    flags: str = ""  # more flags of step 5
+    assumed: str = ""  # what the paper does not say of it
     name: str = ""
 
 
 @checked
 class Cropper:
-    """A source of boxes. What its run records of it has to agree; without a record, the model that a meta file names.
-
-    longest_edge: px. trained_on: a training set of the file. training: the trainer's flags; None where nothing trains
-    it. base: the cropper that GRPO starts from. crop_cost: of its GRPO. need: its boxes record the need of each. hours:
-    that its training took, as reported. teacher: more flags of step 1, which gives the test rows boxes in place of a
-    cropper; BENCHMARK in `model` is the benchmark's name.
-    """
+    """A source of boxes. What its run recorded has to agree; without a record, the model that a meta file names."""
 
     title: str
     stage: Key
-    model: str
+    model: str  # BENCHMARK in it stands for a benchmark's name
     reward: str | None = None
     longest_edge: Count | None = None
-    trained_on: Key | None = None
-    training: str | None = None
-    base: Key | None = None
-    crop_cost: Points | None = None
-    need: bool = False
+    trained_on: Key | None = None  # of `data`
+    training: str | None = None  # the trainer's flags; None where nothing trains it
+    base: Key | None = None  # the cropper that GRPO starts from
+    crop_cost: Points | None = None  # in GRPO
+    need: bool = False  # its boxes record the need of each
     seed: int | None = None
-    hours: Points | None = None
-    teacher: str | None = None
+    hours: Points | None = None  # that its training took, as reported
+    teacher: str | None = None  # more flags of step 1, which gives the test rows boxes in a cropper's place
     name: str = ""
 
     def model_on(self, benchmark: Benchmark) -> str:
@@ -141,30 +124,26 @@ class Setting:
         return f"{self.benchmark.name}: {self.models}"
 
 
-@checked
-class Item:
-    """A figure or a claim: a value, and the bars that it is held against.
+class Item(NamedTuple):
+    """A figure or a claim: a value, and the bars between which it must lie.
 
-    columns: for each benchmark the settings of the score, and of `over` and `of` where there are any. The value is the
-    score, or its difference from `over`, or that difference in percent of the one between `of` and `over`.
-    bars: what the value must be at least (1) and at most (-1). strict: a bar itself is not enough.
-    reported: the figure, or the bar in words. nearest: what our difference is from. margin: of a figure.
-    alone: the score is judged, and not its interval. widths: of the rows that it is about, see `Claim`.
-    unknown: why it can never be judged.
+    The value is the score, or its difference from `over`, or that difference in percent of the one between `of` and
+    `over`.
     """
 
     kind: Literal["figure", "claim"]
     title: str
-    columns: tuple[tuple[Setting, ...], ...]
-    bars: tuple[tuple[int, float], ...]
-    reported: float | str
-    nearest: float | None = None
+    columns: tuple[tuple[Setting, ...], ...]  # for each benchmark the settings of the score, `over` and `of`
+    reported: float | str  # the figure, or the bar in words
+    least: float = -math.inf
+    most: float = math.inf
+    nearest: float | None = None  # what our difference is from
     margin: float | None = None
     metric: Metric = "score"
-    strict: bool = False
-    alone: bool = False
+    strict: bool = False  # a bar itself is not enough
+    alone: bool = False  # the score is judged, and not its interval
     widths: Widths = None
-    unknown: str | None = None
+    unknown: str | None = None  # why it can never be judged
 
 
 @checked
@@ -186,15 +165,11 @@ class Shown(Part):
 
 @checked
 class Figure(Shown):
-    """A reported score (or share of refusals), 0 to 100.
-
-    margin: how far (points) another result may lie from it to be called the same: all of the 95% interval has to lie
-    within. tolerance: the same for the score alone, which says nothing about other questions.
-    """
+    """A reported score (or share of refusals), 0 to 100."""
 
     reported: Annotated[Points, Field(le=100)]
-    margin: Points | None = None
-    tolerance: Points | None = None
+    margin: Points | None = None  # how far (points) all of the 95% interval may lie from it
+    tolerance: Points | None = None  # how far the score alone may, which says nothing about other questions
     metric: Metric = "score"
 
 
@@ -203,10 +178,8 @@ class Claim:
     """A sentence and the comparison that it stands for, on `benchmarks` (None: all).
 
     The 95% interval of its value must lie at or above `at_least`, at or below `at_most`; without a bar, above 0.
-
     metric: of `crops` it is the percent of the rows that get one; of `over_random` what `score` has over as many crops
-    at random, where no row (`over`) and every row (`of`) gets one. widths: only rows whose `true_bbox` has a width
-    within these two, in percent.
+    at random, where no row (`over`) and every row (`of`) gets one.
     """
 
     says: str
@@ -217,40 +190,33 @@ class Claim:
     at_least: Bar | None = None
     at_most: Bar | None = None
     metric: Metric = "score"
-    widths: Widths = None
+    widths: Widths = None  # only rows whose `true_bbox` is so wide, in percent
 
 
 @dataclass(config={"extra": "forbid", "strict": True})
 class Claims:
-    """A claims file. `resolve` replaces its names by what they name.
-
-    margin: of its figures, and reason: why that much. also: settings to run beside those of figures and claims.
-    command: what produces all settings; None where each has commands of its own.
-    """
+    """A claims file. `resolve` replaces its names by what they name."""
 
     title: str
     source: str = ""
-    margin: Points | None = None
-    reason: str = ""
-    command: str | None = None
-    unknown_mean: str | None = None
+    margin: Points | None = None  # of its figures
+    reason: str = ""  # for the margin
+    command: str | None = None  # what produces all settings; None where each has commands of its own
+    unknown_mean: str | None = None  # why means over benchmarks are never judged
     benchmarks: dict[Key, Benchmark] = field(default_factory=dict)
     answerers: dict[Key, Answerer] = field(default_factory=dict)
     croppers: dict[Key, Cropper] = field(default_factory=dict)
     data: dict[Key, Data] = field(default_factory=dict)
     figures: tuple[Figure, ...] = ()
     claims: tuple[Claim, ...] = ()
-    also: tuple[Part, ...] = ()
+    also: tuple[Part, ...] = ()  # to run beside figures and claims
     examples: Shown | None = None
     items: list[Item] = field(init=False, default_factory=list)  # figures, then claims
     settings: list[Setting] = field(init=False, default_factory=list)  # that are to be run, each once, in this order
     shown: Setting | None = field(init=False, default=None)  # of the examples
 
     def resolve(self, seed: int | None = None) -> "Claims":
-        """Return it with its items and settings. seed: of every training, instead of that of its configuration.
-
-        Raises `ValueError` for a name that is not in the file, or a comparison that cannot be judged.
-        """
+        """Return it with its items and settings; `ValueError` for an unknown name or a comparison without a bar."""
         for part in ("benchmarks", "answerers", "croppers", "data"):
             setattr(self, part, {key: replace(entry, name=key) for key, entry in getattr(self, part).items()})
         for key, cropper in self.croppers.items():
@@ -298,8 +264,9 @@ class Claims:
             kind="figure",
             title=f"{on}: {columns[0][0].models}{refusals}",
             columns=columns,
-            bars=((1, reported - within), (-1, reported + within)),
             reported=reported,
+            least=reported - within,
+            most=reported + within,
             nearest=reported,
             margin=within,
             metric=entry.metric,
@@ -308,28 +275,27 @@ class Claims:
         )
 
     def _claim(self, entry: Claim, where: str) -> Item:
-        bars = tuple((sign, bar) for sign, bar in ((1, entry.at_least), (-1, entry.at_most)) if bar is not None)
-        words = " and ".join(f"at {'least' if sign > 0 else 'most'} {bar:g}" for sign, bar in bars) or "above 0"
-        at_random = entry.metric == "over_random"
-        if at_random and not (entry.over and entry.of):
+        bars = {"least": entry.at_least, "most": entry.at_most}
+        bars = {side: bar for side, bar in bars.items() if bar is not None}
+        words = " and ".join(f"at {side} {bar:g}" for side, bar in bars.items()) or "above 0"
+        parts, values = [part for part in (entry.score, entry.over, entry.of) if part], [*bars.values()]
+        if entry.metric == "over_random" and len(parts) < 3:
             raise ValueError(f"{where} is of over_random; expected score, over and of")
-        if (entry.of and not entry.over) or (not bars and (not entry.over or entry.of) and not at_random):
+        if (entry.of and not entry.over) or (not bars and len(parts) != 2 and entry.metric != "over_random"):
             raise ValueError(f"{where} is no comparison; expected score, and over (with `of` a bar too) or a bar")
-        values = [bar for _, bar in bars]
         if values != sorted(values) or (not entry.over and any(not 0 <= bar <= 100 for bar in values)):
             raise ValueError(f"{where} has the bar {words}; no score can meet it")
-        parts = [part for part in (entry.score, entry.over, entry.of) if part]
         covered = entry.benchmarks or self.benchmarks
         return Item(
             kind="claim",
             title=entry.says,
             columns=tuple(tuple(self._setting(name, part, where) for part in parts) for name in covered),
-            bars=bars or ((1, 0.0),),
             reported=words,
             nearest=values[0] if bars else None,
             metric=entry.metric,
             strict=not bars,
             widths=entry.widths,
+            **(bars or {"least": 0.0}),
         )
 
     def known(self, benchmark: str) -> list[Setting]:

@@ -34,6 +34,10 @@ class Pair:
     before: Result
     controls: dict[str, Result] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        return self.after.name
+
     @cached_property
     def comparison(self) -> dict[str, Any]:
         """The paired difference, its 95% interval and how many questions moved; see `cropvlm.runs.scoring.compare`."""
@@ -111,9 +115,7 @@ def pair_up(after: Result, before: Result) -> Pair:
 
 
 def pairs(results: Sequence[Result], controls: Sequence[Result] = ()) -> list[Pair]:
-    """Return every result with crops beside the one of the same answerer, image size and rows without, where there is
-    one, and with those of the controls for the same boxes.
-    """
+    """Return every result with crops beside that without of the same setting, where there is one, and its controls."""
     bases = {_key(result): result for result in reversed(results) if not result.with_crop}
     found = []
     for after in results:

@@ -23,21 +23,18 @@ TEACHING = Work(TEACHER, "the teacher")
 
 @dataclass(frozen=True)
 class Stage:
-    """A command for Python. outputs: files and folders that it leaves. needs: names of stages that come before.
-
-    boxes, base, data: what the outputs are made from: a box file, or the model that training starts from and its rows.
-    """
+    """A command for Python."""
 
     name: str
     command: tuple[str, ...]
-    outputs: tuple[Path, ...]
-    needs: tuple[str, ...] = ()
+    outputs: tuple[Path, ...]  # files and folders that it leaves
+    needs: tuple[str, ...] = ()  # names of stages that come before
     work: Work | None = None  # what its speed depends on
     rows: int | None = None  # that it goes through, where the claims file knows
     key: bool = False  # needs $OPENAI_API_KEY
-    boxes: Path | None = None
-    base: str | None = None
-    data: str | None = None
+    boxes: Path | None = None  # that its answers are made with
+    base: str | None = None  # the model that its training starts from
+    data: str | None = None  # the rows of its training
 
     @property
     def done(self) -> bool:
@@ -171,7 +168,7 @@ def _answer_stage(setting: Setting, controls: Sequence[str], folder: Path) -> St
     command = [here("generate_final_answers.py"), *flags(modes=mode, **asked), *shlex.split(answerer.flags)]
     command += flags(output_path=output, controls=controls)
     paths = tuple(output / f"{benchmark.name}_{shown}_answers.json" for shown in (mode, *controls))
-    work = Work(ANSWERS, answerer.model, answerer.longest_edge or side(answerer.max_pixels), server=answerer.api)
+    work = Work(ANSWERS, answerer.model, answerer.longest_edge or side(answerer.max_pixels))
     return Stage(name, tuple(command), paths, needs, work, benchmark.rows, key=answerer.api, boxes=boxes)
 
 

@@ -15,15 +15,11 @@ MEASURED_MODEL = "SmolVLM-256M"  # of all kinds but the teacher
 
 
 class Work(NamedTuple):
-    """The work of a stage. size: px at which its model sees images; None where that is the model's own.
-
-    server: the model is not on this machine.
-    """
+    """The work of a stage."""
 
     kind: str
     model: str
-    size: int | None = None
-    server: bool = False
+    size: int | None = None  # px at which the model sees images; None where that is its own
 
 
 def measured_rates(folder: Path) -> dict[Work, float]:
@@ -38,7 +34,7 @@ def measured_rates(folder: Path) -> dict[Work, float]:
         if counts.get("rows") and counts.get("seconds"):
             kind, role = (BOXES, "cropper") if "cropper" in models else (ANSWERS, "answerer")
             size = settings.get("longest_edge") or side(settings.get("max_pixels"))
-            work = Work(kind, models.get(role), size, server="server" in models)
+            work = Work(kind, models.get(role), size)
             rates[work] = min(counts["rows"] / counts["seconds"], rates.get(work, math.inf))
     return rates
 
@@ -63,5 +59,4 @@ def rate_of(work: Work, measured: dict[Work, float]) -> tuple[float, str]:
     notes = ["one H200"]
     notes += [f"from {' and '.join(map(str, sizes))} px"] if size not in sizes and kind != TEACHER else []
     notes += ["by the rate of a 7B model"] if kind != work.kind else []
-    notes += ["the model is behind a server"] if work.server else []
     return float(1 / seconds), ", ".join(notes)

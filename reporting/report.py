@@ -76,23 +76,9 @@ class Report:
 
     @cached_property
     def curves(self) -> list[NeedCurve]:
-        """Whether to crop, for the pairs whose boxes all have a need."""
-        return [NeedCurve(pair) for pair in self.pairs if pair.after.needs is not None]
-
-    @cached_property
-    def names(self) -> dict[Result, str]:
-        return {result: self._name(result) for result in self.results}
-
-    def _name(self, result: Result) -> str:
-        """Return the name of what a result was made with: its setting's in the claims file, else from its meta file."""
-        for claims in self.runs:
-            for setting in claims.known(result.benchmark):
-                if differences(setting, result, claims) == ():
-                    return setting.title
-        size = result.settings.get("longest_edge") or result.settings.get("max_pixels")
-        answerer = Path(result.answerer).name + (f", {size} px" if size else "")
-        cropper = Path(result.boxes.cropper).name if result.boxes else "crop" if result.with_crop else "no crop"
-        return f"{result.benchmark}: {answerer}, {cropper}"
+        """Whether to crop, for the pairs whose boxes all have a need, and whose rows all got their crop."""
+        whole = [pair for pair in self.pairs if pair.after.settings.get("need_threshold") is None]
+        return [NeedCurve(pair) for pair in whole if pair.after.needs is not None]
 
     @property
     def shown_pair(self) -> Pair | None:
@@ -103,34 +89,29 @@ class Report:
 
     def tables(self) -> dict[str, list[tables.Row]]:
         """Return the rows of each table by its heading, without empty ones."""
-        names = self.names
-        gains = [tables.gain_rows(pair, names[pair.after]) for pair in self.pairs if pair.controls]
         against = "With the crop against without" if self.claims else "A against B"
         listed = {
             "Figures and claims": [tables.verdict_row(verdict) for verdict in self.verdicts],
-            against: [tables.pair_row(pair, names[pair.after], *self.sides) for pair in self.pairs],
-            "Where the gain comes from": [row for rows in gains for row in rows],
-            "Whether to crop": [tables.need_row(curve, names[curve.pair.after]) for curve in self.curves],
-            "Scores and costs": tables.file_rows(names),
+            against: [tables.pair_row(pair, *self.sides) for pair in self.pairs],
+            "Where the gain comes from": [row for pair in self.pairs for row in tables.gain_rows(pair)],
+            "Whether to crop": [tables.need_row(curve) for curve in self.curves],
+            "Scores and costs": tables.file_rows(self.results),
             "Trainings of the croppers": tables.cropper_rows(self.runs, self.results),
         }
         return {heading: rows for heading, rows in listed.items() if rows}
 
     def plots(self) -> list[tuple[str, str]]:
         """Return caption and SVG of each plot."""
-        drawn = [("Scores", plots.draw_scores(self.names))] if self.results else []
-        if sized := [pair for pair in self.pairs if pair.region_areas]:
-            picture = plots.draw_gains_by_size(sized, [self.names[pair.after] for pair in sized])
-            drawn.append(("Gain by the size of the region", picture))
-        named = [(f"Whether to crop: {self.names[curve.pair.after]}", curve) for curve in self.curves]
-        return drawn + [(caption, plots.draw_need(curve)) for caption, curve in named]
+        sized = [pair for pair in self.pairs if pair.region_areas]
+        drawn = [("Gain by the size of the region", plots.draw_gains_by_size(sized))] if sized else []
+        return drawn + [(f"Whether to crop: {curve.pair.name}", plots.draw_need(curve)) for curve in self.curves]
 
     def content(self) -> dict[str, Any]:
         """Return what `report.json` holds."""
         files = [
-            {"file": str(result.path), "setting": name, "cost": costs(result), "metric": result.scored.metric}
+            {"file": str(result.path), "setting": result.name, "cost": costs(result), "metric": result.scored.metric}
             | result.scored.summary()
-            for result, name in self.names.items()
+            for result in self.results
         ]
         shown = [
             {"file": str(pair.after.path), "other": str(pair.before.path), "score": pair.after.scored.mean}
@@ -167,6 +148,10 @@ def judge_folder(folder: Path, runs: list[Claims]) -> Report:
         logger.warning("%d answer files of other benchmarks are left out", len(found) - len(known))
     results = [result for result in known if result.control is None and result.settings.get("need_threshold") is None]
     compared = pairs(results, [result for result in known if result.control])
+    for result in results:
+        settings = ((claims, setting) for claims in runs for setting in claims.known(result.benchmark))
+        fitting = (setting for claims, setting in settings if differences(setting, result, claims) == ())
+        result.name = next((setting.title for setting in fitting), result.name)
     return Report(results, compared, runs, judge(runs, known, lambda s: runs[0].command or only_command(s)))
 
 
@@ -195,7 +180,7 @@ def write(report: Report, folder: Path, example_count: int) -> None:
         "tables": listed,
         "plots": [(caption, base64.b64encode(svg.encode()).decode()) for caption, svg in report.plots()],
         "examples": examples(pair, example_count) if pair else [],
-        "labels": [*report.sides, report.names[pair.after]] if pair else [],
+        "labels": [*report.sides, pair.name] if pair else [],
     }
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html")
@@ -211,7 +196,7 @@ def summary(report: Report) -> str:
     """Return what the script prints: a line for each verdict but `not run`, and how many of those there are."""
     lines = [_in_a_line(verdict) for verdict in report.verdicts if verdict.verdict != NOT_RUN]
     if not report.claims:
-        lines += [", ".join(tables.pair_row(pair, report.title, *report.sides).values()) for pair in report.pairs]
+        lines += [", ".join(tables.pair_row(pair, *report.sides, name=report.title).values()) for pair in report.pairs]
     if not_run := sum(verdict.verdict == NOT_RUN for verdict in report.verdicts):
         lines.append(f"- not run: {not_run} figures and claims; the report has their commands")
     return "\n".join([*lines, *report.notes])

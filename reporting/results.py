@@ -24,8 +24,7 @@ _load_rows = functools.cache(load_rows)  # shared by all results with the same s
 class Result:
     """An answer file with its meta file, and those of `boxes` that its crops may have been cut by.
 
-    Several croppers may have written the same boxes; then the answers are those of each. control: what is shown in the
-    crop's place (`cropvlm.runs.controls`), None for the crop itself. failed: the ids of the rows without an answer.
+    Several croppers may have written the same boxes; then the answers are those of each.
     """
 
     def __init__(self, path: Path, boxes: Sequence[BoxFile]):
@@ -34,9 +33,9 @@ class Result:
         self.settings = meta["settings"]
         self.answerer: str = meta["models"]["answerer"]
         self.with_crop: bool = self.settings["mode"] == "cropvlm"
-        self.control: str | None = self.settings.get("control")
+        self.control: str | None = self.settings.get("control")  # what is shown in the crop's place
         self.benchmark = dataset_name(meta["dataset_path"], meta.get("dataset"))
-        self.failed = [row["question_id"] for row in meta.get("failed") or []]
+        self.failed = [row["question_id"] for row in meta.get("failed") or []]  # rows without an answer
         recorded, key = (meta.get("boxes") or {}).get("checksum"), self.settings.get("boxes")
         self.box_files = [
             file
@@ -46,6 +45,9 @@ class Result:
         self.boxes = next(iter(self.box_files), None)
         if key and not self.boxes:
             logger.warning("%s: the box file that it was made with is not in the folder", path)
+        size = self.settings.get("longest_edge") or self.settings.get("max_pixels")
+        cropper = Path(self.boxes.cropper).name if self.boxes else "crop" if self.with_crop else "no crop"
+        self.name = f"{self.benchmark}: {Path(self.answerer).name}{f', {size} px' if size else ''}, {cropper}"
 
     @property
     def failures(self) -> str:
@@ -108,22 +110,14 @@ class Result:
         return np.array([self.with_crop and not is_not_needed(text or "") for text in self.box_texts])
 
     def values(self, metric: str) -> np.ndarray:
-        """Return the score of every scored row; for `refusals` 100 where an answer is empty or names no option, and
-        for `crops` 100 where it was made with a crop. Failed rows are not refusals.
-        """
-        if metric == "score":
-            return self.scored.scores
-        if metric == "crops":
-            return 100.0 * self.cropped
-        return self.scored.refusals * [question_id not in self.failed for question_id in self.scored.ids]
+        """Return the score of every scored row, or 100 for those among the `refusals` or `crops`."""
+        if metric == "refusals":  # an answer that is empty or names no option; a failed row is none
+            return self.scored.refusals * [question_id not in self.failed for question_id in self.scored.ids]
+        return 100.0 * self.cropped if metric == "crops" else self.scored.scores
 
 
 def read_folder(folder: str | Path) -> list[Result]:
-    """Return the results of all answer files below a folder, sorted by path.
-
-    Files without a meta file are named in a warning and left out. Raises `UserError` without any, or for a
-    meta file of another version.
-    """
+    """Return the results of all answer files below a folder, sorted by path; `UserError` without any."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected one with prediction files")

@@ -1,6 +1,6 @@
 """The tables of a report; a row is a dict from column to text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from reporting.claims import Claims
@@ -57,11 +57,11 @@ def verdict_row(verdict: Verdict) -> Row:
     }
 
 
-def pair_row(pair: Pair, name: str, before: str, after: str) -> Row:
-    """Return both scores, under these names, their difference, and how many questions moved."""
+def pair_row(pair: Pair, before: str, after: str, name: str | None = None) -> Row:
+    """Return both scores, in columns of these names, their difference, and how many questions moved."""
     compared = pair.comparison
     return {
-        "setting": name,
+        "setting": name or pair.name,
         before: points(compared["other_score"]),
         after: points(pair.after.scored.mean),
         "difference": points(compared["difference"], "+"),
@@ -70,24 +70,26 @@ def pair_row(pair: Pair, name: str, before: str, after: str) -> Row:
     }
 
 
-def gain_rows(pair: Pair, name: str) -> list[Row]:
-    """Return the parts of a gain, the share of stolen answers, and the causes of losses."""
-    cells = [(part, points(c["difference"], "+"), points(c["interval_95"], "+"), c["questions"])
-             for part, c in pair.parts.items()]  # fmt: skip
+def gain_rows(pair: Pair) -> list[Row]:
+    """Return the parts of a gain, the share of stolen answers, and the causes of losses; nothing without controls."""
+    if not pair.controls:
+        return []
+    cells = [(part, c["difference"], c["interval_95"], c["questions"]) for part, c in pair.parts.items()]
     if pair.stolen is not None:
         questions = len(pair.controls["partner"].scored.scores)
         cells.append(("answers that are the partner's, percent", f"{pair.stolen:.1f}", "", questions))
     cells += [(f"made worse: {cause}", "", "", count) for cause, count in pair.made_worse.items() if count]
     columns = ("setting", "part", "points", "95% interval", "questions")
-    return [dict(zip(columns, (name, *map(str, row)), strict=True)) for row in cells]
+    rows = [(pair.name, part, points(gain, "+"), points(interval, "+"), str(n)) for part, gain, interval, n in cells]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def need_row(curve: NeedCurve, name: str) -> Row:
+def need_row(curve: NeedCurve) -> Row:
     _, learnt, *values = curve.summary.values()
     numbers = [points(value, "+" if isinstance(value, tuple) else "") for value in values]
     spent = [short(float(value)) for value in (curve.cost["never"], curve.own_cost, curve.cost["always"])]
     return {
-        "setting": name,
+        "setting": curve.pair.name,
         **dict(zip(NEED_COLUMNS, numbers, strict=True)),
         "cost: never, itself, always": f"{', '.join(spent)} {curve.cost['unit']}",
         "the cropper's": points(curve.cost["cropper"]),
@@ -95,13 +97,15 @@ def need_row(curve: NeedCurve, name: str) -> Row:
     }
 
 
-def file_rows(names: Mapping[Result, str]) -> list[Row]:
+def file_rows(results: Sequence[Result]) -> list[Row]:
     """Return for each answer file its score and what a question costs, without columns that are empty in all."""
     rows = []
-    for result, name in names.items():
+    for result in results:
         known = result.scored.summary() | costs(result)
         cells = {column: short(known.get(key)) for column, key in COST_COLUMNS.items()}
-        rows.append({"setting": name, **cells, "file": ": ".join(filter(None, [str(result.path), result.failures]))})
+        rows.append(
+            {"setting": result.name, **cells, "file": ": ".join(filter(None, [str(result.path), result.failures]))}
+        )
     return [{column: row[column] for column in row if any(other[column] for other in rows)} for row in rows]
 
 

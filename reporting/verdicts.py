@@ -26,15 +26,11 @@ ALONE = "on these questions alone: the score is within its tolerance, and of oth
 
 @dataclass(frozen=True)
 class Verdict:
-    """A line of the report. reported: a figure, and its margin, or the bar in words. ours, difference, interval_95:
-    points, or None.
-
-    runs: how many trainings it is the mean of. spread: the standard deviation over them.
-    """
+    """A line of the report. runs: the trainings that `ours` is the mean of. spread: its deviation over them."""
 
     title: str
     kind: str  # figure or claim
-    reported: float | str
+    reported: float | str  # the figure, or the bar in words
     verdict: str
     ours: float | None = None
     difference: float | None = None
@@ -86,8 +82,8 @@ def judge_one(
         counts = sorted({len(part.result.scored.ids) for part in used[0][0]})
         reasons.insert(0, f"{' and '.join(map(str, counts))} questions are compared, which are not the same")
     elif evidence := gather(used, item):
-        ours, interval = evidence.value, interval_95(evidence.draws)
-        head |= {"ours": ours, "interval_95": interval, "runs": len(used), "spread": evidence.spread}
+        ours, interval, head["spread"], head["runs"], _ = evidence
+        head |= {"ours": ours, "interval_95": interval}
         head["difference"] = None if item.nearest is None else ours - item.nearest
     else:
         reasons.insert(0, "the interval of the way from `over` to `of` does not lie above 0: there is no share of it")
@@ -100,49 +96,46 @@ def judge_one(
 
 
 class Evidence(NamedTuple):
-    """What runs say of a figure or claim. by_run: its value in each, (S,). draws: of value, (R,), by the bootstrap."""
+    """What several runs say of a figure or claim. spread: the deviation of its value over them, None for one run."""
 
     value: float
-    by_run: np.ndarray
-    draws: np.ndarray
+    interval: tuple[float, float]
+    spread: float | None
+    runs: int
     questions: int
-
-    @property
-    def spread(self) -> float | None:
-        return float(self.by_run.std(ddof=1)) if len(self.by_run) > 1 else None
 
 
 def gather(used: Sequence, item: Item) -> Evidence | None:
     """Return the evidence of matches [run][benchmark][score, over, of]; None for the share of no way."""
     shown = 3 if item.metric == "over_random" else 2
-    values, means = pooled([[_difference(column[:shown], item) for column in run] for run in used])
+    by_run, draws = pooled([[_difference(column[:shown], item) for column in run] for run in used])
+    value = by_run.mean()
+    if len(used[0][0]) > shown:
+        way, ways = pooled([[_difference(column[:0:-1], item) for column in run] for run in used])
+        if interval_95(ways)[0] <= ROUNDING:
+            return None
+        # The same samples of runs and questions above and below: a ratio of means, not a mean of ratios.
+        value, by_run, draws = 100 * value / way.mean(), 100 * by_run / way, 100 * draws / ways
     questions = sum(len(set(_rows(column[0].result, item)[1])) for column in used[0])
-    if len(used[0][0]) <= shown:
-        return Evidence(float(values.mean()), values, over_runs(means), questions)
-    way, ways = pooled([[_difference(column[:0:-1], item) for column in run] for run in used])
-    if interval_95(over_runs(ways))[0] <= ROUNDING:
-        return None
-    # The same samples of runs and questions above and below: a ratio of means, not a mean of ratios.
-    draws = 100 * over_runs(means) / over_runs(ways)
-    return Evidence(float(100 * values.mean() / way.mean()), 100 * values / way, draws, questions)
+    spread = float(by_run.std(ddof=1)) if len(used) > 1 else None
+    return Evidence(float(value), interval_95(draws), spread, len(used), questions)
 
 
 def pooled(parts: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    """Return the means over benchmarks of values and of bootstrap means, for each run: (S,) and (S, R)."""
+    """Return the mean over benchmarks in each run, (S,), and over bootstrap samples of runs and questions, (R,).
+
+    parts: [run][benchmark] of a value and its means over bootstrap samples of the questions, (R,).
+    """
     values = np.array([np.mean([value for value, _ in run]) for run in parts])
-    return values, np.array([np.mean([means for _, means in run], axis=0) for run in parts])
-
-
-def over_runs(means: np.ndarray) -> np.ndarray:
-    """Return means over bootstrap samples of the runs, (R,), from those over samples of questions in each, (S, R)."""
+    means = np.array([np.mean([means for _, means in run], axis=0) for run in parts])  # (S, R)
     runs, n = means.shape
     if runs == 1:
-        return means[0]
+        return values, means[0]
     centre = means.mean(axis=0)
     # A sample of S runs varies by (S - 1) / S of what S runs vary by: half, of two.
     spread = (means - centre) * math.sqrt(runs / (runs - 1))
     drawn = np.random.default_rng(0).integers(runs, size=(runs, n))
-    return centre + spread[drawn, np.arange(n)].mean(axis=0)
+    return values, centre + spread[drawn, np.arange(n)].mean(axis=0)
 
 
 def _difference(column: Sequence[Match], item: Item) -> tuple[float, np.ndarray]:
@@ -182,12 +175,12 @@ def _rows(result: Result, item: Item) -> tuple[np.ndarray, list[str], np.ndarray
 def decide(item: Item, interval: tuple[float, float], evidence: Evidence) -> tuple[str, str]:
     """Return the verdict on an interval, and if it holds a bar what would decide."""
     low, high = interval
-    inside = min(low - bar if sign > 0 else bar - high for sign, bar in item.bars)  # how far it lies on the right side
+    inside = min(low - item.least, item.most - high)  # how far it lies on the right side
     if inside > ROUNDING or (inside >= -ROUNDING and not item.strict):
         return REPRODUCED, ""
-    if max(bar - high if sign > 0 else low - bar for sign, bar in item.bars) > ROUNDING:
+    if max(item.least - high, low - item.most) > ROUNDING:
         return NOT_REPRODUCED, ""
-    distance = min(abs(evidence.value - bar) for _, bar in item.bars)
+    distance = min(abs(evidence.value - bar) for bar in (item.least, item.most))
     return INCONCLUSIVE, what_would_decide(distance, (high - low) / 2, evidence)
 
 
@@ -198,13 +191,12 @@ def what_would_decide(distance: float, half: float, evidence: Evidence) -> str:
     """
     if distance <= half / 100:
         return "it lies on the bar, so no number of questions would decide"
-    runs = len(evidence.by_run)
-    of_runs = 1.96 * (evidence.spread or 0) / math.sqrt(runs)
+    _, _, spread, runs, questions = evidence
+    of_runs = 1.96 * (spread or 0) / math.sqrt(runs)
     left = distance**2 - max(half**2 - of_runs**2, 0)  # what the questions leave to the runs
     if of_runs > 0.7 * half and left > 0:
         return f"about {math.ceil(runs * of_runs**2 / left)} trainings would decide; there are {runs}"
-    questions = math.ceil(evidence.questions * (half / distance) ** 2)
-    return f"about {questions} questions would decide; there are {evidence.questions}"
+    return f"about {math.ceil(questions * (half / distance) ** 2)} questions would decide; there are {questions}"
 
 
 def _reasons(used: Sequence, several: bool) -> list[str]:
