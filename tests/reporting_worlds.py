@@ -48,14 +48,14 @@ def write_boxes(
 
 
 def write_answers(
-    path: Path, answers: list[str], dataset: str, answerer: str = "vlm", boxes: list[str] | None = None, **meta
+    path: Path, answers: list[str], dataset_path: str, answerer: str = "vlm", boxes: list[str] | None = None, **meta
 ) -> None:
     """Write an answer file with its meta file. meta: replaces keys of its own; settings are added."""
     settings = {"mode": "base" if boxes is None else "cropvlm", "longest_edge": 64, "max_pixels": None}
     if boxes is not None:
         settings["boxes"] = hashlib.sha256(json.dumps(boxes).encode()).hexdigest()[:16]
     content = {
-        "dataset_path": dataset,
+        "dataset_path": dataset_path,
         "dataset": None,
         "split": None,
         "max_samples": None,

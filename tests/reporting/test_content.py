@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from reporting_worlds import right, write_answers, write_boxes, write_rows
@@ -38,80 +37,70 @@ BOXES = ["[0, 0, 50, 50]."] * 100
 WITH_GRPO = FIGURE | {"cropper": "grpo"}
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        pytest.param({}, "", id="as the claims file says"),
-        pytest.param({"reward": "accuracy"}, "cropper's reward accuracy instead of likelihood", id="reward"),
-        pytest.param({"stage": "SFT"}, "cropper's stage SFT instead of GRPO", id="stage"),
-        pytest.param({"rows": 10}, "rows of its training 10 instead of 50", id="rows"),
-        pytest.param({"steps": 3}, "steps of its training 3 instead of 10", id="steps short of planned"),
-        pytest.param({"longest_edge": 128}, "cropper trained at 128 instead of 64", id="size"),
-        pytest.param(
-            {"need": {"crop_cost": 0.5}}, "cropper's crop_cost 0.5 instead of None", id="a price that the other lacks"
-        ),
-        pytest.param({"base": "other"}, "base other instead of models/sft", id="base"),
-        pytest.param(
-            {"sources": [TEXTS | {"name": "else"}]}, "cropper trained on else instead of texts", id="other data"
-        ),
-        pytest.param(
-            {"sources": [TEXTS, TEXTS | {"name": "rows", "split": None}]},
-            "cropper trained on rows, texts instead of texts; the cropper was trained on it",
-            id="rows that trained it",
-        ),
-        pytest.param(
-            {"base_training": SFT_RECORD | {"sources": [TEXTS, TEXTS | {"name": "rows"}]}},
-            "in its base: cropper trained on rows, texts instead of texts; the cropper was trained on it",
-            id="rows that trained its base",
-        ),
-        pytest.param({"seen_rows": 7}, "the cropper was trained on 7 of its rows", id="its rows by another name"),
-        pytest.param(
-            {"chosen_on": {"name": "rows", "split": None}},
-            "the cropper's best checkpoint was chosen on it",
-            id="rows that chose the checkpoint",
-        ),
-        pytest.param(
-            {"settings": {"max_steps": 10, "learning_rate": 1e-2}},
-            "its training's max_steps 10 instead of -1.0; its training's learning_rate 0.01 instead of 0.0003",
-            id="a few steps, all as planned",
-        ),
-        pytest.param(
-            {"base_training": SFT_RECORD | {"rows": 10}},
-            "in its base: rows of its training 10 instead of 50",
-            id="in SFT",
-        ),
-    ],
-)
+def judge_grpo(
+    world, record: dict, model: str = "models/grpo", of_boxes: dict | None = None, head: str = TRAINED, **used
+):
+    """Return verdict and reason of a figure with GRPO's boxes. of_boxes, used: their settings and those of answers."""
+    write_boxes(Path("p/a_bbox.json"), BOXES, model, "rows", record, **(of_boxes or {}))
+    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES, settings=used)
+    (judged,) = world({}, head, figures=[WITH_GRPO])
+    return judged.verdict, judged.reason
+
+
+OTHERS = {  # what a training recorded -> why it is not that of the claims file
+    "as the claims file says": ({}, ""),
+    "reward": ({"reward": "accuracy"}, "cropper's reward accuracy instead of likelihood"),
+    "stage": ({"stage": "SFT"}, "cropper's stage SFT instead of GRPO"),
+    "rows": ({"rows": 10}, "rows of its training 10 instead of 50"),
+    "steps short of planned": ({"steps": 3}, "steps of its training 3 instead of 10"),
+    "size": ({"longest_edge": 128}, "cropper trained at 128 instead of 64"),
+    "a price that the other lacks": ({"need": {"crop_cost": 0.5}}, "cropper's crop_cost 0.5 instead of None"),
+    "base": ({"base": "other"}, "base other instead of models/sft"),
+    "other data": ({"sources": [TEXTS | {"name": "else"}]}, "cropper trained on else instead of texts"),
+    "rows that trained it": (
+        {"sources": [TEXTS, TEXTS | {"name": "rows", "split": None}]},
+        "cropper trained on rows, texts instead of texts; the cropper was trained on it",
+    ),
+    "rows that trained its base": (
+        {"base_training": SFT_RECORD | {"sources": [TEXTS, TEXTS | {"name": "rows"}]}},
+        "in its base: cropper trained on rows, texts instead of texts; the cropper was trained on it",
+    ),
+    "its rows by another name": ({"seen_rows": 7}, "the cropper was trained on 7 of its rows"),
+    "rows that chose the checkpoint": (
+        {"chosen_on": {"name": "rows", "split": None}},
+        "the cropper's best checkpoint was chosen on it",
+    ),
+    "a few steps, all as planned": (
+        {"settings": {"max_steps": 10, "learning_rate": 1e-2}},
+        "its training's max_steps 10 instead of -1.0; its training's learning_rate 0.01 instead of 0.0003",
+    ),
+    "in SFT": ({"base_training": SFT_RECORD | {"rows": 10}}, "in its base: rows of its training 10 instead of 50"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), OTHERS.values(), ids=OTHERS)
 def test_a_cropper_is_what_its_training_recorded(world, change, reason):
-    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", RECORD | change)
-    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
-    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
-    assert (judged.verdict, judged.reason) == ("not comparable" if reason else "reproduced", reason)
+    assert judge_grpo(world, RECORD | change) == ("not comparable" if reason else "reproduced", reason)
 
 
 def test_a_cropper_of_which_nothing_is_recorded_is_not_the_one_that_the_file_trains(world):
-    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", {"checksum": "c"})
-    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
-    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
-    assert (judged.verdict, judged.reason) == ("not comparable", "nothing is recorded of the cropper's training")
+    assert judge_grpo(world, {"checksum": "c"}) == (
+        "not comparable",
+        "nothing is recorded of the cropper's training",
+    )
 
 
 def test_a_cropper_whose_training_set_was_made_anew_is_not_comparable(world):
     write_rows(Path("datasets/texts_grpo"), 3)
     record = RECORD | {"saved_rows": saved_rows("datasets/texts_grpo")}
-    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", record)
-    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
-    assert world({}, TRAINED, figures=[WITH_GRPO])[0].verdict == "reproduced"
+    assert judge_grpo(world, record) == ("reproduced", "")
     write_rows(Path("datasets/texts_grpo"), 3, question=["else?"] * 3)
-    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
     changed = "datasets/texts_grpo has changed since the cropper was trained on it"
-    assert (judged.verdict, judged.reason) == ("not comparable", changed)
+    assert judge_grpo(world, record) == ("not comparable", changed)
 
 
 def test_a_copied_folder_is_the_same_cropper(world):
-    write_boxes(Path("p/a_bbox.json"), BOXES, "elsewhere/copy", "rows", RECORD)
-    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
-    assert world({}, TRAINED, figures=[WITH_GRPO])[0].verdict == "reproduced"
+    assert judge_grpo(world, RECORD, "elsewhere/copy") == ("reproduced", "")
 
 
 def test_boxes_of_a_cropper_that_was_trained_anew_are_not_comparable(world):
@@ -119,33 +108,27 @@ def test_boxes_of_a_cropper_that_was_trained_anew_are_not_comparable(world):
     weights.parent.mkdir(parents=True)
     weights.write_text("first")
     record = RECORD | {"checksum": model_checksum("models/grpo")}
-    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", record)
-    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
-    assert world({}, TRAINED, figures=[WITH_GRPO])[0].verdict == "reproduced"
+    assert judge_grpo(world, record) == ("reproduced", "")
     weights.write_text("again")
-    (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
-    assert (judged.verdict, judged.reason) == ("not comparable", "models/grpo has changed since it wrote the boxes")
+    assert judge_grpo(world, record) == ("not comparable", "models/grpo has changed since it wrote the boxes")
 
 
 @pytest.mark.parametrize(
     ("of_boxes", "of_answers", "reason"),
     [
-        pytest.param({}, {"max_new_tokens": 64}, "answerer's max_new_tokens 64 instead of 8", id="max_new_tokens"),
-        pytest.param({}, {"dtype": "torch.bfloat16"}, "answerer's dtype bfloat16 instead of float32", id="dtype"),
-        pytest.param({}, {"prompt": "Hm?"}, "another prompt of the answerer", id="prompt"),
-        pytest.param({}, {"min_pixels": 5}, "answerer's min pixels 5 instead of 9", id="min pixels"),
-        pytest.param({}, {"image_fit": "crop"}, "answerer's image fit crop instead of pad", id="image fit"),
-        pytest.param({"max_new_tokens": 99}, {}, "cropper's max_new_tokens 99 instead of 32", id="of the box"),
-        pytest.param({"prompt": "Hm?"}, {}, "another prompt of the cropper", id="prompt of the box"),
+        ({}, {"max_new_tokens": 64}, "answerer's max_new_tokens 64 instead of 8"),
+        ({}, {"dtype": "torch.bfloat16"}, "answerer's dtype bfloat16 instead of float32"),
+        ({}, {"prompt": "Hm?"}, "another prompt of the answerer"),
+        ({}, {"min_pixels": 5}, "answerer's min pixels 5 instead of 9"),
+        ({}, {"image_fit": "crop"}, "answerer's image fit crop instead of pad"),
+        ({"max_new_tokens": 99}, {}, "cropper's max_new_tokens 99 instead of 32"),
+        ({"prompt": "Hm?"}, {}, "another prompt of the cropper"),
     ],
 )
 def test_other_settings_are_not_comparable(world, of_boxes, of_answers, reason):
-    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", RECORD, **of_boxes)
-    settings = {"max_new_tokens": 8, "dtype": "torch.float32", "min_pixels": 9} | of_answers
-    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES, settings=settings)
+    used = {"max_new_tokens": 8, "dtype": "torch.float32", "min_pixels": 9} | of_answers
     head = TRAINED.replace("dtype: float32", "dtype: float32, min_pixels: 9")
-    (judged,) = world({}, head, figures=[WITH_GRPO])
-    assert (judged.verdict, judged.reason) == ("not comparable", reason)
+    assert judge_grpo(world, RECORD, of_boxes=of_boxes, head=head, **used) == ("not comparable", reason)
 
 
 def test_a_claim_compares_answers_of_the_same_settings(world):
@@ -180,8 +163,7 @@ def test_several_trainings(world):
     for seed, number in ((42, 40), (43, 60)):
         model = "models/grpo" if seed == 42 else f"models/grpo_seed{seed}"
         texts = [f"[0, 0, 50, {seed}]."] * 100
-        record = RECORD | {"seed": seed, "base": "models/sft"}
-        write_boxes(Path(f"p/{seed}_bbox.json"), texts, model, "rows", record)
+        write_boxes(Path(f"p/{seed}_bbox.json"), texts, model, "rows", RECORD | {"seed": seed})
         write_answers(Path(f"p/{seed}_answers.json"), right(number), "rows", boxes=texts)
     head = TRAINED.replace("base: sft, ", "")
     Path("claims.yaml").write_text(head + yaml.safe_dump({"figures": [WITH_GRPO | {"margin": 23}]}))
@@ -209,18 +191,16 @@ def test_what_no_training_changes_is_there_once(world):
 
 
 def test_boxes_that_failed_are_not_comparable(world):
-    write_boxes(Path("p/a_bbox.json"), BOXES, "models/grpo", "rows", RECORD)
+    assert judge_grpo(world, RECORD)[0] == "reproduced"
     meta = json.loads(Path("p/a_bbox.meta.json").read_text())
     failed = [{"question_id": i, "reason": "the server was down"} for i in range(30)]
     Path("p/a_bbox.meta.json").write_text(json.dumps(meta | {"failed": failed}))
-    write_answers(Path("p/a_answers.json"), right(50), "rows", boxes=BOXES)
     (judged,) = world({}, TRAINED, figures=[WITH_GRPO])
     assert (judged.verdict, judged.reason) == ("not comparable", "30 boxes failed")
 
 
 def test_when_trainings_differ_most_more_of_them_would_decide():
-    draws = np.random.default_rng(0).normal(50, 12, 1000)
-    evidence = Evidence(50.0, np.array([30.0, 50, 70]), draws, 10_000)
+    evidence = Evidence(50.0, (27.4, 72.6), 20.0, runs=3, questions=10_000)
     # Three trainings that vary by 20 give 50 +- 22.6; for +- 10 it takes 3 * (22.6 / 10)^2 = 15.4.
     assert what_would_decide(10, 22.64, evidence).startswith("about 16 trainings would decide; there are 3")
     assert "no number" in what_would_decide(0.01, 23, evidence)

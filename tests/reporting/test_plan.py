@@ -1,4 +1,4 @@
-"""The stages behind a claims file, their order, and the driver that runs them."""
+"""The stages behind a claims file, their order and hours, and the plan that is printed."""
 
 import json
 import re
@@ -15,17 +15,7 @@ from cropvlm.errors import UserError
 from cropvlm.runs.provenance import model_checksum, saved_rows
 from reporting.claims_file import each_run, read_claims
 from reporting.plan import Stage, chosen, hours, only_command, stages, unfinished
-from reporting.rates import (
-    ANSWERS,
-    BOXES,
-    GRPO,
-    PUBLISHED,
-    SFT,
-    TEACHER,
-    Work,
-    measured_rates,
-    rate_of,
-)
+from reporting.rates import ANSWERS, BOXES, GRPO, PUBLISHED, SFT, TEACHER, Work, measured_rates, rate_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,31 +33,33 @@ def test_what_a_stage_needs_comes_before_it():
     assert len([name for name in seen if name.startswith("answers/qwen_448/")]) == 18
 
 
-@pytest.mark.parametrize("name", ["boxes/grpo_1024/vstar", "answers/qwen_448/grpo_2048/docvqa"])
-def test_commands_have_their_scripts_flags(name, monkeypatch):
+PLANNED = {
+    "paper": ("boxes/grpo_1024/vstar", "answers/qwen_448/grpo_2048/docvqa"),
+    "need": ("data/mixture_need", "train/need_2", "boxes/need_2/vstar", "answers/qwen_448/need_2_at_0/vstar"),
+}
+
+
+@pytest.mark.parametrize("claims", PLANNED)
+def test_commands_have_their_scripts_flags_and_no_file_is_written_twice(claims, monkeypatch):
     from test_readme import parse
 
     monkeypatch.chdir(ROOT)
-    script, *flags = stages([PAPER])[name].command
-    assert (ROOT / script).is_file()
-    parse([script, *flags], monkeypatch)
-    with pytest.raises(UserError):
-        parse([script, *flags, "--no_such_flag"], monkeypatch)
-
-
-def test_the_run_of_need_has_its_flags_and_no_file_is_written_twice(monkeypatch):
-    from test_readme import parse
-
-    monkeypatch.chdir(ROOT)
-    made = stages([read_claims(ROOT / "scripts" / "claims" / "need.yaml")])
-    for name in ("data/mixture_need", "train/need_2", "boxes/need_2/vstar", "answers/qwen_448/need_2_at_0/vstar"):
+    made = stages([read_claims(ROOT / f"scripts/claims/{claims}.yaml")])
+    for name in PLANNED[claims]:
+        assert (ROOT / made[name].command[0]).is_file()
         parse(list(made[name].command), monkeypatch)
+        with pytest.raises(UserError):
+            parse([*made[name].command, "--no_such_flag"], monkeypatch)
+    outputs = [path for stage in made.values() for path in stage.outputs]
+    assert len(outputs) == len(set(outputs))
+
+
+def test_the_run_of_need_labels_rows_and_records_and_uses_the_need():
+    made = stages([read_claims(ROOT / "scripts/claims/need.yaml")])
     assert "--label_need" in made["data/mixture_need"].command
     assert "--need" in made["boxes/need_2/vstar"].command
     decided, every = (made[f"answers/qwen_448/{name}/vstar"].command for name in ("need_2_at_0", "need_2"))
     assert (decided[decided.index("--need_threshold") + 1], "--need_threshold" in every) == ("0", False)
-    outputs = [path for stage in made.values() for path in stage.outputs]
-    assert len(outputs) == len(set(outputs))
 
 
 def test_training_names_configurations_that_are_there():
@@ -79,13 +71,8 @@ def test_training_names_configurations_that_are_there():
 
 def test_only_picks_a_stage_and_what_it_needs():
     picked = chosen(stages([PAPER]), ["answers/qwen_448/grpo_2048/vstar"])
-    assert list(picked) == [
-        "data/mixture",
-        "train/sft_2048",
-        "train/grpo_2048",
-        "boxes/grpo_2048/vstar",
-        "answers/qwen_448/grpo_2048/vstar",
-    ]
+    before = ["data/mixture", "train/sft_2048", "train/grpo_2048", "boxes/grpo_2048/vstar"]
+    assert list(picked) == [*before, "answers/qwen_448/grpo_2048/vstar"]
     assert chosen(stages([PAPER]), ["nothing*"]) == {}
 
 
@@ -94,9 +81,8 @@ def test_the_command_of_a_setting_picks_its_stages():
     assert only_command(of_vstar) == "python3 scripts/reproduce.py 0 --only answers/qwen_448/grpo_2048/vstar"
     mean = [setting for (setting,) in PAPER.items[0].columns]
     assert only_command(mean) == "python3 scripts/reproduce.py 0 --only 'answers/llava_336/none/*'"
-    assert list(chosen(stages([PAPER]), ["answers/llava_336/none/*"])) == [
-        f"answers/llava_336/none/{s.benchmark.name}" for s in mean
-    ]  # noqa: E501
+    names = [f"answers/llava_336/none/{setting.benchmark.name}" for setting in mean]
+    assert list(chosen(stages([PAPER]), ["answers/llava_336/none/*"])) == names
 
 
 def test_hours_come_from_this_machines_meta_files_first(tmp_path):
@@ -115,27 +101,19 @@ def test_hours_come_from_this_machines_meta_files_first(tmp_path):
 
 
 SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
+RATES = {
+    "at a measured size": (Work(BOXES, SMOLVLM, 512), 62, ""),
+    # 1024 px have (1024^2 - 512^2) / (2048^2 - 512^2) = 1/5 of the way: 0.8 / 62 + 0.2 / 18 s.
+    "between two": (Work(BOXES, SMOLVLM, 1024), 1 / (0.8 / 62 + 0.2 / 18), ", from 512 and 2048 px"),
+    "below: the nearest": (Work(BOXES, SMOLVLM, 64), 62, ", from 512 and 2048 px"),
+    "the model's own size: the largest": (Work(SFT, "models/sft", None), 2.8, ""),
+    "GRPO": (Work(GRPO, "models/grpo", 2048), 1.5, ""),
+    "another answerer": (Work(ANSWERS, "llava", 336), 4.9, ", by the rate of a 7B model"),
+    "the teacher": (Work(TEACHER, "the teacher"), 4.9, ""),
+}
 
 
-@pytest.mark.parametrize(
-    ("work", "rate", "source"),
-    [
-        pytest.param(Work(BOXES, SMOLVLM, 512), 62, "", id="at a measured size"),
-        # 1024 px have (1024^2 - 512^2) / (2048^2 - 512^2) = 1/5 of the way: 0.8 / 62 + 0.2 / 18 s.
-        pytest.param(Work(BOXES, SMOLVLM, 1024), 1 / (0.8 / 62 + 0.2 / 18), ", from 512 and 2048 px", id="between two"),
-        pytest.param(Work(BOXES, SMOLVLM, 64), 62, ", from 512 and 2048 px", id="below: the nearest"),
-        pytest.param(Work(SFT, "models/sft", None), 2.8, "", id="the model's own size: the largest"),
-        pytest.param(Work(GRPO, "models/grpo", 2048), 1.5, "", id="GRPO"),
-        pytest.param(Work(ANSWERS, "llava", 336), 4.9, ", by the rate of a 7B model", id="another answerer"),
-        pytest.param(Work(TEACHER, "the teacher"), 4.9, "", id="the teacher"),
-        pytest.param(
-            Work(ANSWERS, "gpt", 512, server=True),
-            4.9,
-            ", by the rate of a 7B model, the model is behind a server",
-            id="behind a server",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("work", "rate", "source"), RATES.values(), ids=RATES)
 def test_estimates_say_what_they_are_from(work, rate, source):
     assert rate_of(work, {}) == (pytest.approx(rate), f"one H200{source}")
 
@@ -152,7 +130,7 @@ def test_the_published_rates_are_those_of_the_benchmarks_readme():
 
 @pytest.fixture
 def staged(tmp_path, monkeypatch):
-    """Returns a function from more of a cropper, and of the file, to the stages of its boxes and answers."""
+    """A function from more of a cropper, and of the file, to the stages of its boxes and answers."""
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
 

@@ -1,5 +1,6 @@
 """The report's script: what it writes, how it ends, and what it says of bad input."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -84,6 +85,11 @@ def without(path: str, *keys: str) -> None:
     meta_path(path).write_text(json.dumps(meta))
 
 
+def new_rows(**columns: list) -> None:
+    shutil.rmtree("rows")
+    write_rows(Path("rows"), **columns)
+
+
 BAD = {
     "no folder": (lambda: Path("p").rename("gone"), "p is not a folder"),
     "no predictions": (
@@ -94,26 +100,14 @@ BAD = {
         lambda: without("p/none_answers.json", "settings", "mode"),
         "none_answers.meta.json was written by another version, it has no settings.mode",
     ),
-    "old box file": (
-        lambda: without("p/sft_bbox.json", "models"),
-        "sft_bbox.meta.json was written by another version, it has no models.cropper",
-    ),
+    "old box file": (lambda: without("p/sft_bbox.json", "models"), "sft_bbox.meta.json was written by another version"),
     "two files": (
         lambda: write_answers(Path("p/again_answers.json"), right(41), "rows"),
         "two files for one setting (rows: small, no crop): p/again_answers.json and p/none_answers.json",
     ),
-    "data set gone": (
-        lambda: Path("rows").rename("moved"),
-        "p/sft_answers.json cannot be scored: rows is neither",
-    ),
-    "references gone": (
-        lambda: [shutil.rmtree("rows"), write_rows(Path("rows"), answers=[[]] * 100)],
-        "p/sft_answers.json cannot be scored: none of the 100 rows has references",
-    ),
-    "other ids": (
-        lambda: [shutil.rmtree("rows"), write_rows(Path("rows"), question_id=list(range(1, 101)))],
-        "p/sft_answers.json",
-    ),
+    "data set gone": (lambda: Path("rows").rename("moved"), "p/sft_answers.json cannot be scored: rows is neither"),
+    "references gone": (lambda: new_rows(answers=[[]] * 100), "cannot be scored: none of the 100 rows has references"),
+    "other ids": (lambda: new_rows(question_id=list(range(1, 101))), "p/sft_answers.json"),
     "claims that are a list": (lambda: Path("claims.yaml").write_text("[]"), "claims.yaml is not a claims file: it is"),
     "no claims": (lambda: Path("claims.yaml").unlink(), "cannot read claims.yaml"),
 }
@@ -128,42 +122,38 @@ def test_bad_input_is_one_line(change, message):
     assert "\n" not in str(raised.value).strip()
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        pytest.param("title: a test", "a: [", "is not YAML", id="no YAML"),
-        pytest.param(
-            "cropper: none\n  margin", "cropper: best\n  margin", "figures[0]: 'best' is not one", id="a name"
-        ),
-        pytest.param("over:\n    answerer: small\n    cropper: none\n  says", "says", "is no comparison", id="no bar"),
-        pytest.param("title: a test", "title: a test\nmore: 1", "more", id="unknown key"),
-        pytest.param("title: a test", "title: a test\ntitle: b", "the key 'title' is given twice", id="a key twice"),
-        pytest.param("rows: 100", "rows: 0", "benchmarks.rows.rows", id="no rows"),
-        pytest.param("rows: 100", "rows: true", "benchmarks.rows.rows", id="a switch for a number"),
-        pytest.param("model: vlm", "model: 7", "answerers.small.model", id="a number for text"),
-        pytest.param("longest_edge: 64}\ncrop", "longest_edge: big}\ncrop", "answerers.small.longest_edge", id="text"),
-        pytest.param("title: small, ", "", "answerers.small.title", id="missing"),
-        pytest.param("reported: 55", "reported: .nan", "figures[0].reported", id="nan"),
-        pytest.param("reported: 55", "reported: 155", "figures[0].reported", id="more than all"),
-        pytest.param("reported: 55", "reported: '55'", "figures[0].reported", id="text for a number"),
-        pytest.param("margin: 1", "margin: .inf", "figures[0].margin", id="inf"),
-        pytest.param("margin: 1", "margin: -1", "figures[0].margin", id="negative"),
-        pytest.param("margin: 1", "margin: 1\n  tolerance: 1", "has no margin, or a tolerance beside", id="both"),
-        pytest.param("margin: 1", "metric: bleu\n  margin: 1", "figures[0].metric", id="metric"),
-        pytest.param("cropper: sft", "cropper: [sft]", "claims[0].score.cropper", id="a list for a name"),
-        pytest.param("  says: SFT", "  at_least: 3\n  at_most: 2\n  says: SFT", "no score can meet it", id="bars"),
-        pytest.param(
-            "margin: 1\n  reported: 55",
-            "tolerance: 1\n  reported: 55\nmargin: 1",
-            "a tolerance beside",
-            id="a tolerance in a file of margins",
-        ),
-        pytest.param(
-            "trained_on: rows", "training: x", "croppers.grpo.trained_on: None is not", id="trained on nothing"
-        ),
-        pytest.param("croppers:", "croppers: 7\nothers:", "croppers: ", id="a number for a table"),
-    ],
-)
+BAD_CLAIMS = {
+    "no YAML": ("title: a test", "a: [", "is not YAML"),
+    "a name": ("cropper: none\n  margin", "cropper: best\n  margin", "figures[0]: 'best' is not one"),
+    "no bar": ("over:\n    answerer: small\n    cropper: none\n  says", "says", "is no comparison"),
+    "unknown key": ("title: a test", "title: a test\nmore: 1", "more"),
+    "a key twice": ("title: a test", "title: a test\ntitle: b", "the key 'title' is given twice"),
+    "a name for a name": ("title: a test", "title: '{name}'", "{name} is not under names"),
+    "no rows": ("rows: 100", "rows: 0", "benchmarks.rows.rows"),
+    "a switch for a number": ("rows: 100", "rows: true", "benchmarks.rows.rows"),
+    "a number for text": ("model: vlm", "model: 7", "answerers.small.model"),
+    "text for a size": ("longest_edge: 64}\ncrop", "longest_edge: big}\ncrop", "answerers.small.longest_edge"),
+    "missing": ("title: small, ", "", "answerers.small.title"),
+    "nan": ("reported: 55", "reported: .nan", "figures[0].reported"),
+    "more than all": ("reported: 55", "reported: 155", "figures[0].reported"),
+    "text for a number": ("reported: 55", "reported: '55'", "figures[0].reported"),
+    "inf": ("margin: 1", "margin: .inf", "figures[0].margin"),
+    "negative": ("margin: 1", "margin: -1", "figures[0].margin"),
+    "both": ("margin: 1", "margin: 1\n  tolerance: 1", "has no margin, or a tolerance beside"),
+    "metric": ("margin: 1", "metric: bleu\n  margin: 1", "figures[0].metric"),
+    "a list for a name": ("cropper: sft", "cropper: [sft]", "claims[0].score.cropper"),
+    "bars": ("  says: SFT", "  at_least: 3\n  at_most: 2\n  says: SFT", "no score can meet it"),
+    "a tolerance in a file of margins": (
+        "margin: 1\n  reported: 55",
+        "tolerance: 1\n  reported: 55\nmargin: 1",
+        "a tolerance beside",
+    ),
+    "trained on nothing": ("trained_on: rows", "training: x", "croppers.grpo.trained_on: None is not"),
+    "a number for a table": ("croppers:", "croppers: 7\nothers:", "croppers: "),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD_CLAIMS.values(), ids=BAD_CLAIMS)
 def test_every_field_of_a_claims_file_is_checked(old, new, message):
     text = Path("claims.yaml").read_text()
     assert old in text
@@ -190,12 +180,11 @@ def test_long_texts_are_shortened_on_the_page():
 
 def test_rows_without_references_move_no_other_row():
     """Row 0 has no references: costs and examples are of the rows that are scored."""
-    shutil.rmtree("rows")
-    pictures = []
-    for size in ((9, 9), (40, 20)):
-        Image.new("RGB", size).save("picture.png")
-        pictures.append({"bytes": Path("picture.png").read_bytes(), "path": None})
-    write_rows(Path("rows"), answers=[[]] + [["yes"]] * 99, image=pictures[:1] + pictures[1:] * 99)
+    pictures = [io.BytesIO(), io.BytesIO()]
+    for file, size in zip(pictures, ((9, 9), (40, 20)), strict=True):
+        Image.new("RGB", size).save(file, "PNG")
+    first, other = ({"bytes": file.getvalue(), "path": None} for file in pictures)
+    new_rows(answers=[[]] + [["yes"]] * 99, image=[first] + [other] * 99)
     texts = ["[0, 0, 1, 1]."] + ["[0, 0, 50, 50]."] * 99
     write_boxes(Path("p/grpo_bbox.json"), texts, "models/grpo", "rows")
     write_answers(Path("p/grpo_answers.json"), ["none"] + ["yes"] * 99, "rows", boxes=texts)
@@ -224,23 +213,18 @@ def test_foreign_files_beside_predictions_are_passed_over(caplog):
     for name in ("._sft_bbox.json", "._sft_bbox.meta.json", "._none_answers.json", "._none_answers.meta.json"):
         (Path("p") / name).write_bytes(b"\0\5\x16\7Mac OS X")  # as macOS leaves them on other file systems
     Path("p/notes_bbox.json").write_text("[]")
-    assert (
-        len(judged().results)
-        == len(compare_files(Path("p/sft_answers.json"), Path("p/none_answers.json")).results)
-        == 2
-    )
+    assert len(judged().results) == 2
+    assert len(compare_files(Path("p/sft_answers.json"), Path("p/none_answers.json")).results) == 2
     assert measured_rates(Path("p"))
     assert caplog.messages.count("p/notes_bbox.json has no meta file; left out") == 2
 
 
 def test_other_benchmarks_are_left_out_unread(caplog):
     write_answers(Path("p/other_answers.json"), right(5), "gone/elsewhere")
-    made = judged()
-    assert len(made.results) == 2
+    assert len(judged().results) == 2
     assert "1 answer files of other benchmarks are left out" in caplog.text
-    for path in Path("p").glob("*_answers.json"):
-        if path.name != "other_answers.json":
-            path.unlink()
+    for name in ("none", "sft"):
+        Path(f"p/{name}_answers.json").unlink()
     made = judged()
     write(made, Path("out"), 5)
     assert (made.exit_code, {verdict.verdict for verdict in made.verdicts}) == (0, {"not run"})

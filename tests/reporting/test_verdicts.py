@@ -1,6 +1,5 @@
 """Verdicts, worked out by hand: what is reproduced, what is not, what is not comparable and what was not run."""
 
-import json
 import re
 from pathlib import Path
 
@@ -17,21 +16,21 @@ FIGURE = {"benchmark": "rows", "answerer": "small", "cropper": "none", "reported
 NONE, SFT, GRPO = ({"answerer": "small", "cropper": name} for name in ("none", "sft", "grpo"))
 
 
-@pytest.mark.parametrize(
-    ("right_answers", "change", "verdict"),
-    [
-        # 95% of 1000 samples of 100 with a chance of 0.5 lie within 0.5 +- 1.96 * sqrt(0.25 / 100) = 40.2..59.8.
-        pytest.param(50, {}, "reproduced", id="about 40..60 lies within 38..62"),
-        pytest.param(50, {"margin": 5}, "inconclusive", id="about 40..60 reaches beyond 45..55"),
-        pytest.param(54, {}, "inconclusive", id="about 44..64 reaches beyond 62"),
-        pytest.param(64, {"margin": 1}, "not reproduced", id="about 55..73 lies above 49..51"),
-        # 0.97^100 = 0.05: as many as 3% of other questions may be wrong.
-        pytest.param(100, {"reported": 98, "margin": 4}, "reproduced", id="all agree: 97..100 lies within 94..102"),
-        pytest.param(100, {"reported": 99, "margin": 1}, "inconclusive", id="all agree: 97..100 reaches beyond 98"),
-        pytest.param(64, {"margin": None, "tolerance": 14}, "reproduced", id="at the tolerance of the score alone"),
-        pytest.param(64, {"margin": None, "tolerance": 13.9}, "not reproduced", id="just beyond the tolerance"),
-    ],
-)
+FIGURES = {
+    # 95% of 1000 samples of 100 with a chance of 0.5 lie within 0.5 +- 1.96 * sqrt(0.25 / 100) = 40.2..59.8.
+    "about 40..60 lies within 38..62": (50, {}, "reproduced"),
+    "about 40..60 reaches beyond 45..55": (50, {"margin": 5}, "inconclusive"),
+    "about 44..64 reaches beyond 62": (54, {}, "inconclusive"),
+    "about 55..73 lies above 49..51": (64, {"margin": 1}, "not reproduced"),
+    # 0.97^100 = 0.05: as many as 3% of other questions may be wrong.
+    "all agree: 97..100 lies within 94..102": (100, {"reported": 98, "margin": 4}, "reproduced"),
+    "all agree: 97..100 reaches beyond 98": (100, {"reported": 99, "margin": 1}, "inconclusive"),
+    "at the tolerance of the score alone": (64, {"margin": None, "tolerance": 14}, "reproduced"),
+    "just beyond the tolerance": (64, {"margin": None, "tolerance": 13.9}, "not reproduced"),
+}
+
+
+@pytest.mark.parametrize(("right_answers", "change", "verdict"), FIGURES.values(), ids=FIGURES)
 def test_a_figure(world, right_answers, change, verdict):
     figure = {key: value for key, value in (FIGURE | change).items() if value is not None}
     (judged,) = world({"none": right_answers}, figures=[figure])
@@ -57,36 +56,29 @@ def test_191_questions_decide_nothing_that_lies_6_points_apart(world):
     assert number == pytest.approx(191 * (7 / 2) ** 2, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("scores", "claim", "value", "verdict"),
-    [
-        pytest.param({"none": 30}, {"score": NONE, "at_most": 40}, 30, "reproduced", id="about 21..39 below the bar"),
-        pytest.param({"none": 38}, {"score": NONE, "at_most": 40}, 38, "inconclusive", id="about 28..48"),
-        pytest.param({"none": 52}, {"score": NONE, "at_most": 40}, 52, "not reproduced", id="about 42..62"),
-        pytest.param({"none": 52}, {"score": NONE, "at_least": 40}, 52, "reproduced", id="above the bar"),
-        pytest.param({"none": 30}, {"score": NONE, "at_least": 40}, 30, "not reproduced", id="below the bar"),
-        # 10 of 100 differ: 10 +- 5.9.
-        pytest.param({"none": 40, "sft": 50}, {"score": SFT, "over": NONE, "at_least": 3}, 10, "reproduced", id="diff"),
-        pytest.param(
-            {"none": 40, "sft": 50}, {"score": SFT, "over": NONE, "at_least": 9}, 10, "inconclusive", id="bar"
-        ),
-        # 4 of 100 differ: a sample of 100 has none of them with a chance of 0.96^100 = 1.7%, below 2.5%.
-        pytest.param({"none": 0, "sft": 4}, {"score": SFT, "over": NONE}, 4, "reproduced", id="interval above 0"),
-        # 3 of 100: 0.97^100 = 4.8%, so the interval's lower end is 0.
-        pytest.param({"none": 0, "sft": 3}, {"score": SFT, "over": NONE}, 3, "inconclusive", id="interval from 0"),
-        # The same 46 are right in both; unpaired, the error of the difference would be 7.
-        pytest.param({"none": 46, "sft": 50}, {"score": SFT, "over": NONE}, 4, "reproduced", id="paired by question"),
-        pytest.param({"none": 9, "sft": 0}, {"score": SFT, "over": NONE}, -9, "not reproduced", id="the other way"),
-        pytest.param({"none": 9, "sft": 9}, {"score": SFT, "over": NONE}, 0, "inconclusive", id="equal"),
-        pytest.param(
-            {"none": 9, "sft": 9},
-            {"score": SFT, "over": NONE, "at_least": -1},
-            0,
-            "inconclusive",
-            id="equal in 100 alone",
-        ),
-    ],
-)
+OVER = {"score": SFT, "over": NONE}
+CLAIMS_BY_HAND = {
+    "about 21..39 below the bar": ({"none": 30}, {"score": NONE, "at_most": 40}, 30, "reproduced"),
+    "about 28..48": ({"none": 38}, {"score": NONE, "at_most": 40}, 38, "inconclusive"),
+    "about 42..62": ({"none": 52}, {"score": NONE, "at_most": 40}, 52, "not reproduced"),
+    "above the bar": ({"none": 52}, {"score": NONE, "at_least": 40}, 52, "reproduced"),
+    "below the bar": ({"none": 30}, {"score": NONE, "at_least": 40}, 30, "not reproduced"),
+    # 10 of 100 differ: 10 +- 5.9.
+    "4..16 above the bar": ({"none": 40, "sft": 50}, OVER | {"at_least": 3}, 10, "reproduced"),
+    "4..16 holds the bar": ({"none": 40, "sft": 50}, OVER | {"at_least": 9}, 10, "inconclusive"),
+    # 4 of 100 differ: a sample of 100 has none of them with a chance of 0.96^100 = 1.7%, below 2.5%.
+    "interval above 0": ({"none": 0, "sft": 4}, OVER, 4, "reproduced"),
+    # 3 of 100: 0.97^100 = 4.8%, so the interval's lower end is 0.
+    "interval from 0": ({"none": 0, "sft": 3}, OVER, 3, "inconclusive"),
+    # The same 46 are right in both; unpaired, the error of the difference would be 7.
+    "paired by question": ({"none": 46, "sft": 50}, OVER, 4, "reproduced"),
+    "the other way": ({"none": 9, "sft": 0}, OVER, -9, "not reproduced"),
+    "equal": ({"none": 9, "sft": 9}, OVER, 0, "inconclusive"),
+    "equal in 100 alone": ({"none": 9, "sft": 9}, OVER | {"at_least": -1}, 0, "inconclusive"),
+}
+
+
+@pytest.mark.parametrize(("scores", "claim", "value", "verdict"), CLAIMS_BY_HAND.values(), ids=CLAIMS_BY_HAND)
 def test_a_claim(world, scores, claim, value, verdict):
     (judged,) = world(scores, claims=[{"says": "it"} | claim])
     assert judged.verdict == verdict
@@ -95,7 +87,7 @@ def test_a_claim(world, scores, claim, value, verdict):
 
 
 def test_the_share_of_a_way(world):
-    claim = {"says": "it", "score": SFT, "over": NONE, "of": GRPO, "at_least": 50}
+    claim = {"says": "it", **OVER, "of": GRPO, "at_least": 50}
     (judged,) = world({"none": 40, "sft": 72, "grpo": 85}, claims=[claim])
     # (72 - 40) of (85 - 40) points. Of 45 questions 32 are on it: 71.1 +- 1.96 * sqrt(71.1 * 28.9 / 45) = 57.9..84.4.
     assert (judged.verdict, judged.ours) == ("reproduced", pytest.approx(100 * 32 / 45))
@@ -108,28 +100,23 @@ def test_the_share_of_a_way(world):
     ids=["no way to go", "a way that goes down", "one question, of which a sample may have none"],
 )
 def test_the_share_of_no_way_is_not_comparable(world, scores):
-    claim = {"says": "it", "score": SFT, "over": NONE, "of": GRPO, "at_least": 70}
+    claim = {"says": "it", **OVER, "of": GRPO, "at_least": 70}
     (judged,) = world(dict(zip(("none", "sft", "grpo"), scores, strict=True)), claims=[claim])
     assert judged.verdict == "not comparable"
     assert "does not lie above 0" in judged.reason
 
 
-@pytest.mark.parametrize("change", ["fewer", "other questions", "other references"])
-def test_nothing_is_paired_but_equal_questions(world, change):
-    texts = ["[0, 0, 50, 50]."] * 100
-    other = {
-        "fewer": {},
-        "other questions": {"question": ["else?"] * 100},
-        "other references": {"answers": [["no"]] * 100},
-    }
-    write_rows(Path("more/rows"), **other[change])
-    count = 50 if change == "fewer" else 100
-    write_boxes(Path("p/sft_bbox.json"), texts[:count], "models/sft", "more/rows")
-    source = {"dataset": "more/rows", "max_samples": count}
-    write_answers(Path("p/sft_answers.json"), right(30, count), boxes=texts[:count], **source)
-    (judged,) = world(
-        {"none": 10}, CLAIMS.replace("{rows: 100}", "{}"), claims=[{"says": "it", "score": SFT, "over": NONE}]
-    )
+@pytest.mark.parametrize(
+    ("count", "columns"),
+    [(50, {}), (100, {"question": ["else?"] * 100}), (100, {"answers": [["no"]] * 100})],
+    ids=["fewer", "other questions", "other references"],
+)
+def test_nothing_is_paired_but_equal_questions(world, count, columns):
+    texts = ["[0, 0, 50, 50]."] * count
+    write_rows(Path("more/rows"), **columns)
+    write_boxes(Path("p/sft_bbox.json"), texts, "models/sft", "more/rows")
+    write_answers(Path("p/sft_answers.json"), right(30, count), "more/rows", boxes=texts, max_samples=count)
+    (judged,) = world({"none": 10}, CLAIMS.replace("{rows: 100}", "{}"), claims=[{"says": "it"} | OVER])
     assert judged.verdict == "not comparable"
     assert "questions are compared, which are not the same" in judged.reason
 
@@ -143,16 +130,15 @@ def test_what_was_not_run_has_its_commands(world):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("count", "settings", "reason"),
     [
-        pytest.param({"settings": {"longest_edge": 32}}, "answerer's longest edge 32 instead of 64", id="answerer"),
-        pytest.param({"settings": {"longest_edge": None}}, "answerer's longest edge None instead of 64", id="its own"),
-        pytest.param({"max_samples": 50, "rows": 50}, "rows 50 instead of 100", id="rows"),
+        (100, {"longest_edge": 32}, "answerer's longest edge 32 instead of 64"),
+        (100, {"longest_edge": None}, "answerer's longest edge None instead of 64"),
+        (50, {}, "rows 50 instead of 100"),
     ],
 )
-def test_another_size_is_not_comparable_and_says_which(world, change, reason):
-    rows = change.pop("rows", 100)
-    write_answers(Path("p/none_answers.json"), right(50, rows), "rows", **change)
+def test_another_size_is_not_comparable_and_says_which(world, count, settings, reason):
+    write_answers(Path("p/none_answers.json"), right(50, count), "rows", settings=settings, max_samples=count)
     (judged,) = world({}, figures=[FIGURE])
     assert (judged.verdict, judged.reason) == ("not comparable", reason)
     assert judged.difference is not None  # shown all the same
@@ -196,30 +182,19 @@ def test_a_mean_over_unknown_benchmarks_is_never_judged(world):
     (judged,) = world({"none": 50}, figures=[figure])
     assert judged.verdict == "reproduced"
     (judged,) = world({"none": 50}, figures=[figure | {"cropper": "sft"}], unknown_mean="nobody says which")
-    assert (judged.verdict, judged.reason, judged.ours) == (
-        "not comparable",
-        "nobody says which",
-        None,
-    )  # not run either
+    assert (judged.verdict, judged.reason) == ("not comparable", "nobody says which")
+    assert judged.ours is None  # not run either
 
 
-@pytest.mark.parametrize(("metric", "share"), [("vqa", 16), ("letter", 30)])
-def test_refusals_are_empty_answers_and_those_that_name_no_option(world, metric, share):
-    if metric == "letter":
-        options = {letter: ["x"] * 100 for letter in "ABCD"}
-        write_rows(Path("rows"), **options, index=list(range(100)), answer=["A"] * 100, category=["single"] * 100,
-                   cycle_category=["0"] * 100)  # fmt: skip
-    write_answers(Path("p/none_answers.json"), [""] * 16 + ["cannot say"] * 14 + ["A"] * 70, "rows")
-    kind = {"dataset_path": "rows", "dataset": "hrbench4k" if metric == "letter" else None}
-    meta = Path("p/none_answers.meta.json")
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | kind))
-    head = CLAIMS.replace("  rows: {rows: 100}", "  hrbench4k: {rows: 100}") if metric == "letter" else CLAIMS
-    figure = FIGURE | {
-        "metric": "refusals",
-        "reported": share,
-        "benchmark": "hrbench4k" if metric == "letter" else "rows",
-    }
-    (judged,) = world({}, head, figures=[figure])
+@pytest.mark.parametrize(("benchmark", "share"), [("rows", 16), ("hrbench4k", 30)])
+def test_refusals_are_empty_answers_and_those_that_name_no_option(world, benchmark, share):
+    if benchmark == "hrbench4k":
+        columns = {letter: ["x"] * 100 for letter in "ABCD"} | {"index": list(range(100)), "answer": ["A"] * 100}
+        write_rows(Path("rows"), **columns, category=["single"] * 100, cycle_category=["0"] * 100)
+    answers = [""] * 16 + ["cannot say"] * 14 + ["A"] * 70
+    write_answers(Path("p/none_answers.json"), answers, "rows", dataset=None if benchmark == "rows" else benchmark)
+    figure = FIGURE | {"metric": "refusals", "reported": share, "benchmark": benchmark}
+    (judged,) = world({}, CLAIMS.replace("  rows: {rows: 100}", f"  {benchmark}: {{rows: 100}}"), figures=[figure])
     assert (judged.verdict, judged.ours) == ("reproduced", pytest.approx(share))
 
 
