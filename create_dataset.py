@@ -32,7 +32,8 @@ from typing import Any
 
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run, start_logging
 from cropvlm.runs.processes import exchange, rank
-from cropvlm.sets.teacher_flags import add_flags, check_flags
+from cropvlm.runs.text_models import check_model_flags
+from cropvlm.sets.flags import add_flags
 from cropvlm.teacher import grow
 
 logger = logging.getLogger("cropvlm.create_dataset")
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_flags(parser)
     args = parser.parse_args()
-    check_flags(args)
+    check_model_flags(args)
     return args
 
 
@@ -53,16 +54,12 @@ def create_dataset(args: argparse.Namespace) -> int:
 
     from cropvlm.runs.hub import create_repository
     from cropvlm.runs.provenance import INPUTS, SOURCES, row_keys
-    from cropvlm.sets.asking import teacher
-    from cropvlm.sets.card import origins, part_files
-    from cropvlm.sets.hub import push
-    from cropvlm.sets.mixture import halve, load_sources
+    from cropvlm.sets.card import origins, part_files, push
     from cropvlm.sets.need_labels import label_need
-    from cropvlm.sets.responses import response_run
+    from cropvlm.sets.responses import in_units, response_run, teacher
+    from cropvlm.sets.rows import halve, load_sources, with_boxes, with_readable_images, with_references
     from cropvlm.sets.saving import code_before, describe_inputs, output_folders, save_whole
     from cropvlm.sets.summary import summarise
-    from cropvlm.sets.units import in_units
-    from cropvlm.sets.usable_rows import with_boxes, with_readable_images, with_references
 
     set_seed(SEED)
     folders = output_folders(args.output_path, args.dataset_path)
@@ -71,7 +68,7 @@ def create_dataset(args: argparse.Namespace) -> int:
     # Load. Of each source the first rows get boxes; the others are for GRPO, which needs references.
     sources = load_sources(args.dataset_path, args.split, args.max_samples)
     sft_rows, other_rows = halve(sources, args.sft_share)
-    grpo_rows = with_references(other_rows)
+    grpo_rows = other_rows and with_references(other_rows)
     rows = {"sft": sft_rows} | ({} if grpo_rows is None else {"grpo": grpo_rows})
     # The first process alone looks at the images of the GRPO part, and at what was made before.
     keys = {part: row_keys(some) for part, some in rows.items() if part == "sft" or rank() == 0}

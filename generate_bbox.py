@@ -28,12 +28,11 @@ from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError
 from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
-from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import check_output
 from cropvlm.runs.prompt_sources import BoxPrompts
 from cropvlm.runs.provenance import row_keys
 from cropvlm.runs.run import Job, Run
-from cropvlm.runs.text_models import TextModel, add_common_flags, cropper, data_sources
+from cropvlm.runs.text_models import TextModel, add_common_flags, check_model_flags, cropper, data_sources
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,10 +44,9 @@ def parse_args() -> argparse.Namespace:
     add("--longest_edge", type=pixels, help="pixels of the longer side (default 512; servers: image's own)")
     add("--need", action="store_true", help="record with each box how much the row needs it, in nats")
     add("--max_new_tokens", type=positive, default=MAX_BOX_TOKENS, help="of a box (default 32)")
-    add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
-    refuse_beside_server(args, "model_path", "base_model_path")
+    check_model_flags(args, "model_path", "base_model_path")
     if args.need and args.api_model:
         raise UserError("--need reads the model's own probabilities, which a server does not give; use --model_path")
     if args.api_model is None and args.model_path is None:

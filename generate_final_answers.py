@@ -41,12 +41,11 @@ from cropvlm.errors import UserError
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.controls import CONTROLS, control_boxes
-from cropvlm.runs.model_flags import add_api_flags, refuse_beside_server
 from cropvlm.runs.predictions import BoxFile, check_output, check_same_data, join_on_question_id, read_boxes
 from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, shared_keys
 from cropvlm.runs.provenance import hash_of, row_keys
 from cropvlm.runs.run import Job, Run
-from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, data_sources
+from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, check_model_flags, data_sources
 
 MODES = (BASE, CROPVLM)
 
@@ -65,12 +64,9 @@ def parse_args() -> argparse.Namespace:
     add("--max_pixels", type=positive, help="width x height of an image at most (Qwen2.5-VL)")
     add("--image_fit", choices=("pad", "crop"), default="pad", help="for LLaVA-1.5: pad images to squares, or cut them")
     add("--max_new_tokens", type=positive, default=64, help="of an answer (default 64)")
-    add_api_flags(parser)
     add_common_flags(parser)
     args = parser.parse_args()
-    refuse_beside_server(args, "min_pixels", "max_pixels")
-    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
-        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}; lower it")
+    check_model_flags(args, "min_pixels", "max_pixels")
     args.modes = [mode for mode in MODES if mode in args.modes]  # a row without a crop has the base answer
     args.controls = [control for control in CONTROLS if {control, "all"} & set(args.controls)]
     if args.bbox is None and (CROPVLM in args.modes or args.controls):

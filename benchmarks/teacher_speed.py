@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cropvlm.modeling import device_and_dtype
 from cropvlm.runs.cli import batch_size, positive
-from cropvlm.sets.asking import TeacherPrompts
+from cropvlm.sets.responses import TeacherPrompts
 from miniature.tiny_models import build_qwen
 
 # Qwen2.5-VL-7B-Instruct, from its published configuration

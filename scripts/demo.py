@@ -31,8 +31,8 @@ from cropvlm.errors import UserError, one_line  # noqa: E402
 from cropvlm.prompts import Prompt, answerer_prompt, clean_answer  # noqa: E402
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, port, positive, run  # noqa: E402
 from cropvlm.runs.drawing import draw_boxes  # noqa: E402
-from cropvlm.runs.model_flags import add_api_flags, server_of  # noqa: E402
 from cropvlm.runs.server import Server, fit_longest_edge  # noqa: E402
+from cropvlm.runs.text_models import add_api_flags, server_of  # noqa: E402
 
 CROPPER, ANSWERER = ROOT / "models/miniature_grpo", ROOT / "miniature/models/smolvlm"
 WORLD = ROOT / "datasets/miniature"

@@ -31,8 +31,8 @@ from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
 from cropvlm.errors import UserError, failure
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, port, run, seconds, start_logging
-from cropvlm.runs.model_flags import base_url
 from cropvlm.runs.server import SAVE_OPTIONS, data_url, is_here
+from cropvlm.runs.text_models import base_url
 
 logger = logging.getLogger(__name__)
 

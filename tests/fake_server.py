@@ -111,7 +111,10 @@ FATAL = {
         error(401, f"Incorrect API key provided: {KEY}"),
         "'Incorrect API key provided: ***'; set OPENAI_API_KEY",
     ),
-    "404": (error(404, "The model m does not exist"), "'The model m does not exist'; no m there; check --api_base"),
+    "404": (
+        error(404, "The model m does not exist"),
+        "'The model m does not exist'; there is no such model",
+    ),
     "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'; finished rows are kept"),
     "429": (error(429, "Rate limit reached"), "sends error 429, 'Rate limit reached'; finished rows are kept"),
     "redirect": ((307, b"", {"Location": "http://localhost:9/"}), "redirects are not followed"),

@@ -32,7 +32,7 @@ WITHOUT_TORCH = (
     "runs.cli",
 )
 # What the scripts import before they read their flags, and what takes seconds to load.
-BEFORE_FLAGS = ("data.rows", "runs.predictions", "runs.model_flags")
+BEFORE_FLAGS = ("data.rows", "runs.predictions", "runs.text_models")
 HEAVY = {"torch", "transformers", "datasets", "openai", "httpx2"}
 ROOM_LINES = 1500  # with docstrings
 ROOM = [module for module in MODULES if module.count(".") == 1 and module not in ("cropvlm.cropper",)]

@@ -18,12 +18,12 @@ from typing import NoReturn, TextIO
 
 from cropvlm.errors import UserError, shorten
 from cropvlm.runs.processes import limit_threads, shorten_socket_paths
-from cropvlm.runs.secret import redact
 
 logger = logging.getLogger(__name__)
 
 USER_ERROR = 2
 COMPLETE_WITH_FAILURES = 3
+KEY = "OPENAI_API_KEY"  # the variable that holds the key for a server
 
 
 def flag_error(message: str) -> UserError:
@@ -66,7 +66,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         print(end="", flush=True)
     except OSError:  # Python would try again as it ends, and change the exit code
-        _discard(sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 
 
@@ -78,17 +78,14 @@ def _check_datasets() -> None:
 
 
 class Screen(io.FileIO):
-    """A terminal or log whose reader or disk may give out before the script ends: what cannot be shown is dropped."""
+    """stdout or stderr: a terminal that has gone, or a log whose disk is full, ends no run."""
 
     def write(self, data: bytes) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if self.fileno() == 2 and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return len(data)  # of a log; the next line may find space again
-            if error.errno != errno.EIO and (self.fileno() != 2 or error.errno != errno.EPIPE):
-                raise
-            _discard(self.fileno())
+            if self.fileno() != 2 and error.errno != errno.EIO:
+                raise  # the result cannot be shown
             return len(data)
 
 
@@ -99,11 +96,6 @@ def _screen(stream: TextIO | None) -> TextIO | None:
     screen = io.BufferedWriter(Screen(stream.fileno(), "w", closefd=False))
     by_line = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
     return io.TextIOWrapper(screen, stream.encoding, "backslashreplace", line_buffering=by_line)
-
-
-def _discard(descriptor: int) -> None:
-    """Drop from now on what is written to a file descriptor."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _line(error: UserError | OSError) -> str:
@@ -127,6 +119,13 @@ def _variables_behind(error: BaseException) -> str:
     return f"; check the environment's {given}" if re.search("httpx2._client.py.*, in __init__", trace) else ""
 
 
+def redact(text: str) -> str:
+    """`text` with `***` for the key. A placeholder such as `EMPTY` or `1234` may be a word of an answer: it stays."""
+    key = os.environ.get(KEY, "").strip()
+    is_placeholder = len(key) < 4 or (len(key) < 16 and (key.isalpha() or key.isdigit()))
+    return text if is_placeholder else text.replace(key, "***")
+
+
 class RedactingFormatter(logging.Formatter):
     """Keeps the key for a server out of the log, whoever logs it."""
 
@@ -137,7 +136,7 @@ class RedactingFormatter(logging.Formatter):
 def start_logging(args: argparse.Namespace | None = None) -> None:
     """Log to stderr: what this project says, with the resolved settings first, and the warnings of its libraries.
 
-    Their information, such as a line for each HTTP request, is left out. `args.verbose` adds this project's details.
+    `args.verbose` adds this project's details.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(message)s"))

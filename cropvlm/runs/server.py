@@ -1,8 +1,8 @@
-"""A model behind an OpenAI-compatible server in place of a local one: a proprietary API, or vLLM and SGLang for scale.
+"""A model behind an OpenAI-compatible server: a proprietary API, or vLLM and SGLang for scale.
 
-Texts are asked for at temperature 0. A server may still add what the checkpoint's generation config says, as vLLM does
-with Qwen2.5-VL's repetition penalty unless it is started with `--generation-config vllm`. A refusal is an empty answer.
-The official client does the retries: after rate limits, server errors, timeouts and cut connections.
+The temperature is 0, but a server may add what the checkpoint's generation config says, as vLLM does with Qwen2.5-VL's
+repetition penalty unless it is started with `--generation-config vllm`. A refusal is an empty answer. The official
+client retries after rate limits, server errors, timeouts and cut connections.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from PIL import Image
 from cropvlm.crops import widen_strip
 from cropvlm.errors import UnreadableImage, UserError, failure, one_line
 from cropvlm.prompts import Prompt, PromptSource, without_reasoning
-from cropvlm.runs.secret import KEY, redact
+from cropvlm.runs.cli import KEY, redact
 
 if TYPE_CHECKING:  # slow to import, and only needed to ask
     from openai import AsyncOpenAI
@@ -34,6 +34,13 @@ RETRIES = 8  # of one request: 40 seconds of back-off in all, or as long as the 
 # Codes of errors that mean "I will not answer this" (Azure, OpenAI).
 REFUSALS = ("content_filter", "content_policy_violation", "invalid_prompt")
 RESUME = "finished rows are kept; run the same command again to continue"
+# By status, of errors that every row would get.
+REMEDIES = {
+    401: f"set {KEY} to a key that is allowed to ask it",
+    402: RESUME,
+    404: "there is no such model or address; check --api_base and --api_model",
+    429: RESUME,
+}
 
 
 class Rejected(ValueError):
@@ -64,9 +71,9 @@ class Server:
     ) -> Iterator[tuple[int, Texts | UnreadableImage]]:
         """Yield (row index, texts of its prompts) as the server answers, as `generate_rows` does with a local model.
 
-        A prompt without an answer has `Rejected` or `CutOff` in the place of its text, a row without prompts
-        `UnreadableImage` in the place of its texts. source: prompts by row. resize: what is done to an image before it
-        is sent. done: rows to leave out. Raises `UserError`, after the answers under way, for a fault of the server's.
+        A failed prompt has `Rejected` or `CutOff` in place of its text, a row whose prompts cannot be made
+        `UnreadableImage` in place of its texts. resize: applied to an image before it is sent. done: rows to leave
+        out. Raises `UserError`, after the answers under way, for a fault of the server's.
         """
         waiting = deque(sorted(set(range(len(source))) - set(done)))
         doubts, fault = Doubts(), None
@@ -103,17 +110,17 @@ class Server:
             return openai.AsyncOpenAI(api_key=key or "none", base_url=self.base, http_client=http, max_retries=RETRIES)
 
     async def _answer(self, client: "AsyncOpenAI", source: PromptSource, i: int, resize: Callable) -> Texts:
-        """The texts of row `i`'s prompts. Raises `UnreadableImage` if it has none, `UserError` if no row gets any."""
+        """The texts of row `i`'s prompts. Raises `UnreadableImage` for this row, `UserError` for a server's fault."""
         try:
             chats = await asyncio.to_thread(lambda: to_chats(source[i], resize, self.image_format))
-        except Exception as error:  # whatever a decoder or encoder may raise, MemoryError included
-            if isinstance(error, UnreadableImage | UserError):
-                raise
+        except (UnreadableImage, UserError):
+            raise
+        except Exception as error:  # decoders and encoders raise many kinds, MemoryError among them
             raise UnreadableImage(f"image cannot be sent ({type(error).__name__}: {one_line(error)})") from error
         return [await self._ask(client, messages) for messages in chats]
 
     async def _ask(self, client: "AsyncOpenAI", messages: list[dict[str, Any]]) -> str | Rejected | CutOff:
-        """The text, or the error of this prompt. Raises `UserError` for a fault that is the server's."""
+        """The text or the error of one prompt. Raises `UserError` for a server's fault."""
         options = {"temperature": 0, "max_completion_tokens": self.max_new_tokens}
         try:
             reply = await client.chat.completions.create(model=self.model, messages=messages, **options)
@@ -130,7 +137,7 @@ class Server:
         return text
 
     def _rejection(self, error: Exception) -> Rejected:
-        """The reason that a request has no reply after all retries. Raises `UserError` if it is not the prompt's."""
+        """Why a request has no reply after all retries. Raises `UserError` for a server's fault."""
         import httpx2  # what the official client sends with
         import openai
 
@@ -138,26 +145,19 @@ class Server:
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message") if isinstance(error.body, dict) else None
             said = f"error {error.status_code}, {quote(said if isinstance(said, str) else error.response.text)}"
-            match error.status_code:
-                case 401:
-                    remedy = f"set {KEY} to a key that is allowed to ask it"
-                case 402 | 429:
-                    remedy = RESUME
-                case 404:
-                    remedy = f"no {self.model} there; check --api_base and --api_model"
-                case code if 300 <= code < 400:
-                    remedy = "redirects are not followed; correct --api_base"
-                case _:
-                    return Rejected(f"the server sends {said}")
-            raise UserError(f"{self.base} sends {said}; {remedy}") from None  # the error may hold the key
+            remedy = REMEDIES.get(error.status_code)
+            if 300 <= error.status_code < 400:
+                remedy = "redirects are not followed; correct --api_base"
+            if remedy:
+                raise UserError(f"{self.base} sends {said}; {remedy}") from None  # the error may hold the key
+            return Rejected(f"the server sends {said}")
         if isinstance(cause, httpx2.ReadTimeout | httpx2.WriteTimeout | httpx2.PoolTimeout):
             return Rejected(f"no reply within {self.timeout:g} s in {RETRIES + 1} attempts; raise --api_timeout")
         broken = isinstance(cause, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)
         if broken or not isinstance(error, openai.APIConnectionError):
             return Rejected(f"no reply that can be read ({quote(one_line(cause or error))})")
-        raise UserError(
-            f"{self.base} cannot be reached ({type(cause).__name__}); check --api_base; {RESUME}"
-        ) from error
+        seen = f"cannot be reached ({type(cause).__name__})"
+        raise UserError(f"{self.base} {seen}; check --api_base; {RESUME}") from error
 
 
 def is_here(base: str) -> bool:
@@ -178,7 +178,7 @@ class Doubts:
     answered: set[int] = field(default_factory=set)  # places that have had a text
 
     def settle(self, i: int, texts: Texts) -> list[tuple[int, Texts]]:
-        """Take in the texts of row `i`; return the rows that are in doubt no more."""
+        """Add the texts of row `i`; return the rows that are no longer in doubt."""
         for place, text in enumerate(texts):
             self.failures[place] = self.failures[place] + 1 if isinstance(text, Rejected) else 0
         self.answered |= {place for place in range(len(texts)) if not self.failures[place]}
@@ -189,7 +189,7 @@ class Doubts:
         return settled
 
     def fault(self, at_end: bool = False) -> Rejected | None:
-        """A failure that is the server's: of more in a row than rows can be blamed for; at the end, of all there."""
+        """A failure to blame on the server: one of too many in a row or, at the end, of all prompts in a place."""
         for place, times in self.failures.items():
             if times > MOST_REJECTED or (at_end and place not in self.answered):
                 return next(texts[place] for _, texts in self.rows if isinstance(texts[place], Rejected))
@@ -220,9 +220,7 @@ def text_of(content: str | list | None) -> str:
     'Coke'
     """
     if isinstance(content, list):
-        texts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in content
-        ]
+        texts = (part["text"] if isinstance(part, dict) and part["type"] == "text" else part for part in content)
         content = "".join(text for text in texts if isinstance(text, str))
     return redact(re.sub("[\ud800-\udfff]", "\ufffd", content or ""))
 
@@ -233,7 +231,7 @@ def quote(text: str) -> str:
 
 
 def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Image:
-    """`image` scaled to a longer side of that many pixels, or at its own size if None. Strips are widened."""
+    """`image` with a longer side of `longest_edge` pixels, or at its own size if None. Strips are widened."""
     size = widen_strip(image.size)
     if longest_edge is not None:
         scale = longest_edge / max(size)

@@ -1,4 +1,4 @@
-"""The flags that `generate_bbox.py` and `generate_final_answers.py` share, and the data and models that they name."""
+"""The flags that name a model, here or behind a server, and the data sets; what they name, ready to generate texts."""
 
 import argparse
 import functools
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cropvlm.data.catalog import BENCHMARKS
 from cropvlm.data.rows import data_commit
 from cropvlm.errors import UserError
-from cropvlm.runs.cli import file_name, nonempty, positive
-from cropvlm.runs.model_flags import add_local_flags, server_of
+from cropvlm.runs.cli import KEY, batch_size, file_name, nonempty, positive, seconds, workers
 from cropvlm.runs.processes import device_index, worker_count
 from cropvlm.runs.provenance import describe_model, hash_of, questions_hash, references_hash, row_hashes, seen_rows
 from cropvlm.runs.run import Generate, Output
-from cropvlm.runs.server import Server, fit_longest_edge
+from cropvlm.runs.server import OPENAI, SAVE_OPTIONS, Server, fit_longest_edge
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
 # Of SmolVLM unless told otherwise: the release's, of its cropper and of the images that its reward VLM sees.
@@ -24,8 +24,9 @@ LONGEST_EDGE = 512
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that both scripts share."""
+    """Add the flags that `generate_bbox.py` and `generate_final_answers.py` share."""
     add = parser.add_argument
+    add_api_flags(parser)
     add("--dataset_path", type=nonempty, help=f"benchmark, Hub id (id:config) or local folder ({DEFAULT_DATASET})")
     add(
         "--dataset",
@@ -41,16 +42,81 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="log every text, and the cause of an error")
 
 
+def add_local_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a model on this machine."""
+    add = parser.add_argument
+    add("--attn_implementation", type=nonempty, help="such as flash_attention_2; default: transformers' own choice")
+    add("--batch_size", type=batch_size, default="auto", help="rows, or auto: halves on running out of GPU memory")
+    add("--num_workers", type=workers, help="processes that preprocess images (default: 0; on a GPU the cores)")
+    add("--gpu", type=int, default=0, help="index of the GPU; -1, or without a GPU, the CPU in fp32")
+
+
+def add_api_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a model behind a server."""
+    add = parser.add_argument
+    add("--api_model", type=nonempty, help=f"a model of an OpenAI-compatible server; the key is read from ${KEY}")
+    add("--api_base", type=base_url, help=f"address of the server, as http://localhost:8000/v1 (default {OPENAI})")
+    add("--image_format", choices=SAVE_OPTIONS, default="png", help="of images sent to the server (default png)")
+    add("--api_concurrency", type=positive, default=8, help="requests at a time (default 8)")
+    add("--api_timeout", type=seconds, default=120.0, help="seconds to wait for a reply (default 120)")
+    add("--api_key", type=no_key, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def base_url(text: str) -> str:
+    """The type of `--api_base`. A password in it is refused unseen: the URL is written into logs and meta files."""
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in text
+    except ValueError:  # such as a port that is not a number
+        good = False
+    if not good:  # not shown either: it may hold a password all the same
+        raise argparse.ArgumentTypeError("expected a URL such as http://localhost:8000/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise argparse.ArgumentTypeError(f"a URL with a user, password, key or query; put the key into ${KEY} instead")
+    return text
+
+
+def no_key(text: str) -> str:
+    """The type of `--api_key`, which is refused unseen: other users of a machine can read a command line."""
+    raise argparse.ArgumentTypeError(f"put the key into the environment variable {KEY} instead")
+
+
+def check_model_flags(args: argparse.Namespace, *local: str) -> None:
+    """Raise `UserError` for flags that do not fit each other. local: flags of a model on this machine alone."""
+    given = [f"--{flag}" for flag in (*local, "attn_implementation") if getattr(args, flag) is not None]
+    if server_of(args) and given:
+        raise UserError(f"{', '.join(given)}: for a model on this machine; leave it out beside --api_model")
+    least, most = getattr(args, "min_pixels", None), getattr(args, "max_pixels", None)
+    if least and most and least > most:
+        raise UserError(f"--min_pixels {least} is more than --max_pixels {most}; lower it")
+
+
+def server_of(args: argparse.Namespace) -> Server | None:
+    """The server that the flags name; None without `--api_model`."""
+    if args.api_model is None:
+        if args.api_base is not None:
+            raise UserError(f"--api_base {args.api_base}: name the model there with --api_model")
+        return None
+    return Server(
+        base=args.api_base or OPENAI,
+        model=args.api_model,
+        max_new_tokens=args.max_new_tokens,
+        image_format=args.image_format,
+        concurrency=args.api_concurrency,
+        timeout=args.api_timeout,
+    )
+
+
 def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The data sets that the flags name, each as keyword arguments of `cropvlm.data.rows.load_rows`."""
-    common = {"split": args.split, "max_samples": args.max_samples}
-    datasets = args.dataset or []
-    if len(datasets) > 1 and (args.dataset_path or args.name):
+    names, path = args.dataset or [], args.dataset_path
+    if len(names) > 1 and (path or args.name):
         raise UserError("several --dataset go with neither --dataset_path nor --name; run them one by one")
-    if args.dataset_path is None and datasets:
-        return [{"dataset_path": name, "dataset": None} | common for name in datasets]
-    path = DEFAULT_DATASET if args.dataset_path is None else args.dataset_path
-    return [{"dataset_path": path, "dataset": datasets[0] if datasets else None} | common]
+    if names and path is None:
+        named = [{"dataset_path": name, "dataset": None} for name in names]
+    else:
+        named = [{"dataset_path": path or DEFAULT_DATASET, "dataset": names[0] if names else None}]
+    return [source | {"split": args.split, "max_samples": args.max_samples} for source in named]
 
 
 @dataclass
@@ -66,7 +132,7 @@ class TextModel:
     settings: dict[str, Any]
     names: dict[str, Any]
     generate: Generate
-    longest_edge: int | None
+    longest_edge: int | None = None
     seen_size: Callable[[tuple[int, int]], tuple[int, int] | None] = lambda size: None
     known: dict[str, Any] = field(default_factory=dict)
     seen_rows: set[str] = frozenset()
@@ -104,40 +170,29 @@ def cropper(args: argparse.Namespace) -> TextModel:
     """The model that writes the boxes."""
     if server := server_of(args):
         return remote_model(server, "cropper", args.longest_edge)
-    from cropvlm.modeling import load_model, load_processor
-    from cropvlm.models.adapters import adapter_base
+    from cropvlm.modeling import load_processor
 
-    device, dtype = device_of(args)
-    path, base, attention = args.model_path, args.base_model_path, args.attn_implementation
-    longest_edge = LONGEST_EDGE if args.longest_edge is None else args.longest_edge
-    processor = load_processor(path, longest_edge)
-    known = describe_model(path, base or adapter_base(path))
-    settings = {"model_path": path, "base_model_path": base} | computing(known, dtype, attention)
-    load = functools.partial(load_model, path, base, device, dtype, attn_implementation=attention)
-    names = {"cropper": path, "cropper_base": base}
-    generate, known = local_generator(args, load, processor), {"cropper": known}
-    return TextModel(settings, names, generate, longest_edge, known=known, seen_rows=seen_rows(path))
+    path, base, longest_edge = args.model_path, args.base_model_path, args.longest_edge or LONGEST_EDGE
+    model = local_model(args, "cropper", path, load_processor(path, longest_edge), base)
+    model.settings |= {"model_path": path, "base_model_path": base}
+    model.names["cropper_base"], model.longest_edge, model.seen_rows = base, longest_edge, seen_rows(path)
+    return model
 
 
 def answerer(args: argparse.Namespace) -> TextModel:
     """The frozen VLM that answers."""
     if server := server_of(args):
         return remote_model(server, "answerer", args.longest_edge)
-    from cropvlm.modeling import load_model
-    from cropvlm.models.adapters import adapter_base
     from cropvlm.models.processors import image_fit_of, longest_edge_of, seen_size
 
-    device, dtype = device_of(args)
-    path, attention = args.vqa_model_path, args.attn_implementation
+    path = args.vqa_model_path
     processor = answerer_processor(path, args.longest_edge, args.min_pixels, args.max_pixels, args.image_fit)
-    longest_edge = args.longest_edge or longest_edge_of(processor)
-    known = describe_model(path, adapter_base(path))
-    settings = {"vqa_model_path": path} | computing(known, dtype, attention)
-    load = functools.partial(load_model, path, None, device, dtype, attn_implementation=attention)
-    if fit := image_fit_of(processor):
-        settings["image_fit"] = fit
-    generate, seen = local_generator(args, load, processor), functools.partial(seen_size, processor)
-    return TextModel(settings, {"answerer": path}, generate, longest_edge, seen, {"answerer": known})
+    model = local_model(args, "answerer", path, processor)
+    fit = image_fit_of(processor)
+    model.settings |= {"vqa_model_path": path} | ({"image_fit": fit} if fit else {})
+    model.longest_edge = args.longest_edge or longest_edge_of(processor)
+    model.seen_size = functools.partial(seen_size, processor)
+    return model
 
 
 def answerer_processor(path: str, longest_edge: int | None, *options: Any) -> Any:
@@ -150,13 +205,6 @@ def answerer_processor(path: str, longest_edge: int | None, *options: Any) -> An
     return load_processor(path, min(own, LONGEST_EDGE)) if longest_edge is None and own else processor
 
 
-def computing(model: dict[str, Any], dtype: Any, attention: str | None) -> dict[str, Any]:
-    """Settings that tell one model from another: what its files hold, and how it computes."""
-    return {"model_files": model["checksum"], "dtype": str(dtype)} | (
-        {"attn_implementation": attention} if attention else {}
-    )
-
-
 def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
     """The device that this process uses, and the dtype of the model there."""
     from cropvlm.modeling import device_and_dtype
@@ -164,9 +212,18 @@ def device_of(args: argparse.Namespace) -> tuple[Any, Any]:
     return device_and_dtype(device_index(args.gpu))
 
 
-def local_generator(args: argparse.Namespace, load: Callable[[], Any], processor: Any) -> Generate:
-    """Generates with `processor` and the model that `load` returns; it is called once, for the first rows to do."""
-    load = functools.cache(load)
+def local_model(args: argparse.Namespace, role: str, path: str, processor: Any, base: str | None = None) -> TextModel:
+    """A model on this machine, loaded once, for the first rows to do. role: what the meta file calls it."""
+    from cropvlm.models.adapters import adapter_base
+
+    device, dtype = device_of(args)
+    attention = {"attn_implementation": args.attn_implementation}
+
+    @functools.cache
+    def load() -> Any:
+        from cropvlm.modeling import load_model
+
+        return load_model(path, base_model_path=base, device=device, dtype=dtype, **attention)
 
     def generate(prompts, done):
         from cropvlm.generation import generate_rows
@@ -174,11 +231,12 @@ def local_generator(args: argparse.Namespace, load: Callable[[], Any], processor
         model = load()
         processes = worker_count(args.num_workers, model.device.type)
         options = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "num_workers": processes}
-        if getattr(args, "need", False):  # of the cropper
-            options["with_need"] = True
-        return generate_rows(model, processor, prompts, done=done, **options)
+        return generate_rows(model, processor, prompts, done=done, with_need=getattr(args, "need", False), **options)
 
-    return generate
+    known = describe_model(path, base or adapter_base(path))
+    # What its files hold, and how it computes, tell one model from another.
+    settings = {"model_files": known["checksum"], "dtype": str(dtype)} | (attention if args.attn_implementation else {})
+    return TextModel(settings, {role: path}, generate, known={role: known})
 
 
 def remote_model(server: Server, role: str, longest_edge: int | None) -> TextModel:

@@ -1,5 +1,6 @@
 """Files beside the rows: the report as JSON and as a picture, and the card, the data set's page on the Hub."""
 
+import contextlib
 import io
 import json
 import re
@@ -8,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
+from huggingface_hub import HfApi
 
+from cropvlm.data.catalog import locate
+from cropvlm.errors import failure
 from cropvlm.runs.provenance import library_versions, sources_of
-from cropvlm.sets.hub import licence
-from cropvlm.sets.sources import Source
+from cropvlm.sets.flags import Source
 from cropvlm.sets.summary import draw_report
 from cropvlm.teacher import GrownBox
 
+UNKNOWN_LICENCE = "see the source"
 CARD = """---
 license:
 {licences}
@@ -64,24 +68,27 @@ def part_files(
     """
     picture = io.BytesIO()
     draw_report(boxes, parts["sft"]).save(picture, "PNG")
-    card = write_card(report, settings, describe_sources(sources, parts))
-    both = {"README.md": card.encode()} | {name: _json(known) for name, known in made_from.items()}
-    of_sft = {"teacher_report.json": _json(report), "teacher_report.png": picture.getvalue()}
-    return {part: both | (of_sft if part == "sft" else {}) for part in parts}
-
-
-def _json(obj: Any) -> bytes:
-    return json.dumps(obj, indent=2).encode()
-
-
-def describe_sources(sources: Sequence[Source], parts: Mapping[str, Dataset]) -> list[dict]:
-    """Return `name`, `path`, `licence` and the number of rows in each part (`sft`, `grpo`) of every source."""
     counts = {part: Counter(rows["source"]) for part, rows in parts.items()}
-    return [
+    described = [
         {"name": source.name, "path": source.path, "licence": licence(source.path)}
         | {part: count[source.name] for part, count in counts.items()}
         for source in sources
     ]
+    both = {name: json.dumps(known, indent=2).encode() for name, known in made_from.items()}
+    both["README.md"] = write_card(report, settings, described).encode()
+    of_sft = {"teacher_report.json": json.dumps(report, indent=2).encode(), "teacher_report.png": picture.getvalue()}
+    return {part: both | (of_sft if part == "sft" else {}) for part in parts}
+
+
+def licence(dataset_path: str) -> str:
+    """Return the licence on a data set's page, several with commas; `UNKNOWN_LICENCE` if none can be read there."""
+    source = locate(dataset_path).source
+    with contextlib.suppress(Exception):  # the client and the parser of cards raise exceptions of a dozen kinds
+        if not Path(source).exists():
+            declared = HfApi().dataset_info(source, timeout=10).card_data["license"]
+            names = [declared] if isinstance(declared, str) else [name for name in declared if isinstance(name, str)]
+            return ", ".join(" ".join(name.split()) for name in names) or UNKNOWN_LICENCE
+    return UNKNOWN_LICENCE
 
 
 def origins(sources: Sequence[Source], loaded: Sequence[Dataset], split: str | None) -> list[dict]:
@@ -99,8 +106,8 @@ def origins(sources: Sequence[Source], loaded: Sequence[Dataset], split: str | N
 def write_card(report: dict, settings: dict, sources: list[dict]) -> str:
     """Return the data set's card: Markdown with a YAML head.
 
-    report: as `summarise` returns it. settings: of the teacher, as its journal holds them. sources: as
-    `describe_sources` returns them.
+    report: as `summarise` returns it. settings: of the teacher, as its journal holds them. sources: `name`, `path`,
+    `licence` and number of rows in each part (`sft`, `grpo`).
     """
     table = [
         f"| {s['name']} | {_public(s['path'])} | {s['licence']} | {s['sft']} | {s.get('grpo', 0)} |" for s in sources
@@ -129,3 +136,15 @@ def _public(path: str) -> str:
     """A Hub id unchanged; for a local folder, existing or not, its name without its location."""
     is_local = Path(path).exists() or path.startswith(("/", ".", "~"))
     return f"{Path(path).name} (a local folder)" if is_local else path
+
+
+def push(repo: str, folders: dict[str, Path]) -> None:
+    """Send the card and the report, then the saved parts (name -> folder), as configurations that the card lists.
+
+    Raises `UserError`; what is saved here stays.
+    """
+    with failure(f"the data set cannot be sent to {repo}; all is saved here, push again with --from_journal"):
+        options = {"repo_id": repo, "repo_type": "dataset", "allow_patterns": ["README.md", "teacher_report.*"]}
+        HfApi().upload_folder(folder_path=folders["sft"], **options)
+        for part, folder in folders.items():
+            load_from_disk(folder).push_to_hub(repo, config_name=part, split="train")

@@ -24,6 +24,7 @@ from cropvlm.rewards import AnswerLikelihoodReward
 from cropvlm.runs.journal import Journal
 from cropvlm.runs.provenance import hash_of, model_checksum
 from cropvlm.runs.text_models import device_of
+from cropvlm.sets.rows import with_columns
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +51,13 @@ def label_need(rows: Dataset, args: argparse.Namespace) -> tuple[Dataset, dict]:
                 journal.append([{"question_id": ids[k], "key": keys[k], "loss_gap": gap}])
         gaps = [journal.rows[i]["loss_gap"] if some else None for i, some in zip(ids, answers, strict=True)]
     needed = [gap is None or gap >= args.need_threshold for gap in gaps]
-    labelled = rows.remove_columns([name for name in ("loss_gap", "needed") if name in rows.column_names])
-    labelled = labelled.add_column("loss_gap", gaps).add_column("needed", needed)
     known_gaps = [gap for gap in gaps if gap is not None]
     counts, _ = np.histogram(np.clip(known_gaps, EDGES[0], EDGES[-1]), EDGES)
     report = {"threshold": args.need_threshold, "reward_model": args.reward_model}
     report |= {"longest_edge": args.reward_longest_edge, "needed": sum(needed), "not_needed": needed.count(False)}
     report |= {"without_references": gaps.count(None), "gap_edges": list(EDGES), "rows_by_gap": counts.tolist()}
     logger.info("a crop is needed by %d of %d rows", sum(needed), len(needed))
-    return labelled, report
+    return with_columns(rows, {"loss_gap": gaps, "needed": needed}), report
 
 
 def gap_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,21 +1,80 @@
-"""The teacher's responses as a run keeps them: in a journal that stays, with the size at which each image was seen."""
+"""The teacher's responses: a Qwen2.5-VL outlines the region that helps to answer a question.
 
+It answers in pixels of the image as it saw it, resized to multiples of 28 within a pixel budget. That size is worked
+out here and kept beside each response, in a journal that stays; `cropvlm.teacher` maps the box back to the original
+image.
+"""
+
+import argparse
 import json
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from cropvlm.data.images import image_size
+from cropvlm.boxes import parse_teacher_bbox
+from cropvlm.data.images import image_size, open_image
 from cropvlm.errors import UnreadableImage, UserError, failure
+from cropvlm.models.qwen import PixelBudget, budget_of, qwen_image, qwen_size
+from cropvlm.prompts import Prompt, teacher_messages
 from cropvlm.runs.journal import Journal
+from cropvlm.runs.prompt_sources import BoxPrompts
 from cropvlm.runs.run import Job, Output, Run, Text
-from cropvlm.runs.text_models import TextModel
-from cropvlm.sets.asking import TeacherPrompts
+from cropvlm.runs.text_models import TextModel, local_model, server_of
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
 
 ASK = "leave --from_journal out to ask the teacher"
+RELATIVE = (1000, 1000)  # width and height of every image to a teacher whose boxes are relative
+
+
+def teacher(args: argparse.Namespace) -> TextModel:
+    """The model that the flags name. Its settings determine a response; a journal with different ones is rejected."""
+    if server := server_of(args):  # it gets images at a size that it keeps
+        budget = PixelBudget().within(args.min_pixels, args.max_pixels)
+        settings = {"model_path": server.model, "server": True, "image_format": server.image_format}
+
+        def generate(prompts, done):
+            return server.answer_rows(prompts, lambda image: qwen_image(image, *budget), done)
+    else:
+        from cropvlm.modeling import load_processor
+
+        path = args.model_path
+        processor = load_processor(path, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+        budget = pixel_budget(processor, path)
+        model = local_model(args, "teacher", path, processor)
+        settings, generate = model.settings | {"model_path": path, "server": False}, model.generate
+    settings |= {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
+    settings["prompt"] = teacher_messages("{question}")
+    return TextModel(settings, {}, generate, seen_size=lambda size: qwen_size(size, *budget))
+
+
+def pixel_budget(processor: "ProcessorMixin", path: str) -> PixelBudget:
+    """Return the budget of a processor. Raises `UserError` unless it is Qwen2.5-VL's: boxes could not be mapped.
+
+    Qwen2-VL and Qwen3-VL resize images alike, but write boxes from 0 to 1000.
+    """
+    from transformers import Qwen2_5_VLProcessor
+
+    if not isinstance(processor, Qwen2_5_VLProcessor):
+        kind = type(processor).__name__
+        raise UserError(f"{path}: {kind} belongs to a model whose boxes are not in pixels it sees; give a Qwen2.5-VL")
+    return budget_of(processor.image_processor)
+
+
+class TeacherPrompts(BoxPrompts):
+    """The teacher's prompt of every row."""
+
+    def __getitem__(self, i: int) -> list[Prompt]:
+        row = self.rows[i]
+        image, size = open_image(row["image"]), image_size(row["image"])
+        if image.size != size:  # boxes are mapped by the size in the header
+            raise UnreadableImage(f"unreadable image: its header says {size}, its pixels {image.size}")
+        return [(teacher_messages(row["question"]), [image])]
 
 
 @dataclass
@@ -23,9 +82,8 @@ class Responses(Output):
     """The responses to `data`, for the sets at `path`.
 
     A record has `size` and `seen_size` (width and height of the image as it is and as the teacher saw it) and
-    `teacher_response`, or `error`; with `rejected` too where the image is readable, so that another run may get a
-    response: a server refused the request, or the row was too large for memory. seen_size: of an image of a size; None
-    where nothing is asked again.
+    `teacher_response`, or `error`; with `rejected` too where another run may get a response: a server refused the
+    request, or the row was too large for memory. seen_size: of an image of a size; None where nothing is asked again.
     """
 
     data: Dataset = None
@@ -45,7 +103,7 @@ class Responses(Output):
 
 
 def response_run(teacher: TextModel | None, target: str, rows: Dataset, keys: list[int]) -> Run:
-    """The run that asks a teacher about `rows`, or, where there is none, takes the responses from the journal alone.
+    """The run that asks a teacher about `rows` or, without one, takes the responses from the journal alone.
 
     keys: of `cropvlm.runs.provenance.row_keys`. The journal also holds which images of the GRPO part can be read.
     """
@@ -76,3 +134,29 @@ def settings_in_journal(target: str) -> dict[str, Any]:
         if missing := {"model_path", "min_pixels", "max_pixels", "max_new_tokens", "prompt"} - settings.keys():
             raise ValueError(f"its settings lack {', '.join(sorted(missing))}")
         return settings
+
+
+def in_units(records: Sequence[dict], box_format: str = "pixels") -> list[dict]:
+    """Return the records with the size that their boxes are given in as `seen_size`.
+
+    box_format: `pixels` of the image as the teacher saw it (Qwen2.5-VL), or `relative`, 0 to 1000 (Qwen2-VL, Qwen3-VL).
+    Raises `UserError` where the boxes cannot all be in these pixels: too many leave small images, or none goes beyond
+    1000 in images that are larger.
+    """
+    if box_format == "relative":
+        return [record | {"seen_size": list(RELATIVE)} if "seen_size" in record else record for record in records]
+    read = [(parse_teacher_bbox(r["teacher_response"]), r["seen_size"]) for r in records if "seen_size" in r]
+    small = [(box, size) for box, size in read if box and min(size) < 800]
+    outside = [box for box, size in small if box[2] > 1.05 * size[0] or box[3] > 1.05 * size[1]]
+    large = [(box, size) for box, size in read if box and max(size) > 1000]
+    # The chance that boxes anywhere in these images would all end within 0 to 1000.
+    chance = math.prod(min(1, 1000 / size[0]) * min(1, 1000 / size[1]) for _, size in large)
+    seen = None
+    if large and chance < 0.01 and all(max(box) <= 1000 for box, _ in large):
+        seen = f"no box of {len(large)} leaves 0 to 1000 in larger images"
+    elif len(outside) >= 3 and 3 * len(outside) > len(small):
+        seen = f"{len(outside)} boxes of {len(small)} lie outside of the image as it was sent"
+    if seen:
+        remedy = "grow them anew with --from_journal --teacher_box_format relative, or ask a Qwen2.5-VL"
+        raise UserError(f"the teacher's boxes are not in pixels of the image ({seen}); {remedy}")
+    return list(records)

@@ -16,8 +16,8 @@ from cropvlm.data.catalog import locate
 from cropvlm.errors import UserError, failure
 from cropvlm.runs.files import open_to_group, replacing
 from cropvlm.runs.provenance import INPUTS, differences, rows_checksum
+from cropvlm.sets.flags import Source
 from cropvlm.sets.need_labels import gap_settings
-from cropvlm.sets.sources import Source
 
 logger = logging.getLogger(__name__)
 

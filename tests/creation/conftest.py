@@ -8,7 +8,7 @@ from datasets import Dataset
 from made_sets import RESPONSES, content
 
 import create_dataset
-from cropvlm.sets import asking, responses
+from cropvlm.sets import responses
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def script(call, tmp_path, tiny_world, tiny_qwen):
 @pytest.fixture
 def asked(monkeypatch) -> list:
     """Replace the teacher by RESPONSES, in turn. The list fills with the ids that it was asked for."""
-    ids, teacher = [], asking.teacher
+    ids, teacher = [], responses.teacher
 
     def generate(prompts, done):
         for i in sorted(set(range(len(prompts))) - set(done)):
@@ -30,10 +30,14 @@ def asked(monkeypatch) -> list:
             yield i, [RESPONSES[row % len(RESPONSES)][0]]
 
     def played(args):
-        return dataclasses.replace(teacher(args), generate=generate, seen_size=lambda size: size)
+        return dataclasses.replace(teacher(args), generate=generate, seen_size=lambda size: (1000, 1000))
 
-    monkeypatch.setattr(asking, "teacher", played)
-    monkeypatch.setattr(responses, "image_size", lambda image: (1000, 1000))
+    def of_one_size(self, i, text):
+        return make_record(self, i, text) | ({"size": [1000, 1000]} if isinstance(text, str) else {})
+
+    make_record = responses.Responses.make_record
+    monkeypatch.setattr(responses, "teacher", played)
+    monkeypatch.setattr(responses.Responses, "make_record", of_one_size)
     return ids
 
 

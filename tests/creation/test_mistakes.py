@@ -4,7 +4,7 @@ import pytest
 from made_sets import content, save_rows
 
 from cropvlm.runs import hub
-from cropvlm.sets import hub as sets_hub
+from cropvlm.sets import card
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_source_is_not_replaced(script, tmp_path, tiny_world, capfd):
 def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(hub, "create_repository", lambda *repo, private: made.append((*repo, private)))
-    monkeypatch.setattr(sets_hub, "push", lambda repo, folders: None)
+    monkeypatch.setattr(card, "push", lambda repo, folders: None)
     assert script("--push_to_hub", "me/boxes", "--dataset_path", "no/such/folder") == 2
     assert script("--push_to_hub", "me/boxes", "--from_journal") == 2
     assert made == []

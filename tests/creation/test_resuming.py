@@ -10,7 +10,7 @@ from processes import kill_launch, launch_script
 
 from cropvlm import generation
 from cropvlm.generation import FailedRow
-from cropvlm.sets import usable_rows as rows
+from cropvlm.sets import rows
 from cropvlm.sets.responses import Responses
 
 

@@ -8,8 +8,8 @@ from fake_server import KEY
 
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import ArgumentParser
-from cropvlm.runs.model_flags import add_api_flags, base_url, server_of
 from cropvlm.runs.server import OPENAI, Server
+from cropvlm.runs.text_models import add_api_flags, base_url, server_of
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cropvlm.runs.secret import redact
+from cropvlm.runs.cli import redact
 
 KEY = "sk-Proj_x9&Y/z+0123456789"
 

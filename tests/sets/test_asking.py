@@ -14,8 +14,7 @@ from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.generation import generate_rows
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.models.qwen import PixelBudget, qwen_size
-from cropvlm.sets.asking import TeacherPrompts, pixel_budget
-from cropvlm.sets.responses import Responses
+from cropvlm.sets.responses import Responses, TeacherPrompts, pixel_budget
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from cropvlm.errors import UserError
 from cropvlm.runs.hub import create_repository
-from cropvlm.sets import hub
+from cropvlm.sets import card
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def play(monkeypatch, error: Exception | None = None) -> list:
 
         return call
 
-    monkeypatch.setattr(hub.HfApi, "create_repo", note("create"))
-    monkeypatch.setattr(hub.HfApi, "upload_folder", note("files"))
+    monkeypatch.setattr(card.HfApi, "create_repo", note("create"))
+    monkeypatch.setattr(card.HfApi, "upload_folder", note("files"))
     monkeypatch.setattr(Dataset, "push_to_hub", note("rows"))
     return calls
 
@@ -38,7 +38,7 @@ def play(monkeypatch, error: Exception | None = None) -> list:
 def test_push_sends_card_and_report_then_both_parts(monkeypatch, folders):
     """`datasets` adds the configurations to the card that it finds there."""
     calls = play(monkeypatch)
-    hub.push("me/boxes", folders)
+    card.push("me/boxes", folders)
     name, options = calls[0]
     assert (name, options["folder_path"], options["repo_type"]) == ("files", folders["sft"], "dataset")
     assert options["allow_patterns"] == ["README.md", "teacher_report.*"]
@@ -49,7 +49,7 @@ def test_push_sends_card_and_report_then_both_parts(monkeypatch, folders):
     ("act", "message"),
     [
         (lambda folders: create_repository("me/boxes", "dataset", True), r"me/boxes on the Hub; log in .* \(401\)"),
-        (lambda folders: hub.push("me/boxes", folders), r"cannot be sent to me/boxes; .* \(401\)"),
+        (lambda folders: card.push("me/boxes", folders), r"cannot be sent to me/boxes; .* \(401\)"),
     ],
     ids=["the repository", "the rows"],
 )
@@ -69,9 +69,9 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, folders, act, message):
 )
 def test_licence_on_the_hub(monkeypatch, declared, expected):
     info = SimpleNamespace(card_data={"license": declared})
-    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda api, hub_id, timeout: info)
-    assert hub.licence("someone/set") == expected
+    monkeypatch.setattr(card.HfApi, "dataset_info", lambda api, hub_id, timeout: info)
+    assert card.licence("someone/set") == expected
 
 
 def test_licence_without_a_network(tmp_path):
-    assert hub.licence(str(tmp_path)) == hub.licence("textvqa") == "see the source"
+    assert card.licence(str(tmp_path)) == card.licence("textvqa") == "see the source"

@@ -9,9 +9,9 @@ from published import BLUE, RED, docvqa, hrbench, infovqa, stvqa, textvqa
 
 from cropvlm.data import catalog as benchmarks
 from cropvlm.errors import UserError
-from cropvlm.sets import mixture
-from cropvlm.sets.mixture import halve
-from cropvlm.sets.sources import parse_source
+from cropvlm.sets import rows as mixture
+from cropvlm.sets.flags import parse_source
+from cropvlm.sets.rows import halve
 from cropvlm.teacher import share_of
 
 TEXT = Value("string")

@@ -9,8 +9,8 @@ from datasets import Dataset, Image
 from published import BLUE, RED
 
 from cropvlm.errors import UserError
+from cropvlm.sets.flags import parse_source
 from cropvlm.sets.saving import output_folders, save_whole
-from cropvlm.sets.sources import parse_source
 
 
 def make_rows(images: list[dict], **columns) -> Dataset:

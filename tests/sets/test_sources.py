@@ -1,9 +1,10 @@
 """Sources as the user names them."""
 
+from argparse import ArgumentTypeError
+
 import pytest
 
-from cropvlm.errors import UserError
-from cropvlm.sets.sources import Source, parse_source
+from cropvlm.sets.flags import Source, parse_source
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ def test_parse_source(text, expected):
     ids=lambda number: ascii(number)[:9],
 )
 def test_parse_source_refuses(number):
-    with pytest.raises(UserError, match="expected a number of rows or a share") as raised:
+    with pytest.raises(ArgumentTypeError, match="expected a number of rows or a share") as raised:
         parse_source(f"docvqa={number}")
     assert len(str(raised.value)) < 250
 
@@ -38,5 +39,5 @@ def test_a_folder_whose_name_has_an_equals_sign(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "=5"])
 def test_a_source_without_a_name(text):
-    with pytest.raises(UserError, match="got an empty name"):
+    with pytest.raises(ArgumentTypeError, match="got an empty text"):
         parse_source(text)

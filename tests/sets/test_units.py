@@ -3,7 +3,7 @@
 import pytest
 
 from cropvlm.errors import UserError
-from cropvlm.sets.units import in_units
+from cropvlm.sets.responses import in_units
 from cropvlm.teacher import grow
 
 

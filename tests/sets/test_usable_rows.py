@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from cropvlm.errors import UserError
-from cropvlm.sets.usable_rows import with_boxes, with_references
+from cropvlm.sets.rows import with_boxes, with_references
 from cropvlm.teacher import GrownBox
 
 
@@ -14,7 +14,6 @@ def test_rows_without_references_are_counted_by_source_and_named(caplog):
     rows = Dataset.from_dict({"question_id": ids, "source": sources, "answers": answers})
     assert with_references(rows)["question_id"][:] == ["a/1", "b/2"]
     assert "no references, left out of the GRPO part: {'a': 1, 'b': 2} (a/2, b/1, b/3)" in caplog.text
-    assert with_references(None) is None
 
 
 def test_no_references_at_all():

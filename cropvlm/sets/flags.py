@@ -1,24 +1,66 @@
-"""The flags of `create_dataset.py`. Importing this takes neither torch nor datasets: a mistake is told at once."""
+"""The flags of `create_dataset.py`, read before torch or datasets is imported."""
 
 import argparse
+import contextlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from cropvlm.boxes import GROWTH
+from cropvlm.data.catalog import dataset_name
 from cropvlm.errors import UserError, shorten
 from cropvlm.runs.cli import factor, fraction, nonempty, pixels, positive
-from cropvlm.runs.model_flags import add_api_flags, add_local_flags, refuse_beside_server
-from cropvlm.sets.sources import Source, parse_source
+from cropvlm.runs.text_models import add_api_flags, add_local_flags
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set. limit: its first so many rows (int), this share of its rows (float), or all (None)."""
+
+    path: str
+    name: str
+    limit: int | float | None = None
+
+
+def parse_source(text: str) -> Source:
+    """Read `docvqa`, `docvqa=10000` (a cap), `docvqa=0.5` (a share) or the same with a Hub id or folder.
+
+    >>> parse_source("lmms-lab/DocVQA:DocVQA=10000")
+    Source(path='lmms-lab/DocVQA:DocVQA', name='docvqa', limit=10000)
+    """
+    path, equals, number = text.rpartition("=")
+    limit = None
+    if not equals or os.path.exists(text):  # noqa: PTH110 (Path.exists raises for a name that is too long)
+        path = text
+    else:
+        with contextlib.suppress(ValueError):
+            limit = int(number) if number.isdecimal() else float(number)
+        if limit is None or not (0 < limit <= 1 or (isinstance(limit, int) and limit > 0)):
+            expected = "expected a number of rows or a share up to 1.0 after =, such as docvqa=0.5"
+            raise argparse.ArgumentTypeError(f"{shorten(text)!r}: {expected}")
+    try:
+        return Source(nonempty(path), dataset_name(path), limit)
+    except UserError as error:  # a name that is too long
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def output_path(text: str) -> str:
+    """The type of `--output_path`: a path that ends in a name, without the slash of shell completion."""
+    path = Path(nonempty(text))
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a path whose last part is a name")
+    return str(path)
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `create_dataset.py`."""
+    """Add the flags of `create_dataset.py`."""
     add = parser.add_argument
     add(
         "--dataset_path",
         nargs="+",
-        type=source,
+        type=parse_source,
         default=[parse_source("lmms-lab/textvqa")],
         metavar="SOURCE",
         help="benchmarks, Hub ids (id:config) or folders, each with a share or a cap if you like:"
@@ -48,26 +90,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--need_threshold", type=float, default=0.5, help="nats that a needed crop gains at least (default 0.5)")
     add_local_flags(parser)
     add("--verbose", action="store_true", help="log every response")
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Raise `UserError` for flags that do not fit each other."""
-    refuse_beside_server(args)
-    if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
-        raise UserError(f"--min_pixels {args.min_pixels} is more than --max_pixels {args.max_pixels}")
-
-
-def source(text: str) -> Source:
-    """The type of `--dataset_path`."""
-    try:
-        return parse_source(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def output_path(text: str) -> str:
-    """The type of `--output_path`: a path that ends in a name. A slash at its end, as of completion, is dropped."""
-    path = Path(nonempty(text))
-    if path.name in ("", ".."):
-        raise argparse.ArgumentTypeError(f"{shorten(text)!r}: expected a path whose last part is a name")
-    return str(path)
