@@ -124,4 +124,4 @@ def test_need_takes_a_local_cropper_and_its_boxes(script, tiny_smolvlm, tiny_wor
     assert all(record.keys() == {"question_id", "answer"} for record in read_predictions(BOXES))
     flags = ["--bbox", BOXES, "--vqa_model_path", tiny_smolvlm, "--need_threshold", 0]
     assert script(generate_final_answers.main, *flags) == 2
-    assert "does not say the need of every row; expected boxes of --need" in capsys.readouterr().err
+    assert "lacks the need of some rows; expected boxes of --need" in capsys.readouterr().err

@@ -21,10 +21,8 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS without it
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Write `obj` as JSON, as `write_text` does; a list gets one line per record.
-
-    Text is escaped to ASCII, so that any str a model or a server returned (lone surrogates too) survives.
-    """
+    """Write `obj` as JSON, as `write_text` does; a list gets one line per record."""
+    # ASCII, so that any str a model or a server returned survives, lone surrogates too.
     if isinstance(obj, list):
         text = "[" + ",".join("\n" + json.dumps(record, allow_nan=False) for record in obj) + "\n]\n"
     else:
@@ -60,18 +58,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     new = _temporary(path)
+    leftovers = [new]
     try:
         yield new
         if new.is_dir() and path.is_dir():
             path.rename(_temporary(path))  # the system replaces a file in one step, but not a folder
         new.replace(path)
-    except BaseException:
-        _remove(new)
-        raise
-    leftover = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
-    for other in path.parent.iterdir():
-        if leftover.fullmatch(other.name) and not other.is_symlink():
-            _remove(other)
+        leftover = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
+        leftovers = [other for other in path.parent.iterdir() if leftover.fullmatch(other.name)]
+    finally:
+        for other in leftovers:
+            if other.is_dir() and not other.is_symlink():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    other.unlink()
 
 
 def check_writable(path: str | Path) -> None:
@@ -96,10 +97,10 @@ def open_to_group(folder: Path) -> None:
 
 
 def open_locked(path: Path) -> BinaryIO:
-    """Open a file for appending and reading; it is locked until it is closed or this process ends.
+    """Open a file, in a new folder if need be, for appending and reading, locked until it is closed.
 
-    Its folder is made if need be. A file system without locks is told in a warning. Raises `UserError` where another
-    process holds it or it cannot be written.
+    Logs a warning on a file system without locks. Raises `UserError` where another process holds it or it cannot be
+    written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,12 +136,3 @@ def lock(path: Path) -> Iterator[None]:
 def _temporary(path: Path) -> Path:
     """A name that is not taken: a user's own file or link is neither replaced nor followed."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder, if it is there and can be removed."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()

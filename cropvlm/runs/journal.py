@@ -1,12 +1,11 @@
 """The records that a run keeps beside its output until that is written."""
 
-import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cropvlm.errors import UserError
+from cropvlm.errors import UserError, failure
 from cropvlm.runs.files import open_locked, writing
 from cropvlm.runs.provenance import differences
 
@@ -25,9 +24,7 @@ class Journal:
             write_predictions(output, [journal.rows[i] for i in ids], meta)
             journal.remove()
 
-    Args:
-        target: file or folder that the run will write in the end. The journal is `{target}.journal.jsonl`.
-        settings: a value that is missing counts as None.
+    target: file or folder that the run will write in the end. The journal is `{target}.journal.jsonl`.
 
     Raises `UserError` on entering where another run holds it or wrote it with other settings, where its place is taken
     by something else, and where it cannot be read or written.
@@ -37,19 +34,19 @@ class Journal:
         target = Path(target)
         self.path = target.with_name(target.name + ".journal.jsonl")
         self.settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
-        self.rows: dict[str | int, dict] = {}
+        self.rows: dict[str | int, dict] | None = None  # until the file has been found to be this run's
 
     def __enter__(self) -> "Journal":
         self._file = open_locked(self.path)
         try:
             self._load()
         except BaseException:
-            self._file.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.rows:
+        if self.rows == {}:
             self.remove()  # nothing to keep, as where the model could not be loaded; the lock is still held
         self._file.close()
 
@@ -66,39 +63,21 @@ class Journal:
     def _load(self) -> None:
         self._file.seek(0)
         content = self._file.read()
-        if not content.startswith(BEGINNING[: len(content)]):
-            raise self._unreadable(1)
         whole = content[: content.rfind(b"\n") + 1]
-        if whole:
-            header, *rows = [self._parse(number, line) for number, line in enumerate(whole.splitlines(), 1)]
-            self._check_settings(header["settings"], len(rows))
-            self.rows = {row["question_id"]: row for row in rows}
-        self._file.truncate(len(whole))  # opened for appending: writing goes on at the new end
-        if not whole:
-            try:
-                self._write([{"settings": self.settings}])
-            except UserError:
-                self.remove()
-                raise
-
-    def _parse(self, number: int, line: bytes) -> dict:
-        with contextlib.suppress(ValueError, RecursionError):
-            match json.loads(line):
-                case {"settings": dict()} as header if number == 1:
-                    return header
-                case {"question_id": str() | int()} as row if number > 1:
-                    return row
-        raise self._unreadable(number)
-
-    def _unreadable(self, number: int) -> UserError:
-        return UserError(f"line {number} of {self.path} is not readable; delete the file to start anew")
-
-    def _check_settings(self, theirs: dict[str, Any], rows_done: int) -> None:
-        if found := differences(theirs, self.settings):
+        with failure(f"{self.path} is not readable as a journal; delete the file to start anew"):
+            if not content.startswith(BEGINNING[: len(content)]):
+                raise ValueError("it holds no settings")
+            header, *records = map(json.loads, whole.splitlines() or [BEGINNING + b"}}"])
+            rows = {record["question_id"]: record for record in records}
+        if rows and (found := differences(header["settings"], self.settings)):
             raise UserError(
-                f"{self.path} holds {rows_done} rows of a run with other settings ({'; '.join(found)}); "
+                f"{self.path} holds {len(rows)} rows of a run with other settings ({'; '.join(found)}); "
                 "repeat that run to finish it, name another output, or delete the file to start anew"
             )
+        self.rows = rows
+        self._file.truncate(len(whole) if rows else 0)  # opened for appending: writing continues at the new end
+        if not rows:
+            self._write([{"settings": self.settings}])
 
     def _write(self, rows: list[dict]) -> None:
         data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)

@@ -12,19 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.errors import UserError, failure, listed, shorten
+from cropvlm.runs import provenance
 from cropvlm.runs.files import check_writable, write_json
-from cropvlm.runs.provenance import (
-    file_checksum,
-    hash_of,
-    library_versions,
-    peak_memory,
-    questions_hash,
-    references_hash,
-)
+from cropvlm.runs.provenance import hash_of
 
 KINDS = {"cropper": "boxes", "answerer": "answers"}  # role of a model in a meta file -> what it writes
-META_TYPES = {"dataset_path": str, "dataset": str, "split": str, "max_samples": int, "settings": dict, "failed": list}
-META_TYPES |= {"left_out": list}  # of what is read back
+SOURCE = ("dataset_path", "dataset", "split", "max_samples")  # keyword arguments of `load_rows`
+META_TYPES = dict.fromkeys(SOURCE[:3], str) | {"max_samples": int, "settings": dict, "failed": list, "left_out": list}
 
 
 def meta_path(path: str | Path) -> Path:
@@ -41,19 +35,18 @@ def build_meta(
     failed: Sequence[dict] = (),
     known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a meta file: the arguments as given, and the versions of what computed.
+    """The content of a meta file (docs/files.md).
 
-    source: keyword arguments of `load_rows`, by which the next stage sees the same rows. counts: rows,
-    invalid boxes, seconds and the like. failed: `question_id` and `reason` of each row without an answer. known: what
-    the inputs are, by content (docs/files.md).
+    source: keyword arguments of `load_rows`, by which the next stage sees the same rows. counts: rows, invalid boxes,
+    seconds and the like. failed: `question_id` and `reason` of each row without an answer. known: checksums of inputs.
     """
     return {
-        **{key: source.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")},
+        **{key: source.get(key) for key in SOURCE},
         "models": {role: sorted(name) if isinstance(name, set) else name for role, name in models.items()},
         **(known or {}),
         "settings": settings,
-        "versions": library_versions(),
-        "counts": counts | peak_memory(),
+        "versions": provenance.library_versions(),
+        "counts": counts | provenance.peak_memory(),
         "failed": list(failed),
     }
 
@@ -61,8 +54,7 @@ def build_meta(
 def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None:
     """Write the meta file, then the prediction file: where the latter exists, both are complete.
 
-    Only `question_id` (str or int, type kept), `answer` (str) and the `need` of a box are written.
-    Raises `UserError` where a file cannot be written.
+    Of the records, `question_id` (str or int, type kept), `answer` (str) and the `need` of a box are written.
     """
     check_output(path)
     write_json(meta_path(path), meta)
@@ -70,7 +62,7 @@ def write_predictions(path: str | Path, records: list[dict], meta: dict) -> None
 
 
 def check_output(path: str | Path) -> None:
-    """Make the folder of a prediction file, and see that it and its meta file can be written; `UserError` if not."""
+    """Make the folder of a prediction file. Raises `UserError` if it or its meta file cannot be written."""
     check_writable(path)
     check_writable(meta_path(path))
 
@@ -101,10 +93,7 @@ def read_meta(path: str | Path) -> dict:
 
 
 def check_holds(path: str | Path, role: str, meta: dict) -> None:
-    """Raise `UserError` where the meta of the file `path` names a model of the other role: its texts are another kind.
-
-    role: `cropper`, which writes boxes, or `answerer`.
-    """
+    """Raise `UserError` if the file `path` holds the texts of the other role (`cropper` or `answerer`), by its meta."""
     models = meta.get("models")
     named = [name for name in KINDS if isinstance(models, dict) and name in models]
     if named and role not in named:
@@ -141,18 +130,16 @@ class BoxFile:
         known |= {row["question_id"]: 0.0 for row in self.meta.get("failed") or []}
         found = [known[question_id] for question_id in ids]
         if not all(isinstance(need, int | float) for need in found):
-            raise UserError(
-                f"--need_threshold: {self.path} does not say the need of every row; expected boxes of --need"
-            )
+            raise UserError(f"--need_threshold: {self.path} lacks the need of some rows; expected boxes of --need")
         return found
 
     def key(self, rows: int) -> str:
-        """What the settings of answers call these boxes: a hash of the first `rows` texts."""
+        """A hash of the first `rows` texts, by which the settings of answers know these boxes."""
         return hash_of(json.dumps([record["answer"] for record in self.records[:rows]]))
 
     def known(self) -> dict[str, Any]:
-        """What the meta file of answers says of these boxes: their checksum, and what theirs says of the cropper."""
-        return {"checksum": file_checksum(self.path), "cropper": self.meta.get("cropper")}
+        """Their checksum and their cropper, for the meta file of answers."""
+        return {"checksum": provenance.file_checksum(self.path), "cropper": self.meta.get("cropper")}
 
 
 def read_boxes(path: str | Path) -> BoxFile:
@@ -163,14 +150,14 @@ def read_boxes(path: str | Path) -> BoxFile:
 
 
 def check_same_data(path: str | Path, meta: dict, rows: Any, keys: list[int] | None = None) -> None:
-    """Raise `UserError` where the file `path` was made from other rows than `rows`, by what its meta file knows.
+    """Raise `UserError` if the file `path` was made from other rows than `rows`, by its meta.
 
-    keys: of the rows, see `row_keys`; None compares no images. References count where both have some.
+    keys: of `row_keys`; None compares no images. References count if both have some.
     """
     recorded = (meta.get("settings") or {}) | (meta.get("data") or {})
-    now = {"images": keys and hash_of(json.dumps(keys)), "references": references_hash(rows)}
+    now = {"images": keys and hash_of(json.dumps(keys)), "references": provenance.references_hash(rows)}
     if "question" in rows.column_names:
-        now["questions"] = questions_hash(rows)
+        now["questions"] = provenance.questions_hash(rows)
     changed = [name for name, value in now.items() if value and recorded.get(name) not in (None, value)]
     if changed:
         seen = f"the {' and '.join(changed)} of {shorten(str(meta.get('dataset_path')))}"
@@ -182,8 +169,8 @@ def check_same_data(path: str | Path, meta: dict, rows: Any, keys: list[int] | N
 def join_on_question_id(records: list[dict], rows: Any, name: str = "the prediction file") -> list[str]:
     """The answers of `records` in the order of `rows`, joined on `question_id` (7 and "7" are two ids).
 
-    rows: a `datasets.Dataset` or a list of dicts, with `question_id`. name: what the message calls `records`.
-    Raises `UserError`, naming a few, if ids are missing, duplicate or unknown.
+    rows: a `datasets.Dataset` or a list of dicts. name: of `records`, for messages. Raises `UserError`, naming a few,
+    if ids are missing, duplicate or unknown.
     """
     # The column alone: going through the rows of a Dataset would read every image.
     row_ids = list(rows["question_id"]) if hasattr(rows, "column_names") else [row["question_id"] for row in rows]

@@ -1,5 +1,6 @@
 """Threads and workers of this machine, and rows split over the processes of `accelerate launch`."""
 
+import contextlib
 import datetime
 import multiprocessing.util
 import os
@@ -22,9 +23,9 @@ def rank() -> int:
 
 
 def num_processes() -> int:
-    """The number of processes of this launch; 1 without a launcher, whatever the other variables say.
+    """The number of processes of this launch; 1 without a launcher.
 
-    Raises `UserError` where the environment says several, but not all that a launcher says.
+    Raises `UserError` where the environment names several, but not all of a launcher's variables.
     """
     count = os.environ.get("WORLD_SIZE", "").strip()
     if count in ("", "1"):
@@ -36,7 +37,7 @@ def num_processes() -> int:
 
 
 def device_index(gpu: int) -> int:
-    """The GPU of this process: `gpu`, or one of its own among several processes unless `gpu` asks for the CPU."""
+    """The GPU of this process: `gpu`, or its own of several processes; -1, the CPU, stays."""
     return int(os.environ["LOCAL_RANK"]) if num_processes() > 1 and gpu >= 0 else gpu
 
 
@@ -59,18 +60,13 @@ def worker_count(num_workers: int | None, device_type: str) -> int:
 
 
 def shorten_socket_paths() -> None:
-    """Let worker processes meet in /tmp where TMPDIR is so long that the path of a socket in it would be refused.
-
-    They would wait for ever for each other. Anything else still goes to TMPDIR.
-    """
-    try:
+    """Let worker processes meet in /tmp if TMPDIR is too long for the path of a socket: they would wait for ever."""
+    with contextlib.suppress(FileNotFoundError):  # every disk is full; what needs to write says so
         wanted = tempfile.gettempdir()
-    except FileNotFoundError:  # every disk is full; what needs to write says so
-        return
-    if len(os.fsencode(wanted)) > LONGEST_TMPDIR:
-        tempfile.tempdir = "/tmp"
-        multiprocessing.util.get_temp_dir()  # made now, and taken by every worker
-        tempfile.tempdir = wanted
+        if len(os.fsencode(wanted)) > LONGEST_TMPDIR:
+            tempfile.tempdir = "/tmp"
+            multiprocessing.util.get_temp_dir()  # made now, and taken by every worker
+            tempfile.tempdir = wanted  # for anything else
 
 
 def shard(rows: Any) -> Any:

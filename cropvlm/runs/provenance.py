@@ -19,32 +19,23 @@ from cropvlm.errors import shorten
 from cropvlm.models.revisions import split_revision
 
 # The files of a folder that from_pretrained reads.
-MODEL_FILES = (
-    *("*.safetensors", "*.bin", "*.index.json", "*config.json", "*.model", "*.jinja", "chat_template.json"),
-    *("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt"),
-)
+MODEL_FILES = ["*.safetensors", "*.bin", "*.index.json", "*config.json", "*.model", "*.jinja", "chat_template.json"]
+MODEL_FILES += ["tokenizer*", "*tokens*.json", "vocab.*", "merges.txt"]
 SOURCES = "sources.json"  # in the folder of a training set
 INPUTS = "inputs.json"  # there too: what it was made from
 RECORD = "run.json"  # of a finished training or a checkpoint, in its folder
-LIBRARIES = (
-    *("torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "trl", "pillow", "numpy"),
-    *("qwen-vl-utils", "rapidfuzz"),
-)
+LIBRARIES = ["torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "trl", "pillow", "numpy"]
+LIBRARIES += ["qwen-vl-utils", "rapidfuzz"]
 # Settings that name something by a path, and the setting that says what it holds: a copied folder is the same model.
-HELD_BY = {
-    "model_path": "model_files",
-    "base_model_path": "model_files",
-    "vqa_model_path": "model_files",
-    "reward_model": "model_files",
-    "dataset_path": "questions",
-}
+HELD_BY = dict.fromkeys(("model_path", "base_model_path", "vqa_model_path", "reward_model"), "model_files")
+HELD_BY["dataset_path"] = "questions"
 
 
 def differences(theirs: Mapping, ours: Mapping, contents: Sequence[Mapping] | None = None) -> list[str]:
-    """What the settings of two runs differ in, in words; a missing one counts as None.
+    """The settings in which two runs differ, in words; a missing one counts as None.
 
-    contents: checksums by the settings that name something by a path, of their run and of ours; by default as `HELD_BY`
-    says. A path counts by what it holds, where both runs know that.
+    contents: for each run, checksums of what its paths hold, by setting; by default as `HELD_BY` says. A path counts by
+    what it holds, where both runs know that.
 
     >>> differences({"size": 64, "model_path": "a", "model_files": 7}, {"model_path": "b", "model_files": 7})
     ['size 64 there, None here']
@@ -73,7 +64,7 @@ def model_checksum(path: str | None, base: str | None = None) -> str | None:
         own = path and hub_commit(path)
         return hash_of(f"{own} {model_checksum(base)}") if own and base else own
     if base is None:
-        with contextlib.suppress(Exception):  # whatever such a file holds
+        with contextlib.suppress(Exception):  # no such file, or not the JSON of an adapter
             named = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
             base = named if isinstance(named, str) else None
     files = {file for pattern in MODEL_FILES for file in Path(path).glob(pattern) if file.is_file()}
@@ -82,20 +73,17 @@ def model_checksum(path: str | None, base: str | None = None) -> str | None:
 
 
 def describe_model(path: str, base: str | None = None) -> dict[str, Any]:
-    """The checksum of a model, and what the record of its training says of it (`training` in docs/files.md).
-
-    A record is passed over where the weights beside it are not those that it was written with.
-    """
+    """The checksum of a model and `training` of the record of its training (docs/files.md)."""
     return {"checksum": model_checksum(path, base)} | _record_of(path).get("training", {})
 
 
 def seen_rows(path: str) -> set[str]:
-    """The rows, as `row_hashes` names them, on which a model or one that it started from was trained, where known."""
+    """The `row_hashes` of the rows on which a model, or one that it started from, was trained, as far as known."""
     return set(_record_of(path).get("seen_rows", "").split())
 
 
 def _record_of(path: str) -> dict[str, Any]:
-    """The record of the training that made a model; empty where there is none."""
+    """The record of the training that made a model; empty without one of the weights beside it."""
     from huggingface_hub import hf_hub_download
 
     with contextlib.suppress(Exception):  # no record, or none of this form
@@ -113,7 +101,7 @@ def _record_of(path: str) -> dict[str, Any]:
 
 
 def file_checksum(file: Path) -> str:
-    """The SHA-256 of a file, read once in a process unless the file changes."""
+    """The SHA-256 of a file, which is read again only if it has changed."""
     stat = file.stat()
     return _checksum(file.resolve(), stat.st_size, stat.st_mtime_ns)
 
@@ -135,10 +123,7 @@ def hub_commit(path: str) -> str | None:
 
 
 def image_checksums(rows: Any) -> list[int]:
-    """A checksum of each row's image file, whether that is embedded, base64 text or a file of its own.
-
-    It finds what has changed by accident. Nothing is decoded, and every file is read once.
-    """
+    """A checksum of each row's image file, embedded, base64 text or a file of its own; nothing is decoded."""
     from tqdm import tqdm
 
     from cropvlm.data.images import encoded_image
@@ -146,11 +131,9 @@ def image_checksums(rows: Any) -> list[int]:
 
     if "image" not in rows.column_names:
         return [0] * len(rows)
-    batches = rows.select_columns(["image"]).with_format(None).iter(64)  # without what rows are read through
-    found = []
-    for batch in tqdm(batches, total=-(-len(rows) // 64), desc="checksums", delay=5):
-        found += [zlib.crc32(base64_bytes(i) if isinstance(i, str) else encoded_image(i)) for i in batch["image"]]
-    return found
+    images = rows.select_columns(["image"]).with_format(None)["image"]  # without what rows are read through
+    files = (base64_bytes(image) if isinstance(image, str) else encoded_image(image) for image in images)
+    return [zlib.crc32(file) for file in tqdm(files, total=len(rows), desc="checksums", delay=5)]
 
 
 def row_keys(rows: Any) -> list[int]:
@@ -160,10 +143,8 @@ def row_keys(rows: Any) -> list[int]:
 
 
 def row_hashes(rows: Any, keys: list[int]) -> set[str]:
-    """A hash of each row's question and image, whatever data set it is in. keys: of `row_keys`.
-
-    The 40 bits confuse one of 10,000 rows with one of 100,000 others once in a thousand times.
-    """
+    """A hash of each row's question and image, the same in every data set. keys: of `row_keys`."""
+    # 40 bits confuse one of 10,000 rows with one of 100,000 others once in a thousand times.
     questions = rows.with_format(None)["question"]
     return {hash_of(repr((key, question)), digits=10) for key, question in zip(keys, questions, strict=True)}
 
@@ -189,10 +170,8 @@ def sources_of(path: str, rows: Any) -> list[dict[str, Any]]:
 
 
 def saved_rows(path: str | Path) -> str | None:
-    """A hash of what a saved data set says of its own rows, none of which is read; None for anything else.
-
-    The fingerprint of create_dataset.py is made of the rows' texts and boxes; its `inputs.json` knows the images.
-    """
+    """A hash of what a saved data set says of its own rows, none of which is read; None for anything else."""
+    # The fingerprint of create_dataset.py is made of the rows' texts and boxes; its `inputs.json` knows the images.
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         known = [json.loads((Path(path) / "state.json").read_text())["_fingerprint"]]
         with contextlib.suppress(OSError):
@@ -227,13 +206,17 @@ def hash_of(text: str, digits: int = 16) -> str:
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """The versions of what computes: the libraries, Python, this project's commit in a git checkout, the GPU's name."""
+    """The versions of Python and the libraries, this project's commit, and the name of the GPU."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[library] = metadata.version(library)
-    if commit := project_commit():
-        versions["cropvlm"] = commit
+    root = Path(__file__).resolve().parents[2]
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]  # `+`: files differ from it
+    if (root / ".git").exists():  # not the repository of a folder around this one
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.check_output(describe, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10)
+            versions["cropvlm"] = said.strip()
     with contextlib.suppress(Exception):  # no torch, no driver
         import torch
 
@@ -242,18 +225,7 @@ def library_versions() -> dict[str, str]:
 
 
 def peak_memory() -> dict[str, float]:
-    """`peak_memory_gib`: the most that this process's tensors took of the GPU's memory; empty where none was used."""
+    """`peak_memory_gib`: the most GPU memory that this process's tensors took; empty without any."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return {}
-    return {"peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
-
-
-def project_commit() -> str | None:
-    """The commit of the git checkout that this code is run from, `+` added if files differ from it; None elsewhere."""
-    root = Path(__file__).resolve().parents[2]
-    call = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if (root / ".git").exists():  # not the repository of a folder around this one
-            return subprocess.check_output(call, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
-    return None
+    used = torch is not None and torch.cuda.is_initialized()
+    return {"peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)} if used else {}

@@ -25,25 +25,19 @@ from cropvlm.runs.server import MOST_REJECTED
 
 logger = logging.getLogger(__name__)
 
-Text = str | ValueError  # a text, or the reason for its absence
-# Takes a prompt source, and the indices of its rows to leave out as `done`; yields (row index, a text per prompt or one
-# error for all).
+Text = str | ValueError  # a text, or why there is none
+# Of (prompts, done=indices of rows to leave out): yields (row index, a text per prompt or one error for all).
 Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
 
 
 @dataclass
 class Output:
-    """A prediction file to make.
+    """A prediction file to make; its meta file lies beside it and, while rows are missing or failed, the journal.
 
-    path: of the file; its meta file lies beside it, and while rows are missing or failed the journal.
     settings: what determines its records; a journal with other settings is rejected.
-    source: the data set, as keyword arguments of `cropvlm.data.rows.load_rows`.
-    models: what the meta file says of the models.
-    count: takes records and seconds, returns the counts of the meta file.
-    clean: turns a generated text into the answer that is written.
-    known: further entries of the meta file: what its inputs are.
-    left_out: question ids of the rows that the file leaves out. as_first: of those whose text is the one of the job's
-    first file.
+    source: the data set, as keyword arguments of `load_rows`. models, known: what the meta file says of models and
+    inputs. count: takes records and seconds, returns the counts of the meta file. clean: makes the answer of a text.
+    left_out: question ids of the rows that the file leaves out. as_first: of those whose text is the first file's.
     rows: the records so far, by question_id. failures: `question_id` and `reason` of the rows without a text, and
     whether the files are there, both once the run has looked or written.
     """
@@ -69,20 +63,19 @@ class Output:
 
     def is_done(self, question_id: str | int, key: int | None) -> bool:
         """Whether a row needs no text: it has one, or its image, the same as then, could not be read."""
-        record = self.rows.get(question_id)
-        if record is None or record.get("key") != key:
-            return False
-        return "failed" not in record or (key is not None and record.get("unreadable") is True)
+        record = self.rows.get(question_id, {})
+        known = "answer" in record and record.get("key") == key
+        return known and ("failed" not in record or (key is not None and "unreadable" in record))
 
     def make_record(self, i: int, text: Text) -> dict:
-        """What the journal keeps of row `i`, beside its question_id and key."""
+        """The entries of row `i` in the journal, beside its question_id and key."""
         if isinstance(text, ValueError):
             unreadable = {"unreadable": True} if isinstance(text, UnreadableImage) else {}
             return {"answer": "", "failed": str(text), **unreadable}
         return {"answer": text} | ({"need": text.need} if hasattr(text, "need") else {})
 
     def take_over(self) -> None:
-        """Move what other processes have left into the journal of the first one."""
+        """Move the rows that other processes have left into the journal of the first one."""
         for path in sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*.journal.jsonl")):
             target = path.with_name(path.name.removesuffix(".journal.jsonl"))
             with Journal(target, self.journal.settings) as other:
@@ -90,7 +83,7 @@ class Output:
                 other.remove()
 
     def look(self) -> None:
-        """See whether the file is there, made with the same settings, and which rows failed then."""
+        """Find out whether the file is there, made with the same settings, and which rows failed then."""
         meta = {}
         with contextlib.suppress(UserError):
             meta = read_meta(self.path)
@@ -99,7 +92,7 @@ class Output:
         self.written = self.path.is_file() and not differences(meta.get("settings") or {}, ours)
 
     def write(self, kept: list[dict]) -> None:
-        """Write the file and its meta file, and log the counts and the rows that failed, whichever run met them."""
+        """Write the file and its meta file, and log the counts and the rows that failed."""
         self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
         records = [record | {"answer": self.clean(record["answer"])} for record in kept]
         counts = self.count(records, round(sum(record.get("seconds", 0) for record in kept), 1))
@@ -116,11 +109,10 @@ class Output:
 
 @dataclass
 class Job:
-    """One data set and the prediction files to make from it; a row has a prompt for each of its files, in this order.
+    """One data set and the prediction files to make from it.
 
-    A file that takes a row's text from the first one has no prompt for it.
-
-    keys: of `cropvlm.runs.provenance.row_keys`; a row whose key has changed since a journal was begun is done again.
+    prompts: for each row one per file that has it and does not take its text from the first, in the files' order.
+    keys: of `row_keys`; a row whose key has changed since a journal was begun is done again.
     """
 
     question_ids: list[str | int]
@@ -138,12 +130,9 @@ class Job:
 
     def by_prompt(self, question_id: str | int) -> list[list[Output]]:
         """The files that have a row, those together that share a prompt, in the order of the prompts."""
-        groups = []
-        for output in self.outputs_of(question_id):
-            if groups and question_id in output.as_first:
-                groups[0].append(output)
-            else:
-                groups.append([output])
+        outputs = self.outputs_of(question_id)
+        groups = [[output] for output in outputs if question_id not in output.as_first]
+        groups[0] += [output for output in outputs if question_id in output.as_first]
         return groups
 
     def is_done(self, question_id: str | int) -> bool:
@@ -151,9 +140,9 @@ class Job:
         return all(output.is_done(question_id, self.key_of[question_id]) for output in self.outputs_of(question_id))
 
     def failed_before(self, question_id: str | int) -> bool:
-        """Whether a row is asked again, since an earlier run got no text for it."""
-        records = [output.rows.get(question_id, {}) for output in self.outputs_of(question_id)]
-        return not self.is_done(question_id) and any("failed" in record or "error" in record for record in records)
+        """Whether an earlier run got no text for a row."""
+        records = (output.rows.get(question_id, {}) for output in self.outputs_of(question_id))
+        return any("failed" in record or "error" in record for record in records)
 
     @property
     def is_finished(self) -> bool:
@@ -165,9 +154,9 @@ class Job:
 class Run:
     """The jobs of one command, shared by the processes of its launch: `Run(jobs, generate).finish()` does them all.
 
-    The same command again does what is missing: nothing where the files are there, made from the same inputs; rows that
-    failed, whose journal stays for that; the rest of an interrupted run. Every process keeps its share of the rows in a
-    journal of its own, which the first one takes over when a job is done, or when the next run begins.
+    The same command again does what is missing: rows that failed, whose journal stays for that, and the rest of an
+    interrupted run. Every process keeps its share of the rows in a journal of its own, which the first one takes over
+    when a job is done, or when the next run begins.
 
     generate: makes the texts; called only where some are missing, so a model can be loaded then.
     Raises `UserError` where two outputs are one file, and on entering, as `Journal` does.
@@ -206,24 +195,18 @@ class Run:
         """Do what is left of all jobs. Returns the exit code: 3 in the first process where rows failed, else 0."""
         with self:
             for job in self.jobs:
-                if not job.is_finished:
-                    self.write(job)
-                elif rank() == 0:
-                    logger.info("%s: done before", ", ".join(str(output.path) for output in job.outputs))
+                if job.is_finished:
+                    if rank() == 0:
+                        logger.info("%s: done before", ", ".join(str(output.path) for output in job.outputs))
+                    continue
+                for output, records in zip(job.outputs, self.collect(job), strict=True):
+                    if rank() == 0:
+                        output.write(records)
         return COMPLETE_WITH_FAILURES if rank() == 0 and any(output.failures for output in self.outputs) else 0
 
-    def write(self, job: Job) -> None:
-        """Do what is left of a job; then, in the first process, write its files."""
-        for output, records in zip(job.outputs, self.collect(job), strict=True):
-            if rank() == 0:
-                output.write(records)
-
     def collect(self, job: Job) -> list[list[dict]]:
-        """Keep the texts of what is left of a job as they come; return the records of all rows, in order, by output.
-
-        `seconds` of a record are those since the one before, so that they add up over interruptions.
-        """
-        last = time.monotonic()
+        """Journal the missing texts of a job as they come; return the records of all rows, in order, by output."""
+        last = time.monotonic()  # a record's `seconds` are those since the one before: they add up over interruptions
         for i, of_outputs in self._texts(job):
             question_id, now = job.question_ids[i], time.monotonic()
             known = {"question_id": question_id, "key": job.key_of[question_id], "seconds": round(now - last, 4)}
@@ -245,18 +228,18 @@ class Run:
         """
         share = shard(list(range(len(job.question_ids))))
         ids = [job.question_ids[i] for i in share]
-        done = {k for k, question_id in enumerate(ids) if job.is_done(question_id)}
-        again = [k for k, question_id in enumerate(ids) if job.failed_before(question_id)]
-        groups = [set(range(len(ids))).difference(done, again)]
+        left = [k for k, question_id in enumerate(ids) if not job.is_done(question_id)]
+        again = [k for k in left if job.failed_before(ids[k])]
+        groups = [set(left).difference(again)]
         groups += [set(again[k : k + MOST_REJECTED]) for k in range(0, len(again), MOST_REJECTED)]
-        if len(done) == len(ids):
+        if not left:
             return
         if (kept := sum(map(job.is_done, job.question_ids))) and rank() == 0:
             logger.info("%d of %d rows were done before", kept, len(job.question_ids))
         prompts = _Share(job.prompts, share)
         left_out = (sorted(set(range(len(ids))) - group) for group in groups if group)
         outcomes = chain.from_iterable(self.generate(prompts, done=others) for others in left_out)
-        for k, texts in tqdm(outcomes, total=len(ids), initial=len(done), unit="row", disable=rank() > 0):
+        for k, texts in tqdm(outcomes, total=len(ids), initial=len(ids) - len(left), unit="row", disable=rank() > 0):
             texts = [texts] * len(job.by_prompt(ids[k])) if isinstance(texts, ValueError) else texts
             for reason in dict.fromkeys(str(text) for text in texts if isinstance(text, ValueError)):
                 logger.warning("question_id %s: %s", shorten(repr(ids[k])), shorten(reason, 400))

@@ -77,7 +77,7 @@ def test_a_broken_journal_is_refused(tmp_path, content):
     content += '{"question_id": 7, "answ'  # cut: nothing of a file that is refused is dropped
     (tmp_path / "a.journal.jsonl").write_text(content)
     with (
-        pytest.raises(UserError, match=r"line \d of .*a.journal.jsonl is not readable; delete"),
+        pytest.raises(UserError, match=r"a.journal.jsonl is not readable as a journal; delete"),
         Journal(tmp_path / "a", {}),
     ):
         pass
