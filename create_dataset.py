@@ -49,12 +49,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def create_dataset(args: argparse.Namespace) -> int:
-    from transformers import set_seed  # these take seconds: a mistake in the flags is told before
+def create_dataset(args: argparse.Namespace) -> tuple[int, dict[str, Path]]:
+    """Make both parts; return the exit code and their folders."""
+    from transformers import set_seed  # slow imports, after the flags
 
     from cropvlm.runs.hub import create_repository
     from cropvlm.runs.provenance import INPUTS, SOURCES, row_keys
-    from cropvlm.sets.card import origins, part_files, push
+    from cropvlm.sets.card import origins, part_files
     from cropvlm.sets.need_labels import label_need
     from cropvlm.sets.responses import in_units, response_run, teacher
     from cropvlm.sets.rows import halve, load_sources, with_boxes, with_readable_images, with_references
@@ -81,15 +82,13 @@ def create_dataset(args: argparse.Namespace) -> int:
         create_repository(args.push_to_hub, "dataset", private=True)
     before = None if args.from_journal or rank() > 0 else code_before(made, inputs)
     if (code := exchange([before])[0]) is not None:  # as the first process sees it
-        if args.push_to_hub and rank() == 0:
-            push(args.push_to_hub, made)
-        return code
+        return code, made
 
     # Ask. Every process asks for its share; the first one continues with all responses.
     with run:
         (records,) = run.collect(run.jobs[0])
         if rank() > 0:
-            return 0
+            return 0, made
 
         # Grow, small boxes more than large ones.
         boxes, cut_points = grow(in_units(records, args.teacher_box_format), args.growth)
@@ -111,16 +110,14 @@ def create_dataset(args: argparse.Namespace) -> int:
         inputs = {"exit_code": code, "to_ask_again": sum("rejected" in record for record in records), "inputs": inputs}
         made_from = {SOURCES: origins(args.dataset_path, sources, args.split), INPUTS: inputs}
         save_whole(args.output_path, parts, part_files(parts, boxes, report, settings, args.dataset_path, made_from))
-    if args.push_to_hub:
-        push(args.push_to_hub, made)
     log_result(report, parts, folders)
-    return code
+    return code, made
 
 
 def log_result(report: dict, parts: dict[str, Any], folders: dict[str, Path]) -> None:
-    """The gist of the report, and what was saved where."""
+    """Log the gist of the report, and print what was saved where."""
     logger.info("responses: %s", report["responses"])
-    logger.info("%d of %d name no box: whole image", report["whole_image_fallbacks"], report["rows"])
+    logger.info("%d of %d responses without a box: whole image", report["whole_image_fallbacks"], report["rows"])
     logger.info("cut points of relative area: %s", " ".join(f"{point:.5f}" for point in report["cut_points"]))
     logger.info("rows grown by %s: %s", report["growth"], report["rows_by_fifth"])
     if "grpo" not in parts and folders["grpo"].exists():
@@ -132,7 +129,12 @@ def log_result(report: dict, parts: dict[str, Any], folders: dict[str, Path]) ->
 def main() -> int:
     args = parse_args()
     start_logging(args)
-    return create_dataset(args)
+    code, made = create_dataset(args)
+    if args.push_to_hub and rank() == 0:
+        from cropvlm.sets.card import push
+
+        push(args.push_to_hub, made)
+    return code
 
 
 if __name__ == "__main__":

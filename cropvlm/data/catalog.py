@@ -14,10 +14,9 @@ LETTERS = ("A", "B", "C", "D", "E")  # of options; MME-RealWorld has five
 class Benchmark:
     """Source of a data set, the mapping of its columns to the row schema, and how it is asked and scored.
 
-    columns: schema name -> published name, where they differ.
-    data_files: split -> files in the repository, for splits that the data set's card does not list.
-    options: columns of the options, appended to the question one per line.
-    metric: vqa, anls or letter. instruction: follows the question; None for the brief answer.
+    metric: vqa, anls or letter. columns: schema name -> published name, where they differ. data_files: split -> files,
+    for splits that the card does not list. options: columns of the options, appended to the question one per line.
+    instruction: follows the question; None for the brief answer.
     """
 
     name: str
@@ -37,12 +36,8 @@ class Benchmark:
         return found | {column: name for column, name in self.columns.items() if name in names}
 
 
-DOCVQA = {
-    "hub_id": "lmms-lab/DocVQA",
-    "split": "validation",
-    "metric": "anls",
-    "columns": {"question_id": "questionId"},
-}
+DOCVQA = {"hub_id": "lmms-lab/DocVQA", "split": "validation", "metric": "anls"}
+DOCVQA["columns"] = {"question_id": "questionId"}
 
 HRBENCH = {
     "hub_id": "DreamMr/HR-Bench",
@@ -129,8 +124,8 @@ def benchmark_by_columns(names: Collection[str]) -> Benchmark:
     if not {"question", "question_id"} <= set(names):
         for name in ("hrbench4k", "vstar", "docvqa", "stvqa"):  # those with the most columns of their own first
             benchmark = BENCHMARKS[name]
-            question = benchmark.columns.get("question", "question")
-            if {question, *benchmark.columns.values(), *benchmark.options} <= set(names):
+            own = {"question": "question"} | benchmark.columns
+            if {*own.values(), *benchmark.options} <= set(names):
                 return benchmark
     return BENCHMARKS["textvqa"]
 

@@ -20,13 +20,13 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 
 def open_image(source: Any) -> Image.Image:
-    """Return an image as a new upright 8-bit RGB image.
+    """Return an image as a new upright 8-bit RGB image; of an animation, the first frame.
 
     EXIF orientation is applied. Transparency is laid on white, as Idefics3's and Qwen's own preprocessing does. Grey
-    levels of 16 bit, 32 bit or float are scaled to 8 bit, not clipped. Of an animation, the first frame is taken.
+    levels of 16 bit, 32 bit or float are scaled to 8 bit, not clipped.
 
     source: PIL image (left as it is), path, encoded bytes, or `{"bytes": ..., "path": ...}`, as
-    `datasets.Image(decode=False)` yields it. Raises `UnreadableImage` for a source that Pillow cannot decode.
+    `datasets.Image(decode=False)` yields it. Raises `UnreadableImage` if Pillow cannot decode it.
     """
     with _opened(source) as opened:
         opened.load()
@@ -40,10 +40,7 @@ def open_image(source: Any) -> Image.Image:
 
 
 def image_size(source: Any) -> tuple[int, int]:
-    """Return (width, height) of the image that `open_image` would return, from the file's header alone.
-
-    Raises `UnreadableImage` for a source whose header Pillow cannot read.
-    """
+    """Return (width, height) of the image that `open_image` would return, from the file's header alone."""
     with _opened(source) as opened:
         orientation = 1
         with contextlib.suppress(Exception):
@@ -55,11 +52,10 @@ def image_size(source: Any) -> tuple[int, int]:
 
 def encoded_image(source: dict[str, Any] | None) -> bytes:
     """Encoded bytes of an image as `datasets.Image(decode=False)` yields it; empty without an image."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         file = _file(source)
         return file.read_bytes() if isinstance(file, Path) else file.getvalue()
-    except (OSError, ValueError):
-        return b""
+    return b""
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """One split of a data set as it is published: from a saved folder, a copy of a repository, or the Hugging Face Hub.
 
-The files of a split are those that the card names, else the tables whose own names say so (`train.jsonl`,
-`test/1.csv`), by the rule of `datasets`; image names are ignored. Only these files are downloaded.
+A split's files are those that the card lists, else the tables with its name (`train.jsonl`, `test/1.csv`), by the rule
+of `datasets`; image names are ignored. Only these files are downloaded.
 """
 
 import atexit
@@ -47,10 +47,7 @@ CARD_OPTIONS = ("sep", "delimiter", "field")  # options of a card's configuratio
 
 @dataclass(frozen=True)
 class Repository:
-    """Files of a folder, or of a data set on the Hub at one commit.
-
-    files: relative paths, sorted, without hidden ones. commit: None for a folder. folder: None where `fetch` downloads.
-    """
+    """Files of a folder, or of a data set on the Hub at one commit; relative paths, sorted, without hidden ones."""
 
     source: str
     files: tuple[str, ...]
@@ -88,11 +85,8 @@ def _download(source: str, revision: str | None, files: Iterable[str]) -> Path:
 
 
 def _files_in(folder: str | Path) -> tuple[str, ...]:
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        found += [Path(root, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
-    return tuple(sorted(found))
+    paths = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
+    return tuple(sorted(path.as_posix() for path in paths if not re.search(r"(^|/)(\.|__.*/)", path.as_posix())))
 
 
 def load_published(
@@ -100,8 +94,8 @@ def load_published(
 ) -> tuple[datasets.Dataset, Benchmark, Repository]:
     """Rows of one split as published, their benchmark, and the repository that image paths are relative to.
 
-    Arguments as of `cropvlm.data.rows.load_rows`. Without a configuration, the benchmark's or the only one is taken.
-    Raises `UserError` where the split cannot be loaded or has no rows.
+    Arguments as of `load_rows`. Without a configuration, the benchmark's or the only one is taken. Raises `UserError`
+    if the split cannot be loaded or has no rows.
     """
     (source, config, revision), known = locate(dataset_path), find_benchmark(dataset_path, dataset)
     wanted = [split] if split else [default_split, known.split if known else None]

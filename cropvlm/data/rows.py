@@ -2,9 +2,8 @@
 
 Every row has `image`, `question` (str), `question_id` (str or int, unique), `answers` (list of non-empty str, empty
 without references) and the other columns of its source (`bbox` in the SFT part). Images stay encoded:
-`{"bytes": ..., "path": ...}`, which `cropvlm.data.images.open_image` opens.
-
-`datasets` takes seconds to import, so only the functions that load a data set do.
+`{"bytes": ..., "path": ...}`, which `cropvlm.data.images.open_image` opens. `datasets`, which is slow to import, is
+only imported to load a data set.
 """
 
 from collections.abc import Callable
@@ -35,20 +34,16 @@ def load_rows(
     Args:
         dataset_path: name in `BENCHMARKS`, Hub id, `id:config`, any of these with `@revision`; folder written by
             `save_to_disk` (with or without splits), or with tables, such as a copy of a Hub repository.
-        split: None takes `default_split`, else the benchmark's own, else the only one.
+        split: None takes `default_split` if the data set has it, else the benchmark's own, else the only one.
         max_samples: number of rows, from the first one; None takes all.
         dataset: name in `BENCHMARKS` whose mapping is used; by default, a known Hub id or the columns decide.
-        default_split: split to take if the data set has it and `split` is None; a warning says if not.
         need: columns of the schema that the caller uses; without `image` that column stays as published.
-        to_save: `image` becomes a column that `save_to_disk` can embed, and an image file outside of the data set is
-            an error, since the rows may be published.
+        to_save: whether `save_to_disk` must be able to embed the images; one outside of the data set is an error.
 
     Raises `UserError` for a missing folder, data set, split or column, invalid values, no rows, or no readable image.
     """
     from cropvlm.data import repositories, schema
 
-    if max_samples is not None and max_samples < 1:
-        raise UserError(f"--max_samples {max_samples}: expected at least 1")
     raw, benchmark, repository = repositories.load_published(dataset_path, split, dataset, default_split)
     try:
         rows = schema.map_columns(raw, benchmark, str(dataset_path), need)

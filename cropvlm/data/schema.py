@@ -35,8 +35,8 @@ PRINTED = re.compile(r"[\w.]+\([\[({].*\)\Z|<\w*array>|([\"'])[\[{].*[\]}]\1\Z",
 def map_columns(raw: datasets.Dataset, benchmark: Benchmark, path: str, need: tuple[str, ...]) -> datasets.Dataset:
     """Replace the published text columns by the schema's; images are neither read nor copied.
 
-    path: name of the data set in messages. need: required columns; missing ids become row numbers.
-    Raises `UserError` for a missing column, a question or id of the wrong type, or references in an unknown form.
+    path: of the data set, for messages. need: required columns; missing ids become row numbers. Raises `UserError` for
+    a missing column, a question or id of the wrong type, or references in an unknown form.
     """
     names = raw.column_names
     sources = benchmark.source_columns(names)
@@ -74,7 +74,7 @@ def _questions(raw: datasets.Dataset, benchmark: Benchmark, source: str, path: s
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a cell is null, NaN (a blank among the numbers of a CSV file) or white space."""
+    """Whether a cell is null, NaN (a blank among the numbers of a CSV file) or blank."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
@@ -98,10 +98,10 @@ def _question_ids(raw: datasets.Dataset, benchmark: Benchmark, source: str | Non
 
 
 def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]]:
-    """References of each row as non-empty strings; an empty list where none are published.
+    """References of each row as non-empty strings, nulls and blanks dropped.
 
     Accepted: a string, a number, a class label, an object with `answer` or `text`, and a list of these, also as JSON or
-    Python text in a CSV cell. Nulls and blanks are dropped.
+    Python text in a CSV cell.
     """
     feature = raw.features[source]
     while hasattr(feature, "feature"):  # the elements of a list
@@ -147,8 +147,8 @@ def _flatten(value: Any, labels: list[str] | None) -> Iterator[str]:
 def _parse_cell(value: Any) -> Any:
     """List or object written as JSON or Python text; any other value as it is.
 
-    Raises `ValueError` for a text that looks like one but does not print back to itself: numpy omits the commas, and
-    Python would read `['a' 'b']` as `['ab']`.
+    Raises `ValueError` for a text that only looks like one: numpy omits the commas, and Python would read `['a' 'b']`
+    as `['ab']`.
     """
     text = value.strip() if isinstance(value, str) else ""
     if not (text and text[0] + text[-1] in ("[]", "{}", "()") or PRINTED.match(text)):
@@ -173,10 +173,9 @@ def _tokens(text: str) -> list[str]:
 
 
 def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:
-    """Let `image` yield `{"bytes": ..., "path": ...}`, from encoded images, base64 or paths.
+    """Let `image` yield `{"bytes": ..., "path": ...}`, from encoded images, base64 or paths within `repository`.
 
-    Paths are relative to `repository`; for `to_save` see `cropvlm.data.rows.load_rows`.
-    Raises `UserError` for a column of another kind, or one without a readable image.
+    to_save: see `load_rows`. Raises `UserError` for a column of another kind, or one without a readable image.
     """
     source = repository.source
     if getattr(rows.features["image"], "dtype", None) in ("string", "large_string"):
@@ -203,18 +202,16 @@ def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool)
 
 
 def _is_base64_image(text: str) -> bool:
-    try:
+    with contextlib.suppress(UnreadableImage):
         return bool(image_size(base64_bytes(text)))
-    except UnreadableImage:
-        return False
+    return False
 
 
 def base64_bytes(text: str | None) -> bytes:
     """Bytes of base64 text or a data URL, padded or not; empty for any other text."""
-    try:
+    with contextlib.suppress(ValueError):  # binascii.Error is one; a character beyond ASCII raises it bare
         return base64.b64decode((text or "").rpartition("base64,")[2] + "==")
-    except ValueError:  # binascii.Error is one; a character beyond ASCII raises it bare
-        return b""
+    return b""
 
 
 def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -229,7 +226,7 @@ def _open_paths(rows: datasets.Dataset, repository: Repository, to_save: bool) -
     with failure(f"{repository.source}: its images cannot be downloaded"):
         folder = repository.fetch(filter(None, paths))
     # URLs stay as they are, for the message.
-    full = [path if path is None or "://" in path else str(folder / path) for path in paths]
+    full = (path if path is None or "://" in path else str(folder / path) for path in paths)
     images = [None if path is None else {"path": path, "bytes": None} for path in full]
     rows = rows.remove_columns("image").add_column("image", images, feature=ENCODED)
     if to_save:

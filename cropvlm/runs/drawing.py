@@ -25,7 +25,7 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def draw_boxes(image: Image.Image, boxes: Iterable[tuple[Sequence[float], str]], width: int = 2) -> Image.Image:
-    """Return a copy of `image` with the outline, `width` pixels thick, of each (bbox_pct, color)."""
+    """Return a copy of `image` with an outline, `width` pixels thick, for each (bbox_pct, color)."""
     image = image.copy()
     draw = ImageDraw.Draw(image)
     for bbox_pct, color in boxes:
@@ -43,12 +43,10 @@ def tile(
     lines: Sequence[tuple[str, str]] = (),
     font_size: int = 12,
 ) -> Image.Image:
-    """Return a picture of `size` (width, height): `image`, scaled to fit above its lines of text, with boxes on it.
+    """Return a picture of `size` (width, height): `image`, if any, with boxes on it, above its lines of text.
 
-    Args:
-        image: None leaves the place empty.
-        boxes: (bbox_pct, color) of each. frame: color of a frame around the image.
-        lines: (text, color) of each line; what is too wide is cut off.
+    boxes: (bbox_pct, color) of each. frame: color of a frame around the image. lines: (text, color) of each line; what
+    is too wide is cut off.
     """
     canvas = Image.new("RGB", size, "white")
     height = size[1] - LINE * len(lines)
@@ -74,7 +72,7 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, padding: int = 4) 
 
 
 def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
-    """Return an empty plot of so many inches that needs no window, in which names are plain text: `$` is a dollar."""
+    """Return an empty plot, its size in inches, that needs no window and shows `$` as a dollar."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -55,11 +55,10 @@ def sum_by_question(values: np.ndarray, weights: np.ndarray, questions: Sequence
 def standard_error(values: np.ndarray, weights: np.ndarray, questions: Sequence[str]) -> float | None:
     """Return the standard error of the weighted mean, clustered by question; None for a single question.
 
-    This is the cluster-robust (sandwich) error of a ratio of sums: each question is one cluster, and its residual is
-    what its rows add to the sum beyond the mean. Rows of one question may agree as much as they like. With one row per
-    question and equal weights this is the standard deviation over the square root of n.
+    This is the cluster-robust (sandwich) error of a ratio of sums: the residual of a question is what its rows add to
+    the sum beyond the mean. With one row each and equal weights it is the standard deviation over the square root of n.
     """
-    sums, sizes = sum_by_question(values, weights, questions)  # (n,) and (n,), one entry per question
+    sums, sizes = sum_by_question(values, weights, questions)  # (n,) and (n,), an entry per question
     n = len(sums)
     residuals = sums - sums.sum() / sizes.sum() * sizes  # (n,); they sum to 0
     # The meat is the sum of squared residuals, the bread 1 / sum of weights; n / (n - 1) for the mean that was fitted.
@@ -70,12 +69,8 @@ def bootstrap_means(values: np.ndarray, weights: np.ndarray, questions: Sequence
     """Return the weighted means (RESAMPLES,) of seeded bootstrap samples of whole questions."""
     sums, sizes = sum_by_question(values, weights, questions)
     rng = np.random.default_rng(0)
-    n = len(sums)
-    means = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        sample = rng.integers(n, size=n)
-        means[i] = sums[sample].sum() / sizes[sample].sum()
-    return means
+    samples = (rng.integers(len(sums), size=len(sums)) for _ in range(RESAMPLES))
+    return np.array([sums[sample].sum() / sizes[sample].sum() for sample in samples])
 
 
 def interval_95(means: np.ndarray) -> tuple[float, float]:
@@ -85,9 +80,9 @@ def interval_95(means: np.ndarray) -> tuple[float, float]:
 
 
 def score_file(path: str, rows: Any, metric: str | None = None, same_rows: bool = True) -> "ScoredRows":
-    """Return the scores of an answer file over the rows of its data set; `UserError` where it answers others.
+    """Return the scores of an answer file over the rows of its data set; `UserError` if it answers others.
 
-    metric: default: the data set's own. same_rows: the questions must be those that the meta file records.
+    metric: default: the data set's own. same_rows: whether the questions must be those in the meta file.
     """
     records, meta = read_predictions(path), read_meta(path)
     check_holds(path, "answerer", meta)
@@ -127,16 +122,12 @@ def compare(scores: np.ndarray, others: np.ndarray, weights: np.ndarray, questio
 
 
 class ScoredRows:
-    """The scores of one prediction file, over the rows that have references; `UserError` where none has.
+    """The scores of one prediction file, over the n rows that have references; `UserError` if none has.
 
-    Args:
-        rows: a `Dataset` in the row schema; `category` and `cycle_category` count for option letters.
-        answers: one per row.
-        metric: a name in `METRICS`.
+    rows: a `Dataset` in the row schema; `category` and `cycle_category` count for option letters. answers: one per row.
 
-    Attributes:
-        indices: the rows that are scored, (n,). scores: 0 to 100, (n,). weights: of each in the mean, (n,).
-        questions: a key for each, equal for the cycles of one question.
+    Attributes: the `indices` of the scored rows, their `scores` (0 to 100) and `weights` in the mean, and `questions`,
+    a key for each that is equal for the cycles of one question.
     """
 
     def __init__(self, rows: Any, answers: Sequence[str], metric: str):
@@ -185,10 +176,10 @@ class ScoredRows:
             "empty_answers": sum(not answer for answer in self.answers),
         }
         if self.with_options:
-            chosen = map(chosen_option, self.answers, self.asked) if self.metric == "option" else None
-            chosen = map(option_letter, self.answers) if chosen is None else chosen
+            by_text = self.metric == "option"
+            chosen = map(chosen_option, self.answers, self.asked) if by_text else map(option_letter, self.answers)
             summary["no_letter"] = sum(letter is None for letter in chosen)
-            other = "letter" if self.metric == "option" else "option"
+            other = "letter" if by_text else "option"
             summary[f"{other}_score"] = float(self.score_as(other) @ self.weights)
         return summary | {f"by_{name}": score_groups(self.scores, self.weights, g) for name, g in self.groups.items()}
 

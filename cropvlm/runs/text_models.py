@@ -1,6 +1,7 @@
 """The flags that name a model, here or behind a server, and the data sets; what they name, ready to generate texts."""
 
 import argparse
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -63,17 +64,14 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def base_url(text: str) -> str:
-    """The type of `--api_base`. A password in it is refused unseen: the URL is written into logs and meta files."""
-    try:
+    """The type of `--api_base`. A URL with a password is refused unseen: it would be written into logs and files."""
+    with contextlib.suppress(ValueError):  # such as a port that is not a number
         parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in text
-    except ValueError:  # such as a port that is not a number
-        good = False
-    if not good:  # not shown either: it may hold a password all the same
-        raise argparse.ArgumentTypeError("expected a URL such as http://localhost:8000/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise argparse.ArgumentTypeError(f"a URL with a user, password, key or query; put the key into ${KEY} instead")
-    return text
+        bare = "@" not in parts.netloc and not parts.query and not parts.fragment and " " not in text
+        if bare and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return text
+    expected = "expected a URL such as http://localhost:8000/v1 without a user, password or query"
+    raise argparse.ArgumentTypeError(f"{expected}; put a key into ${KEY} instead")
 
 
 def no_key(text: str) -> str:
@@ -123,10 +121,9 @@ def data_sources(args: argparse.Namespace) -> list[dict[str, Any]]:
 class TextModel:
     """The model that generates the texts of a run, on this machine or behind a server.
 
-    settings: what determines its text for a prompt. names, known: what the meta file says of it.
-    longest_edge: pixels of the longer side at which it sees images; None where another rule holds.
-    seen_rows: on which it was trained, as `cropvlm.runs.provenance.row_hashes` names them.
-    seen_size: maps (width, height) of an image to that at which it is seen; None where that is unknown.
+    settings: what determines its text for a prompt. names, known: entries of the meta file. longest_edge: pixels of the
+    longer side at which it sees images, if it is a rule of that kind. seen_size: maps (width, height) of an image to
+    that at which it is seen; None if unknown. seen_rows: `row_hashes` of the rows on which it was trained.
     """
 
     settings: dict[str, Any]
@@ -147,9 +144,9 @@ class TextModel:
         count: Callable[[list[dict], float], dict[str, Any]],
         clean: Callable[[str], str] = str,
     ) -> Output:
-        """The file with this model's texts about `rows`, loaded from `source`; `Output` says more.
+        """The file with this model's texts about `rows`; see `Output`.
 
-        keys: of the rows, see `row_keys`. settings: beside those of the model and of the rows.
+        source: of the rows. keys: of `row_keys`. settings: beside those of the model and the rows.
         """
         data = {"rows": len(rows), "references": references_hash(rows), "commit": data_commit(source["dataset_path"])}
         identity = {

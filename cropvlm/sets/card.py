@@ -47,7 +47,7 @@ sources' own files, byte for byte.
 - Growth of the area, smallest fifth first: {fifths}
 - Made by `create_dataset.py` of CropVLM (arXiv 2511.19820) with {versions}
 
-`teacher_report.json` has the counts per source, `teacher_report.png` the areas and 24 of the boxes.
+`teacher_report.json` has the counts per source, `teacher_report.png` shows 24 of the boxes.
 """
 NEED = """
 - Need of a crop (`needed`): {needed} rows, not {not_needed}; by {reward_model}, which sees images at {longest_edge} px:

@@ -98,7 +98,7 @@ def test_boxes_grow_by_area_and_report_and_card_lie_beside_them(script, asked, t
     assert report["cut_points"] == pytest.approx([0.01, 0.04, 0.09, 1])
     assert report["rows_by_fifth"] == [1, 1, 1, 1, 1]
     with PILImage.open(tmp_path / "made_sft/teacher_report.png") as picture:
-        assert picture.size == (1440, 480)  # histogram and one line of five tiles of 240
+        assert picture.size == (1440, 240)  # one line of five tiles of 240, and room for a sixth
     card = (tmp_path / "made_sft/README.md").read_text()
     assert "| miniature | miniature (a local folder) | see the source | 5 | 5 |" in card
     assert str(tmp_path) not in card

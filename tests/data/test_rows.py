@@ -127,7 +127,6 @@ def test_a_saved_set_of_another_split_is_said(tmp_path, caplog):
         ("FOLDER/docvqa", {"dataset": "docvqa", "split": "x"}, "has no split 'x'; there are: validation, test, train"),
         ("FOLDER/docvqa", {}, "has several configurations; choose one, as ID:NAME: DocVQA"),
         ("FOLDER/textvqa", {"need": ("image", "bbox")}, "has no column bbox; its columns are: image_id, "),
-        ("FOLDER/textvqa", {"max_samples": 0}, "--max_samples 0: expected at least 1"),
         ("nobody/nothing", {}, "nobody/nothing is neither a local folder nor available .*; expected a folder"),
         ("x" * 300, {}, "File name too long: 'x{90,96}[.]{3}"),
         ("", {}, "the data set has an empty name"),
