@@ -48,6 +48,14 @@ def is_not_needed(text: str) -> bool:
     return text.strip() == NOT_NEEDED
 
 
+def begins_not_needed(text: str) -> bool:
+    """Whether a text begins with the letter of `Not needed.`, as no box does: its first token is the decision.
+
+    A policy that samples may misspell the rest; as an invalid box, such a text would teach it to ask for crops.
+    """
+    return text.strip().startswith(NOT_NEEDED[0])
+
+
 def decide(texts: Sequence[str], needs: Sequence[float], threshold: float) -> list[str]:
     """The boxes whose need is at least `threshold`, and `Not needed.` in the place of the others."""
     return [text if need >= threshold else NOT_NEEDED for text, need in zip(texts, needs, strict=True)]
@@ -55,9 +63,7 @@ def decide(texts: Sequence[str], needs: Sequence[float], threshold: float) -> li
 
 def validity(text: str) -> float:
     """Return 1.0 for a valid box, 0.25 for `Not needed.`, 0.0 for anything else (the release's validity reward)."""
-    if is_not_needed(text):
-        return 0.25
-    return float(parse_bbox(text) is not None)
+    return 0.25 if is_not_needed(text) else float(parse_bbox(text) is not None)
 
 
 def format_bbox(bbox_pct: Sequence[float]) -> str:

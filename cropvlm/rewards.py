@@ -35,7 +35,7 @@ class _AnswererReward:
 
     model, processor: as `cropvlm.modeling` loads them; `UserError` for a family whose answers cannot be scored.
     batch_size: completions in one forward pass; None takes all of a step. Halved for good where memory is too small.
-    may_decide: `Not needed.` is scored by the full image alone, not as a broken box.
+    may_decide: a text that begins as `Not needed.` is scored by the full image alone, not as a broken box.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int | None = None, may_decide: bool = False):
@@ -114,7 +114,8 @@ def distinct_crops(
     """Cut every distinct crop once: a prompt's equal boxes, and all its broken ones, are scored as one.
 
     Returns (row, crop) of each distinct crop, `row` being the first completion that asks for it; and for every
-    completion the position of its crop in that list. With `may_decide` the crop of `Not needed.` is None.
+    completion the position of its crop in that list. With `may_decide` the crop of a text that begins as
+    `Not needed.` is None.
     """
     positions: dict[tuple, int] = {}
     crops: list[tuple[int, Image.Image]] = []
@@ -122,7 +123,7 @@ def distinct_crops(
     rows = zip(completions, images, questions, answers, strict=True)
     for i, (completion, image, question, references) in enumerate(rows):
         text = completion_text(completion)
-        not_needed = may_decide and boxes.is_not_needed(text)
+        not_needed = may_decide and boxes.begins_not_needed(text)
         key = (id(image), question, tuple(references), boxes.parse_bbox(text), not_needed)
         if key not in positions:
             positions[key] = len(crops)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.integrations import TensorBoardCallback
 
-from cropvlm.boxes import bbox_area_pct, bbox_iou, is_not_needed, parse_bbox
+from cropvlm.boxes import bbox_area_pct, bbox_iou, begins_not_needed, parse_bbox
 from cropvlm.runs.drawing import INK, LINE, contact_sheet, tile
 
 PICTURE_PROMPTS = 4
@@ -34,7 +34,7 @@ def box_figures(texts: Sequence[str], rewards: Tensor, num_generations: int) -> 
     by_group = rewards.view(-1, num_generations)  # (prompts, G)
     return {
         "boxes/valid": [float(bbox is not None) for bbox in bboxes],
-        "boxes/not_needed": [float(is_not_needed(text)) for text in texts],
+        "boxes/not_needed": [float(begins_not_needed(text)) for text in texts],
         "boxes/area_pct": [bbox_area_pct(bbox) for bbox in bboxes if bbox],
         "boxes/pairwise_iou": [bbox_iou(*pair) for pair in pairs],
         "boxes/groups_without_spread": (by_group == by_group[:, :1]).all(1).float().tolist(),

@@ -1,8 +1,8 @@
 """GRPO with a price for crops (`train_grpo.py --crop_cost`): the policy learns whether a row needs one.
 
-The reward becomes validity + U - L x (visual tokens of the crop / of the full image), in which `Not needed.` is valid,
-costs nothing, and has the U of the full image alone. Advantages shift only within a group: L decides by the spread of
-what crops gain, not by its mean, and a group without one `Not needed.` learns nothing of it.
+The reward becomes validity + U - L x (visual tokens of the crop / of the full image), in which a text that begins as
+`Not needed.` is valid, costs nothing, and has the U of the full image alone. Advantages shift only within a group: L
+decides by the spread of what crops gain, not by its mean, and a group without one `Not needed.` learns nothing of it.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from cropvlm.boxes import is_not_needed, parse_bbox
+from cropvlm.boxes import begins_not_needed, parse_bbox
 from cropvlm.crops import crop_size
 from cropvlm.models.batches import image_cost
 from cropvlm.rewards import Completion, completion_text
@@ -23,9 +23,9 @@ STEPS = 20  # that a policy decides all alike before that is called a collapse
 
 
 def decision_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
-    """Return 1 for each completion that is a valid box or `Not needed.`, 0 for any other text."""
+    """Return 1 for each completion that is a valid box or begins as `Not needed.`, 0 for any other text."""
     texts = map(completion_text, completions)
-    return [float(is_not_needed(text) or parse_bbox(text) is not None) for text in texts]
+    return [float(begins_not_needed(text) or parse_bbox(text) is not None) for text in texts]
 
 
 class CropCostReward:
@@ -43,7 +43,7 @@ class CropCostReward:
         return [self._reward(completion_text(text), full.size) for text, full in zip(completions, image, strict=True)]
 
     def _reward(self, text: str, full: tuple[int, int]) -> float:
-        if is_not_needed(text):
+        if begins_not_needed(text):
             return 0.0
         return -self.price * self.tokens(crop_size(full, text) or (2, 2)) / self.tokens(full)
 

@@ -15,11 +15,12 @@ from cropvlm.trainers.results import save_card
 from cropvlm.trainers.settings import PolicyArguments
 from train_grpo import GRPOPolicyArguments
 
-TEXTS = ["[0, 0, 50, 50].", "Not needed.", "no box", "[0, 0, 100, 100]."]
+TEXTS = ["[0, 0, 50, 50].", "Not neded.", "no box", "[0, 0, 100, 100]."]
 
 
-def test_not_needed_is_valid():
-    assert decision_reward(TEXTS) == [1, 1, 0, 1]
+def test_a_text_that_begins_as_not_needed_is_valid():
+    """However the rest is spelled, which a policy that samples may not know yet."""
+    assert decision_reward([*TEXTS, " Not neeedd.", "not needed"]) == [1, 1, 0, 1, 1, 0]
 
 
 def test_a_crop_costs_its_share_of_the_full_images_tokens(tiny_smolvlm):
