@@ -14,7 +14,8 @@ arguments=$*
 output_path=$(value output_path) output_dir=$(value output_dir) output=$(value output)
 case $1 in
     create_dataset.py) mkdir -p "${output_path}_sft" "${output_path}_grpo"; touching "$output_path.journal.jsonl" ;;
-    train_*.py) [ -z "$output_dir" ] || { touching "$output_dir/adapter_model.safetensors"; touch "$output_dir/run.json"; } ;;
+    train_*.py) [ -z "$output_dir" ] || touching "$output_dir/adapter_model.safetensors"
+        [ -z "$output_dir" ] || touch "$output_dir/run.json" ;;
     generate_bbox.py) touching "$output" ;;
     generate_final_answers.py) touching "${output_path:=predictions}/textvqa_base_answers.json"
         touch "$output_path/textvqa_cropvlm_answers.json" ;;

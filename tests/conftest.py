@@ -151,12 +151,12 @@ def server():
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Iterator[str]:
     """The URL of `transformers serve` on loopback."""
-    from transformers_server import transformers_serve
+    from servers import TRANSFORMERS_SERVE, serving
 
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install -r requirements.txt")
-    with transformers_serve(tmp_path_factory.mktemp("serve") / "log") as url:
+    with serving(tmp_path_factory.mktemp("serve"), *TRANSFORMERS_SERVE, ready="health") as url:
         yield url
 
 

@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ still fit the code that they measure."""
 
+import importlib
 import re
 import runpy
 import sys
@@ -23,27 +24,22 @@ def test_importing_one_finds_what_it_needs_and_does_nothing(path, capsys):
 
 
 @pytest.mark.slow
-def test_generation_speed_says_that_both_ways_write_the_same(monkeypatch, capsys):
-    import generation_speed
+@pytest.mark.parametrize(
+    ("script", "flags", "measured"),
+    [
+        ("generation_speed", "--box_tokens 3 --answer_tokens 2 --dtype float32", 2),  # boxes, answers
+        ("teacher_speed", "--new_tokens 3", 1),
+    ],
+)
+def test_both_ways_write_the_same(script, flags, measured, monkeypatch, capsys):
     import smolvlm
 
     monkeypatch.setitem(smolvlm.TEXT, "num_hidden_layers", 1)
     monkeypatch.setitem(smolvlm.VISION, "num_hidden_layers", 1)
-    flags = "--rows 3 --single_rows 2 --box_tokens 3 --answer_tokens 2 --dtype float32"
-    monkeypatch.setattr(sys, "argv", ["generation_speed.py", *flags.split()])
-    generation_speed.main()
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--rows", "3", "--single_rows", "2", *flags.split()])
+    importlib.import_module(script).main()
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.endswith("times as fast; same text in 2 of 2 rows") for line in lines) == 2  # boxes, answers
-
-
-@pytest.mark.slow
-def test_teacher_speed_says_that_both_ways_write_the_same(monkeypatch, capsys):
-    import teacher_speed
-
-    flags = "--rows 4 --single_rows 3 --new_tokens 3"
-    monkeypatch.setattr(sys, "argv", ["teacher_speed.py", *flags.split()])
-    teacher_speed.main()
-    assert capsys.readouterr().out.splitlines()[-1].endswith("times as fast; same text in 3 of 3 rows")
+    assert sum(line.endswith("times as fast; same text in 2 of 2 rows") for line in lines) == measured
 
 
 @pytest.mark.slow

@@ -1,20 +1,17 @@
 """Every command of docs/use.md, with tiny models and the miniature's rows in the place of what it names."""
 
-import contextlib
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from lmms_world import INSTALL, PYTHON, has_plugin, write_task
 from PIL import Image
-from transformers_server import wait_for
+from servers import serving
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
@@ -94,38 +91,17 @@ def test_the_plugins_arguments_are_the_documented_ones():
     assert documented | {"batch_size"} == set(re.findall(r"^        (\w+): ", parameters, flags=re.MULTILINE))
 
 
-@contextlib.contextmanager
-def serving(folder: Path, port: int, *flags: object) -> Iterator[str]:
-    """The URL of a proxy, started as scripts/serve.sh does."""
-    log, command = (
-        folder / f"{port}.log",
-        [sys.executable, "-m", "serving.proxy", *map(str, flags), "--port", str(port)],
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/docs", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.slow
 def test_the_proxy(folder, server, tiny_smolvlm, tiny_world):
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports.append(free.getsockname()[1])
     before_a_server = flags("bash scripts/serve.sh --model_path models/grpo_512 --api_base")
     before_a_server = ["--model_path", "models/grpo_512", "--api_base", server.url, *before_a_server[1:]]
     alone = flags("bash scripts/serve.sh --model_path models/grpo_512 --vqa_model_path")
     alone = ["--model_path", "models/grpo_512", "--vqa_model_path", tiny_smolvlm, *alone[1:-2]]
     script = "generate_final_answers.py"
-    asked = flags(f"python3 {script} --modes base", api_base=f"http://localhost:{ports[0]}/v1")
     rows = ["--dataset_path", tiny_world, "--split", "test", "--max_samples", 2]
-    with serving(folder, ports[0], *before_a_server), serving(folder, ports[1], *alone) as second:
+    proxies = [serving(folder, "serving.proxy", *given, ready="docs") for given in (before_a_server, alone)]
+    with proxies[0] as first, proxies[1] as second:
+        asked = flags(f"python3 {script} --modes base", api_base=first)
         execute(folder, sys.executable, ROOT / script, "--modes", "base", *asked, *rows)
         reply = httpx2.get(f"{second}/models", trust_env=False)
     parts = [[part["type"] for part in body["messages"][0]["content"]] for body in server.bodies]

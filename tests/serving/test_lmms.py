@@ -2,14 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from lmms_world import INSTALL, PYTHON, ROOT, has_plugin, write_task
-from transformers_server import wait_for
+from servers import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_plugin(), reason=INSTALL)]
 
@@ -157,20 +156,10 @@ def test_the_miniature_scores_alike_through_all_doors(tiny_smolvlm, tiny_world, 
     local = ["--vqa_model_path", answerer, "--longest_edge", 64]
     script(tmp_path, "generate_final_answers", *asked, *local, "--bbox", tmp_path / "boxes.json", "--name", "scripts")
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}/v1", tmp_path / "log"
-    served = [*boxes, "--vqa_model_path", answerer, "--vqa_longest_edge", 64, "--port", port]
-    with log.open("w") as output:
-        command = [sys.executable, "-m", "serving.proxy", *served]
-        process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=output, stderr=output)
-    try:
-        wait_for(f"{url}/models", process, log)
+    served = [*boxes, "--vqa_model_path", answerer, "--vqa_longest_edge", 64]
+    with serving(tmp_path, "serving.proxy", *served, ready="v1/models") as url:
         server = ["--api_base", url, "--api_model", "any", "--api_concurrency", 32, "--modes", "base"]
         script(tmp_path, "generate_final_answers", *asked, *server, "--name", "proxy")
-    finally:
-        process.kill()
-        process.wait()
 
     shared = f"answerer={answerer},longest_edge=64,device=cpu,cropper="
     call = [PYTHON, "-c", EVALUATE, tmp_path, f"{shared}None", f"{shared}{cropper},base_model_path={answerer}"]
