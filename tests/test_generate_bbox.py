@@ -63,12 +63,6 @@ def test_counts_boxes_and_their_area():
     assert generate_bbox.count_boxes(records, 1.5) == expected | {"invalid_boxes": 1, "not_needed": 1}
 
 
-def test_the_file_does_not_depend_on_the_batch_size(script):
-    for batch_size in ("1", "5", "auto"):
-        assert script("--batch_size", batch_size, "--output", f"{batch_size}.json") == 0
-    assert Path("1.json").read_bytes() == Path("5.json").read_bytes() == Path("auto.json").read_bytes()
-
-
 def test_the_first_rows_alone(script, tiny_world):
     assert script("--max_samples", 5, "--name", "few") == 0
     assert [r["question_id"] for r in read("predictions/few_bbox.json")] == question_ids(tiny_world)[:5]

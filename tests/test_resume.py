@@ -34,17 +34,10 @@ def length_reward(completions, **columns):
 
 def train(script: str, flags: list) -> None:
     """Run a training script in this process."""
-    module = importlib.import_module(script)
-    rewards.validity_reward = length_reward
-    sys.argv = [f"{script}.py", *map(str, flags)]
-    module.main()
-
-
-@pytest.fixture
-def unchanged(monkeypatch):
-    """Restore the settings that `train` changes."""
-    monkeypatch.setattr(sys, "argv", None)
-    monkeypatch.setattr(rewards, "validity_reward", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards, "validity_reward", length_reward)
+        patch.setattr(sys, "argv", [f"{script}.py", *map(str, flags)])
+        importlib.import_module(script).main()
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +54,7 @@ def flags(tiny_smolvlm, boxed_world) -> list:
 @pytest.fixture(scope="module")
 def finished(flags, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "sft"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", None)
-        patch.setattr(rewards, "validity_reward", None)
-        train("train_sft", [*flags, "--output_dir", folder])
+    train("train_sft", [*flags, "--output_dir", folder])
     return folder
 
 
@@ -86,7 +76,7 @@ GRPO = ["--num_generations", 3, "--per_device_train_batch_size", 3, "--max_compl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "stride"), [("train_sft", 9), ("train_grpo", 31)])
-def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny_smolvlm, tmp_path, unchanged):
+def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny_smolvlm, tmp_path):
     """At file-system events from the first to the last: the same command ends with the same weights."""
     if script == "train_grpo":
         flags = [*flags, *GRPO, "--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
@@ -113,7 +103,7 @@ def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
-def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter, boxed_world, tmp_path, unchanged):
+def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter, boxed_world, tmp_path):
     """How much goes through the model at once may change on the way: the weights are the same but for rounding."""
     flags = ["--base_model", sft_adapter, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_dropout", 0]
     flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
@@ -137,7 +127,7 @@ def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("without", [(), (RECORD,)])
-def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, tmp_path, unchanged, monkeypatch):
+def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, tmp_path, monkeypatch):
     """With a whole result, a partial one, or none."""
     folder = copy(finished, tmp_path / "run", *without)
     if not without:
@@ -160,7 +150,7 @@ def test_a_run_whose_steps_are_all_done_takes_no_more(without, flags, finished, 
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_run_with_other_settings_is_refused(
-    changed, words, state, flags, boxed_world, tiny_smolvlm, finished, tmp_path, unchanged, monkeypatch
+    changed, words, state, flags, boxed_world, tiny_smolvlm, finished, tmp_path, monkeypatch
 ):
     folder = copy(finished, tmp_path / "run", *([] if state == "finished" else ["adapter_*", "checkpoint-4"]))
     if changed == ["--dataset_path", "other"]:
@@ -177,7 +167,7 @@ def test_a_run_with_other_settings_is_refused(
     assert (state == "half-way") or weights(folder) == before
 
 
-def test_a_run_that_has_moved_goes_on(flags, finished, boxed_world, tiny_smolvlm, tmp_path, unchanged, caplog):
+def test_a_run_that_has_moved_goes_on(flags, finished, boxed_world, tiny_smolvlm, tmp_path, caplog):
     """Its folder, its data and its base are elsewhere, and hold what they held."""
     folder = copy(finished, tmp_path / "run", "adapter_*", "checkpoint-4")
     moved = [shutil.copytree(path, tmp_path / path.name) for path in (boxed_world, tiny_smolvlm)]
@@ -188,7 +178,7 @@ def test_a_run_that_has_moved_goes_on(flags, finished, boxed_world, tiny_smolvlm
     assert (folder / "base_model.txt").read_text() == f"{moved[1]}\n"
 
 
-def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finished, tmp_path, unchanged, monkeypatch):
+def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finished, tmp_path, monkeypatch):
     """Not before: a mistake in its settings leaves the old result as it is."""
     folder = copy(finished, tmp_path / "run")
     with pytest.raises(UserError, match="no data set"):
@@ -204,7 +194,7 @@ def test_a_new_run_forgets_the_result_of_the_old_one_when_it_begins(flags, finis
     assert read_record(folder) is None
 
 
-def test_a_folder_takes_one_trainer_at_a_time(flags, finished, tmp_path, unchanged, monkeypatch):
+def test_a_folder_takes_one_trainer_at_a_time(flags, finished, tmp_path, monkeypatch):
     """The lock of a process that was killed is gone, though its file remains."""
     folder = copy(finished, tmp_path / "run")
     lock = folder / "_lock"
@@ -227,7 +217,7 @@ def test_a_folder_takes_one_trainer_at_a_time(flags, finished, tmp_path, unchang
     assert not lock.exists()
 
 
-def test_merging_can_be_asked_for_later(flags, finished, tmp_path, unchanged):
+def test_merging_can_be_asked_for_later(flags, finished, tmp_path):
     folder = copy(finished, tmp_path / "run")
     train("train_sft", [*flags, "--output_dir", folder, *RESUME, "--merge"])
     assert (folder / "merged" / "model.safetensors").is_file()
@@ -235,7 +225,7 @@ def test_merging_can_be_asked_for_later(flags, finished, tmp_path, unchanged):
 
 
 @pytest.mark.slow
-def test_the_hub_gets_the_result_and_no_file_or_log_the_token(flags, tmp_path, unchanged, monkeypatch, capfd, caplog):
+def test_the_hub_gets_the_result_and_no_file_or_log_the_token(flags, tmp_path, monkeypatch, capfd, caplog):
     """`--hub_token` would be pickled into training_args.bin, in the folder that is uploaded."""
     pushed, tokens = [], []
 

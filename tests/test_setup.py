@@ -140,18 +140,6 @@ def test_what_pip_put_elsewhere_is_not_recorded_as_installed(checkout, tmp_path)
     assert is_ready(checkout, set_up(checkout))
 
 
-def test_an_empty_activate_stands_for_the_python_of_the_path(checkout):
-    (checkout / ".venv/bin").mkdir(parents=True)
-    (checkout / ".venv/bin/activate").touch()
-    shutil.copy(checkout / "requirements.txt", checkout / ".venv/installed-requirements.txt")
-    (checkout / "elsewhere").mkdir()
-    (checkout / "elsewhere/tiny.py").write_text("VERSION = 5\n")
-    result = set_up(
-        checkout, PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", PYTHONPATH=str(checkout / "elsewhere")
-    )
-    assert (result.stderr, result.stdout) == ("", f"{sys.prefix} 5\n")
-
-
 @pytest.mark.parametrize("name", ["datasets/__init__.py", "datasets.py"])
 def test_a_module_in_place_of_the_library_is_refused(name, checkout):
     assert is_ready(checkout, set_up(checkout))

@@ -37,6 +37,12 @@ def test_a_mistake_of_the_users_is_one_line_and_code_2(capsys):
     assert out == ""
 
 
+def run_code(code: str, *args: object, **options) -> subprocess.CompletedProcess:
+    """A program in a process of its own. options: of `subprocess.run`, in place of captured streams."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, "text": True} | options
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], check=False, **options)
+
+
 class KindOfMistake(UserError):
     pass
 
@@ -100,12 +106,11 @@ PRINTING = "from cropvlm.runs.cli import run; run(lambda: print('x' * {length}))
 
 @pytest.mark.parametrize("length", [1, 100_000])  # written as Python ends, and before
 def test_output_that_cannot_be_written_is_one_line(length):
-    call = [sys.executable, "-c", PRINTING.format(length=length)]
     reader, closed = os.pipe()
     os.close(reader)
     with Path("/dev/full").open("w") as full, os.fdopen(closed, "w") as unread:
         for stdout, problem in ((full, "No space left on device; free space and"), (unread, "Broken pipe;")):
-            done = subprocess.run(call, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+            done = run_code(PRINTING.format(length=length), stdout=stdout)
             assert (done.returncode, done.stderr) == (2, f"error: cannot write: {problem} run the same command again\n")
 
 
@@ -114,8 +119,7 @@ def test_a_run_goes_on_when_the_disk_of_its_log_is_full():
         "import sys; from cropvlm.runs.cli import run; run(lambda: print('lost', file=sys.stderr) or print('kept'))"
     )
     with Path("/dev/full").open("w") as full:
-        call = [sys.executable, "-c", program]
-        done = subprocess.run(call, stdout=subprocess.PIPE, stderr=full, text=True, cwd=ROOT, check=False)
+        done = run_code(program, stderr=full)
     assert (done.returncode, done.stdout) == (0, "kept\n")
 
 
@@ -163,7 +167,7 @@ def test_an_error_of_a_proxy_or_certificate_names_its_variable(monkeypatch, caps
 def test_a_notebooks_backend_of_plots_does_no_harm(monkeypatch):
     code = "from cropvlm.runs.cli import run; run(lambda: __import__('matplotlib.figure') and None)"
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
+    assert run_code(code, env=environment).returncode == 0
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a bug")])
@@ -218,22 +222,6 @@ def test_the_log_is_this_projects_own(logged, caplog):
     assert len([text for text in caplog.messages if text.startswith("warning")]) == 4  # not the Hub client's retries
 
 
-def test_verbose_logs_the_cause_of_an_error(logged, caplog, capsys):
-    def main():
-        try:
-            raise KeyError("deep down")
-        except KeyError as error:
-            raise UserError("cannot be read") from error
-
-    start_logging()
-    assert exit_code(main) == 2
-    assert "deep down" not in caplog.text
-    start_logging(argparse.Namespace(verbose=True))
-    assert exit_code(main) == 2
-    assert "KeyError: 'deep down'" in caplog.text
-    assert capsys.readouterr().err.splitlines() == ["error: cannot be read"] * 2
-
-
 ACCENT = """
 import logging, sys
 from cropvlm.runs.cli import UserError, run, start_logging
@@ -247,9 +235,7 @@ run(main)
 
 
 def test_an_accent_on_a_terminal_that_only_knows_ascii():
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-c", ACCENT]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_code(ACCENT, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 2
     assert done.stdout == "datasets/\\xe9_sft: 4 rows\n"
     assert done.stderr == "datasets/\\xe9\nerror: no \\xe9\n"
@@ -266,7 +252,7 @@ run(lambda: print(multiprocessing.get_start_method()))
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's own way is kept")
 def test_worker_processes_are_forked_where_python_would_not():
     """Rows are made by functions within functions, which cannot be pickled; forkserver is Python 3.14's default."""
-    done = subprocess.run([sys.executable, "-c", FORKSERVER], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_code(FORKSERVER)
     assert (done.stdout, done.stderr, done.returncode) == ("fork\n", "", 0)
 
 
@@ -300,9 +286,7 @@ BBOX, ANSWERS = ("generate_bbox.py", "--model_path", "m"), ("generate_final_answ
     ids=" ".join,
 )
 def test_help_and_mistakes_come_before_slow_imports(command, tmp_path):
-    command = [sys.executable, "-c", PARSE, str(ROOT / command[0]), *command[1:]]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = run_code(PARSE, ROOT / command[0], *command[1:], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.stdout.splitlines()[-1] == ("0" if "--help" in command else "2")
     assert done.stderr.count("\n") == ("--help" not in command) or "no_such_file" in done.stderr
     assert list(tmp_path.iterdir()) == []

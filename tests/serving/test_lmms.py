@@ -96,12 +96,6 @@ CASES = {
         f"cropper c b 64\nasked|First line?\nSecond.\n{CROPPED}{SAID}",
         "the cropper's question: whole",
     ),
-    "the first line": (
-        {"cropper": "c", "question_from": "first_line", "longest_edge": 64, "cropper_longest_edge": 32},
-        ["question", "question"],
-        f"cropper c None 32\nasked|First line?|First line?\n{CROPPED * 2}{SAID} {SAID}",
-        "the cropper's question: first_line",
-    ),
     "several images": (
         {"cropper": "c"},
         ["several", "several", "no image"],

@@ -250,12 +250,6 @@ def test_a_model_on_this_machine_answers_as_in_the_scripts(local, tiny_smolvlm, 
     assert asyncio.run(ask_all()) == [(text, text, said) for text in expected]
 
 
-def test_a_model_on_this_machine_fetches_no_address(local):
-    chat = body("a", {"type": "image_url", "image_url": {"url": "http://a/b.png"}})
-    reply = post(local, json=chat, headers={"X-CropVLM": "off"})
-    assert (reply.status_code, "not fetched" in reply.text) == (400, True)
-
-
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [

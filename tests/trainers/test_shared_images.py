@@ -1,7 +1,5 @@
 """A group's completions share their image: what is encoded how often, and that losses and gradients stay the same."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
@@ -14,9 +12,7 @@ from cropvlm import modeling
 from cropvlm.boxes import format_bbox
 from cropvlm.data.images import open_image
 from cropvlm.models import batches
-from cropvlm.models.readers import ProcessorReader
 from cropvlm.prompts import cropper_messages
-from cropvlm.trainers import shared_images as sharing
 from cropvlm.trainers import training_data as training_rows
 from cropvlm.trainers.shared_images import SharedImages
 
@@ -116,30 +112,6 @@ def test_the_loss_is_dr_grpos(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
 
 def flat_gradient(model):
     return torch.cat([weight.grad.double().flatten() for weight in model.parameters() if weight.grad is not None])
-
-
-@pytest.mark.slow
-def test_every_image_is_decoded_and_preprocessed_once_a_step_and_never_copied(
-    sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
-):
-    """TRL reads the four prompts' rows four times, and asks for 12 rollouts' images and for the same 12 once more."""
-    opened, preprocessed, copied = Counter(), [], []
-    state = Image.Image.__getstate__
-    monkeypatch.setattr(Image.Image, "__getstate__", lambda image: copied.append(image) or state(image))
-    read = sharing.open_training_image
-    monkeypatch.setattr(sharing, "open_training_image", lambda source, i: opened.update([i]) or read(source, i))
-    preprocess = ProcessorReader.read
-    monkeypatch.setattr(
-        ProcessorReader, "read", lambda *args: preprocessed.append(args[0].processor) or preprocess(*args)
-    )
-    options = {"gradient_accumulation_steps": 4, "max_steps": 2, "save_strategy": "no"}
-    trainer = make_trainer(tmp_path, sft_adapter, tiny_world, tiny_smolvlm, **options)
-    trainer.train()
-    trainer.shared_images.read_ahead.threads.shutdown()
-    assert list(opened.values()) == [1] * 12  # the third step's as well, during the second
-    assert preprocessed.count(trainer.crop_processor) == 8  # the others are the reward VLM's
-    assert not copied
-    assert len(trainer.shared_images._tiles) == 4  # the first step's are gone
 
 
 def write_boxes(monkeypatch, trainer):
