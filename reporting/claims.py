@@ -178,8 +178,8 @@ class Claim:
     """A sentence and the comparison that it stands for, on `benchmarks` (None: all).
 
     The 95% interval of its value must lie at or above `at_least`, at or below `at_most`; without a bar, above 0.
-    metric: of `crops` it is the percent of the rows that get one; of `over_random` what `score` has over as many crops
-    at random, where no row (`over`) and every row (`of`) gets one.
+    The metric `crops` is the percent of rows that get one, `over_random` the advantage of `score` over the same number
+    of crops at random, where no row (`over`) and every row (`of`) gets one.
     """
 
     says: str
@@ -243,13 +243,8 @@ class Claims:
         cropper = None if part.cropper == "none" else named("croppers", part.cropper)
         if (part.control or part.need_threshold is not None) and cropper is None:
             raise ValueError(f"{where} has a control or a threshold without a cropper; expected both")
-        return Setting(
-            benchmark=named("benchmarks", benchmark),
-            answerer=named("answerers", part.answerer),
-            cropper=cropper,
-            control=part.control,
-            need_threshold=part.need_threshold,
-        )
+        models = {"answerer": named("answerers", part.answerer), "cropper": cropper, "control": part.control}
+        return Setting(benchmark=named("benchmarks", benchmark), **models, need_threshold=part.need_threshold)
 
     def _figure(self, entry: Figure, where: str) -> Item:
         margin = self.margin if entry.margin is None else entry.margin

@@ -37,9 +37,10 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
             raise ValueError(f"its names are {shorten(repr(own))}; expected a table, and {', '.join(given)} in it")
         values: dict[str, str] = {}
         for name, default in own.items():  # which may use those before it
-            values[name] = given[name] if name in given else json.loads(_fill(json.dumps(str(default)), values))
+            values[name] = _fill(given.get(name, str(default)), values)
         # By way of JSON, whose lists and objects are tuples and dataclasses to a strict check.
-        text = _fill(json.dumps(content, default=str), values)
+        values = {name: json.dumps(value)[1:-1] for name, value in values.items()}
+        text = _fill(json.dumps(content, default=str, ensure_ascii=False), values)
         return TypeAdapter(Claims).validate_json(text).resolve(seed)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; expected a claims file") from error
@@ -55,10 +56,10 @@ def read_claims(path: str | Path, names: Mapping[str, str] | None = None, seed: 
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    """Replace each `{name}` in the strings of a JSON text, keys too."""
+    """Replace each `{name}` in a text."""
     if unknown := [name for name in re.findall(r"\{(\w+)\}", text) if name not in values]:
         raise ValueError(f"{{{unknown[0]}}} is not under names")
-    return re.sub(r"\{(\w+)\}", lambda match: json.dumps(values[match[1]])[1:-1], text)
+    return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], text)
 
 
 def each_run(path: Path, names: Sequence[str] = (), seeds: int = 1) -> list[Claims]:

@@ -85,14 +85,14 @@ class Pair:
 
     @cached_property
     def causes(self) -> list[str | None]:
-        """Why the crop made a scored row worse, None for the others.
+        """The cause of each scored row's loss by the crop, None without one.
 
         too tight: not with four times the box's area. wrong place: not with the full image in the crop's place. misled:
         with both. unexplained: a control that would tell was not run.
         """
-        told = {"wider": TOO_TIGHT, "full_twice": WRONG_PLACE}
-        known = {told[name]: _by_id(self.controls[name]) for name in told if name in self.controls}
-        otherwise = MISLED if len(known) == len(told) else UNEXPLAINED
+        causes = {"wider": TOO_TIGHT, "full_twice": WRONG_PLACE}
+        known = {causes[name]: _by_id(self.controls[name]) for name in causes if name in self.controls}
+        otherwise = MISLED if len(known) == len(causes) else UNEXPLAINED
 
         def cause(question_id: str | int, score: float) -> str:
             return next((cause for cause, scores in known.items() if scores[question_id] >= score), otherwise)
@@ -130,7 +130,7 @@ def pairs(results: Sequence[Result], controls: Sequence[Result] = ()) -> list[Pa
 
 
 def _key(result: Result) -> tuple:
-    """What results must share to be compared: rows, and an answerer that sees and writes in the same way."""
+    """Return what results must share to be compared: rows, and an answerer that sees and writes in the same way."""
     meta = [result.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")]
     sizes = ("longest_edge", "min_pixels", "max_pixels", "image_fit", "max_new_tokens", "dtype", "model_files")
     return *meta, result.answerer, *(result.settings.get(key) for key in sizes)

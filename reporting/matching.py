@@ -1,4 +1,4 @@
-"""Which result is that of a setting, by the content that was recorded of it, and in what the nearest one differs."""
+"""The result for a setting, by the content that was recorded of it, and in what the nearest one differs."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
     """
 
     def rank(item: Match) -> tuple[int, bool]:
-        """Of equal ones, that by the model of the setting's own name comes first."""
+        """Return the number of differences; of equal ones, the one by the setting's own model comes first."""
         names = {file.cropper for file in item.result.box_files}
         own = setting.cropper is None or setting.cropper.model_on(setting.benchmark) in names
         return len(item.differences), not own

@@ -33,7 +33,7 @@ class NeedCurve:
 
     @cached_property
     def cost(self) -> dict[str, Any]:
-        """What a question costs the answerer without a crop and with one, and the cropper (None: unknown)."""
+        """The cost of a question to the answerer, without a crop and with one, and to the cropper (None: unknown)."""
         before, after, key = costs(self.pair.before), costs(self.pair.after), "image_tokens_per_question"
         of_cropper, unit = after.get(f"cropper_{key}"), "visual tokens"
         if None in (before[key], after[key]):
@@ -85,8 +85,8 @@ class NeedCurve:
 
 
 def over_random(cropped: np.ndarray, gains: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return what each row adds to the score over that of as many crops at random, (n,).
+    """Return each row's part in the score's advantage over the same number of crops at random, (n,).
 
-    cropped: whether a row gets its crop. gains: what the crop gains. Each adds its share of their covariance.
+    cropped: whether a row gets its crop. gains: of the crop. The advantage is their covariance.
     """
     return (cropped - cropped @ weights) * (gains - gains @ weights)

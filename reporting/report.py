@@ -51,12 +51,12 @@ class Report:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """What the two results of a pair are called."""
+        """The names of the two results of a pair."""
         return ("without", "with crop") if self.claims else ("B", "A")
 
     @property
     def notes(self) -> list[str]:
-        """What a reader has to know of the verdicts."""
+        """The limits of the verdicts, in words."""
         if not self.claims:
             return []
         margin, runs = self.claims.margin, len(self.runs)

@@ -96,7 +96,7 @@ def judge_one(
 
 
 class Evidence(NamedTuple):
-    """What several runs say of a figure or claim. spread: the deviation of its value over them, None for one run."""
+    """The value of a figure or claim over several runs. spread: its standard deviation over them, None for one run."""
 
     value: float
     interval: tuple[float, float]
@@ -142,8 +142,8 @@ def _difference(column: Sequence[Match], item: Item) -> tuple[float, np.ndarray]
     """Return a result's mean, or its mean difference from a second one's, and the bootstrap means, by question.
 
     Questions that all agree say nothing of one in 3/n others: then such a share of them, drawn anew for each sample,
-    lies at one end of the scale. Of `over_random` the value is what a result has over as many crops at random, between
-    a second one and a third.
+    lies at one end of the scale. For `over_random` the value is the advantage over the same number of crops at random,
+    where a second result has no crop and a third has all.
     """
     results = [found.result for found in column]
     rows, questions, weights = _rows(results[0], item)

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     add("--plan", action="store_true", help="print every command, what is done and the hours left; run nothing")
     add("--only", nargs="+", default=[], metavar="PATTERN", help="only stages whose names fit, and what they need")
     add("--claims", type=Path, default=ROOT / "scripts/claims/paper.yaml", help="default: scripts/claims/paper.yaml")
-    add("--seeds", type=positive, default=1, help="train every cropper with so many seeds, from 42 on (default 1)")
+    add("--seeds", type=positive, default=1, help="trainings of every cropper, with seeds from 42 on (default 1)")
     add("--predictions", type=Path, default=Path("predictions/paper"), help="folder of the prediction files")
     return parser.parse_args()
 

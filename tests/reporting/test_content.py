@@ -1,4 +1,4 @@
-"""What a cropper and its answers are, by what was recorded of them: what is comparable, and several trainings."""
+"""Croppers and answers by what was recorded of them: what is comparable, and several trainings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a question costs, counted in the prompts themselves."""
+"""The image tokens of a question, counted in the prompts themselves."""
 
 from pathlib import Path
 

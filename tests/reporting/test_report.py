@@ -70,9 +70,8 @@ def test_two_files():
     assert "| setting | B | A | difference |" in text
     # Both with crops, and the other way round.
     write_folder(Path("p"), {"grpo": 50})
-    assert ", 60.00, 50.00, -10.00, [" in summary(
-        compare_files(Path("p/grpo_answers.json"), Path("p/sft_answers.json"))
-    )
+    made = compare_files(Path("p/grpo_answers.json"), Path("p/sft_answers.json"))
+    assert ", 60.00, 50.00, -10.00, [" in summary(made)
 
 
 def without(path: str, *keys: str) -> None:
@@ -148,6 +147,12 @@ BAD_CLAIMS = {
         "tolerance: 1\n  reported: 55\nmargin: 1",
         "a tolerance beside",
     ),
+    "a threshold without boxes": (
+        "over:\n",
+        "over:\n    need_threshold: 0\n",
+        "a control or a threshold without a cropper",
+    ),
+    "no ends of over_random": ("over:\n", "metric: over_random\n  over:\n", "expected score, over and of"),
     "trained on nothing": ("trained_on: rows", "training: x", "croppers.grpo.trained_on: None is not"),
     "a number for a table": ("croppers:", "croppers: 7\nothers:", "croppers: "),
 }

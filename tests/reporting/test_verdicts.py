@@ -7,10 +7,6 @@ import pytest
 from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
 
 from cropvlm.errors import UserError
-from reporting.claims_file import read_claims
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 FIGURE = {"benchmark": "rows", "answerer": "small", "cropper": "none", "reported": 50, "margin": 12}
 NONE, SFT, GRPO = ({"answerer": "small", "cropper": name} for name in ("none", "sft", "grpo"))
@@ -204,10 +200,3 @@ def test_two_files_for_one_setting_are_an_error_unless_they_are_equal(world):
     write_answers(Path("p/more/none_answers.json"), right(51), "rows")
     with pytest.raises(UserError, match=r"two files for one setting \(rows: small, no crop\): p/.*json and p/.*json"):
         world({"none": 50}, figures=[FIGURE])
-
-
-def test_the_bars_of_the_miniature():
-    claims = read_claims(ROOT / "scripts/claims/miniature.yaml")
-    assert [claim.reported for claim in claims.items] == [
-        *("at most 40", "at least 85", "at least 10", "above 0", "at least 70", "above 0"),
-    ]
