@@ -55,12 +55,11 @@ def create_dataset(args: argparse.Namespace) -> tuple[int, dict[str, Path]]:
 
     from cropvlm.runs.hub import create_repository
     from cropvlm.runs.provenance import INPUTS, SOURCES, row_keys
-    from cropvlm.sets.card import origins, part_files
+    from cropvlm.sets.card import origins, part_files, summarise
     from cropvlm.sets.need_labels import label_need
     from cropvlm.sets.responses import in_units, response_run, teacher
     from cropvlm.sets.rows import halve, load_sources, with_boxes, with_readable_images, with_references
     from cropvlm.sets.saving import code_before, describe_inputs, output_folders, save_whole
-    from cropvlm.sets.summary import summarise
 
     set_seed(SEED)
     folders = output_folders(args.output_path, args.dataset_path)

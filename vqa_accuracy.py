@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     add("--dataset_path", type=nonempty, help="Hub id or folder (default: the meta file's, else lmms-lab/textvqa)")
     add("--dataset", choices=BENCHMARKS, help="benchmark whose columns the data set has (default: the meta file's)")
     add("--split", type=nonempty, help="split (default: the meta file's, else the benchmark's)")
-    add("--max_samples", type=positive, help="only the first so many rows (default: the meta file's, else all)")
+    add("--max_samples", type=positive, help="number of rows, from the first one (default: the meta file's, else all)")
     add("--metric", choices=METRIC_NAMES, help="default: the data set's own")
     add("--compare", type=nonempty, metavar="OTHER", help="another prediction file for the same rows")
     add("--output", type=nonempty, metavar="FILE", help="write score and details to this JSON file")

@@ -57,12 +57,12 @@ def run(main: Callable[[], int | None]) -> None:
         limit_threads()
         _check_datasets()
         code = main()
-        print(end="", flush=True)  # here, where an error can still be told
+        print(end="", flush=True)  # here, where an error can still be reported
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
         print(f"error: {_line(error)}", file=sys.stderr)
-        code = code or USER_ERROR  # rows or stages that failed are told by 3, though the log was full as well
+        code = code or USER_ERROR  # 3 if rows or stages failed, although the log is full as well
     try:
         print(end="", flush=True)
     except OSError:  # Python would try again as it ends, and change the exit code

@@ -84,6 +84,6 @@ def exchange(items: list) -> list:
     from accelerate import PartialState  # imports torch
     from accelerate.utils import gather_object
 
-    # gloo on whatever device the models run: only a few megabytes of text pass, and the wait may be long.
+    # gloo, on GPUs too: only a few megabytes of text pass, and the wait may be long.
     PartialState(cpu=True, timeout=datetime.timedelta(days=7))
     return gather_object(items)

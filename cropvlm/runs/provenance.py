@@ -40,7 +40,7 @@ def differences(theirs: Mapping, ours: Mapping, contents: Sequence[Mapping] | No
     >>> differences({"size": 64, "model_path": "a", "model_files": 7}, {"model_path": "b", "model_files": 7})
     ['size 64 there, None here']
     """
-    if contents is None:  # where names are the same, what they hold is told by a setting of its own
+    if contents is None:  # same names are left to the setting of their content
         held_by = {name: key for name, key in HELD_BY.items() if theirs.get(name) != ours.get(name)}
         contents = [{name: run.get(key) for name, key in held_by.items()} for run in (theirs, ours)]
     found = []

@@ -220,8 +220,8 @@ def text_of(content: str | list | None) -> str:
     'Coke'
     """
     if isinstance(content, list):
-        texts = (part["text"] if isinstance(part, dict) and part["type"] == "text" else part for part in content)
-        content = "".join(text for text in texts if isinstance(text, str))
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part or {} for part in content]
+        content = "".join(part.get("text") or "" for part in parts if part.get("type") == "text")
     return redact(re.sub("[\ud800-\udfff]", "\ufffd", content or ""))
 
 

@@ -20,7 +20,7 @@ from cropvlm.runs.run import Generate, Output
 from cropvlm.runs.server import OPENAI, SAVE_OPTIONS, Server, fit_longest_edge
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
-# Of SmolVLM unless told otherwise: the release's, of its cropper and of the images that its reward VLM sees.
+# SmolVLM's default: the release's, for its cropper and for the images that its reward VLM sees.
 LONGEST_EDGE = 512
 
 
@@ -38,7 +38,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--split", type=nonempty, help="default: the benchmark's own, or the only one")
     add("--name", type=file_name, help="{name} of the files; default: the data set's")
-    add("--max_samples", type=positive, help="only the first so many rows")
+    add("--max_samples", type=positive, help="number of rows, from the first one")
     add_local_flags(parser)
     add("--verbose", action="store_true", help="log every text, and the cause of an error")
 

@@ -17,7 +17,7 @@ DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 @dataclass(frozen=True)
 class Source:
-    """A data set. limit: its first so many rows (int), this share of its rows (float), or all (None)."""
+    """A data set. limit: a number of its rows (int), a share of them (float), or all (None)."""
 
     path: str
     name: str

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 
@@ -24,9 +24,6 @@ from cropvlm.runs.journal import Journal
 from cropvlm.runs.prompt_sources import BoxPrompts
 from cropvlm.runs.run import Job, Output, Run, Text
 from cropvlm.runs.text_models import TextModel, local_model, server_of
-
-if TYPE_CHECKING:
-    from transformers import ProcessorMixin
 
 ASK = "leave --from_journal out to ask the teacher"
 RELATIVE = (1000, 1000)  # width and height of every image to a teacher whose boxes are relative
@@ -53,7 +50,7 @@ def teacher(args: argparse.Namespace) -> TextModel:
     return TextModel(settings, {}, generate, seen_size=lambda size: qwen_size(size, *budget))
 
 
-def pixel_budget(processor: "ProcessorMixin", path: str) -> PixelBudget:
+def pixel_budget(processor: Any, path: str) -> PixelBudget:
     """Return the budget of a processor. Raises `UserError` unless it is Qwen2.5-VL's: boxes could not be mapped.
 
     Qwen2-VL and Qwen3-VL resize images alike, but write boxes from 0 to 1000.

@@ -25,7 +25,8 @@ STRINGS = List(Value("string"))
 def load_sources(sources: Sequence[Source], split: str | None = None, max_samples: int | None = None) -> list[Dataset]:
     """Return the rows of every source; of several, only the schema's columns, with ids `name/id`.
 
-    max_samples: the first so many rows of each. Raises `UserError` for two sources of one name, and as `load_rows`.
+    max_samples: number of rows of each, from the first one. Raises `UserError` for two sources of one name, and as
+    `load_rows`.
     """
     for one, other in combinations(sources, 2):
         if one.name == other.name:

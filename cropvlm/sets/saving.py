@@ -62,10 +62,7 @@ def _loss(folder: Path, sources: Sequence[Source]) -> str | None:
 def describe_inputs(
     args: argparse.Namespace, settings: dict[str, Any], rows: dict[str, Dataset], keys: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """What determines the parts: the settings of the responses, what is made of them, and the rows of each part.
-
-    args: the flags. keys: of the rows of each part, see `cropvlm.runs.provenance.row_keys`.
-    """
+    """Everything that determines the parts: settings and rows. keys: `row_keys` of each part."""
     need = gap_settings(args) | {"threshold": args.need_threshold} if args.label_need else None
     made = {"growth": args.growth, "teacher_box_format": args.teacher_box_format, "need": need}
     names = {"sources": [source.name for source in args.dataset_path]}
@@ -73,9 +70,9 @@ def describe_inputs(
 
 
 def code_before(folders: dict[str, Path], inputs: dict[str, Any]) -> int | None:
-    """The exit code of the run that saved these parts from the same inputs; None where they are to be made.
+    """The exit code of the run that saved these parts; None to make them.
 
-    They are to be made where a part is missing or comes from other inputs, and where rows failed that are asked again.
+    They are made if a part is missing or comes from other inputs, or if rows failed that are asked again.
     """
     inputs = json.loads(json.dumps(inputs))  # tuples become lists
     records = []

@@ -3,8 +3,7 @@
 from huggingface_hub import DatasetCard
 from made_sets import TEXTS, records
 
-from cropvlm.sets.card import write_card
-from cropvlm.sets.summary import summarise
+from cropvlm.sets.card import summarise, write_card
 from cropvlm.teacher import grow
 
 SETTINGS = {

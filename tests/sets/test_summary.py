@@ -3,7 +3,7 @@
 import pytest
 from made_sets import TEXTS, records
 
-from cropvlm.sets.summary import draw_report, summarise
+from cropvlm.sets.card import draw_report, summarise
 from cropvlm.teacher import grow
 
 
