@@ -28,12 +28,7 @@ def meta_path(path: str | Path) -> Path:
 
 
 def build_meta(
-    source: dict[str, Any],
-    models: dict[str, Any],
-    settings: dict,
-    counts: dict,
-    failed: Sequence[dict] = (),
-    known: dict[str, Any] | None = None,
+    source: dict, models: dict, settings: dict, counts: dict, failed: Sequence[dict] = (), known: dict | None = None
 ) -> dict[str, Any]:
     """The content of a meta file (docs/files.md).
 

@@ -16,7 +16,7 @@ WITHOUT_MORE = (BASE, "full_twice", "crop_alone")  # modes that show no image bu
 
 
 def shared_keys(rows: Any) -> tuple[list[int], list[str]]:
-    """Keys of the rows' images and questions, equal where rows share one. Reads every image, and opens none."""
+    """Keys of the rows' images and questions, equal where rows share one. Reads every image, and decodes none."""
     cycles = "cycle_category" in rows.column_names  # HR-Bench asks each question several times
     return image_checksums(rows), question_keys(rows) if cycles else list(rows["question"])
 
@@ -49,11 +49,7 @@ class AnswerPrompts(BoxPrompts):
     """
 
     def __init__(
-        self,
-        rows: Any,
-        boxes: dict[str, list[str | None]],
-        instruction: str = BRIEF_ANSWER,
-        seen_size: Callable | None = None,
+        self, rows: Any, boxes: dict[str, list], instruction: str = BRIEF_ANSWER, seen_size: Callable | None = None
     ):
         super().__init__(rows)
         self.boxes, self.instruction, self.seen_size = boxes, instruction, seen_size

@@ -60,9 +60,16 @@ def model_checksum(path: str | None, base: str | None = None) -> str | None:
     Only the files of a model, its tokenizer and processor count: a run may write its own files beside them. An adapter
     includes its base: `base`, or the one that its configuration names.
     """
-    if path is None or not Path(path).is_dir():
-        own = path and hub_commit(path)
-        return hash_of(f"{own} {model_checksum(base)}") if own and base else own
+    if path is None:
+        return None
+    if not Path(path).is_dir():
+        from huggingface_hub import resolve_revision
+
+        name, revision = split_revision(path)
+        with contextlib.suppress(Exception):  # else neither the Hub nor the cache knows it
+            own = resolve_revision(name, revision=revision).resolved
+            return hash_of(f"{own} {model_checksum(base)}") if base else own
+        return None
     if base is None:
         with contextlib.suppress(Exception):  # no such file, or not the JSON of an adapter
             named = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -110,16 +117,6 @@ def file_checksum(file: Path) -> str:
 def _checksum(file: Path, *_: int) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def hub_commit(path: str) -> str | None:
-    """The commit that a Hub id stands for now, or offline the one in the cache; None for anything else."""
-    from huggingface_hub import resolve_revision
-
-    name, revision = split_revision(path)
-    with contextlib.suppress(Exception):  # neither the Hub nor the cache knows it
-        return resolve_revision(name, revision=revision).resolved
-    return None
 
 
 def image_checksums(rows: Any) -> list[int]:

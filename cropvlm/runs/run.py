@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 Text = str | ValueError  # a text, or why there is none
 # Of (prompts, done=indices of rows to leave out): yields (row index, a text per prompt or one error for all).
 Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
+Count = Callable[[list[dict], float], dict[str, Any]]  # of (records, seconds): the counts of a meta file
 
 
 @dataclass
@@ -35,9 +36,9 @@ class Output:
     """A prediction file to make; its meta file lies beside it and, while rows are missing or failed, the journal.
 
     settings: what determines its records; a journal with other settings is rejected.
-    source: the data set, as keyword arguments of `load_rows`. models, known: what the meta file says of models and
-    inputs. count: takes records and seconds, returns the counts of the meta file. clean: makes the answer of a text.
-    left_out: question ids of the rows that the file leaves out. as_first: of those whose text is the first file's.
+    source: the data set, as keyword arguments of `load_rows`. models, known: entries of the meta file on models and
+    inputs. clean: makes the answer of a text. left_out: question ids of the rows that the file leaves out. as_first: of
+    those whose text is the first file's.
     rows: the records so far, by question_id. failures: `question_id` and `reason` of the rows without a text, and
     whether the files are there, both once the run has looked or written.
     """
@@ -46,7 +47,7 @@ class Output:
     settings: dict[str, Any]
     source: dict[str, Any]
     models: dict[str, Any]
-    count: Callable[[list[dict], float], dict[str, Any]]
+    count: Count
     clean: Callable[[str], str] = str
     known: dict[str, Any] = field(default_factory=dict)
     left_out: Collection[str | int] = frozenset()

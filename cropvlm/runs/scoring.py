@@ -97,13 +97,11 @@ def score_file(path: str, rows: Any, metric: str | None = None, same_rows: bool 
 
 def score_groups(scores: np.ndarray, weights: np.ndarray, groups: Sequence) -> dict[str, dict[str, float]]:
     """Return weighted mean and number of questions of each group, sorted by its name."""
-    groups = np.array([str(group) for group in groups])
+    names = np.array([str(group) for group in groups])
+    members = {str(name): names == name for name in sorted(set(names))}
     return {
-        str(group): {
-            "score": float(np.average(scores[groups == group], weights=weights[groups == group])),
-            "questions": int((groups == group).sum()),
-        }
-        for group in sorted(set(groups))
+        name: {"score": float(np.average(scores[rows], weights=weights[rows])), "questions": int(rows.sum())}
+        for name, rows in members.items()
     }
 
 

@@ -16,7 +16,7 @@ from cropvlm.errors import UserError
 from cropvlm.runs.cli import KEY, batch_size, file_name, nonempty, positive, seconds, workers
 from cropvlm.runs.processes import device_index, worker_count
 from cropvlm.runs.provenance import describe_model, hash_of, questions_hash, references_hash, row_hashes, seen_rows
-from cropvlm.runs.run import Generate, Output
+from cropvlm.runs.run import Count, Generate, Output
 from cropvlm.runs.server import OPENAI, SAVE_OPTIONS, Server, fit_longest_edge
 
 DEFAULT_DATASET = "lmms-lab/textvqa"
@@ -135,14 +135,7 @@ class TextModel:
     seen_rows: set[str] = frozenset()
 
     def output(
-        self,
-        path: Path,
-        source: dict[str, Any],
-        rows: Any,
-        keys: list[int],
-        settings: dict[str, Any],
-        count: Callable[[list[dict], float], dict[str, Any]],
-        clean: Callable[[str], str] = str,
+        self, path: Path, source: dict, rows: Any, keys: list[int], settings: dict, count: Count, clean: Callable = str
     ) -> Output:
         """The file with this model's texts about `rows`; see `Output`.
 

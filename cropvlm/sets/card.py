@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,12 @@ def draw_report(boxes: list[GrownBox], rows: Any) -> Image.Image:
 
 
 def part_files(
-    parts: Mapping[str, Dataset],
+    parts: dict[str, Dataset],
     boxes: list[GrownBox],
     report: dict,
     settings: dict,
-    sources: Sequence[Source],
-    made_from: dict[str, Any],
+    sources: list[Source],
+    made_from: dict,
 ) -> dict[str, dict[str, bytes]]:
     """Return the files beside the rows of each part, by name: card and `made_from`, for SFT the report as well.
 
