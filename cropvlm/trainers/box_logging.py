@@ -50,23 +50,25 @@ def draw_group(image: Image.Image, question: str, texts: Sequence[str], rewards:
     return tile(image, (PICTURE_SIDE, PICTURE_SIDE + LINE * len(lines)), boxes=boxes, lines=lines)
 
 
-def draw_groups(
-    rows: Sequence[dict[str, Any]], texts: Sequence[str], rewards: Sequence[float], size: int
-) -> Image.Image:
-    """Return a picture of the first groups of a step, side by side.
+def log_crops(
+    rows: Sequence[dict[str, Any]],
+    texts: Sequence[str],
+    rewards: Sequence[float],
+    size: int,
+    output_dir: str,
+    step: int,
+    callbacks: Sequence[Any],
+) -> None:
+    """Draw the first groups of a step side by side, into `{output_dir}/crops` and to TensorBoard if it is in use.
 
     rows: with `image` (PIL) and `question`, (N), a group's in a row. texts, rewards: of the completions, (N).
-    size: completions in a group, G.
+    size: completions in a group, G. callbacks: the trainer's.
     """
     starts = range(0, min(len(rows) - size + 1, PICTURE_PROMPTS * size), size)
     groups = [
         draw_group(rows[i]["image"], rows[i]["question"], texts[i : i + size], rewards[i : i + size]) for i in starts
     ]
-    return contact_sheet(groups, columns=len(groups))
-
-
-def log_picture(picture: Image.Image, output_dir: str, step: int, callbacks: Sequence[Any]) -> None:
-    """Write `picture` to `{output_dir}/crops`, and to TensorBoard where one of the trainer's callbacks writes there."""
+    picture = contact_sheet(groups, columns=len(groups))
     folder = Path(output_dir) / "crops"
     folder.mkdir(parents=True, exist_ok=True)
     picture.save(folder / f"step-{step:06d}.png")

@@ -18,7 +18,7 @@ from trl import GRPOTrainer, SFTTrainer
 
 from cropvlm.models.readers import image_reader
 from cropvlm.rewards import completion_text
-from cropvlm.trainers.box_logging import box_figures, draw_groups, log_picture
+from cropvlm.trainers.box_logging import box_figures, log_crops
 from cropvlm.trainers.crop_cost import CollapseWarning
 from cropvlm.trainers.evaluation import CropAccuracy
 from cropvlm.trainers.images import ImageCollator
@@ -118,12 +118,8 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
     """TRL's `GRPOTrainer` whose groups share their image, whose micro-batches hold whole groups, with boxes logged.
 
     TRL shuffles the completions of a step before it splits them into micro-batches; here it shuffles groups. The sum
-    over the step is the same. Where a micro-batch cannot hold whole groups, TRL's order stays. The reference is without
-    dropout, whatever the policy has.
-
-    Args:
-        policy: the arguments that the model card lists; `log_crops_every` counts the steps between two pictures of
-            boxes in `{output_dir}/crops` and in TensorBoard, 0 draws none.
+    over the step is the same. Where a micro-batch cannot hold whole groups, TRL's order stays. The reference has no
+    dropout, even if the policy has.
     """
 
     group = 1  # completions that share an image and go through the model together
@@ -198,5 +194,5 @@ class BoxGRPOTrainer(CropperTrainer, GRPOTrainer):
         step, every = self.state.global_step, self.policy_arguments.log_crops_every
         whole_group = len(inputs) >= self.num_generations  # else this process holds a part of one group alone
         if every and step % every == 0 and whole_group and self.is_world_process_zero():
-            picture = draw_groups(inputs, texts, rewards.tolist(), self.num_generations)
-            log_picture(picture, self.args.output_dir, step, self.callback_handler.callbacks)
+            callbacks = self.callback_handler.callbacks
+            log_crops(inputs, texts, rewards.tolist(), self.num_generations, self.args.output_dir, step, callbacks)
