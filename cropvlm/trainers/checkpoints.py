@@ -79,17 +79,23 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     left_out = [INDIFFERENT] if args.load_best_model_at_end else [INDIFFERENT, MEASURING]
     left_out += [] if differs_by_micro_batch(args) else [PARTS]
     kept = {name: value for name, value in settings.items() if not any(names.match(name) for names in left_out)}
-    contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
     settings = json.loads(json.dumps(kept, default=str))
     reward = getattr(policy, "reward", None)
-    training = {"stage": "GRPO" if reward else "SFT", "reward": reward}
-    training |= {"longest_edge": policy.longest_edge, "seed": args.seed, "base": policy.base_model}
-    training |= {"need": need} if (need := need_learnt(policy)) else {}
-    training["settings"] = {name: settings[name] for name in RECORDED if name in settings}
+    training = {
+        "stage": "GRPO" if reward else "SFT",
+        "reward": reward,
+        "longest_edge": policy.longest_edge,
+        "seed": args.seed,
+        "base": policy.base_model,
+        "settings": {name: settings[name] for name in RECORDED if name in settings},
+    }
+    if need := need_learnt(policy):
+        training["need"] = need
     if Path(policy.base_model).is_dir() and "stage" in (base := describe_model(policy.base_model)):
         training["base_training"] = base
     if args.load_best_model_at_end and (chosen_on := settings.get("eval_dataset_path")):
         training["chosen_on"] = {"name": dataset_name(chosen_on), "split": settings["eval_split"]}
+    contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
     seen = " ".join(sorted(seen_rows(policy.base_model)))
     return {"settings": settings, "contents": contents, "training": training, "seen_rows": seen}
 
@@ -118,13 +124,6 @@ def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str,
     training = run["training"] | training | {"saved_rows": saved_rows(path)}
     contents = run["contents"] | {"dataset_path": checksum}
     return {"settings": settings, "contents": contents, "training": training, "seen_rows": seen}
-
-
-def add_steps(run: dict[str, dict], state: TrainerState, seconds: float = 0.0) -> dict[str, dict]:
-    """Return the description of a run with the steps done and planned, and the seconds that those done took."""
-    steps = {"steps": state.global_step, "planned_steps": state.max_steps}
-    steps |= {"seconds": round(seconds, 1), "gpu": library_versions().get("gpu")}
-    return run | {"training": run["training"] | steps}
 
 
 def differences(theirs: dict[str, dict], ours: dict[str, dict]) -> list[str]:
@@ -183,8 +182,10 @@ class CheckpointRecorder(TrainerCallback):
             self.limit, args.save_total_limit = args.save_total_limit, None
 
     def described(self, state: TrainerState) -> dict[str, dict]:
-        """The description of the run as it stands now."""
-        return add_steps(self.run, state, time.monotonic() - self.begun)
+        """The description of the run with the steps done and planned, and the seconds that those done took."""
+        steps = {"steps": state.global_step, "planned_steps": state.max_steps}
+        steps |= {"seconds": round(time.monotonic() - self.begun, 1), "gpu": library_versions().get("gpu")}
+        return self.run | {"training": self.run["training"] | steps}
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
@@ -211,9 +212,9 @@ def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict
 
     Raises `UserError` where all whole checkpoints there are of runs with other settings.
     """
-    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*")]
+    paths = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     other = None
-    for _, path in sorted(((int(match[1]), path) for match, path in matches if match), reverse=True):
+    for path in sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         record = read_record(path)
         if record is None:
             logger.warning("%s is damaged, incomplete or no place to resume from: looking for the one before", path)

@@ -29,8 +29,34 @@ MERGED = "merged"
 WEIGHTS = ("adapter_model*", "model*.safetensors*")
 CONFIGS = ("adapter_config.json", "config.json", "generation_config.json")
 
-CARD = """---
-{card_data}
+
+def save_card(trainer: Any, folder: str | Path, name: str) -> None:
+    """Write the model card of a run, as it stands now, into a folder."""
+    args, policy, stage = trainer.args, trainer.policy_arguments, trainer._name
+    path, base = args.hub_model_id or args.output_dir, adapter_base(policy.base_model) or policy.base_model
+    data = ModelCardData(
+        base_model=None if Path(base).is_dir() else base,
+        datasets=None if Path(policy.dataset_path).is_dir() else [policy.dataset_path.split(":")[0]],
+        library_name="peft" if hasattr(trainer.model, "peft_config") else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=sorted({"cropvlm", *trainer._tag_names}),
+    )
+    need = ""
+    if learnt := need_learnt(policy):
+        setting = f"`{learnt['answerer']}` at {learnt['longest_edge']} px"
+        need = f"\n- whether to crop: learnt for {setting}; another answerer or size needs other crops"
+    names = TrainerArguments.__annotations__ | type(args).__annotations__
+    lists = {
+        f"Figures after {trainer.state.global_step} steps": latest_figures(trainer.state.log_history),
+        "Settings": given(vars(policy)) | {name: getattr(args, name) for name in names},
+        "Versions": library_versions(),
+    }
+    sections = [
+        f"## {title}\n\n" + ("\n".join(f"- {key}: {value}" for key, value in values.items()) or "- none")
+        for title, values in lists.items()
+    ]
+    card = f"""---
+{data.to_yaml()}
 ---
 
 # {name}
@@ -39,69 +65,25 @@ A cropper of [CropVLM](https://huggingface.co/papers/2511.19820), trained by {st
 and writes the box, in percent of width and height, that helps another vision-language model to answer.
 
 ```bash
-python3 generate_bbox.py --model_path {path} --longest_edge {longest_edge}
+python3 generate_bbox.py --model_path {path} --longest_edge {policy.longest_edge}
 ```
 
 ```python
 from cropvlm import Cropper
 from cropvlm.data.images import open_image
 
-cropper = Cropper("{path}", longest_edge={longest_edge})
+cropper = Cropper("{path}", longest_edge={policy.longest_edge})
 full, crop = cropper.views(open_image("sign.jpg"), "What is written on the sign?")
 ```
 
 ## Origin
 
 - base model: `{base}`
-- trained from: `{start}`
-- data: `{data}`, {rows} rows{need}
+- trained from: `{policy.base_model}`
+- data: `{policy.dataset_path}`, {len(trainer.train_dataset)} rows{need}
 
-## Figures after {steps} steps
-
-{figures}
-
-## Settings
-
-{settings}
-
-## Versions
-
-{versions}
 """
-NEED = """
-- whether to crop: learnt for `{answerer}` at {longest_edge} px; another answerer or size needs other crops"""
-
-
-def save_card(trainer: Any, folder: str | Path, name: str) -> None:
-    """Write the model card of a run, as it stands now, into a folder."""
-    args, policy = trainer.args, trainer.policy_arguments
-    base = adapter_base(policy.base_model) or policy.base_model
-    data = ModelCardData(
-        base_model=None if Path(base).is_dir() else base,
-        datasets=None if Path(policy.dataset_path).is_dir() else [policy.dataset_path.split(":")[0]],
-        library_name="peft" if hasattr(trainer.model, "peft_config") else "transformers",
-        pipeline_tag="image-text-to-text",
-        tags=sorted({"cropvlm", *trainer._tag_names}),
-    )
-    names = TrainerArguments.__annotations__ | type(args).__annotations__
-    own_settings = {name: getattr(args, name) for name in names}
-    card = CARD.format(
-        card_data=data.to_yaml(),
-        name=name,
-        stage=trainer._name,
-        path=args.hub_model_id or args.output_dir,
-        longest_edge=policy.longest_edge,
-        base=base,
-        start=policy.base_model,
-        data=policy.dataset_path,
-        rows=len(trainer.train_dataset),
-        need=NEED.format(**need) if (need := need_learnt(policy)) else "",
-        steps=trainer.state.global_step,
-        figures=_listed(latest_figures(trainer.state.log_history)),
-        settings=_listed(given(vars(policy)) | own_settings),
-        versions=_listed(library_versions()),
-    )
-    ModelCard(card).save(Path(folder) / "README.md")
+    ModelCard(card + "\n\n".join(sections) + "\n").save(Path(folder) / "README.md")
 
 
 def latest_figures(log_history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -109,10 +91,6 @@ def latest_figures(log_history: list[dict[str, Any]]) -> dict[str, Any]:
     latest = {key: value for entry in log_history for key, value in entry.items() if isinstance(value, (int, float))}
     # `train_runtime` and the like are sums over the time since the last resume.
     return {key: f"{value:.4g}" for key, value in latest.items() if key != "step" and not key.startswith("train_")}
-
-
-def _listed(values: dict[str, Any]) -> str:
-    return "\n".join(f"- {key}: {value}" for key, value in values.items()) or "- none"
 
 
 def save_result(trainer: Trainer, run: dict[str, dict]) -> None:
