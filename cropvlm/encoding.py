@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cropvlm.models.batches import encoded_at_once
-from cropvlm.models.readers import LevelsReader, ProcessorReader, ReadImage
+from cropvlm.models.readers import LevelsReader, ProcessorReader, ReadImage, read_all
 from cropvlm.prompts import Messages, Prompt, without_placeholders
 
 
@@ -52,7 +52,7 @@ def prepare(
     """
     reader = reader or ProcessorReader(processor, dtype)
     objects = {id(image): image for _, images in prompts for image in images}
-    read = dict(zip(objects, reader.read_all(list(objects.values())), strict=True))
+    read = dict(zip(objects, read_all(reader, list(objects.values())), strict=True))
     rows = [[read[id(image)] for image in images] for _, images in prompts]
     texts, _ = processor.get_text_with_replacements(
         [chat_text(processor, messages) for messages, _ in prompts],
@@ -94,7 +94,7 @@ def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str,
     input_ids = pad_sequence(prompts, batch_first=True, padding_value=pad_token_id, padding_side="left")  # (B, L)
     mask = pad_sequence(masks, batch_first=True, padding_side="left")  # (B, L)
     shown = [key for keys in prepared.shown for key in keys]
-    features = encode_images(model, prepared)
+    features = encode_images(model, prepared.images, prepared.tiles)
     inputs = {
         "input_ids": input_ids.to(model.device, non_blocking=True),
         "attention_mask": mask.to(model.device, non_blocking=True),
@@ -109,16 +109,16 @@ def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str,
     return inputs
 
 
-def encode_images(model: Any, prepared: Prepared) -> dict[bytes, Tensor]:
-    """The features of each distinct image by its key, (tokens, D) each."""
+def encode_images(model: Any, images: dict[Any, ReadImage], tiles: Callable) -> dict[Any, Tensor]:
+    """The features of each image, (tokens, D), by the same keys. tiles: of the images' reader."""
     accepted = inspect.signature(model.get_image_features).parameters
-    images = list(prepared.images.values())
+    keys, images = list(images), list(images.values())
     features = []
     for part in encoded_at_once([image.values for image in images], model.device):
-        inputs = prepared.tiles([image.tensors for image in images[part]], model.device)
+        inputs = tiles([image.tensors for image in images[part]], model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         inputs = {name: value for name, value in inputs.items() if name in accepted}
         features += model.get_image_features(**inputs, return_dict=True).pooler_output
     # One entry a tile (Idefics3) or an image: joined and cut again, each image gets its own. (tokens of all, D)
     tokens = [image.tokens for image in images]
-    return dict(zip(prepared.images, torch.cat(features).split(tokens), strict=True))
+    return dict(zip(keys, torch.cat(features).split(tokens), strict=True))

@@ -90,10 +90,11 @@ def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, 
     processor = load_processor(str(tiny_smolvlm), longest_edge=128)
     sizes = [(128, 64), (100, 100), (90, 90), (64, 128)]  # 3, 5, 5 and 3 tiles of 64 px
     parts = [prepare(processor, [(answerer_messages(QUESTION, 1), [noise(*size)])]) for size in sizes]
-    whole = encode_images(model, merge(parts))
+    merged = merge(parts)
+    whole = encode_images(model, merged.images, merged.tiles)
     tiles = count_tiles(monkeypatch, model)
     monkeypatch.setitem(batches.ENCODED_AT_ONCE, "cpu", most * 3 * 64 * 64)
-    features = encode_images(model, merge(parts))
+    features = encode_images(model, merged.images, merged.tiles)
     assert tiles == calls
     assert features.keys() == whole.keys()
     for key, image in features.items():

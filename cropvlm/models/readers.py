@@ -48,27 +48,21 @@ def image_reader(
 class ProcessorReader:
     """Reads an image with the model's own processor, which cuts its tiles: on a CPU, and for families without tiles."""
 
-    in_threads = False  # torchvision uses several for each image
-
     def __init__(self, processor: Any, dtype: torch.dtype | None = None):
         self.processor, self.dtype = processor, dtype
 
     def read(self, image: Image.Image) -> ReadImage:
         """Return `image` with the processor's tensors."""
-        image_processor, options = self.processor.image_processor, {"return_tensors": "pt"}
+        image_processor = self.processor.image_processor
+        options = getattr(self.processor, "images_kwargs", {}) | {"return_tensors": "pt"}
         key = image_key(np.asarray(image))
         if hasattr(image_processor, "merge_size"):  # Qwen2.5-VL
             image = qwen_image(image, *budget_of(image_processor))
             options["do_resize"] = False
         else:
             image = widened(image)
-        inputs = self.processor(
-            text=[self.processor.image_token],
-            images=[[image]],
-            return_text_replacement_offsets=True,
-            images_kwargs=options,
-        )
-        placeholder = inputs["text_replacement_offsets"][0][0]["replacement"]
+        # Not by calling the processor, which would tokenize: its tokenizer does not bear several threads.
+        inputs, (placeholder,) = self.processor._process_images([[image]], **options)
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         pixels = tensors["pixel_values"]
         pixels = pixels if self.dtype is None else pixels.to(self.dtype)
@@ -81,10 +75,6 @@ class ProcessorReader:
         tokens = placeholder.count(self.processor.image_token)
         return ReadImage(key, placeholder, tokens, pixels.numel(), tensors)
 
-    def read_all(self, images: Sequence[Image.Image]) -> list[ReadImage]:
-        """Return all `images` read, in order."""
-        return [self.read(image) for image in images]
-
     @staticmethod
     def tiles(images: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
         """Return the tensors of all images in a row, on the device."""
@@ -94,8 +84,6 @@ class ProcessorReader:
 
 class LevelsReader:
     """Reads an image as its 8-bit levels, from which a GPU cuts the tiles: fewer bytes to transfer."""
-
-    in_threads = True
 
     def __init__(self, processor: Any, tiling: DeviceTiling):
         self.processor, self.tiling = processor, tiling
@@ -115,12 +103,13 @@ class LevelsReader:
         values = (rows * columns + 1) * self.tiling.tile_values  # and the whole image
         return ReadImage(image_key(levels), placeholder, tokens, values, {"levels": torch.from_numpy(levels)})
 
-    def read_all(self, images: Sequence[Image.Image]) -> list[ReadImage]:
-        """Return all `images` read, in order; in threads, for GRPO's rewards."""
-        if len(images) <= FEW_IMAGES:  # a worker's single row
-            return [self.read(image) for image in images]
-        with ThreadPoolExecutor(cpu_count()) as threads:
-            return list(threads.map(self.read, images))
+
+def read_all(reader: ProcessorReader | LevelsReader, images: Sequence[Image.Image]) -> list[ReadImage]:
+    """Return all `images` read, in order; in threads, for GRPO's rewards."""
+    if len(images) <= FEW_IMAGES:  # a worker's single row
+        return list(map(reader.read, images))
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        return list(threads.map(reader.read, images))
 
 
 def image_key(levels: np.ndarray) -> bytes:

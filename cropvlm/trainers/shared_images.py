@@ -9,7 +9,7 @@ flow through the one encoding as they would through the copies.
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from cropvlm.encoding import encode_images
 from cropvlm.models.batches import encoded_at_once
 from cropvlm.models.readers import LevelsReader, ProcessorReader, ReadImage, image_reader
 from cropvlm.trainers.images import ReadAhead
 from cropvlm.trainers.training_data import open_training_image
 
-# In a PIL image's `info`, which its copies keep.
-IDENTITY = "identity"
-_identities = itertools.count()
+NUMBER = "number"  # in a PIL image's `info`, which its copies keep
+_numbers = itertools.count()
 
 
-def _identity(image: Image.Image) -> int:
-    return image.info.setdefault(IDENTITY, next(_identities))
+def _number(image: Image.Image) -> int:
+    return image.info.setdefault(NUMBER, next(_numbers))
 
 
 class SharedImage(Image.Image):
@@ -51,75 +51,64 @@ class SharedImages:
     """
 
     def __init__(self, model: Any, processor: Any):
-        self._image_processor = processor
+        self._pixel_processor = processor
         self._model = self.bind(model)
+        self._tiled: dict[int, ReadImage] = {}  # by number, with tiles (tiles, 1, C, H, W) on the device
         self.processor = copy.copy(processor)
         # A plain function: saving the processor copies its attributes deeply, a bound method with all it is bound to.
         self.processor._process_images = lambda images, **kwargs: self.number_images(images)
         self.read_ahead = ReadAhead(self._read)
-        self.forget()
 
     def bind(self, model: Any) -> Any:
         """Let `model` take numbers in place of pixels, for its own encoder; return the part of it that encodes."""
         encoding = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-        encoding.get_image_features = functools.partial(self._get_image_features, encoding.get_image_features)
+        encoding.get_image_features = functools.partial(self._features, encoding, encoding.get_image_features)
         return encoding
 
-    def forget(self) -> None:
-        """Drop all images; numbers given out before become invalid."""
-        self._numbers: dict[int, int] = {}  # identity of an image -> its number
-        self._placeholders: list[str] = []  # by number: the text that stands for the image in a prompt
-        self._tiles: list[Tensor] = []  # by number: (tiles, 1, C, H, W)
+    @property
+    def _reader(self) -> ProcessorReader | LevelsReader:
+        return image_reader(self._pixel_processor, self._model.device)  # a trainer moves the model once it has both
 
-    def number_images(self, images: list[list[Image.Image]]) -> tuple[dict[str, Tensor], list[str]]:
-        """Preprocess the images not seen before; return the numbers of all, and the texts that stand for them."""
-        new = {i: image for row in images for image in row if (i := _identity(image)) not in self._numbers}
-        self._number(list(new.values()), [None] * len(new))
-        numbers = [[self._numbers[_identity(image)] for image in row] for row in images]
-        return {"pixel_values": torch.tensor(numbers)}, [self._placeholders[n] for row in numbers for n in row]
+    def _read(self, source: Any, question_id: Any) -> tuple[Image.Image, ReadImage]:
+        image = open_training_image(source, question_id)
+        return image, self._reader.read(image)
 
     def open(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Drop the last step's images; return the rows with their images decoded, preprocessed and numbered.
 
         The rows of a prompt get the same object.
         """
-        self.forget()
+        self._tiled.clear()
         read = self.read_ahead.results(rows)
         for image, _ in read.values():
             image.__class__ = SharedImage
-        self._number(*zip(*read.values(), strict=True))
+        self._tile({_number(image): levels for image, levels in read.values()})
         return [{**row, "image": read[row["question_id"]][0]} for row in rows]
 
-    @property
-    def _reader(self) -> ProcessorReader | LevelsReader:
-        return image_reader(self._image_processor, self._model.device)  # a trainer moves the model once it has both
+    def number_images(self, images: list[list[Image.Image]]) -> tuple[dict[str, Tensor], list[str]]:
+        """Preprocess the images not seen before; return the numbers of all, and the texts that stand for them."""
+        numbers = [[_number(image) for image in row] for row in images]
+        new = {_number(image): image for row in images for image in row if _number(image) not in self._tiled}
+        self._tile({n: self._reader.read(image) for n, image in new.items()})
+        return {"pixel_values": torch.tensor(numbers)}, [self._tiled[n].placeholder for row in numbers for n in row]
 
-    def _read(self, source: Any, question_id: Any) -> tuple[Image.Image, ReadImage | None]:
-        """Decode an image and read it too, where the reader bears several threads."""
-        image = open_training_image(source, question_id)
-        return image, self._reader.read(image) if self._reader.in_threads else None
+    def _tile(self, read: dict[int, ReadImage]) -> None:
+        """Make the tiles of new images, by number, together: once for rollouts, reference and policy."""
+        numbers, device = list(read), self._model.device
+        for part in encoded_at_once([image.values for image in read.values()], device):
+            images = [read[n] for n in numbers[part]]
+            tiles = self._reader.tiles([image.tensors for image in images], device)["pixel_values"]
+            tiles = tiles.to(self._model.dtype).split([image.values // tiles[0].numel() for image in images])
+            for n, image, own in zip(numbers[part], images, tiles, strict=True):
+                self._tiled[n] = image._replace(tensors={"pixel_values": own})
 
-    def _number(self, images: Sequence[Image.Image], read: Sequence[ReadImage | None]) -> None:
-        """Give new images their numbers, and make their tiles together. read: what is read already."""
-        reader, device = self._reader, self._model.device
-        read = [known or reader.read(image) for image, known in zip(images, read, strict=True)]
-        self._numbers |= zip(map(_identity, images), itertools.count(len(self._placeholders)))
-        self._placeholders += [each.placeholder for each in read]
-        for part in encoded_at_once([each.values for each in read], device):
-            tiles = reader.tiles([each.tensors for each in read[part]], device)["pixel_values"].to(self._model.dtype)
-            self._tiles += tiles.split([each.values // tiles[0].numel() for each in read[part]])
-
-    def _get_image_features(
-        self, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs: Any
+    def _features(
+        self, model: Any, encode: Callable, pixel_values: Tensor, pixel_attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         """Encode as a model does; of numbered images each distinct one once, its features placed at every copy."""
         if pixel_values.is_floating_point():
             return encode(pixel_values, pixel_attention_mask, **kwargs)
         numbers = pixel_values.flatten().tolist()
-        distinct = list(dict.fromkeys(numbers))
-        features: dict[int, Tensor] = {}
-        for part in encoded_at_once([self._tiles[n].numel() for n in distinct], self._model.device):
-            tiles = [self._tiles[n] for n in distinct[part]]
-            encoded = torch.stack(list(encode(torch.cat(tiles), **kwargs).pooler_output))  # (tiles, tokens of one, D)
-            features |= zip(distinct[part], encoded.split([len(each) for each in tiles]), strict=True)
-        return BaseModelOutputWithPooling(pooler_output=[features[n].flatten(0, 1) for n in numbers])
+        features = encode_images(model, {n: self._tiled[n] for n in numbers}, ProcessorReader.tiles)
+        # A view for each copy: their gradients are summed in the order in which they always were.
+        return BaseModelOutputWithPooling(pooler_output=[features[n][:] for n in numbers])
