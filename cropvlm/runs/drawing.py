@@ -71,10 +71,10 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, padding: int = 4) 
     return sheet
 
 
-def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Return an empty plot, its size in inches, that needs no window and shows `$` as a dollar."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False
-    return Figure((width, height), dpi=dpi, layout="constrained")
+    return Figure((width, height), dpi=100, layout="constrained")
