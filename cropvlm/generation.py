@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig
+from transformers import BatchFeature, GenerationConfig
 
 from cropvlm.encoding import Prepared, merge, model_inputs, prepare
 from cropvlm.models.any_family import (
     SHARED,
-    PreparedAlone,
     check_takes_images,
     generate_alone,
     placeholders,
@@ -100,16 +99,14 @@ def generate_rows(
                 yield i, outcome
 
 
-def _prepare_row(
-    make: Callable, source: PromptSource, tokenizer: Any, context: int | None, i: int
-) -> Prepared | PreparedAlone:
+def _prepare_row(make: Callable, source: PromptSource, tokenizer: Any, context: int | None, i: int) -> Any:
     """Open and preprocess the images of row `i`. make: takes its prompts."""
     prompts = source[i]
     check_length(tokenizer, [text_of(messages) for messages, _ in prompts], context)
     return make(prompts)
 
 
-def _prepare_cleaned(processor: Any, prompts: list[Prompt], dtype: torch.dtype) -> PreparedAlone:
+def _prepare_cleaned(processor: Any, prompts: list[Prompt], dtype: torch.dtype) -> list[BatchFeature]:
     """Preprocess each prompt by itself, its question without the family's placeholders."""
     tokens = placeholders(processor)
     cleaned = [(without_placeholders(messages, *tokens), images) for messages, images in prompts]
@@ -145,7 +142,7 @@ def image_tokens(processor: Any, images: list[Image.Image]) -> int | None:
     if type(processor).__name__ in {name for _, name in SHARED}:
         ids = prepare(processor, [prompt]).input_ids[0]
     else:
-        ids = prepare_alone(processor, [prompt]).inputs[0]["input_ids"][0].tolist()
+        ids = prepare_alone(processor, [prompt])[0]["input_ids"][0].tolist()
     token = getattr(processor, "image_token_id", None)
     return None if token is None else ids.count(token)
 
@@ -183,12 +180,12 @@ def greedy(model: Any, processor: Any, max_new_tokens: int, min_new_tokens: int 
 def _generate_batch(
     model: Any,
     processor: Any,
-    rows: list[Prepared] | list[PreparedAlone],
+    rows: list[Prepared] | list[list[BatchFeature]],
     config: GenerationConfig,
     with_need: bool = False,
 ) -> list[list[str]]:
     """Return the texts of each row of a batch."""
-    if isinstance(rows[0], PreparedAlone):
+    if not isinstance(rows[0], Prepared):
         return [generate_alone(model, processor, row, config) for row in rows]
     inputs = model_inputs(model, merge(rows), config.pad_token_id)
     recorders = [NeedRecorder(processor.tokenizer)] if with_need else []

@@ -6,7 +6,6 @@ treat images differently, or change their answers when padded; asked alone, they
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,25 +31,18 @@ def shares_encodings(model: Any, processor: Any) -> bool:
     return (model.config.model_type, type(processor).__name__) in SHARED
 
 
-@dataclass
-class PreparedAlone:
-    """Prompts of a row, each as prepared by its family's processor."""
-
-    inputs: list[BatchFeature]
-
-
 def placeholders(processor: Any) -> list[str]:
     """Texts that stand for an image or a video in this family's prompts; no question may contain one."""
     named = [getattr(processor, name, None) for name in PLACEHOLDERS]
     return [token for token in named if isinstance(token, str)]
 
 
-def prepare_alone(processor: Any, prompts: list[tuple], dtype: torch.dtype | None = None) -> PreparedAlone:
-    """Preprocess each prompt by itself.
+def prepare_alone(processor: Any, prompts: list[tuple], dtype: torch.dtype | None = None) -> list[BatchFeature]:
+    """Return the inputs of each prompt, preprocessed by itself.
 
     prompts: (chat messages, PIL images). dtype: of the model; pixels are cast to it.
     """
-    return PreparedAlone([_inputs(processor, *prompt).to(dtype=dtype) for prompt in prompts])
+    return [_inputs(processor, *prompt).to(dtype=dtype) for prompt in prompts]
 
 
 def _inputs(processor: Any, messages: list[dict], images: list[Image.Image]) -> BatchFeature:
@@ -66,10 +58,10 @@ def _inputs(processor: Any, messages: list[dict], images: list[Image.Image]) -> 
 
 
 @torch.inference_mode()
-def generate_alone(model: Any, processor: Any, row: PreparedAlone, config: GenerationConfig) -> list[str]:
+def generate_alone(model: Any, processor: Any, row: list[BatchFeature], config: GenerationConfig) -> list[str]:
     """Return the text of each prompt of a row, generated one by one."""
     texts = []
-    for inputs in row.inputs:
+    for inputs in row:
         output = model.generate(**inputs.to(model.device), generation_config=config)
         texts += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
@@ -89,7 +81,7 @@ def check_takes_images(
         images = "an image" if number == 1 else f"{number} images at once"
         with failure(f"{type(model).__name__} cannot answer from {images}"):
             trials = [prepare_alone(processor, [ask([picture] * n)], model.dtype) for n in range(1, number + 1)]
-            lengths = [trial.inputs[0]["input_ids"].shape[1] for trial in trials]
+            lengths = [inputs["input_ids"].shape[1] for (inputs,) in trials]
             if lengths != sorted(set(lengths)):
                 raise ValueError("its prompt does not grow with them")
             generate_alone(model, processor, trials[-1], config)
