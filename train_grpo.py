@@ -19,12 +19,7 @@ from trl import GRPOConfig
 from cropvlm.errors import UserError
 from cropvlm.prompts import MAX_BOX_TOKENS
 from cropvlm.runs.cli import run
-from cropvlm.trainers.settings import (
-    PolicyArguments,
-    TrainerArguments,
-    frozen_dtype,
-    parse,
-)
+from cropvlm.trainers.settings import PolicyArguments, TrainerArguments, frozen_dtype, parse
 
 
 @dataclass
@@ -122,7 +117,7 @@ def make_rewards(policy: GRPOPolicyArguments, answerer: Any, processor: Any) -> 
     """The two rewards, whose sum is the release's; with a price for crops three."""
     from cropvlm.rewards import AnswerAccuracyReward, AnswerLikelihoodReward, validity_reward
 
-    reward = {"likelihood": AnswerLikelihoodReward, "accuracy": AnswerAccuracyReward}[policy.reward]
+    reward = AnswerLikelihoodReward if policy.reward == "likelihood" else AnswerAccuracyReward
     may_decide = policy.crop_cost is not None
     answer_reward = reward(answerer, processor, policy.reward_batch_size, may_decide)
     if not may_decide:

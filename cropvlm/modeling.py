@@ -108,12 +108,7 @@ def load_adapter(
 ) -> PeftModel:
     """Return the LoRA adapter at `path` on its base, on the CPU; the adapter's own weights are always float32.
 
-    Args:
-        path: PEFT adapter folder (or one of its checkpoints) or Hub id.
-        base_model_path: the base; by default the one that the adapter's configuration names.
-        dtype: of the base's weights.
-        is_trainable: whether the adapter's weights get gradients.
-
+    dtype: of the base's weights. The other arguments are `load_model`'s.
     Raises `UserError`: no base, or one that cannot be loaded or that the adapter does not fit.
     """
     base = base_model_path or base_of(path)
@@ -125,11 +120,8 @@ def load_policy(
 ) -> torch.nn.Module:
     """Return the model to train, on the CPU: its trainable weights are float32, its frozen ones `dtype`.
 
-    Args:
-        path: an adapter folder or checkpoint, which is trained on as it is, or a whole model.
-        lora: the fresh adapter that a whole model gets; None trains all weights of a whole model.
-        dtype: of the frozen weights; the computation follows it through autocast.
-
+    path: an adapter folder or checkpoint, which is trained on as it is, or a whole model. lora: the fresh adapter that
+    a whole model gets; None trains all of its weights.
     Raises `UserError` as the loaders do, and for an adapter with `lora` None.
     """
     if is_adapter(path):

@@ -54,7 +54,7 @@ class Batches:
         size_before, start = self.size, 0
         while start < len(items):
             part = items[start : start + (self.size or len(items))]
-            results = unless_out_of_memory(compute, part)
+            results = _unless_out_of_memory(compute, part)
             if results is None and len(part) > 1:
                 self._halve(len(part))
                 continue
@@ -74,8 +74,8 @@ class Batches:
         logger.warning("out of memory: continuing with batches of %d rows", size)
 
 
-def unless_out_of_memory(compute: Callable[[Any], Any], part: Any) -> Any:
-    """Result of `compute`; None if it runs out of memory, whichever allocator reports it."""
+def _unless_out_of_memory(compute: Callable[[Any], Any], part: Any) -> Any:
+    """Result of `compute`; None if it runs out of memory."""
     try:
         return compute(part)
     except Exception as error:

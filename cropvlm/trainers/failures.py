@@ -1,4 +1,4 @@
-"""What ends a training from outside, or at its first step, in one line that names the remedy."""
+"""Errors of a training that come from outside or from its settings, in one line that names the remedy."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ KNOWN = {
 
 
 class FirstStep(TrainerCallback):
-    """Notes that a step has been taken: until then an error is taken for that of a setting."""
+    """Notes that a step has been taken."""
 
     taken = False
 
@@ -35,9 +35,9 @@ class FirstStep(TrainerCallback):
 
 @contextlib.contextmanager
 def told_in_one_line(args: TrainingArguments, first_step: FirstStep | None = None) -> Iterator[None]:
-    """Raise `UserError` for what the libraries say of full disks and memory, whichever library has met that.
+    """Raise `UserError` for a full disk or memory, whichever library reports it.
 
-    first_step: until it has been taken, any other error is what TRL, transformers or a package says of a setting.
+    first_step: until it has been taken, any other error is taken for a setting that the libraries reject.
     """
     try:
         yield

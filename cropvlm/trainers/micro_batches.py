@@ -17,10 +17,9 @@ logger = logging.getLogger(__name__)
 
 GPU_SHARE = 0.75  # of the memory that models and optimiser leave free
 CPU_BYTES = 4 << 30
-# Values kept for the backward pass, in multiples of the hidden size, of a token or patch and layer; with dropout, which
-# keeps its masks and the inputs that it leaves. Peak memory of SmolVLM-256M's geometry under the release's LoRA.
-TEXT_VALUES, VISION_VALUES = 28, 21
-TEXT_VALUES_DROPOUT, VISION_VALUES_DROPOUT = 33, 25
+# Values kept for the backward pass, in multiples of the hidden size, of a text token or vision patch in each layer;
+# with dropout (True) its masks and inputs too. Peak memory of SmolVLM-256M's geometry under the release's LoRA.
+KEPT_VALUES = {False: (28, 21), True: (33, 25)}
 TRAINED_BYTES = 16  # of a trained weight besides itself: gradient, AdamW's two moments, the frozen reference's copy
 TEXT_TOKENS = 100  # of a question, its template and its box
 
@@ -28,10 +27,9 @@ TEXT_TOKENS = 100  # of a question, its template and its box
 def set_micro_batches(args: Any, model: Any, processor: Any) -> None:
     """Divide the step that `args` name into micro-steps of `micro_batch_size` rows (completions in GRPO) at most.
 
-    args: changed are per_device_train_batch_size, gradient_accumulation_steps and steps_per_generation; what they make
-        together stays. model: the policy, still on the CPU or not.
-    Raises `UserError` for a loss of TRL's that would be another one in smaller micro-steps, and under DeepSpeed, which
-    has taken the sizes over from `args` already. "auto" leaves these as they were given.
+    Changes per_device_train_batch_size, gradient_accumulation_steps and steps_per_generation, but not their product.
+    model: the policy, on any device. With a loss of TRL's that would be another one in smaller micro-steps, and under
+    DeepSpeed, which has taken the sizes over from `args` already, "auto" changes nothing and a size is a `UserError`.
     """
     given = args.per_device_train_batch_size
     reasons = [f"with --{name} TRL takes a mean over each micro-step" for name in differs_by_micro_batch(args)]
@@ -96,10 +94,9 @@ def activation_bytes(config: Any, tokens: int, tiles: float, itemsize: int, drop
     """
     text, vision = config.get_text_config(), config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    values = TEXT_VALUES_DROPOUT if dropout else TEXT_VALUES
-    text_values = values * tokens * text.num_hidden_layers * text.hidden_size
-    values = VISION_VALUES_DROPOUT if dropout else VISION_VALUES
-    vision_values = values * tiles * patches * vision.num_hidden_layers * vision.hidden_size
+    of_token, of_patch = KEPT_VALUES[dropout]
+    text_values = of_token * tokens * text.num_hidden_layers * text.hidden_size
+    vision_values = of_patch * tiles * patches * vision.num_hidden_layers * vision.hidden_size
     return int((text_values + vision_values) * itemsize)
 
 

@@ -32,17 +32,16 @@ logger = logging.getLogger(__name__)
 
 # Where neither TRL's nor transformers' settings refuse a value as they are read.
 LIMITS = (
-    ("at least", -1, "max_steps"),
-    ("at least", 0, "seed data_seed lora_dropout beta epsilon log_crops_every"),
-    ("at least", 1, "lora_r lora_alpha reward_batch_size max_samples eval_max_samples save_total_limit num_iterations"),
-    ("at least", 1, "per_device_train_batch_size gradient_accumulation_steps max_completion_length"),
-    ("at least", 1, "steps_per_generation generation_batch_size"),
-    ("at least", 2, "longest_edge vqa_longest_edge num_generations"),
-    ("more than", 0, "num_train_epochs save_steps logging_steps eval_steps temperature"),
-    ("less than", 1, "lora_dropout warmup_ratio"),
-    ("at most", 2**32 - 1, "seed data_seed"),
+    ("at least", operator.ge, -1, "max_steps"),
+    ("at least", operator.ge, 0, "seed data_seed lora_dropout beta epsilon log_crops_every"),
+    ("at least", operator.ge, 1, "lora_r lora_alpha reward_batch_size max_samples eval_max_samples save_total_limit"),
+    ("at least", operator.ge, 1, "per_device_train_batch_size gradient_accumulation_steps max_completion_length"),
+    ("at least", operator.ge, 1, "steps_per_generation generation_batch_size num_iterations"),
+    ("at least", operator.ge, 2, "longest_edge vqa_longest_edge num_generations"),
+    ("more than", operator.gt, 0, "num_train_epochs save_steps logging_steps eval_steps temperature"),
+    ("less than", operator.lt, 1, "lora_dropout warmup_ratio"),
+    ("at most", operator.le, 2**32 - 1, "seed data_seed"),
 )
-HOLDS = {"at least": operator.ge, "more than": operator.gt, "less than": operator.lt, "at most": operator.le}
 
 
 @dataclass
@@ -168,6 +167,9 @@ def frozen_dtype(args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float32
 
 
+LIBRARIES = ("trl.", "transformers.")
+
+
 class Parser(TrlParser):
     """Reads flags into dataclasses. `--help` lists what this project adds or sets, `--help_all` TRL's flags as well."""
 
@@ -176,7 +178,7 @@ class Parser(TrlParser):
         super().__init__(types, description=description, formatter_class=_OneLineAFlag, usage=usage)
         self.add_argument("--config", metavar="FILE.yaml", help="settings by name; a flag given beside it wins")
         self.add_argument("--help_all", action="help", help="list TRL's flags too")
-        bases = [base for each in types for base in each.__mro__ if base.__module__.split(".")[0] not in LIBRARIES]
+        bases = [base for each in types for base in each.__mro__ if not base.__module__.startswith(LIBRARIES)]
         own = {name for base in bases for name in vars(base).get("__annotations__", {})}
         for action in self._actions:
             if action.dest in {"help", "config", "help_all"}:
@@ -188,9 +190,6 @@ class Parser(TrlParser):
 
     def error(self, message: str) -> typing.NoReturn:
         raise flag_error(message)
-
-
-LIBRARIES = ("trl", "transformers")
 
 
 class _OneLineAFlag(argparse.RawDescriptionHelpFormatter):
@@ -251,10 +250,10 @@ def _check_limits(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if any(isinstance(x, float) and not math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
             raise UserError(f"--{name} {value}: expected a finite number")
-    for words, limit, names in LIMITS:
+    for words, holds, limit, names in LIMITS:
         for name in names.split():
             value = values.get(name)
-            if value is not None and not HOLDS[words](value, limit):
+            if value is not None and not holds(value, limit):
                 raise UserError(f"--{name} {value}: expected {words} {limit}")
     if values.get("max_steps") == 0:
         raise UserError("--max_steps 0: nothing would be trained; expected at least 1")

@@ -41,9 +41,8 @@ def train(args: TrainingArguments, policy: PolicyArguments, make_trainer: Callab
     A resumed run ends with the weights of one that was never stopped; one that had finished is left as it is.
 
     make_trainer: (args, policy) -> the trainer, with data and models loaded.
-
-    Raises `UserError` where the output folder cannot be written, is in use or holds what the run reads, the run to
-    resume had other settings, these cannot be trained with, memory or disk do not do, or the result cannot be pushed.
+    Raises `UserError` if the output folder cannot be used, the run to resume had other settings, training fails for
+    want of memory or disk or at its first step, or the result cannot be pushed.
     """
     if args.hub_token:  # only the Hub's client looks for it there: transformers pickles its arguments into checkpoints
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
