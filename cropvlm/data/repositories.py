@@ -169,12 +169,16 @@ def _from_files(
     if not (config in configs if configs else config is None or (entry and entry.data_files)):
         problem = f"has no configuration {config}" if config else "has several configurations; choose one, as ID:NAME"
         raise UserError(f"{repository.source} {problem}: {', '.join(configs) or 'it has none'}")
-    # 2. The files of the split: those that a benchmark has beside the card's come first.
+    # 2. The files of the split: those of a benchmark's splits that the card does not list come first.
     params, info = configs.get(config, {}), infos.get(config or "default")
     tables = [file for file in repository.files if Path(file).name not in FILES_TO_IGNORE and _suffix(file) in READERS]
     if not tables:
         raise UserError(f"{repository.source} has no table; expected {', '.join(READERS)} or what save_to_disk writes")
-    splits = _unlisted_splits(repository.source, tables, entry) if entry else {}
+    unlisted = entry.data_files if entry else {}
+    found = {name: _matching(tables, [pattern]) for name, pattern in unlisted.items()}
+    if entry and found.get(entry.split) == []:  # scored on these or not at all: V*'s other files inflate the score
+        raise UserError(f"{repository.source} has no file {unlisted[entry.split]}")
+    splits = {name: files for name, files in found.items() if files}
     if {*splits}.isdisjoint(wanted):
         splits = _listed_splits(repository.source, tables, params) | splits
     else:
@@ -193,15 +197,6 @@ def _matching(files: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """Files that match a pattern, in order of the patterns."""
     matches = [re.compile(glob_translate(pattern)).match for pattern in patterns]
     return list(dict.fromkeys(file for match in matches for file in files if match(file)))
-
-
-def _unlisted_splits(source: str, tables: list[str], entry: Benchmark) -> dict[str, list[str]]:
-    """Split -> tables, for a benchmark's splits that the card does not list; a copy may lack some."""
-    splits = {split: _matching(tables, [pattern]) for split, pattern in entry.data_files.items()}
-    # A benchmark is scored on these files or not at all: V*'s other files inflate the score.
-    if entry.split in splits and not splits[entry.split]:
-        raise UserError(f"{source} has no file {entry.data_files[entry.split]}")
-    return {split: files for split, files in splits.items() if files}
 
 
 def _listed_splits(source: str, tables: list[str], params: dict[str, Any]) -> dict[str, list[str]]:

@@ -197,8 +197,14 @@ def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool)
         if to_save:
             folders = [source, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
             _refuse_outside(rows, folders, source)
-    _require_readable_image(rows, source)
-    return rows
+    reason = None
+    for row in rows.select_columns(["image"]):  # up to the first that opens
+        try:
+            open_image(row["image"])
+            return rows
+        except UnreadableImage as error:
+            reason = reason or error
+    raise UserError(f"{source}: none of the {len(rows)} images can be read; the first is an {reason}")
 
 
 def _is_base64_image(text: str) -> bool:
@@ -245,15 +251,3 @@ def _refuse_outside(rows: datasets.Dataset, folders: Iterable[Any], source: str)
         # Links are not resolved: those of the Hub's cache, and of users, lead elsewhere.
         if path and "://" not in path and not os.path.normpath(Path(path).absolute()).startswith(roots):
             raise UserError(f"{source}: row {i} names the image {shorten(path)}, which lies outside of the data set")
-
-
-def _require_readable_image(rows: datasets.Dataset, source: str) -> None:
-    """Raise `UserError` if no image opens; stops at the first that does."""
-    reason = None
-    for row in rows.select_columns(["image"]):
-        try:
-            open_image(row["image"])
-            return
-        except UnreadableImage as error:
-            reason = reason or error
-    raise UserError(f"{source}: none of the {len(rows)} images can be read; the first is an {reason}")

@@ -94,15 +94,12 @@ def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str
     with failure(f"cannot save to {target}; {ANOTHER}"), contextlib.ExitStack() as stack:
         for part, rows in parts.items():
             new = stack.enter_context(replacing(f"{target}_{part}"))
-            # The fingerprint is by default made of times and of the order of sets, which change from run to run.
-            rows.cast_column("image", Image(), new_fingerprint=_fingerprint(rows)).save_to_disk(new)
-            for name, content in files[part].items():
-                (new / name).write_bytes(content)
+            # By default the fingerprint is made of times and of the order of sets, which change from run to run. This
+            # one is the same for the same rows, whose images may be gigabytes and are known by their ids here.
+            names = ("source", "question_id", "question", "answers", "bbox", "teacher_response")
+            content = json.dumps([[name, list(rows[name])] for name in names if name in rows.column_names])
+            fingerprint = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+            rows.cast_column("image", Image(), new_fingerprint=fingerprint).save_to_disk(new)
+            for name, file in files[part].items():
+                (new / name).write_bytes(file)
             open_to_group(new)
-
-
-def _fingerprint(rows: Dataset) -> str:
-    """The same for the same rows, whose images may be gigabytes and are known by their ids here."""
-    known = ("source", "question_id", "question", "answers", "bbox", "teacher_response")
-    content = json.dumps([[name, list(rows[name])] for name in known if name in rows.column_names])
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
