@@ -23,19 +23,11 @@ def resize(
 ) -> Tensor:
     """Image at another size, with Pillow's pixels: equal up to one level where a weighted sum is near a half.
 
-    Args:
-        image: (..., H, W) uint8, on any device.
-        size: (height, width) wanted.
-        resample: one of `FILTERS`.
-        matrices: those of `resize_matrices` that it needs; made here by default.
-
-    Returns (..., height, width) uint8 on the same device.
-    Raises `ValueError` for an image that is not uint8, or a side that is shorter than one pixel.
+    image: (..., H, W) uint8, on any device. size: (height, width) wanted. resample: one of `FILTERS`. matrices: those
+    of `resize_matrices` that it needs; made here by default. Returns (..., height, width) uint8 on the same device.
     """
     if image.dtype != torch.uint8:
         raise ValueError(f"image is {image.dtype}; expected torch.uint8")
-    if min(*size, *image.shape[-2:]) < 1:
-        raise ValueError(f"cannot resize {tuple(image.shape[-2:])} to {size}; expected at least 1x1")
     height, width = size
     rows, columns = zip(image.shape[-2:], size, strict=True)  # old and new length
     if matrices is None:

@@ -24,17 +24,12 @@ from cropvlm.models.resizing import FILTERS, resize, resize_matrices
 # Settings of an image processor that determine its tiles.
 SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "resample", "rescale_factor", "do_image_splitting")
 
-
+# Those of the images that this thread is cutting.
 _MATRICES: ContextVar[dict[tuple[int, int], Tensor] | None] = ContextVar("matrices", default=None)
 
 
 class DeviceTiling(Idefics3ImageProcessor):
     """Idefics3's image processor, resizing on the image's own device; on `meta` it computes only the sizes."""
-
-    @property
-    def matrices(self) -> dict[tuple[int, int], Tensor] | None:
-        """Those of the images that this thread is cutting."""
-        return _MATRICES.get()
 
     def resize(self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any) -> Tensor:
         """Return the image (..., H, W) at the size that Idefics3's own method would give it."""
@@ -44,7 +39,7 @@ class DeviceTiling(Idefics3ImageProcessor):
             height, width = size.height, size.width
         if image.is_meta:
             return image.new_empty((*image.shape[:-2], height, width))
-        return resize(image, (height, width), self.resample, self.matrices)
+        return resize(image, (height, width), self.resample, _MATRICES.get())
 
     @property
     def tile_values(self) -> int:

@@ -60,6 +60,5 @@ def load_held_out_rows(args: TrainerArguments) -> Dataset | None:
     """The rows to measure the accuracy on, if a data set is given."""
     if args.eval_dataset_path is None:
         return None
-    return load_training_rows(
-        args.eval_dataset_path, args.eval_split, args.eval_max_samples, "answers", default_split=HELD_OUT_SPLIT
-    )
+    chosen = (args.eval_dataset_path, args.eval_split, args.eval_max_samples)
+    return load_training_rows(*chosen, "answers", default_split=HELD_OUT_SPLIT)

@@ -35,10 +35,10 @@ def show_one_gpu(index: int) -> None:
 def settle_hardware(args: TrainingArguments) -> None:
     """Compute in bfloat16 on a GPU and in float32 on the CPU, there too with all processes, unless told otherwise.
 
-    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere. Raises `UserError` where this process
-    is alone, though the environment speaks of several, and as `num_processes` does.
+    For `__post_init__`, before TRL's own, which would take bfloat16 everywhere. Raises `UserError` if the environment
+    speaks of several processes, but not as a launcher does, or this one is alone.
     """
-    num_processes()  # raises where the environment speaks of several processes, but not as a launcher does
+    num_processes()  # raises for half of a launcher's environment
     alone = not os.environ.keys() & {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     if alone and (left := [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]):
         seen = f"{left[0]} is set in the environment but WORLD_SIZE is not"

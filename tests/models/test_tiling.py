@@ -87,7 +87,7 @@ def test_images_are_cut_alike_alone_together_and_grouped_by_size_as_on_a_gpu(pro
     assert torch.equal(cut_tiles(tiling, images), alone)
     assert torch.equal(grouped, alone)
     assert len(made) == 1
-    assert tiling.matrices is None  # else they would stay on the GPU
+    assert tiling_module._MATRICES.get() is None  # else they would stay on the GPU
 
 
 def test_a_batch_of_rows_from_workers_shares_one_tiling(processor):
