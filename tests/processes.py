@@ -26,7 +26,7 @@ def run_script(argv: list) -> None:
 
 
 def kill_script(argv: list, journal: Path, rows: int) -> None:
-    """Start a script and end it by SIGKILL once its journal holds so many rows."""
+    """Start a script and kill it once its journal holds `rows` rows."""
     process = subprocess.Popen([sys.executable, *map(str, argv)], stderr=subprocess.DEVNULL, cwd=REPO)
     while not journal.exists() or journal.read_text().count("\n") < 1 + rows:  # the first line holds the settings
         assert process.poll() is None, "it was done before it could be killed"
@@ -49,7 +49,7 @@ def launch_script(argv: list) -> subprocess.CompletedProcess:
 
 
 def kill_launch(argv: list, journals: list[Path], rows: int) -> None:
-    """Launch a script and end all its processes by SIGKILL once each of their journals holds so many rows."""
+    """Launch a script and kill all its processes once each of their journals holds `rows` rows."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*LAUNCH, *map(str, argv)], stderr=subprocess.DEVNULL, env=environment, cwd=REPO)
     while not all(journal.exists() and journal.read_text().count("\n") > rows for journal in journals):

@@ -13,7 +13,7 @@ from cropvlm.boxes import parse_bbox
 
 
 def test_its_texts_are_those_of_the_script(tiny_smolvlm, tiny_world, tmp_path):
-    """In float32 on the CPU, whatever rows share a batch."""
+    """In float32 on the CPU, in batches of other rows."""
     cropper = Cropper(str(tiny_smolvlm), longest_edge=64, device="cpu", dtype=torch.float32)
     command = [sys.executable, "generate_bbox.py", "--model_path", tiny_smolvlm, "--dataset_path", tiny_world]
     command += ["--split", "test", "--longest_edge", "64", "--gpu", "-1", "--output", tmp_path / "boxes.json"]

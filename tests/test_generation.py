@@ -156,7 +156,7 @@ def test_done_rows_are_left_out_but_batches_stay_the_same(smolvlm, monkeypatch):
 
 
 def out_of_memory_beyond(model, rows, monkeypatch):
-    """Let `generate` fail as on a GPU that holds only so many prompts; returns the prompts of each call."""
+    """Let `generate` fail as on a GPU that holds `rows` prompts; return the number of prompts of each call."""
     calls = []
     generate = model.generate
 
@@ -182,7 +182,7 @@ def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
 
 
 def test_a_row_too_large_for_memory_fails_alone(smolvlm, monkeypatch, caplog):
-    """Row 2 does not fit whatever the batch; the others do, also by 8, and get the texts of an undisturbed run."""
+    """Row 2 does not fit even alone; the others do, also by 8, and get the texts of an undisturbed run."""
     model, processor = smolvlm
     rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(12)]
     rows[2] = (*rows[2], "What " * 180)

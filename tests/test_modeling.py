@@ -99,7 +99,7 @@ def test_an_adapter_of_another_base_is_refused(adapter, tiny_llava):
 
 
 def test_policies(tiny_smolvlm, adapter):
-    """Trained weights are float32 whatever the rest is; an existing adapter is trained further."""
+    """Trained weights are float32 in a bfloat16 model too; an existing adapter is trained further."""
     fresh = modeling.load_policy(str(tiny_smolvlm), LORA, torch.bfloat16)
     trained = {name: p.dtype for name, p in fresh.named_parameters() if p.requires_grad}
     assert trained

@@ -34,7 +34,7 @@ def train(script: str, flags: list[str]) -> None:
 
 
 def run(script: str, output: Path, processes: int, *flags: object) -> list[dict]:
-    """Train in so many processes; return the log."""
+    """Train in `processes` processes; return the log."""
     launch = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else [sys.executable]
     command = [*launch, __file__, script, *map(str, flags), "--output_dir", str(output)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -96,7 +96,7 @@ def test_out_of_memory_with_one_completion_is_one_line(kind, reward_vlm, monkeyp
 
 
 def limit_memory(monkeypatch, most):
-    """Run out of memory with more than so many prompts at once; return a list of the sizes that are tried."""
+    """Run out of memory with more than `most` prompts at once; return the list of sizes tried."""
     sizes = []
 
     def inputs(model, prepared, pad_token_id):

@@ -193,7 +193,7 @@ def test_the_miniature_stops_where_a_step_fails(checkout, failing, code):
 
 @pytest.fixture
 def running(checkout):
-    """Start a script whose steps take a minute; return its process and the steps' pids when so many have begun."""
+    """Start a script whose steps take a minute; return its process and the pids of `steps` steps once they run."""
 
     def start(script: str, *args: str, steps: int, ignored: signal.Signals | None = None) -> tuple:
         (checkout / "datasets" / "miniature").mkdir(parents=True)  # the miniature's first step has its result already
