@@ -4,6 +4,7 @@ Repositories are kept in memory as path -> bytes, with one commit after another.
 recorded in `Hub.fetched`; an endpoint that nobody has written is recorded in `Hub.unknown` and answered with 404.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -15,7 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+USER = "someone"
 LARGE = (".parquet", ".safetensors", ".bin", ".jpg", ".png", ".arrow")  # files of Git LFS
+DATE = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass
@@ -23,6 +26,7 @@ class Repository:
     """Commits (hash -> path -> bytes) in order; the last one is `main`."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: bool = False
 
     def commit(self, files: dict[str, bytes]) -> str:
         """Keep a tree of files and return its hash."""
@@ -43,6 +47,7 @@ class Hub:
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
+        self.uploads: dict[str, bytes] = {}  # by SHA-256
         self.fetched: list[str] = []  # `id/path` of each file whose content was sent
         self.unknown: list[str] = []
         self.url = ""
@@ -53,6 +58,11 @@ class Hub:
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         self.repositories[kind, repo] = Repository()
         self.repositories[kind, repo].commit(files)
+
+    def files(self, kind: str, repo: str) -> dict[str, bytes]:
+        """The files on `main`."""
+        repository = self.repositories[kind, repo]
+        return repository.commits[repository.resolve("main")]
 
     def fetched_data(self) -> list[str]:
         """The data and weight files that were fetched, once each, in order of name."""
@@ -96,6 +106,12 @@ class Handler(BaseHTTPRequestHandler):
     ROUTES = (
         ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
         ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", "tree"),
+        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/[^/]+", "preupload"),
+        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/[^/]+", "commit"),
+        ("POST", r"/api/repos/create", "create"),
+        ("POST", r"/api/validate-yaml", "validate"),
+        ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("PUT", r"/lfs/([0-9a-f]{64})", "lfs_put"),
         ("HEAD|GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "file"),
     )
 
@@ -111,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.unknown.append(f"{self.command} {url.path}")
         self.send(404, {"error": "no such endpoint"})
 
-    do_GET = do_HEAD = do_POST = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def log_message(self, *_) -> None:
         """Say nothing."""
@@ -140,8 +156,9 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, kind: str, repo: str, revision: str | None) -> None:
         if found := self.find(kind, repo, revision or "main"):
             sha, files = found
+            repository = self.hub.repositories[kind, repo]
             names = [{"rfilename": path} for path in sorted(files)]
-            content = {"_id": "1", "id": repo, "sha": sha, "private": False, "siblings": names}
+            content = {"_id": "1", "id": repo, "sha": sha, "private": repository.private, "siblings": names}
             self.send(200, content | {"gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0})
 
     def tree(self, kind: str, repo: str, revision: str, folder: str | None) -> None:
@@ -175,6 +192,56 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.hub.fetched.append(f"{repo}/{path}")
         self.send(200, content, **headers)
+
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        kind = f"{asked.get('type') or 'model'}s"
+        repo = f"{asked.get('organization') or USER}/{asked['name']}"
+        url = f"{self.hub.url}/{'datasets/' if kind == 'datasets' else ''}{repo}"
+        if (kind, repo) in self.hub.repositories:
+            self.send(409, {"error": "You already created this repo", "url": url})
+            return
+        repository = self.hub.repositories[kind, repo] = Repository(private=asked.get("visibility") == "private")
+        repository.commit({".gitattributes": b""})
+        self.send(200, {"url": url, "name": repo, "id": "1"})
+
+    def validate(self) -> None:
+        self.send(200, {"errors": [], "warnings": []})
+
+    def preupload(self, kind: str, repo: str) -> None:
+        if self.find(kind, repo):
+            files = json.loads(self.body)["files"]
+            modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
+            self.send(200, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+
+    def lfs_batch(self, dataset: str | None, repo: str) -> None:
+        if self.find("datasets" if dataset else "models", repo):
+            objects = [
+                {key: file[key] for key in ("oid", "size")}
+                | {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}"}}}
+                for file in json.loads(self.body)["objects"]
+            ]
+            self.send(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, sha256: str) -> None:
+        assert hashlib.sha256(self.body).hexdigest() == sha256
+        self.hub.uploads[sha256] = self.body
+        self.send(200, {})
+
+    def commit(self, kind: str, repo: str) -> None:
+        found = self.find(kind, repo)
+        if not found:
+            return
+        files = dict(found[1])
+        for line in map(json.loads, self.body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+        sha = self.hub.repositories[kind, repo].commit(files)
+        url = f"{self.hub.url}/{repo}/commit/{sha}"
+        self.send(200, {"commitUrl": url, "commitOid": sha, "hookOutput": "", "pullRequestUrl": None})
 
 
 def slashes(path: str) -> list[int]:

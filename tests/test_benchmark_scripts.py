@@ -1,6 +1,7 @@
 """The scripts in benchmarks/ still fit the code that they measure."""
 
 import importlib
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -46,3 +47,22 @@ def test_both_ways_write_the_same(script, flags, measured, monkeypatch, capsys):
     importlib.import_module(script).main()
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.endswith("times as fast; same text in 2 of 2 rows") for line in lines) == measured
+
+
+@pytest.mark.slow
+def test_grpo_step_agrees_with_trl_over_a_whole_step(monkeypatch, capsys):
+    import grpo_step
+
+    flags = "--prompts 2 --longest_edge 1024 --new_tokens 4"
+    monkeypatch.setattr(sys, "argv", ["grpo_step.py", *flags.split()])
+    grpo_step.main()
+    output = capsys.readouterr().out
+    for way in ("ours", "trl"):
+        assert re.search(rf"^{way} .* s a step, .* prompts/s, peak memory .* GiB, rollout .*, reference", output, re.M)
+    assert len(re.findall(r"^ +62043 prompts: .* h; .* s of the processor's time a step$", output, re.M)) == 2
+    ((rewards, gradients, largest),) = re.findall(
+        r"rewards (\S+) \(from .*\), gradients (\S+) \(the largest: (\S+)\)", output
+    )
+    assert float(rewards) < 1e-4
+    assert float(gradients) < 1e-5
+    assert float(largest) > 1e-3

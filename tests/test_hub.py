@@ -1,4 +1,4 @@
-"""The real clients against a Hub on loopback: which files are fetched, and what is cached.
+"""The real clients against a Hub on loopback: which files are fetched, what is cached, what arrives there.
 
 The clients read the Hub's address when they are imported, so they run in other processes.
 """
@@ -189,7 +189,9 @@ def test_the_six_commands_with_their_defaults(hub, project, tmp_path, smolvlm_of
 
     steps = ("create_dataset", "train_sft", "train_grpo", "generate_bbox", "generate_final", "vqa_accuracy")
     commands = [next(command.strip() for command in COMMANDS if step in command) for step in steps]
-    for command in commands[:5]:
+    call(f"{commands[0]} --push_to_hub someone/boxes")
+    call(f"{commands[1]} --push_to_hub True --hub_model_id someone/sft --hub_private_repo True")
+    for command in commands[2:5]:
         call(command)
     assert re.fullmatch(r"\d+\.\d{4}", call(commands[5]).splitlines()[-1])
 
@@ -201,3 +203,11 @@ def test_the_six_commands_with_their_defaults(hub, project, tmp_path, smolvlm_of
 
     data = [path for path in hub.fetched_data() if path.startswith("lmms-lab/")]
     assert data == [f"lmms-lab/textvqa/data/{split}-00000-of-00001.parquet" for split in ("train", "validation")]
+    sent = hub.files("datasets", "someone/boxes")
+    assert {"README.md", "teacher_report.json", "teacher_report.png"} <= sent.keys()
+    assert {path.split("/")[0] for path in sent if path.endswith(".parquet")} == {"sft", "grpo"}
+    assert hub.repositories["datasets", "someone/boxes"].private
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= hub.files(
+        "models", "someone/sft"
+    ).keys()
+    assert hub.repositories["models", "someone/sft"].private

@@ -1,8 +1,10 @@
-"""SFT on SmolVLM's real tokens, tiles and widths, with random weights.
+"""Both trainers on SmolVLM's real tokens, tiles and widths, with random weights.
 
 Where weights are needed the depth is two layers each instead of 12 and 30, to fit a test's time; the rest of the
 configuration is the published one.
 """
+
+import math
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+import train_grpo
 import train_sft
 from cropvlm import modeling
+from cropvlm.rewards import completion_text
 from cropvlm.trainers.settings import PolicyArguments
+from cropvlm.trainers.shared_images import SharedImages
 
 pytestmark = pytest.mark.slow
 BOXES = [[0, 5, 100, 95], [12, 0, 13, 100]]
@@ -27,8 +32,13 @@ def real_config(real_smolvlm):
 
 
 @pytest.fixture(scope="module")
-def base_model(real_smolvlm, tmp_path_factory):
-    config = AutoConfig.from_pretrained(real_smolvlm)
+def processor_path(real_smolvlm):
+    return str(real_smolvlm)
+
+
+@pytest.fixture(scope="module")
+def base_model(processor_path, tmp_path_factory):
+    config = AutoConfig.from_pretrained(processor_path)
     config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 2
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("real") / "base"
@@ -55,8 +65,8 @@ def data(tmp_path_factory):
     return str(folder)
 
 
-def sft_trainer(base_model, processor, data, output, longest_edge, **options):
-    policy = PolicyArguments(base_model, str(processor), data, longest_edge=longest_edge)
+def sft_trainer(base_model, processor_path, data, output, longest_edge, **options):
+    policy = PolicyArguments(base_model, processor_path, data, longest_edge=longest_edge)
     options = {"max_steps": 1, "gradient_accumulation_steps": 1, "save_strategy": "no", "warmup_steps": 0} | options
     args = train_sft.SFTArguments(output_dir=str(output), report_to="none", use_cpu=True, **options)
     return train_sft.make_trainer(args, policy)
@@ -83,9 +93,9 @@ def test_lora_is_on_the_intended_linears_of_the_real_model(real_config):
     assert not any("out_proj" in name or "lm_head" in name for name in adapted)
 
 
-def test_sft_at_512(base_model, real_smolvlm, data, tmp_path):
+def test_sft_at_512(base_model, processor_path, data, tmp_path):
     """bfloat16 compute, float32 adapter: a step at GRPO's rate of 5e-6, which bfloat16 weights would round away."""
-    trainer = sft_trainer(base_model, real_smolvlm, data, tmp_path, 512, bf16=True, learning_rate=5e-6)
+    trainer = sft_trainer(base_model, processor_path, data, tmp_path, 512, bf16=True, learning_rate=5e-6)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
     assert [image["pixel_values"].shape for image in batch["images"]] == [(1, 1, 3, 512, 512)] * 2
     tokenizer = trainer.processing_class.tokenizer
@@ -97,4 +107,44 @@ def test_sft_at_512(base_model, real_smolvlm, data, tmp_path):
     frozen = {weight.dtype for name, weight in trainer.model.named_parameters() if name not in trained}
     assert frozen == {torch.bfloat16}
     # The gradient of every A is zero while its B is.
+    assert moved == {name for name in trained if "lora_B" in name}
+
+
+@pytest.mark.parametrize(("longest_edge", "tiles"), [(1024, [5, 3]), (2048, [17, 5])])
+def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor_path, data, tmp_path):
+    """1:1 and 4:1 are 2 x 2 and 2 x 1 tiles at 1024 px, 4 x 4 and 4 x 1 at 2048 px, beside the image as a whole.
+
+    SFT hands over all tiles in a row; GRPO, numbers. The loss is the same.
+    """
+    trainer = sft_trainer(base_model, processor_path, data, tmp_path, longest_edge)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
+    image_tokens = (batch["input_ids"] == trainer.model.config.image_token_id).sum(1)
+    assert image_tokens.tolist() == [64 * n for n in tiles]
+    batch = trainer._micro_step(batch)
+    assert batch["pixel_values"].shape == (sum(tiles), 1, 3, 512, 512)
+    with torch.no_grad():
+        loss = trainer.model(**batch).loss
+        assert math.isfinite(loss.item())
+        shared = SharedImages(trainer.model, trainer.processing_class)
+        images = [[trainer.train_dataset[i]["image"]] for i in (0, 1)]
+        batch["pixel_values"] = shared.number_images(images)[0]["pixel_values"]
+        assert trainer.model(**batch).loss.item() == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_grpo_at_512(base_model, processor_path, data, tmp_path):
+    policy = train_grpo.GRPOPolicyArguments(base_model, processor_path, data, vqa_model=base_model)
+    policy.log_crops_every = 0
+    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "save_strategy": "no", "warmup_steps": 0}
+    groups = {"num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 4}
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options, **groups)
+    processor = modeling.load_processor(processor_path, 512)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling, "load_processor", lambda *_, **__: processor)  # the reward VLM's folder holds none
+        trainer = train_grpo.make_trainer(args, policy)
+    trainer.reward_funcs[0] = lambda completions, **columns: [len(completion_text(text)) for text in completions]
+    end_of_turn = 49279
+    assert trainer.generation_config.eos_token_id == [end_of_turn]
+    assert trainer.processing_class.tokenizer.pad_token_id == 2
+    trained, moved = step(trainer)
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
     assert moved == {name for name in trained if "lora_B" in name}

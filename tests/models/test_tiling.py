@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers.models.auto import image_processing_auto
 
-from cropvlm.encoding import prepare
-from cropvlm.modeling import load_processor
+from cropvlm.encoding import encode_images, merge, model_inputs, prepare
+from cropvlm.modeling import load_model, load_processor
 from cropvlm.models import tiling as tiling_module
 from cropvlm.models.readers import image_reader
 from cropvlm.models.tiling import cut_tiles, tiling_of
@@ -96,3 +96,22 @@ def test_a_batch_of_rows_from_workers_shares_one_tiling(processor):
     assert tiling_of(processor, GPU) is tiling
     prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(9, 9)])], reader=image_reader(processor, GPU))
     assert pickle.loads(pickle.dumps(prepared)).tiles.__self__ is tiling
+
+
+@torch.inference_mode()
+def test_batches_of_rows_are_merged_and_encoded_alike(processor, tiny_smolvlm):
+    model = load_model(str(tiny_smolvlm), device="cpu")
+    images = [scene(*size, seed=i) for i, size in enumerate(SIZES)]
+    rows = [[answerer_prompt(QUESTION, [images[i], images[(i + 1) % 6]])] for i in range(6)]
+    reader = image_reader(processor, GPU)
+    theirs = merge([prepare(processor, row) for row in rows])
+    ours = merge([prepare(processor, row, reader=reader) for row in rows])
+    assert ours.input_ids == theirs.input_ids
+    assert len(ours.images) == len(theirs.images) == 6  # each is shown by two rows
+    shown = []
+    for prepared in (ours, theirs):
+        features = encode_images(model, prepared.images, prepared.tiles)
+        shown.append(torch.cat([features[key] for keys in prepared.shown for key in keys]))
+    torch.testing.assert_close(*shown, rtol=0, atol=0.05)
+    logits = [model(**model_inputs(model, prepared, 2)).logits[:, -1] for prepared in (ours, theirs)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0.05)

@@ -200,20 +200,38 @@ def test_what_is_refused(server, proxy, request_body, status, said):
     assert not server.bodies
 
 
-def test_the_same_requests_as_the_scripts(server, proxy, call, tmp_path, tiny_world):
-    """`generate_final_answers.py` without boxes, asking the proxy, sends what it sends itself with the boxes."""
+@pytest.fixture
+def answers(call, tmp_path, tiny_world):
+    """Run step 5 on the test rows, with the boxes of `Cropper` or, for a proxy, with none; the file that it writes."""
     rows = load_from_disk(str(tiny_world))["test"]
     boxes = [{"question_id": row["question_id"], "answer": Cropper.text(row["question"])} for row in rows]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    source = ["--dataset_path", tiny_world, "--split", "test", "--output_path", tmp_path, "--name", "x"]
-    source += ["--api_model", "m", "--api_concurrency", 1]
-    for flags in (["--bbox", "boxes.json", "--modes", "cropvlm", "--api_base", server.url],
-                  ["--modes", "base", "--api_base", proxy]):  # fmt: skip
-        assert call(generate_final_answers.main, *source, *flags) == 0
-    files = [(tmp_path / f"x_{mode}_answers.json").read_bytes() for mode in ("cropvlm", "base")]
-    assert files[0] == files[1]
+
+    def answers(mode: str, url: str, *flags: object) -> bytes:
+        source = ["--dataset_path", tiny_world, "--split", "test", "--output_path", tmp_path, "--name", "x"]
+        source += ["--bbox", tmp_path / "boxes.json"] if mode == "cropvlm" else []
+        assert call(generate_final_answers.main, *source, "--modes", mode, "--api_base", url, *flags) == 0
+        return (tmp_path / f"x_{mode}_answers.json").read_bytes()
+
+    return answers
+
+
+def test_the_same_requests_as_the_scripts(server, proxy, answers):
+    """`generate_final_answers.py` without boxes, asking the proxy, sends what it sends itself with the boxes."""
+    flags = ["--api_model", "m", "--api_concurrency", 1]
+    assert answers("cropvlm", server.url, *flags) == answers("base", proxy, *flags)
     assert len(server.bodies) == 24
     assert server.bodies[:12] == server.bodies[12:]
+
+
+@pytest.mark.slow
+def test_before_transformers_serve(serve, answers, tiny_smolvlm):
+    flags = ["--api_model", tiny_smolvlm, "--max_new_tokens", 6]
+    with listening(Behind(serve, timeout=120)) as url:
+        assert answers("base", url, *flags) == answers("cropvlm", serve, *flags)
+        chat = body() | {"model": str(tiny_smolvlm)}
+        replies = [post(serve, json=chat), post(url, json=chat, headers={"X-CropVLM": "off"})]
+    assert replies[0].json()["choices"] == replies[1].json()["choices"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""benchmarks/gpu_table.py: every line runs, a failure is named, and together they take less than 20 minutes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def gpu_table(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    import gpu_table
+
+    return gpu_table
+
+
+def test_all_lines_together_keep_within_twenty_minutes(gpu_table):
+    assert sum(line.limit for line in gpu_table.LINES) < 20 * 60
+    tiny = sum(gpu_table.TINY[line.command.split()[0]][1] for line in gpu_table.LINES)
+    assert tiny < 8 * 60
+
+
+def of(gpu_table, command: str, limit: int = 60):
+    return gpu_table.Line("work", command, r"^ours (\d+)", r"^other (\d+)", "another", "s", limit)
+
+
+@pytest.mark.parametrize(
+    ("program", "row"),
+    [
+        ("print('ours 2'); print('other 6')", "2 s | 6 s, another | 3.00"),
+        ("print('ours 2'); raise ValueError('a|b')", "2 s | ValueError: a/b | "),
+        ("raise ValueError('a|b')", "ValueError: a/b | ValueError: a/b | "),
+        ("print('other 2')", "nothing printed | 2 s, another | "),
+        (
+            # Its child holds the pipe open.
+            "import subprocess, time; print('ours 2', flush=True); subprocess.Popen(['sleep', '30']); time.sleep(30)",
+            "2 s | not done in 1 s | ",
+        ),
+    ],
+    ids=["figures", "the other way failed", "failed", "no figure of ours", "the other way too slow"],
+)
+def test_a_row(gpu_table, monkeypatch, tmp_path, program, row):
+    (tmp_path / "script.py").write_text(program)
+    monkeypatch.setattr(gpu_table, "FOLDER", tmp_path)
+    printed = gpu_table.run(of(gpu_table, "script.py", 1 if "sleep" in program else 60), tiny=False)
+    assert printed == f"| work | {row} |"
+
+
+@pytest.mark.slow
+def test_a_line_of_each_benchmark_runs():
+    """At the smallest size; all lines: bash benchmarks/gpu.sh --tiny"""
+    only = ["boxes 512", "GRPO step 512", "SFT 512", "teacher"]
+    call = [sys.executable, FOLDER / "gpu_table.py", "--tiny", "--only", *only]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    heading, _, _, _, columns, _, *rows = done.stdout.splitlines()
+    assert re.fullmatch(r"### .+, torch .+, \d{4}-\d\d-\d\d", heading)
+    assert columns == "| work | ours | other way | ratio |"
+    assert len(rows) == len(only)
+    figure = r"\| [\d.e+-]+ (s|rows/s)"
+    unfinished = r"\| not done in \d+ s"  # on a busy machine
+    row = rf"\| .+ ({figure}|{unfinished}) ({figure}, .+|{unfinished}) \| [\d.]* ?\|"
+    assert all(re.fullmatch(row, line) for line in rows), rows
+    assert any(re.match(rf"\| .+ {figure} \|", line) for line in rows)
