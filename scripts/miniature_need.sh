@@ -2,6 +2,9 @@
 # need no crop. Two croppers are trained on it: `decide` from labelled rows and with a price for crops, `always` from the
 # same boxes without either.
 COST=0.5 # nats: the price of a crop in GRPO, and by the labels what a needed one gains at least
+# The need, in nats, from which a question gets a crop. The cropper's own choice, 0, gives one to 78 to 84% of the training
+# rows that are labelled as needing it (seeds 0, 1, 2), and this one to 84 to 94%.
+THRESHOLD=-1.5
 
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED" --train 1600 --need
 
@@ -57,8 +60,8 @@ answers() {
     local name=$1 known=("${@:2}")
     step "predictions/${name}_decide_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${P}_decide_bbox.json" --name "${name}_decide" "${known[@]}"
-    step "predictions/${name}_decide_at_0_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${P}_decide_bbox.json" --need_threshold 0 --name "${name}_decide_at_0" "${known[@]}"
+    step "predictions/${name}_decided_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${P}_decide_bbox.json" --need_threshold $THRESHOLD --name "${name}_decided" "${known[@]}"
     step "predictions/${name}_always_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${P}_always_bbox.json" --name "${name}_always" "${known[@]}"
 }
