@@ -1,4 +1,4 @@
-"""Errors that are told in one line, and the short texts that they are made of."""
+"""Errors that end a script with one line, and the short texts in their messages."""
 
 import contextlib
 import logging

@@ -137,7 +137,7 @@ def generate_texts(
 
 
 def image_tokens(processor: Any, images: list[Image.Image]) -> int | None:
-    """Return the number of image tokens in a prompt that shows `images`; None if the processor names no such token."""
+    """Return the number of image tokens in a prompt that shows `images`; None if the processor has no such token."""
     prompt = answerer_prompt("?", images)
     if type(processor).__name__ in {name for _, name in SHARED}:
         ids = prepare(processor, [prompt]).input_ids[0]

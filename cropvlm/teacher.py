@@ -30,7 +30,7 @@ def read_response(text: str, seen_size: tuple[int, int], size: tuple[int, int]) 
     """Return the box that a response names, in pixels of the original image, and the kind of response.
 
     text: the teacher's raw response. seen_size, size: (width, height) of the image as the teacher saw it and as
-    it is. A box that passes the edge is clipped. The kind is `box`, or the reason why the response names no box
+    it is. A box that passes the edge is clipped. The kind is `box`, or the reason why the response has no box
     (None is returned for it): one of `boxes.unreadable_kind`, or `outside the image`.
 
     >>> read_response('{"bbox_2d": [28, 56, 56, 112]}', seen_size=(280, 560), size=(1000, 1000))
@@ -67,7 +67,7 @@ def grow(
 ) -> tuple[list[GrownBox | None], tuple[float, float, float, float]]:
     """Return the grown box of each record, None where it holds no response, and the cut points of relative area.
 
-    A response that names no box counts as the whole image. All boxes take part in the cut points, the areas at the
+    A response without a box counts as the whole image. All boxes take part in the cut points, the areas at the
     borders of the fifths; a box of the i-th fifth, smallest first, grows to `growth[i]` times its area (the release's
     factors). Raises `UserError` if no record holds a response.
     """

@@ -1,4 +1,4 @@
-"""What the two stages share: rows as prompt and completion, the adapter, the schedule.
+"""Shared by both stages: rows as prompt and completion, the adapter, the schedule.
 
 SFT teaches the completion ` [x1, y1, x2, y2].<end_of_utterance>`, the teacher's box in percent; GRPO starts from the
 prompt alone. Values marked "release" are those of the released experiment.

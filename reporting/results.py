@@ -111,7 +111,7 @@ class Result:
 
     def values(self, metric: str) -> np.ndarray:
         """Return the score of every scored row, or 100 for those among the `refusals` or `crops`."""
-        if metric == "refusals":  # an answer that is empty or names no option; a failed row is none
+        if metric == "refusals":  # empty answers and those without an option; failed rows are not refusals
             return self.scored.refusals * [question_id not in self.failed for question_id in self.scored.ids]
         return 100.0 * self.cropped if metric == "crops" else self.scored.scores
 

@@ -1,4 +1,4 @@
-"""What the tests of steps 4 to 6 share: models whose texts differ from row to row, box files, broken images."""
+"""Shared by the tests of steps 4 to 6: models whose texts differ from row to row, box files, broken images."""
 
 import json
 from pathlib import Path

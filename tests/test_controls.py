@@ -1,4 +1,4 @@
-"""What the controls show in the crop's place."""
+"""The images that the controls show in the crop's place."""
 
 import numpy as np
 import pytest

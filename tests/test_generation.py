@@ -32,7 +32,7 @@ def plain_inputs(processor, prompts):
 
 
 def pixel_values(prepared):
-    """Of each distinct image, (tiles, 1, C, H, W)."""
+    """The tiles of each distinct image, (tiles, 1, C, H, W)."""
     return [image.tensors["pixel_values"] for image in prepared.images.values()]
 
 

@@ -104,7 +104,7 @@ def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
 def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter, boxed_world, tmp_path):
-    """How much goes through the model at once may change on the way: the weights are the same but for rounding."""
+    """The micro-batch may change between resumes: the weights are the same up to rounding."""
     flags = ["--base_model", sft_adapter, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_dropout", 0]
     flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
     flags += ["--disable_tqdm", True, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 1]

@@ -68,7 +68,7 @@ def test_likelihood_is_that_of_full_image_and_crop(reward_vlm):
 
 
 def five_completions():
-    """Of one prompt, no two alike."""
+    """Completions of one prompt, no two alike."""
     completions = [message(f" [{i}, 0, 90, 90].") for i in range(5)]
     columns = {"image": noise(160, 120, 1), "question": "Which?", "answers": TEN}
     return {"completions": completions} | {name: [value] * 5 for name, value in columns.items()}

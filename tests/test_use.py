@@ -35,7 +35,7 @@ def flags(start: str, **replaced: object) -> list[str]:
 
 
 def execute(folder: Path, *command: object) -> str:
-    """What a command prints."""
+    """The output of a command."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     call = [str(word) for word in command]
     done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -69,7 +69,7 @@ def base_of(path: str) -> str:
     """Return the base that an adapter's configuration names. Raises `UserError` for none or for the adapter itself."""
     bases = list(adapter_bases(path))
     if not bases:
-        raise UserError(f"{path}: adapter_config.json names no base model; add it there as base_model_name_or_path")
+        raise UserError(f"{path}: adapter_config.json has no base_model_name_or_path; add the base model there")
     return bases[0]
 
 

@@ -1,4 +1,4 @@
-"""How much of a step goes through the model at once: TRL's gradient accumulation, as memory allows.
+"""The size of a micro-step: TRL's gradient accumulation, as memory allows.
 
 What `per_device_train_batch_size` x `gradient_accumulation_steps` make is the step; `--micro_batch_size` says how it is
 divided into micro-steps, whole groups of completions each.

@@ -55,7 +55,7 @@ class PolicyArguments:
     processor: str | None = HfArg(default=None, help="Hub id or folder of the processor; default: base_model's own")
     dataset_path: str = HfArg(default="datasets/cropvlm_dataset_sft", help="Hub id, or folder written by save_to_disk")
     split: str | None = HfArg(default=None, help="split of dataset_path; default: train, or the only one")
-    max_samples: int | None = HfArg(default=None, help="train on the first so many rows only")
+    max_samples: int | None = HfArg(default=None, help="train on this many rows, from the first one")
     data_type: Literal["roi"] = HfArg(default="roi", help="rows are regions of interest, the only type there is")
     longest_edge: int = HfArg(default=512, help="pixels of the policy's longer image side (release: 512)")
     vqa_model: str = HfArg(
@@ -123,7 +123,7 @@ class TrainerArguments(Schedule):
 
     eval_dataset_path: str | None = HfArg(default=None, help="data set to measure the accuracy with current crops on")
     eval_split: str | None = HfArg(default=None, help="its split; default: validation, or the only one")
-    eval_max_samples: int | None = HfArg(default=None, help="its first so many rows only")
+    eval_max_samples: int | None = HfArg(default=None, help="number of its rows, from the first one")
     warmup_ratio: float | None = HfArg(default=None, help="share of steps that warm up, in place of warmup_steps")
     micro_batch_size: str = HfArg(
         default="auto", help="rows or completions through the model at once, at most; auto: as many as memory holds"

@@ -1,4 +1,4 @@
-"""What the tests of create_dataset.py share."""
+"""Fixtures of the tests of create_dataset.py."""
 
 import dataclasses
 from pathlib import Path

@@ -53,7 +53,7 @@ ARRAYS = ["{'text': array(['a'], dtype=object)}", "<ArrowStringArray>\n['a']", "
 
 @pytest.mark.parametrize("cell", [*LISTS, *ARRAYS, "[1]"])  # [1] beside a text: a list or not?
 def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
-    """Of numpy's ['a' 'a'] Python makes ['aa'], which no right answer matches."""
+    """Python reads numpy's ['a' 'a'] as ['aa'], which no right answer matches."""
     with pytest.raises(UserError, match="has the answers .*; expected"):
         load_rows(save(tmp_path / "data", answers=["stop", cell]))
 

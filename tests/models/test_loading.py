@@ -20,7 +20,7 @@ def edit(file, **values):
 
 
 def with_code(folder):
-    """Of the model, its processor, its tokenizer and its image processor."""
+    """The classes of the model, its processor, its tokenizer and its image processor."""
     (folder / "evil.py").write_text(CODE)
     automatic = {"AutoConfig": "evil.C", "AutoModelForImageTextToText": "evil.C", "AutoProcessor": "evil.C"}
     edit(folder / "config.json", model_type="evil", auto_map=automatic)

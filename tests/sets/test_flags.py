@@ -1,4 +1,4 @@
-"""The flags of create_dataset.py: mistakes are told in one line that names the flag, before anything is loaded."""
+"""The flags of create_dataset.py: mistakes are one line that names the flag, before anything is loaded."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What ends a training is one line: a setting until the first step, then memory and disk; anything else is a bug."""
+"""Errors that end a training in one line: a setting until the first step, then memory and disk; any other is a bug."""
 
 import pytest
 import torch

@@ -44,7 +44,7 @@ def test_rows_that_a_worker_fetches_are_read_when_they_are_asked_for():
 
 
 def test_a_worker_hands_over_levels(tiny_smolvlm, sft_rows):
-    """Of a 128-px image 5 tiles of 64 x 64 x 3 in float32 are 240 kB, its levels 48 kB; no PIL image is pickled."""
+    """Five 64 x 64 x 3 tiles of a 128-px image take 240 kB in float32, its levels 48 kB; no PIL image is pickled."""
     processor = modeling.load_processor(tiny_smolvlm, 128)
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
     batch = ImageCollator(collate, processor, image_reader(processor, torch.device("cuda")).read)(sft_rows)
