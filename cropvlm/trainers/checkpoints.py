@@ -58,6 +58,7 @@ PARTS = re.compile("(per_device_train_batch_size|gradient_accumulation_steps)") 
 ENVIRONMENT = re.compile(
     "(ACCELERATE_(MIXED_PRECISION|DYNAMO_|USE_FSDP|USE_DEEPSPEED)|FSDP_|TORCH_ALLOW_TF32|NVIDIA_TF32)"
 )
+NAME = re.compile(r"checkpoint-\d+")  # of a checkpoint's folder
 NO = ("", "0", "no", "false", "default")
 MODELS = ("base_model", "processor", "vqa_model")
 # Beside `settings`, these are in what is told of a model wherever it is used.
@@ -199,7 +200,8 @@ class CheckpointRecorder(TrainerCallback):
 
     def _delete_others(self, args: TrainingArguments, state: Any) -> None:
         """Keep the best checkpoint and the newest ones that a run can resume from."""
-        paths = sort_checkpoints(args.output_dir, use_mtime=True)
+        # transformers would also list, and delete, a user's copy such as checkpoint-7-old.
+        paths = [path for path in sort_checkpoints(args.output_dir, use_mtime=True) if NAME.fullmatch(Path(path).name)]
         whole = [path for path in paths if (Path(path) / RECORD).is_file()]
         kept = {*whole[-self.limit :], str(Path(state.best_model_checkpoint or ""))}
         for path in paths:
@@ -212,7 +214,7 @@ def newest_checkpoint(output_dir: str, run: dict[str, dict]) -> tuple[Path, dict
 
     Raises `UserError` where all whole checkpoints there are of runs with other settings.
     """
-    paths = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    paths = [path for path in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(path.name)]
     other = None
     for path in sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         record = read_record(path)

@@ -138,12 +138,14 @@ def test_an_older_checkpoint_goes_once_the_newer_one_is_recorded(tmp_path, monke
     recorder = checkpoints.CheckpointRecorder(RUN, args)
     assert args.save_total_limit is None  # else transformers would delete them before
 
+    write_checkpoint(tmp_path, "1-kept", None)  # a user's own copy
+
     def save(step):
         write_checkpoint(tmp_path, step, None)
         recorder.on_save(args, SimpleNamespace(global_step=step, max_steps=9, best_model_checkpoint=None), None)
-        return sorted(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*"))
+        return sorted(path.name[11:] for path in tmp_path.glob("checkpoint-*"))
 
-    assert [save(step) for step in (2, 3, 4)] == [[2], [2, 3], [4]]
+    assert [save(step) for step in (2, 3, 4)] == [["1-kept", "2"], ["1-kept", "2", "3"], ["1-kept", "4"]]
     monkeypatch.setattr(checkpoints, "write_record", None)
     with pytest.raises(TypeError):  # as if killed
         save(6)
