@@ -87,10 +87,11 @@ start=$SECONDS
 if [[ $REWARD == need ]]; then source scripts/miniature_need.sh; fi
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED"
 
-# 1. The teacher's boxes for the first half of the training rows, 2. SFT.
+# 1. The teacher's boxes for the first half of the training rows.
 teacher_and_sft() {
     step "${WORLD}_grpo" python3 create_dataset.py --dataset_path "$WORLD" --split train --output_path "$WORLD" \
         "${TEACHER[@]}"
+    # 2. SFT.
     step "models/${NAME}_sft/run.json" python3 train_sft.py \
         --base_model $SMOLVLM --dataset_path "${WORLD}_sft" --output_dir "models/${NAME}_sft" --longest_edge 64 \
         --num_train_epochs 2 --learning_rate 3e-4 --logging_steps 20 --save_steps 1000 --seed "$SEED" --report_to none
@@ -109,44 +110,38 @@ untrained() {
         --dataset_path "$WORLD" --split test "${SMALL[@]}"
     step "${P}_teacher_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${P}"_{true,teacher}_bbox.json "${SMALL[@]}"
+    step "${R}_unseen_base_answers.json" python3 generate_final_answers.py --modes base --name "${RUN}_unseen" \
+        --dataset_path "$WORLD" --split test "${LARGE[@]}"
 }
 together teacher_and_sft untrained
 
-# 4. Boxes for the held-out rows: boxes MODEL FILE.
+# 3. GRPO. At SFT's learning rate it loses the centres that SFT has learnt: seed 2 then stays at 68 instead of 83.
+step "models/${RUN}_grpo/run.json" python3 train_grpo.py --reward "$REWARD" \
+    --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
+    --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
+    --learning_rate 8e-5 --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
+
+# 4. Boxes for the held-out rows.
 boxes() {
     step "$2" python3 generate_bbox.py --model_path "$1" --dataset_path "$WORLD" --split test --longest_edge 64 \
         --output "$2"
 }
+sft_boxes() { boxes "models/${NAME}_sft" "${P}_sft_bbox.json"; }
+grpo_boxes() { boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"; }
+together sft_boxes grpo_boxes
 
-# 3. GRPO. At SFT's learning rate it loses the centres that SFT has learnt: seed 2 then stays at 68 instead of 83.
-grpo_and_boxes() {
-    step "models/${RUN}_grpo/run.json" python3 train_grpo.py --reward "$REWARD" \
-        --base_model "models/${NAME}_sft" --vqa_model $SMOLVLM --dataset_path "${WORLD}_grpo" \
-        --output_dir "models/${RUN}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
-        --learning_rate 8e-5 --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
-    boxes "models/${RUN}_grpo" "${R}_grpo_bbox.json"
-}
-
-# 5. Meanwhile the answers with SFT's boxes, and those without a crop of the model that training never sees.
-answers_without_grpo() {
-    boxes "models/${NAME}_sft" "${P}_sft_bbox.json"
-    step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${P}_sft_bbox.json" "${SMALL[@]}"
-    step "${R}_unseen_base_answers.json" python3 generate_final_answers.py --modes base --name "${RUN}_unseen" \
-        --dataset_path "$WORLD" --split test "${LARGE[@]}"
-}
-together grpo_and_boxes answers_without_grpo
-
-# Answers with GRPO's boxes, also those with something else in the crop's place (cropvlm/runs/controls.py).
+# 5. Answers with the other boxes; with GRPO's also those with something else in the crop's place (cropvlm/runs/controls.py).
 grpo_answers() {
     step "${R}_grpo_elsewhere_answers.json" python3 generate_final_answers.py --modes cropvlm \
         --bbox "${R}_grpo_bbox.json" --controls full_twice no_detail elsewhere "${SMALL[@]}"
 }
-unseen_answers() {
+other_answers() {
+    step "${P}_sft_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "${P}_sft_bbox.json" "${SMALL[@]}"
     step "${R}_unseen_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm --name "${RUN}_unseen" \
         --bbox "${R}_grpo_bbox.json" --dataset_path "$WORLD" --split test "${LARGE[@]}"
 }
-together grpo_answers unseen_answers
+together grpo_answers other_answers
 
 # 6. Scores; meanwhile the table, and verdicts on the paper's claims: 3 where one is not reproduced.
 scores() {
