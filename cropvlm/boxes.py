@@ -57,7 +57,7 @@ def begins_not_needed(text: str) -> bool:
 
 
 def decide(texts: Sequence[str], needs: Sequence[float], threshold: float) -> list[str]:
-    """The boxes whose need is at least `threshold`, and `Not needed.` in the place of the others."""
+    """The boxes whose need is at least `threshold`, and `Not needed.` for the others."""
     return [text if need >= threshold else NOT_NEEDED for text, need in zip(texts, needs, strict=True)]
 
 

@@ -107,7 +107,7 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
 
 _ARTICLE = r"a[^\S\n]+(?!(?:or|and|is|because)\b)[\w\"“'‘]"  # an a before a word or a quote
 _LETTER = rf"(?<![\w-])(?<!\w['’])(?!{_ARTICLE})([A-E])(?!['’]?\w|-\w)"  # alone: not in "Blue", "C'est", "D-day"
-_FINAL = r"(?![)\]'’\"”]*\s*(?:/|or\b|and\b))"  # no other letter is offered beside it: "A or B"
+_FINAL = r"(?![)\]'’\"”]*\s*(?:/|or\b|and\b))"  # not one of two: "A or B"
 _OPENING = re.compile(rf"(?im)\A\W*{_LETTER}{_FINAL}(?:[.):\]]|\s*$)")
 _LISTED = re.compile(rf"(?im){_LETTER}(?:[.):\]]+\s*[\w(\[]|[)\]]*\s*$)")
 _ANNOUNCED = re.compile(rf"(?i)\b(?:answer|option|choice)(?:\s+is\b|\s*:)\W*(?:option\W+|choice\W+)?{_LETTER}{_FINAL}")

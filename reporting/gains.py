@@ -115,7 +115,7 @@ def pair_up(after: Result, before: Result) -> Pair:
 
 
 def pairs(results: Sequence[Result], controls: Sequence[Result] = ()) -> list[Pair]:
-    """Return every result with crops beside that without of the same setting, where there is one, and its controls."""
+    """Return each result with crops, paired with the same setting's result without, and its controls."""
     bases = {_key(result): result for result in reversed(results) if not result.with_crop}
     found = []
     for after in results:

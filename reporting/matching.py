@@ -112,7 +112,7 @@ def known_boxes(result: Result) -> list[BoxFile]:
 
 
 def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claims) -> list[str] | None:
-    """Return in what boxes differ from those of a setting's cropper; None if they are another one's.
+    """Return how boxes differ from those of a setting's cropper; None if another cropper wrote them.
 
     What the training recorded decides, and only without a record the name of the model.
     """
@@ -154,7 +154,7 @@ def lineage(record: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def training_differs(wanted: Cropper, record: dict[str, Any], claims: Claims) -> list[str]:
-    """Return in what a recorded training, or one that it started from, differs from that of a cropper of the file."""
+    """Return how a recorded training, or one that it started from, differs from that of a cropper in the file."""
     data, base = claims.data.get(wanted.trained_on), claims.croppers.get(wanted.base)
     sources = ", ".join(sorted({source["name"] for source in record.get("sources", [])}))
     found = differing(

@@ -31,7 +31,7 @@ NEED_COLUMNS = (  # of the numbers of a curve's summary
 
 
 def points(value: Any, sign: str = "") -> str:
-    """Return a number, or both of an interval, with two decimals; a text as it is, and None as an empty one."""
+    """Return a number, or both of an interval, with two decimals; text unchanged, None as an empty text."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, list | tuple):
@@ -135,6 +135,6 @@ def cropper_rows(claims: Sequence[Claims], results: Sequence[Result]) -> list[Ro
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table; text of files is escaped, so that it stays text."""
+    """Return a Markdown table; cells are escaped."""
     cells = [[" ".join(text.translate(ESCAPED).split()) for text in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [rows[0], ["---"] * len(rows[0]), *cells])

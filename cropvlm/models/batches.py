@@ -89,7 +89,7 @@ def _unless_out_of_memory(compute: Callable[[Any], Any], part: Any) -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator, a driver or cuBLAS reports that there is no memory left."""
+    """Whether an error of an allocator, a driver or cuBLAS means out of memory."""
     kinds = (torch.OutOfMemoryError, MemoryError, BatchTooLarge)
     told = any(words in str(error) for words in OUT_OF_MEMORY)
     return isinstance(error, kinds) or told or should_reduce_batch_size(error)

@@ -70,7 +70,7 @@ def check_length(tokenizer: Any, texts: Iterable[str], context: int | None) -> N
     context: in tokens; None if the model has no limit.
     """
     for text in texts:
-        if context and len(text.encode(errors="replace")) > context:  # else it has no more tokens
+        if context and len(text.encode(errors="replace")) > context:  # a text has at most as many tokens as bytes
             tokens = len(tokenizer(text)["input_ids"])
             if tokens > context:
                 raise FailedRow(f"a question of {tokens} tokens; the model's context holds {context}")

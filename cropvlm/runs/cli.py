@@ -90,7 +90,7 @@ class Screen(io.FileIO):
 
 
 def _screen(stream: TextIO | None) -> TextIO | None:
-    """`stream`, or if it is Python's own a `Screen` in its place, on which an accent that it cannot show is escaped."""
+    """`stream`; Python's own as a `Screen` that escapes characters it cannot show."""
     if stream is None or stream not in (sys.__stdout__, sys.__stderr__):
         return stream
     screen = io.BufferedWriter(Screen(stream.fileno(), "w", closefd=False))

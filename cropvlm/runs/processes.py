@@ -42,7 +42,7 @@ def device_index(gpu: int) -> int:
 
 
 def limit_threads() -> None:
-    """Let torch have no more threads than a container's CPU quota allows, unless $OMP_NUM_THREADS gives a number."""
+    """Limit torch's threads to a container's CPU quota, unless $OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ and (cores := cpu_count()) < (os.cpu_count() or 1):
         os.environ["OMP_NUM_THREADS"] = str(cores)  # read when torch is loaded
         if torch := sys.modules.get("torch"):

@@ -147,7 +147,7 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all files are there, and no row of theirs is asked again; without failures no journal is needed."""
+        """Whether all files are there, and none of their rows is asked again; without failures no journal is needed."""
         failed = {row["question_id"] for output in self.outputs for row in output.failures}
         return all(output.written for output in self.outputs) and all(map(self.is_done, failed & self.key_of.keys()))
 

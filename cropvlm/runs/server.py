@@ -48,7 +48,7 @@ class Rejected(ValueError):
 
 
 class CutOff(ValueError):
-    """The model wrote as many tokens as it may, and none of them belongs to an answer."""
+    """The reply reached the token limit before an answer."""
 
 
 Texts = list[str | Rejected | CutOff]  # one per prompt of a row: its text or an error
@@ -240,7 +240,7 @@ def fit_longest_edge(image: Image.Image, longest_edge: int | None) -> Image.Imag
 
 
 def to_chats(prompts: list[Prompt], resize: Callable, image_format: str) -> list[list[dict[str, Any]]]:
-    """The messages of each prompt as the API takes them, images as data URLs in the place of their placeholders."""
+    """The messages of each prompt as the API takes them, images as data URLs in place of their placeholders."""
     distinct = {id(image): image for _, images in prompts for image in images}
     urls = {key: data_url(resize(image), image_format) for key, image in distinct.items()}
     chats = []

@@ -61,7 +61,7 @@ ENVIRONMENT = re.compile(
 NAME = re.compile(r"checkpoint-\d+")  # of a checkpoint's folder
 NO = ("", "0", "no", "false", "default")
 MODELS = ("base_model", "processor", "vqa_model")
-# Beside `settings`, these are in what is told of a model wherever it is used.
+# The settings that meta files and reports repeat for a model.
 RECORDED = ("num_train_epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "num_generations", "beta")
 UNLESS_GIVEN = ("crop_cost",)  # settings that are left out where nothing was given
 

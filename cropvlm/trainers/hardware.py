@@ -33,7 +33,7 @@ def show_one_gpu(index: int) -> None:
 
 
 def settle_hardware(args: TrainingArguments) -> None:
-    """Compute in bfloat16 on a GPU and in float32 on the CPU, there too with all processes, unless told otherwise.
+    """Compute in bfloat16 on a GPU and in float32 on the CPU, with all processes, unless flags say otherwise.
 
     For `__post_init__`, before TRL's own, which would take bfloat16 everywhere. Raises `UserError` if the environment
     speaks of several processes, but not as a launcher does, or this one is alone.

@@ -32,7 +32,7 @@ def _number(image: Image.Image) -> int:
 
 
 class SharedImage(Image.Image):
-    """An image that stays one where a prompt is copied deeply, as TRL does in every step: nobody changes its pixels."""
+    """An image that deep copies of a prompt, which TRL makes in every step, share: its pixels never change."""
 
     def __deepcopy__(self, memo: dict) -> Image.Image:
         return self
