@@ -277,7 +277,7 @@ class Claims:
         if entry.metric == "over_random" and len(parts) < 3:
             raise ValueError(f"{where} is of over_random; expected score, over and of")
         if (entry.of and not entry.over) or (not bars and len(parts) != 2 and entry.metric != "over_random"):
-            raise ValueError(f"{where} is no comparison; expected score, and over (with `of` a bar too) or a bar")
+            raise ValueError(f"{where} lacks something to compare with; expected score, and over (with `of` a bar too) or a bar")
         if values != sorted(values) or (not entry.over and any(not 0 <= bar <= 100 for bar in values)):
             raise ValueError(f"{where} has the bar {words}; no score can meet it")
         covered = entry.benchmarks or self.benchmarks

@@ -42,7 +42,7 @@ class Stage:
 
     @property
     def changed(self) -> str | None:
-        """The input that is no longer what the outputs were made from; None also where they do not record it."""
+        """The input that has changed since the outputs were made; None also where they do not record it."""
         with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):  # no file, or of another form
             if self.outputs[-1].name == RECORD:
                 record = json.loads(self.outputs[-1].read_text())

@@ -86,7 +86,7 @@ def judge_one(
         head |= {"ours": ours, "interval_95": interval}
         head["difference"] = None if item.nearest is None else ours - item.nearest
     else:
-        reasons.insert(0, "the interval of the way from `over` to `of` does not lie above 0: there is no share of it")
+        reasons.insert(0, "the interval of the way from `over` to `of` does not lie above 0: a share of it means nothing")
     if reasons:
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join(reasons))
     verdict, reason = decide(item, (ours, ours) if item.alone else interval, evidence)

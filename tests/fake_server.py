@@ -113,7 +113,7 @@ FATAL = {
     ),
     "404": (
         error(404, "The model m does not exist"),
-        "'The model m does not exist'; there is no such model",
+        "'The model m does not exist'; no such model",
     ),
     "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'; finished rows are kept"),
     "429": (error(429, "Rate limit reached"), "sends error 429, 'Rate limit reached'; finished rows are kept"),

@@ -161,7 +161,7 @@ def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tin
     [
         (["--dataset_path", "missing/folder/of/data"], "no data set"),
         (["--max_samples", 1], "1 rows"),
-        (["--merged_rollouts", "--use_lora", False], "no adapter to merge"),
+        (["--merged_rollouts", "--use_lora", False], "without an adapter"),
         (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
     ],
 )

@@ -156,9 +156,7 @@ def check_same_data(path: str | Path, meta: dict, rows: Any, keys: list[int] | N
     changed = [name for name, value in now.items() if value and recorded.get(name) not in (None, value)]
     if changed:
         seen = f"the {' and '.join(changed)} of {shorten(str(meta.get('dataset_path')))}"
-        raise UserError(
-            f"{path}: {seen} are no longer those that it was made from; restore that data set, or run the step again"
-        )
+        raise UserError(f"{path}: {seen} have changed since it was made; restore that data set, or run the step again")
 
 
 def join_on_question_id(records: list[dict], rows: Any, name: str = "the prediction file") -> list[str]:

@@ -25,7 +25,7 @@ from cropvlm.runs.server import MOST_REJECTED
 
 logger = logging.getLogger(__name__)
 
-Text = str | ValueError  # a text, or why there is none
+Text = str | ValueError  # a text, or why it is missing
 # Of (prompts, done=indices of rows to leave out): yields (row index, a text per prompt or one error for all).
 Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
 Count = Callable[[list[dict], float], dict[str, Any]]  # of (records, seconds): the counts of a meta file

@@ -38,7 +38,7 @@ RESUME = "finished rows are kept; run the same command again to continue"
 REMEDIES = {
     401: f"set {KEY} to a key that is allowed to ask it",
     402: RESUME,
-    404: "there is no such model or address; check --api_base and --api_model",
+    404: "no such model or address; check --api_base and --api_model",
     429: RESUME,
 }
 
@@ -178,7 +178,7 @@ class Doubts:
     answered: set[int] = field(default_factory=set)  # places that have had a text
 
     def settle(self, i: int, texts: Texts) -> list[tuple[int, Texts]]:
-        """Add the texts of row `i`; return the rows that are no longer in doubt."""
+        """Add the texts of row `i`; return the rows whose errors have been settled."""
         for place, text in enumerate(texts):
             self.failures[place] = self.failures[place] + 1 if isinstance(text, Rejected) else 0
         self.answered |= {place for place in range(len(texts)) if not self.failures[place]}

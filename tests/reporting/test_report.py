@@ -124,7 +124,7 @@ def test_bad_input_is_one_line(change, message):
 BAD_CLAIMS = {
     "no YAML": ("title: a test", "a: [", "is not YAML"),
     "a name": ("cropper: none\n  margin", "cropper: best\n  margin", "figures[0]: 'best' is not one"),
-    "no bar": ("over:\n    answerer: small\n    cropper: none\n  says", "says", "is no comparison"),
+    "no bar": ("over:\n    answerer: small\n    cropper: none\n  says", "says", "lacks something to compare with"),
     "unknown key": ("title: a test", "title: a test\nmore: 1", "more"),
     "a key twice": ("title: a test", "title: a test\ntitle: b", "the key 'title' is given twice"),
     "a name for a name": ("title: a test", "title: '{name}'", "{name} is not under names"),
