@@ -114,6 +114,12 @@ class Setting:
     need_threshold: float | None = None
 
     @property
+    def answered(self) -> tuple["Setting", ...]:
+        """The settings whose answers it consists of: at a threshold, those with every crop and those without any."""
+        crop = replace(self, need_threshold=None)
+        return (self,) if self.need_threshold is None else (crop, replace(crop, cropper=None, control=None))
+
+    @property
     def models(self) -> str:
         cropper = self.cropper.title if self.cropper else "no crop"
         decided = "" if self.need_threshold is None else f", crops where the need is at least {self.need_threshold:g}"
@@ -230,7 +236,8 @@ class Claims:
         self.items += [self._claim(entry, f"claims[{i}]") for i, entry in enumerate(self.claims)]
         also = [self._setting(benchmark, part, "also") for part in self.also for benchmark in self.benchmarks]
         by_part = [zip(*item.columns, strict=True) for item in self.items]  # the score on all benchmarks, then `over`
-        self.settings = list(dict.fromkeys([*chain.from_iterable(chain.from_iterable(by_part)), *also]))
+        wanted = [*chain.from_iterable(chain.from_iterable(by_part)), *also]
+        self.settings = list(dict.fromkeys(chain.from_iterable(setting.answered for setting in wanted)))
         self.shown = self.examples and self._setting(self.examples.benchmark, self.examples, "examples")
         return self
 
@@ -277,7 +284,9 @@ class Claims:
         if entry.metric == "over_random" and len(parts) < 3:
             raise ValueError(f"{where} is of over_random; expected score, over and of")
         if (entry.of and not entry.over) or (not bars and len(parts) != 2 and entry.metric != "over_random"):
-            raise ValueError(f"{where} lacks something to compare with; expected score, and over (with `of` a bar too) or a bar")
+            raise ValueError(
+                f"{where} lacks something to compare with; expected score, and over (with `of` a bar too) or a bar"
+            )
         if values != sorted(values) or (not entry.over and any(not 0 <= bar <= 100 for bar in values)):
             raise ValueError(f"{where} has the bar {words}; no score can meet it")
         covered = entry.benchmarks or self.benchmarks

@@ -116,20 +116,22 @@ def pair_up(after: Result, before: Result) -> Pair:
 
 def pairs(results: Sequence[Result], controls: Sequence[Result] = ()) -> list[Pair]:
     """Return each result with crops, paired with the same setting's result without, and its controls."""
-    bases = {_key(result): result for result in reversed(results) if not result.with_crop}
+    bases = {comparison_key(result): result for result in reversed(results) if not result.with_crop}
     found = []
     for after in results:
-        before = bases.get(_key(after)) if after.with_crop else None
+        before = bases.get(comparison_key(after)) if after.with_crop else None
         if before and after.asked == before.asked:
             same = [
-                r for r in controls if _key(r) == _key(after) and r.settings.get("boxes") == after.settings.get("boxes")
+                r
+                for r in controls
+                if comparison_key(r) == comparison_key(after) and r.settings.get("boxes") == after.settings.get("boxes")
             ]
             own = {result.control: result for result in same}
             found.append(Pair(after, before, {name: own[name] for name in CONTROLS if name in own}))
     return found
 
 
-def _key(result: Result) -> tuple:
+def comparison_key(result: Result) -> tuple:
     """Return what results must share to be compared: rows, and an answerer that sees and writes in the same way."""
     meta = [result.meta.get(key) for key in ("dataset_path", "dataset", "split", "max_samples")]
     sizes = ("longest_edge", "min_pixels", "max_pixels", "image_fit", "max_new_tokens", "dtype", "model_files")

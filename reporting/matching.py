@@ -17,8 +17,9 @@ from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, cropper_messages
 from cropvlm.runs.predictions import KINDS, BoxFile
 from cropvlm.runs.provenance import rows_changed
 from reporting.claims import Answerer, Claims, Cropper, Setting
+from reporting.gains import comparison_key
 from reporting.plan import here, training_rows
-from reporting.results import Result, changed_model
+from reporting.results import Result, at_threshold, changed_model
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,31 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
             first, second = best.result.path, other.result.path
             raise UserError(f"two files for one setting ({setting.title}): {first} and {second}; move one away")
     return best
+
+
+def matches(claims: Claims, results: Sequence[Result]) -> dict[Setting, Match | None]:
+    """Return the match of every setting of a claims file."""
+    found = {setting: match(setting, results, claims) for setting in claims.settings}
+    compared = {setting for item in claims.items for column in item.columns for setting in column}
+    return found | {s: decided(s, *map(found.get, s.answered)) for s in compared if s not in found}
+
+
+def decided(setting: Setting, crop: Match | None, full: Match | None) -> Match | None:
+    """Return the answers at a threshold of the need: of `crop` where a box's need reaches it, of `full` elsewhere.
+
+    They are those of generate_final_answers.py --need_threshold, which asks no other prompts.
+    """
+    if crop is None or full is None:
+        return None
+    after, before = crop.result, full.result
+    found = [*crop.differences, *full.differences, *filter(None, [before.failures])]
+    try:
+        if comparison_key(after) != comparison_key(before) or after.asked != before.asked:
+            raise UserError(f"{after.path} and {before.path} are not of the same questions and settings")
+        made = at_threshold(after, before, setting.need_threshold)
+    except UserError as error:
+        return Match(after, (*found, str(error)))
+    return Match(made, tuple(found))
 
 
 def differences(setting: Setting, result: Result, claims: Claims) -> tuple[str, ...] | None:

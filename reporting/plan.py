@@ -150,7 +150,6 @@ def _box_stages(setting: Setting, folder: Path) -> list[Stage]:
 def answers_name(setting: Setting) -> str:
     """Return the name of the stage that answers a setting's questions."""
     cropper = setting.cropper.name if setting.cropper else "none"
-    cropper += "" if setting.need_threshold is None else f"_at_{setting.need_threshold:g}"
     return f"answers/{setting.answerer.name}/{cropper}/{setting.benchmark.name}"
 
 
@@ -159,8 +158,8 @@ def _answer_stage(setting: Setting, controls: Sequence[str], folder: Path) -> St
     mode, needs, boxes, asked = "base", (), None, {**_source(benchmark), "name": benchmark.name}
     if setting.cropper:
         mode, needs = "cropvlm", (f"boxes/{setting.cropper.name}/{benchmark.name}",)
-        boxes, threshold = _box_file(setting, folder), setting.need_threshold
-        asked = {"bbox": boxes, "need_threshold": None if threshold is None else f"{threshold:g}"}
+        boxes = _box_file(setting, folder)
+        asked = {"bbox": boxes}
     asked["api_model" if answerer.api else "vqa_model_path"] = answerer.model
     asked |= {size: getattr(answerer, size) for size in ("longest_edge", "min_pixels", "max_pixels", "max_new_tokens")}
     asked["image_fit"] = None if answerer.image_fit == "pad" else answerer.image_fit

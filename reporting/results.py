@@ -1,5 +1,6 @@
 """Answer files with their meta files, boxes and scores, read from a folder."""
 
+import copy
 import functools
 import logging
 from collections.abc import Iterable, Sequence
@@ -114,6 +115,22 @@ class Result:
         if metric == "refusals":  # empty answers and those without an option; failed rows are not refusals
             return self.scored.refusals * [question_id not in self.failed for question_id in self.scored.ids]
         return 100.0 * self.cropped if metric == "crops" else self.scored.scores
+
+
+def at_threshold(after: Result, before: Result, threshold: float) -> Result:
+    """Return a result as `after`, with the answers of `before` where a box's need is below a threshold.
+
+    Both answer the same rows. Raises `UserError` where the need of a box is unknown.
+    """
+    if not after.boxes:
+        raise UserError(f"the box file of {after.path} is missing, which has the need of each row")
+    made = copy.copy(after)
+    made.settings = after.settings | {"need_threshold": threshold}
+    needs = after.boxes.needs([record["question_id"] for record in after.records])
+    shown = zip(after.records, before.records, needs, strict=True)
+    made.records = [crop if need >= threshold else full for crop, full, need in shown]
+    made.scored = ScoredRows(after.rows, [record["answer"] for record in made.records], after.scored.metric)
+    return made
 
 
 def read_folder(folder: str | Path) -> list[Result]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from cropvlm.runs.scoring import bootstrap_means, interval_95
 from reporting.claims import Claims, Item, Setting
-from reporting.matching import Match, match
+from reporting.matching import Match, matches
 from reporting.need import over_random
 from reporting.results import Result
 
@@ -49,8 +49,8 @@ def judge(
 
     runs: the claims file for each of several trainings. command: what would run settings.
     """
-    matches = [{setting: match(setting, results, claims) for setting in claims.settings} for claims in runs]
-    return [judge_one(items, matches, command) for items in zip(*(claims.items for claims in runs), strict=True)]
+    found = [matches(claims, results) for claims in runs]
+    return [judge_one(items, found, command) for items in zip(*(claims.items for claims in runs), strict=True)]
 
 
 def judge_one(
@@ -69,8 +69,9 @@ def judge_one(
     if item.unknown and not covered:
         return Verdict(**head, verdict=NOT_COMPARABLE, reason=item.unknown)
     if not covered or (item.kind == "figure" and not item.unknown and len(covered) < len(item.columns)):
-        wanted = {s: of_run[s] for part, of_run in zip(items, matches, strict=True) for c in part.columns for s in c}
-        return Verdict(**head, verdict=NOT_RUN, reason=command([setting for setting in wanted if not wanted[setting]]))
+        wanted = [(s, of_run) for part, of_run in zip(items, matches, strict=True) for c in part.columns for s in c]
+        missing = dict.fromkeys(part for s, of_run in wanted for part in s.answered if not of_run[part])
+        return Verdict(**head, verdict=NOT_RUN, reason=command([*missing]))
     used = [[run[b] for b in covered] for run in complete]
     parts = [item.columns[b][0].benchmark.name for b in covered] if len(covered) < len(item.columns) else []
     parts += [f"{len(used)} of {len(items)} trainings"] if len(used) < len(items) else []
@@ -86,7 +87,9 @@ def judge_one(
         head |= {"ours": ours, "interval_95": interval}
         head["difference"] = None if item.nearest is None else ours - item.nearest
     else:
-        reasons.insert(0, "the interval of the way from `over` to `of` does not lie above 0: a share of it means nothing")
+        reasons.insert(
+            0, "the interval of the way from `over` to `of` does not lie above 0: a share of it means nothing"
+        )
     if reasons:
         return Verdict(**head, verdict=NOT_COMPARABLE, reason="; ".join(reasons))
     verdict, reason = decide(item, (ours, ours) if item.alone else interval, evidence)

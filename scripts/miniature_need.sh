@@ -2,9 +2,8 @@
 # need no crop. Two croppers are trained on it: `decide` from labelled rows and with a price for crops, `always` from the
 # same boxes without either.
 COST=0.5 # nats: the price of a crop in GRPO, and by the labels what a needed one gains at least
-# The need, in nats, from which a question gets a crop. The cropper's own choice, 0, gives one to 78 to 84% of the training
-# rows that are labelled as needing it (seeds 0, 1, 2), and this one to 84 to 94%.
-THRESHOLD=-1.5
+# A question gets a crop from a need of -1.5 nats on (miniature_need.yaml). The cropper's own choice, 0, gives one to 78 to
+# 84% of the training rows that are labelled as needing it (seeds 0, 1, 2), and -1.5 to 84 to 94%.
 
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED" --train 1600 --need
 
@@ -21,12 +20,13 @@ base_answers() {
 }
 together boxes_to_learn base_answers
 
-# 2. SFT, 3. GRPO, 4. boxes: cropper NAME [FLAGS OF GRPO] -- [FLAGS OF THE BOXES]. Both start from a base that can spell
-# `Not needed.`; the other one's adapter writes `Neeee.`.
+# 2. SFT, 3. GRPO, 4. boxes, 5. answers of both answerers with a crop of every box: cropper NAME [FLAGS OF GRPO] -- [FLAGS
+# OF THE BOXES]. Both start from a base that can spell `Not needed.`; the other one's adapter writes `Neeee.`.
 BASE=models/${NAME}_base
 step "$BASE/model.safetensors" python3 -m miniature.letters --model_path $SMOLVLM --output_path "$BASE"
 cropper() {
-    local name=${NAME}_$1 data=${WORLD}_$1 grpo=()
+    local name=${NAME}_$1 data=${WORLD}_$1 boxes=predictions/${NAME}_$1_bbox.json grpo=()
+    local unseen=${NAME}_unseen_$1
     shift
     while [[ $1 != -- ]]; do
         grpo+=("$1")
@@ -39,12 +39,16 @@ cropper() {
         --base_model "models/${name}_sft" --vqa_model $SMOLVLM --dataset_path "${data}_grpo" \
         --output_dir "models/${name}_grpo" --longest_edge 64 --vqa_longest_edge 64 \
         --learning_rate 8e-5 --logging_steps 5 --save_steps 1000 --seed "$SEED" --report_to none
-    step "predictions/${name}_bbox.json" python3 generate_bbox.py --model_path "models/${name}_grpo" \
-        --dataset_path "$WORLD" --split test --longest_edge 64 --output "predictions/${name}_bbox.json" "${@:2}"
+    step "$boxes" python3 generate_bbox.py --model_path "models/${name}_grpo" --dataset_path "$WORLD" --split test \
+        --longest_edge 64 --output "$boxes" "${@:2}"
+    step "predictions/${name}_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "$boxes" --name "$name" "${SMALL[@]}"
+    step "predictions/${unseen}_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
+        --bbox "$boxes" --name "$unseen" "${LARGE[@]}"
 }
 always() { cropper always --; }
 # The labels of the same boxes, the teacher's responses being known. The need of a held-out row is read from the first
-# token; its box is kept in any case, so that one file has every share of crops.
+# token; its box is kept in any case, so that one file, with the answers without a crop, has every share of crops.
 decide() {
     if [[ ! -e ${WORLD}_decide.journal.jsonl ]]; then
         cp "${WORLD}_always.journal.jsonl" "${WORLD}_decide.journal.jsonl"
@@ -54,20 +58,6 @@ decide() {
     cropper decide --crop_cost $COST -- --need
 }
 together decide always
-
-# 5. Answers of both answerers with a crop of every box, and with one where `decide` asks for it.
-answers() {
-    local name=$1 known=("${@:2}")
-    step "predictions/${name}_decide_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${P}_decide_bbox.json" --name "${name}_decide" "${known[@]}"
-    step "predictions/${name}_decided_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${P}_decide_bbox.json" --need_threshold $THRESHOLD --name "${name}_decided" "${known[@]}"
-    step "predictions/${name}_always_cropvlm_answers.json" python3 generate_final_answers.py --modes cropvlm \
-        --bbox "${P}_always_bbox.json" --name "${name}_always" "${known[@]}"
-}
-small_answers() { answers "$NAME" "${SMALL[@]}"; }
-large_answers() { answers "${NAME}_unseen" "${LARGE[@]}"; }
-together small_answers large_answers
 
 # 6. The curve, and verdicts on the claims: 3 where one does not hold.
 code=0

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
 
+from cropvlm.runs.predictions import meta_path
 from reporting import results
 from reporting.claims_file import read_claims
 from reporting.gains import pairs
@@ -69,10 +70,41 @@ def test_claims_on_what_was_decided(claim, value):
     results._load_rows.cache_clear()
     write_rows(Path("rows"), true_bbox=[[10, 10, 30 if i < 50 else 70, 50] for i in range(100)])
     write_needs([1.0 if 40 <= i < 55 else -1.0 for i in range(100)])
-    write_answers(Path("p/at_answers.json"), right(55), "rows", boxes=BOXES, settings={"need_threshold": 0.0})
     Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"claims": [{"says": "so", **claim}]}))
     (verdict,) = judged().verdicts
     assert (verdict.ours, verdict.verdict) == (pytest.approx(value), "reproduced")
+
+
+def edit_meta(path: str, part: str, **values) -> None:
+    content = json.loads(meta_path(path).read_text())
+    meta_path(path).write_text(json.dumps(content | {part: content.get(part, {}) | values}))
+
+
+def lose_boxes() -> None:
+    edit_meta("p/sft_answers.json", "boxes", cropper={"stage": "SFT"})
+    Path("p/sft_bbox.json").unlink()
+
+
+UNDECIDED = {
+    "no needs": (lambda: write_needs([None] * 100), "not comparable", "lacks the need of some rows"),
+    "no boxes": (lose_boxes, "not comparable", "is missing, which has the need"),
+    "no base answers": (lambda: Path("p/none_answers.json").unlink(), "not run", "answers/small/none/rows"),
+    "another dtype": (
+        lambda: edit_meta("p/none_answers.json", "settings", dtype="torch.float16"),
+        "not comparable",
+        "not of the same questions and settings",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "verdict", "reason"), UNDECIDED.values(), ids=UNDECIDED)
+def test_what_was_decided_needs_both_answers_and_the_needs(spoil, verdict, reason):
+    write_needs([1.0] * 100)
+    spoil()
+    Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"claims": [{"says": "so", "score": DECIDED, "over": ALL}]}))
+    (found,) = judged().verdicts
+    assert found.verdict == verdict
+    assert reason in found.reason
 
 
 def judged():
