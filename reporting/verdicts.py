@@ -113,6 +113,8 @@ def gather(used: Sequence, item: Item) -> Evidence | None:
     shown = 3 if item.metric == "over_random" else 2
     by_run, draws = pooled([[_difference(column[:shown], item) for column in run] for run in used])
     value = by_run.mean()
+    if len(used[0][0]) == 1:
+        draws = draws.clip(0, 100)  # the widening of few runs may lead beyond what a score can be
     if len(used[0][0]) > shown:
         way, ways = pooled([[_difference(column[:0:-1], item) for column in run] for run in used])
         if interval_95(ways)[0] <= ROUNDING:

@@ -179,8 +179,10 @@ def test_several_trainings(world):
     (alone,) = judge(runs[:1], read_folder("p"), lambda _: "")
     assert (alone.ours, alone.spread, alone.runs) == (pytest.approx(40), None, 1)
     assert alone.interval_95 == pytest.approx((40 - 9.6, 40 + 9.6), abs=1)  # 1.96 * sqrt(40 * 60 / 100)
+    write_answers(Path("p/42_answers.json"), right(100), "rows", boxes=["[0, 0, 50, 42]."] * 100)
+    assert judge(runs, read_folder("p"), lambda _: "")[0].interval_95[1] == 100  # not 80 + sqrt(2) * 20
     (of_three,) = judge([*runs, *each_run(Path("claims.yaml"), seeds=3)[2:]], read_folder("p"), lambda _: "")
-    assert (of_three.ours, of_three.over) == (pytest.approx(50), "2 of 3 trainings")
+    assert (of_three.ours, of_three.over) == (pytest.approx(80), "2 of 3 trainings")
 
 
 def test_what_no_training_changes_is_there_once(world):
