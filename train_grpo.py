@@ -48,7 +48,9 @@ class GRPOPolicyArguments(PolicyArguments):
         if self.crop_cost is not None and not self.crop_cost >= 0:
             raise UserError(f"--crop_cost {self.crop_cost}: expected a price of at least 0")
         if self.merged_rollouts and not self.use_lora:
-            raise UserError("--merged_rollouts with --use_lora False: without an adapter nothing can be merged; leave one out")
+            raise UserError(
+                "--merged_rollouts with --use_lora False: without an adapter nothing can be merged; leave one out"
+            )
         super().__post_init__()
 
 

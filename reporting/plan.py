@@ -158,8 +158,7 @@ def _answer_stage(setting: Setting, controls: Sequence[str], folder: Path) -> St
     mode, needs, boxes, asked = "base", (), None, {**_source(benchmark), "name": benchmark.name}
     if setting.cropper:
         mode, needs = "cropvlm", (f"boxes/{setting.cropper.name}/{benchmark.name}",)
-        boxes = _box_file(setting, folder)
-        asked = {"bbox": boxes}
+        asked = {"bbox": (boxes := _box_file(setting, folder))}
     asked["api_model" if answerer.api else "vqa_model_path"] = answerer.model
     asked |= {size: getattr(answerer, size) for size in ("longest_edge", "min_pixels", "max_pixels", "max_new_tokens")}
     asked["image_fit"] = None if answerer.image_fit == "pad" else answerer.image_fit

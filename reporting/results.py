@@ -117,6 +117,7 @@ class Result:
         return 100.0 * self.cropped if metric == "crops" else self.scored.scores
 
 
+@functools.cache  # of the same two files the same result: runs that share them are one
 def at_threshold(after: Result, before: Result, threshold: float) -> Result:
     """Return a result as `after`, with the answers of `before` where a box's need is below a threshold.
 
@@ -126,9 +127,10 @@ def at_threshold(after: Result, before: Result, threshold: float) -> Result:
         raise UserError(f"the box file of {after.path} is missing, which has the need of each row")
     made = copy.copy(after)
     made.settings = after.settings | {"need_threshold": threshold}
+    full = {record["question_id"]: record for record in before.records}
     needs = after.boxes.needs([record["question_id"] for record in after.records])
-    shown = zip(after.records, before.records, needs, strict=True)
-    made.records = [crop if need >= threshold else full for crop, full, need in shown]
+    shown = zip(after.records, needs, strict=True)
+    made.records = [crop if need >= threshold else full[crop["question_id"]] for crop, need in shown]
     made.scored = ScoredRows(after.rows, [record["answer"] for record in made.records], after.scored.metric)
     return made
 
