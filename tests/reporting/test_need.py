@@ -10,7 +10,7 @@ from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_ro
 
 from cropvlm.runs.predictions import meta_path
 from reporting import results
-from reporting.claims_file import read_claims
+from reporting.claims_file import each_run, read_claims
 from reporting.gains import pairs
 from reporting.need import NeedCurve
 from reporting.report import compare_files, judge_folder, write
@@ -73,6 +73,8 @@ def test_claims_on_what_was_decided(claim, value):
     Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"claims": [{"says": "so", **claim}]}))
     (verdict,) = judged().verdicts
     assert (verdict.ours, verdict.verdict) == (pytest.approx(value), "reproduced")
+    (again,) = judge_folder(Path("p"), each_run(Path("claims.yaml"), seeds=2)).verdicts
+    assert (again.ours, again.runs) == (verdict.ours, 1)  # nothing is trained
 
 
 def edit_meta(path: str, part: str, **values) -> None:
