@@ -74,19 +74,16 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     return Job(list(rows["question_id"]), BoxPrompts(rows), [output], keys)
 
 
-def count_boxes(records: list[dict], seconds: float) -> dict[str, Any]:
-    """Rows, invalid boxes (answered with the whole image later), mean area of the valid ones, unreadable images."""
+def count_boxes(records: list[dict]) -> dict[str, Any]:
+    """Invalid boxes (answered with the whole image later) and mean area of the valid ones."""
     boxes = [box for box in (parse_bbox(record["answer"]) for record in records) if box]
     not_needed = sum(is_not_needed(record["answer"]) for record in records)
     needs = [record["need"] for record in records if "need" in record]
     return {
-        "rows": len(records),
         "invalid_boxes": len(records) - len(boxes) - not_needed,
         **({"not_needed": not_needed} if not_needed else {}),
         **({"needed": sum(need >= 0 for need in needs)} if needs else {}),
         "mean_area_pct": round(sum(map(bbox_area_pct, boxes)) / len(boxes), 2) if boxes else None,
-        "failed": sum("failed" in record for record in records),
-        "seconds": seconds,
     }
 
 

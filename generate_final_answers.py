@@ -156,11 +156,9 @@ def shown_by_controls(args: argparse.Namespace, boxes: list[str], rows: Any) -> 
     return {control: control_boxes(control, boxes, list(rows["question_id"]), *keys) for control in args.controls}
 
 
-def count_answers(records: list[dict], seconds: float, boxes: list[str] | None) -> dict[str, Any]:
-    """Rows, those that failed, other empty answers (a server's refusals are some), invalid boxes of the crops."""
-    failed = sum("failed" in record for record in records)
-    empty = sum(not record["answer"] for record in records) - failed
-    counts = {"rows": len(records), "failed": failed, "empty_answers": empty, "seconds": seconds}
+def count_answers(records: list[dict], boxes: list[str] | None) -> dict[str, Any]:
+    """Empty answers of rows that did not fail (a server's refusals are some) and invalid boxes of the crops."""
+    counts = {"empty_answers": sum(not (record["answer"] or "failed" in record) for record in records)}
     if boxes is None:
         return counts
     shown = [text for text in boxes if text is not None]

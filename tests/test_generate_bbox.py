@@ -55,12 +55,11 @@ def test_writes_the_raw_texts_in_data_set_order_with_a_meta(script, tiny_world, 
 def test_counts_boxes_and_their_area():
     answers = [" [0, 0, 50, 50].", "[0, 0, 10, 10]", "[50, 0, 0, 50].", ""]
     records = [{"question_id": i, "answer": answer} for i, answer in enumerate(answers)]
-    records[3]["failed"] = "unreadable image"
     # Areas 25% and 1%; the third is inverted, the fourth empty.
-    expected = {"rows": 4, "invalid_boxes": 2, "mean_area_pct": 13.0, "failed": 1, "seconds": 1.5}
-    assert generate_bbox.count_boxes(records, 1.5) == expected
+    expected = {"invalid_boxes": 2, "mean_area_pct": 13.0}
+    assert generate_bbox.count_boxes(records) == expected
     records[2]["answer"] = "Not needed."  # counted apart
-    assert generate_bbox.count_boxes(records, 1.5) == expected | {"invalid_boxes": 1, "not_needed": 1}
+    assert generate_bbox.count_boxes(records) == expected | {"invalid_boxes": 1, "not_needed": 1}
 
 
 def test_the_first_rows_alone(script, tiny_world):

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Text = str | ValueError  # a text, or why it is missing
 # Of (prompts, done=indices of rows to leave out): yields (row index, a text per prompt or one error for all).
 Generate = Callable[..., Iterable[tuple[int, list[Text] | ValueError]]]
-Count = Callable[[list[dict], float], dict[str, Any]]  # of (records, seconds): the counts of a meta file
+Count = Callable[[list[dict]], dict[str, Any]]  # of the records: counts for a meta file
 
 
 @dataclass
@@ -96,7 +96,8 @@ class Output:
         """Write the file and its meta file, and log the counts and the rows that failed."""
         self.failures = [{"question_id": r["question_id"], "reason": r["failed"]} for r in kept if "failed" in r]
         records = [record | {"answer": self.clean(record["answer"])} for record in kept]
-        counts = self.count(records, round(sum(record.get("seconds", 0) for record in kept), 1))
+        seconds = round(sum(record.get("seconds", 0) for record in kept), 1)
+        counts = {"rows": len(kept), "failed": len(self.failures), **self.count(records), "seconds": seconds}
         known = self.known | ({"left_out": list(self.left_out)} if self.left_out else {})
         meta = build_meta(self.source, self.models, self.settings, counts, self.failures, known)
         write_predictions(self.path, records, meta)
