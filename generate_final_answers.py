@@ -41,7 +41,7 @@ from cropvlm.errors import UserError
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.controls import CONTROLS, control_boxes
-from cropvlm.runs.predictions import BoxFile, check_output, check_same_data, join_on_question_id, read_boxes
+from cropvlm.runs.predictions import PredictionFile, check_output, check_same_data, join_on_question_id, read_file
 from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, shared_keys
 from cropvlm.runs.provenance import hash_of, row_keys
 from cropvlm.runs.run import Job, Run
@@ -77,15 +77,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def boxes_and_sources(args: argparse.Namespace) -> list[tuple[BoxFile | None, dict[str, Any]]]:
+def boxes_and_sources(args: argparse.Namespace) -> list[tuple[PredictionFile | None, dict[str, Any]]]:
     """The box file, None without one, and the source of each data set to answer."""
     if args.bbox is None:
         return [(None, source) for source in data_sources(args)]
-    files = [read_boxes(path) for path in dict.fromkeys(args.bbox)]
+    files = [read_file(path, "cropper") for path in dict.fromkeys(args.bbox)]
     return [(file, source_of(args, file)) for file in files]
 
 
-def source_of(args: argparse.Namespace, file: BoxFile) -> dict[str, Any]:
+def source_of(args: argparse.Namespace, file: PredictionFile) -> dict[str, Any]:
     """The data set of a box file: what its meta says, unless flags say otherwise."""
     known = file.meta
     if args.dataset or args.dataset_path:
@@ -98,7 +98,7 @@ def source_of(args: argparse.Namespace, file: BoxFile) -> dict[str, Any]:
     return source | {key: known.get(key) if value is None else value for key, value in asked.items()}
 
 
-def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None, source: dict[str, Any]) -> Job:
+def answer_job(args: argparse.Namespace, model: TextModel, file: PredictionFile | None, source: dict[str, Any]) -> Job:
     """One data set to answer: its files are checked, its rows are loaded and joined to the boxes."""
     name = args.name or (file and file.name) or dataset_name(source["dataset_path"], source["dataset"])
     paths = {mode: Path(args.output_path) / f"{name}_{mode}_answers.json" for mode in (*args.modes, *args.controls)}
@@ -137,7 +137,7 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: BoxFile | None,
     return Job(ids, AnswerPrompts(rows, shown, instruction, model.seen_size), outputs, keys)
 
 
-def load_checked_rows(source: dict[str, Any], file: BoxFile | None) -> tuple[Any, list[int]]:
+def load_checked_rows(source: dict[str, Any], file: PredictionFile | None) -> tuple[Any, list[int]]:
     """The rows to answer and their keys. Those of a box file must be what it was made from, all of them."""
     if file is None or "dataset_path" not in file.meta:
         rows = load_rows(**source)
@@ -146,7 +146,7 @@ def load_checked_rows(source: dict[str, Any], file: BoxFile | None) -> tuple[Any
     is_part = asked is not None and (whole is None or asked <= whole)
     rows = load_rows(**source | ({"max_samples": whole} if is_part else {}))
     keys = row_keys(rows)
-    check_same_data(file.path, file.meta, rows, keys)
+    check_same_data(file, rows, keys)
     return (rows.select(range(min(asked, len(rows)))), keys[:asked]) if is_part else (rows, keys)
 
 

@@ -21,7 +21,7 @@ from cropvlm.errors import UserError, listed
 from cropvlm.metrics import METRIC_NAMES
 from cropvlm.runs.cli import ArgumentParser, nonempty, positive, run
 from cropvlm.runs.files import check_writable, write_json
-from cropvlm.runs.predictions import check_holds, meta_path, read_meta, read_predictions
+from cropvlm.runs.predictions import meta_path, read_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,9 +42,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def load_references(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Return the rows that the predictions answer, and where they are from: data set, split, number of rows, metric."""
-    meta = read_meta(args.predictions_file)
+def load_references(args: argparse.Namespace, meta: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the rows that the predictions answer, and where they are from: data set, split, number of rows, metric.
+
+    meta: of the predictions.
+    """
     flags = {key: getattr(args, key) for key in ("dataset_path", "dataset", "split", "max_samples")}
     if args.dataset and not args.dataset_path:
         flags["dataset_path"] = args.dataset
@@ -59,13 +61,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return everything that is printed and written."""
     from cropvlm.runs.scoring import score_file
 
-    names = [name for name in (args.predictions_file, args.compare) if name]
-    for name in names:
-        read_predictions(name)  # mistakes in the files are reported before the data set is loaded
-        check_holds(name, "answerer", read_meta(name))
-    rows, source = load_references(args)
+    files = [read_file(path, "answerer") for path in (args.predictions_file, args.compare) if path]
+    rows, source = load_references(args, files[0].meta)
     same_rows = not (args.dataset or args.dataset_path or args.split)  # flags that name other rows are meant so
-    scored, *others = (score_file(name, rows, source["metric"], same_rows) for name in names)
+    scored, *others = (score_file(file, rows, source["metric"], same_rows) for file in files)
     result = {"predictions_file": args.predictions_file, **source, **scored.summary()}
     for other in others:
         result["compare"] = {"predictions_file": args.compare, **scored.compare(other)}

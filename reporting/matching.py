@@ -14,7 +14,7 @@ from cropvlm.data.catalog import BENCHMARKS, dataset_name
 from cropvlm.data.rows import benchmark_for
 from cropvlm.errors import UserError, failure
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, cropper_messages
-from cropvlm.runs.predictions import KINDS, BoxFile
+from cropvlm.runs.predictions import KINDS, PredictionFile
 from cropvlm.runs.provenance import rows_changed
 from reporting.claims import Answerer, Claims, Cropper, Setting
 from reporting.gains import comparison_key
@@ -45,7 +45,7 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
     found = [Match(r, d) for r in results if (d := differences(setting, r, claims)) is not None]
     best, *others = sorted(found, key=rank) or [None]
     for other in others:
-        if rank(best) == rank(other) and not best.differences and best.result.records != other.result.records:
+        if rank(best) == rank(other) and not best.differences and best.result.file.records != other.result.file.records:
             first, second = best.result.path, other.result.path
             raise UserError(f"two files for one setting ({setting.title}): {first} and {second}; move one away")
     return best
@@ -130,14 +130,14 @@ def model_differs(
     return found
 
 
-def known_boxes(result: Result) -> list[BoxFile]:
+def known_boxes(result: Result) -> list[PredictionFile]:
     """Return the box files of a result; without them, what its own meta file says of the cropper."""
     recorded = (result.meta.get("boxes") or {}).get("cropper")
     kept = {"models": {"cropper": None}, "settings": {}, "cropper": recorded}
-    return result.box_files or ([BoxFile(Path(), kept, [])] if recorded else [])
+    return result.box_files or ([PredictionFile(Path(), kept, [])] if recorded else [])
 
 
-def boxes_differ(setting: Setting, result: Result, boxes: BoxFile, claims: Claims) -> list[str] | None:
+def boxes_differ(setting: Setting, result: Result, boxes: PredictionFile, claims: Claims) -> list[str] | None:
     """Return how boxes differ from those of a setting's cropper; None if another cropper wrote them.
 
     What the training recorded decides, and only without a record the name of the model.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cropvlm.errors import UserError
-from cropvlm.runs.predictions import read_boxes, read_meta
+from cropvlm.runs.predictions import read_file, read_meta
 from cropvlm.runs.provenance import RECORD, model_checksum, rows_changed
 from reporting.claims import Benchmark, Claims, Cropper, Data, Setting
 from reporting.rates import ANSWERS, BOXES, GRPO, SFT, TEACHER, Work, rate_of, side
@@ -56,7 +56,7 @@ class Stage:
                 if model := changed_model(meta, "cropper") or changed_model(meta, "answerer"):
                     return model
                 shown, rows = meta["settings"].get("boxes"), meta["counts"]["rows"] + len(meta.get("left_out") or [])
-                if self.boxes and shown and shown != read_boxes(self.boxes).key(rows):
+                if self.boxes and shown and shown != read_file(self.boxes, "cropper").key(rows):
                     return str(self.boxes)
         return None
 

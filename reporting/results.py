@@ -13,7 +13,7 @@ from cropvlm.boxes import Bbox, is_not_needed, parse_bbox
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError, listed
-from cropvlm.runs.predictions import BoxFile, meta_path, read_boxes, read_meta, read_predictions, rows_of
+from cropvlm.runs.predictions import PredictionFile, meta_path, read_file, read_meta, rows_of
 from cropvlm.runs.provenance import file_checksum, model_checksum
 from cropvlm.runs.scoring import ScoredRows, score_file
 
@@ -28,8 +28,8 @@ class Result:
     Several croppers may have written the same boxes; then the answers are those of each.
     """
 
-    def __init__(self, path: Path, boxes: Sequence[BoxFile]):
-        self.path, self.records = path, read_predictions(path)
+    def __init__(self, path: Path, boxes: Sequence[PredictionFile]):
+        self.path, self.file = path, read_file(path, "answerer")
         self.meta = meta = checked_meta(path, "models.answerer", "settings.mode", "counts.rows", "counts.seconds")
         self.settings = meta["settings"]
         self.answerer: str = meta["models"]["answerer"]
@@ -71,7 +71,7 @@ class Result:
     @functools.cached_property
     def scored(self) -> ScoredRows:
         try:
-            return score_file(self.path, self.all_rows)
+            return score_file(self.file, self.all_rows)
         except UserError as error:
             raise UserError(f"{self.path} cannot be scored: {error}") from error
 
@@ -156,12 +156,12 @@ def with_meta(paths: Iterable[Path]) -> list[Path]:
     return [path for path in found if found[path]]
 
 
-def read_box_files(paths: Iterable[Path]) -> list[BoxFile]:
+def read_box_files(paths: Iterable[Path]) -> list[PredictionFile]:
     """Return those of the box files that have a meta file."""
     paths = with_meta(paths)
     for path in paths:
         checked_meta(path, "models.cropper", "settings", "counts.rows")
-    return [read_boxes(path) for path in paths]
+    return [read_file(path, "cropper") for path in paths]
 
 
 def changed_model(meta: dict[str, Any], role: str) -> str | None:

@@ -87,14 +87,6 @@ def read_meta(path: str | Path) -> dict:
     return meta
 
 
-def check_holds(path: str | Path, role: str, meta: dict) -> None:
-    """Raise `UserError` if the file `path` holds the texts of the other role (`cropper` or `answerer`), by its meta."""
-    models = meta.get("models")
-    named = [name for name in KINDS if isinstance(models, dict) and name in models]
-    if named and role not in named:
-        raise UserError(f"{path} holds {KINDS[named[0]]}, by its meta file; expected {KINDS[role]}")
-
-
 def rows_of(meta: dict, rows: Any) -> Any:
     """The rows of a `Dataset` that the prediction file with this meta holds: all but those that it leaves out."""
     left_out = set(meta.get("left_out") or [])
@@ -102,8 +94,8 @@ def rows_of(meta: dict, rows: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class BoxFile:
-    """A file of generate_bbox.py: its records and its meta file (empty without one)."""
+class PredictionFile:
+    """A prediction file: its records and its meta file (empty without one)."""
 
     path: Path
     meta: dict[str, Any]
@@ -111,7 +103,7 @@ class BoxFile:
 
     @property
     def name(self) -> str | None:
-        """`textvqa` for predictions/textvqa_bbox.json; None where the file is not named so."""
+        """`textvqa` for predictions/textvqa_bbox.json; None for a file with another kind of name."""
         match = re.fullmatch(r"(.+)_bbox", self.path.stem)
         return match and match[1]
 
@@ -137,26 +129,29 @@ class BoxFile:
         return {"checksum": provenance.file_checksum(self.path), "cropper": self.meta.get("cropper")}
 
 
-def read_boxes(path: str | Path) -> BoxFile:
-    """A box file and its meta file. Raises `UserError` for another file, or one that holds answers."""
+def read_file(path: str | Path, role: str) -> PredictionFile:
+    """A file of boxes (role `cropper`) or answers (`answerer`). `UserError` for others, as far as its meta knows."""
     meta = read_meta(path)
-    check_holds(path, "cropper", meta)
-    return BoxFile(Path(path), meta, read_predictions(path))
+    models = meta.get("models")
+    named = [name for name in KINDS if isinstance(models, dict) and name in models]
+    if named and role not in named:
+        raise UserError(f"{path} holds {KINDS[named[0]]}, by its meta file; expected {KINDS[role]}")
+    return PredictionFile(Path(path), meta, read_predictions(path))
 
 
-def check_same_data(path: str | Path, meta: dict, rows: Any, keys: list[int] | None = None) -> None:
-    """Raise `UserError` if the file `path` was made from other rows than `rows`, by its meta.
+def check_same_data(file: PredictionFile, rows: Any, keys: list[int] | None = None) -> None:
+    """Raise `UserError` if a file was made from other rows than `rows`, by its meta.
 
     keys: of `row_keys`; None compares no images. References count if both have some.
     """
-    recorded = (meta.get("settings") or {}) | (meta.get("data") or {})
+    recorded = (file.meta.get("settings") or {}) | (file.meta.get("data") or {})
     now = {"images": keys and hash_of(json.dumps(keys)), "references": provenance.references_hash(rows)}
     if "question" in rows.column_names:
         now["questions"] = provenance.questions_hash(rows)
     changed = [name for name, value in now.items() if value and recorded.get(name) not in (None, value)]
     if changed:
-        seen = f"the {' and '.join(changed)} of {shorten(str(meta.get('dataset_path')))}"
-        raise UserError(f"{path}: {seen} have changed since it was made; restore that data set, or run the step again")
+        seen = f"the {' and '.join(changed)} of {shorten(str(file.meta.get('dataset_path')))} have changed since it"
+        raise UserError(f"{file.path}: {seen} was made; restore that data set, or run the step again")
 
 
 def join_on_question_id(records: list[dict], rows: Any, name: str = "the prediction file") -> list[str]:

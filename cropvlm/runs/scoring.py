@@ -14,14 +14,7 @@ from cropvlm.data.rows import benchmark_for
 from cropvlm.errors import UserError
 from cropvlm.metrics import METRICS, chosen_option, option_letter
 from cropvlm.prompts import clean_answer, without_reasoning
-from cropvlm.runs.predictions import (
-    check_holds,
-    check_same_data,
-    join_on_question_id,
-    read_meta,
-    read_predictions,
-    rows_of,
-)
+from cropvlm.runs.predictions import PredictionFile, check_same_data, join_on_question_id, rows_of
 
 RESAMPLES = 10_000
 
@@ -79,18 +72,16 @@ def interval_95(means: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def score_file(path: str, rows: Any, metric: str | None = None, same_rows: bool = True) -> "ScoredRows":
+def score_file(file: PredictionFile, rows: Any, metric: str | None = None, same_rows: bool = True) -> "ScoredRows":
     """Return the scores of an answer file over the rows of its data set; `UserError` if it answers others.
 
     metric: default: the data set's own. same_rows: whether the questions must be those in the meta file.
     """
-    records, meta = read_predictions(path), read_meta(path)
-    check_holds(path, "answerer", meta)
     if same_rows:
-        check_same_data(path, meta, rows)
-    rows = rows_of(meta, rows)  # a control may leave some out
-    answers = join_on_question_id(records, rows, str(path))
-    source = [meta.get(key) for key in ("dataset_path", "dataset", "split")]
+        check_same_data(file, rows)
+    rows = rows_of(file.meta, rows)  # a control may leave some out
+    answers = join_on_question_id(file.records, rows, str(file.path))
+    source = [file.meta.get(key) for key in ("dataset_path", "dataset", "split")]
     metric = metric or benchmark_for(source[0] or "textvqa", *source[1:]).metric
     return ScoredRows(rows, answers, metric)
 

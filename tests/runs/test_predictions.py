@@ -7,9 +7,9 @@ import pytest
 from cropvlm.errors import UserError
 from cropvlm.runs.predictions import (
     build_meta,
-    check_holds,
     join_on_question_id,
     meta_path,
+    read_file,
     read_meta,
     read_predictions,
     write_predictions,
@@ -54,8 +54,9 @@ def test_meta_path(name, meta):
 
 
 @pytest.mark.parametrize("models", [None, {}, "m", {"cropper": "m"}, {"server": "s"}])
-def test_what_a_file_holds_is_not_refused_unless_it_is_known(models):
-    check_holds("p.json", "cropper", {"models": models})
+def test_what_a_file_holds_is_not_refused_unless_it_is_known(tmp_path, models):
+    write_predictions(tmp_path / "p.json", RECORDS, {"models": models})
+    assert read_file(tmp_path / "p.json", "cropper").records == RECORDS
 
 
 def test_no_meta_file_is_an_empty_meta(tmp_path):
