@@ -39,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cropvlm.boxes import format_bbox
 from cropvlm.crops import crop_or_corner
 from cropvlm.data.images import open_image
-from cropvlm.data.rows import then_transform
 from cropvlm.modeling import answer_log_likelihood
 from cropvlm.models.tokens import stop_token_ids
 from cropvlm.rewards import AnswerLikelihoodReward, completion_text, validity_reward
@@ -233,7 +232,7 @@ def make_rows(number: int) -> Dataset:
 
 def with_decoded_images(rows: Dataset) -> Dataset:
     """`rows` as TRL expects them: every access opens the image."""
-    return then_transform(rows, lambda batch: batch | {"image": [open_image(source) for source in batch["image"]]})
+    return rows.with_transform(lambda batch: batch | {"image": [open_image(source) for source in batch["image"]]})
 
 
 def make_turns(number: int, processor: Any) -> list[list[int]]:

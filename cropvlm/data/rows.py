@@ -6,7 +6,6 @@ without references) and the other columns of its source (`bbox` in the SFT part)
 only imported to load a data set.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,9 +69,3 @@ def data_commit(dataset_path: str | Path) -> str | None:
 
     source, _, revision = locate(dataset_path)
     return None if Path(source).is_dir() else repositories.open_repository(source, revision).commit
-
-
-def then_transform(rows: "datasets.Dataset", transform: Callable[[dict], dict]) -> "datasets.Dataset":
-    """`rows` read through `transform`, after the transform that they have; `with_transform` would replace that one."""
-    first = rows.format["format_kwargs"].get("transform")
-    return rows.with_transform(transform if first is None else lambda batch: transform(first(batch)))

@@ -181,14 +181,12 @@ def encode_images(rows: datasets.Dataset, repository: Repository, to_save: bool)
     if getattr(rows.features["image"], "dtype", None) in ("string", "large_string"):
         if not any(map(_is_base64_image, itertools.islice(filter(None, rows["image"]), 100))):
             rows = _open_paths(rows, repository, to_save)
-        elif to_save:  # a transform cannot be saved
+        else:
             cache = Path(cache_dir()) / "cropvlm"
             cache.mkdir(parents=True, exist_ok=True)
             features = datasets.Features(rows.features | {"image": ENCODED})
             options = {"features": features, "cache_file_name": str(cache / f"{rows._fingerprint}.arrow")}
             rows = rows.map(_decode_base64, batched=True, batch_size=16, desc="base64 images", **options)
-        else:
-            rows = rows.with_transform(_decode_base64)
     else:
         try:
             rows = rows.cast_column("image", ENCODED)
@@ -221,9 +219,7 @@ def base64_bytes(text: str | None) -> bytes:
 
 
 def _decode_base64(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    if "image" in batch:
-        batch["image"] = [{"bytes": base64_bytes(text), "path": None} for text in batch["image"]]
-    return batch
+    return {"image": [{"bytes": base64_bytes(text), "path": None} for text in batch["image"]]}
 
 
 def _open_paths(rows: datasets.Dataset, repository: Repository, to_save: bool) -> datasets.Dataset:

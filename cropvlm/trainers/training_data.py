@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cropvlm.data.images import open_image
-from cropvlm.data.rows import load_rows, then_transform
+from cropvlm.data.rows import load_rows
 from cropvlm.errors import UnreadableImage, UserError, listed, shorten
 from cropvlm.models.cores import cpu_count
 from cropvlm.runs.processes import shard
@@ -96,7 +96,7 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
         images = list(map(open_training_image, batch["image"], batch["question_id"]))
         return {name: [pair[name] for pair in pairs] for name in ("prompt", "completion")} | {"image": images}
 
-    return then_transform(rows.select(usable), to_prompt_completion)
+    return rows.select(usable).with_transform(to_prompt_completion)
 
 
 def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
@@ -109,4 +109,4 @@ def prompt_rows(rows: Dataset, image_token: str) -> Dataset:
         prompts = [grpo_prompt(question, image_token) for question in batch["question"]]
         return {"prompt": prompts} | {name: batch[name] for name in ("image", "question", "answers", "question_id")}
 
-    return then_transform(rows, to_prompts)
+    return rows.with_transform(to_prompts)
