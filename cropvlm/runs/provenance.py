@@ -81,15 +81,15 @@ def model_checksum(path: str | None, base: str | None = None) -> str | None:
 
 def describe_model(path: str, base: str | None = None) -> dict[str, Any]:
     """The checksum of a model and `training` of the record of its training (docs/files.md)."""
-    return {"checksum": model_checksum(path, base)} | _record_of(path).get("training", {})
+    return {"checksum": model_checksum(path, base)} | training_record(path).get("training", {})
 
 
 def seen_rows(path: str) -> set[str]:
     """The `row_hashes` of the rows on which a model, or one that it started from, was trained, as far as known."""
-    return set(_record_of(path).get("seen_rows", "").split())
+    return set(training_record(path).get("seen_rows", "").split())
 
 
-def _record_of(path: str) -> dict[str, Any]:
+def training_record(path: str) -> dict[str, Any]:
     """The record of the training that made a model; empty if there is none for its weights."""
     from huggingface_hub import hf_hub_download
 

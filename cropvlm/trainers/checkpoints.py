@@ -27,7 +27,6 @@ from cropvlm.runs.files import open_to_group, write_json
 from cropvlm.runs.provenance import (
     INPUTS,
     RECORD,
-    describe_model,
     file_checksum,
     library_versions,
     model_checksum,
@@ -35,8 +34,8 @@ from cropvlm.runs.provenance import (
     row_keys,
     rows_checksum,
     saved_rows,
-    seen_rows,
     sources_of,
+    training_record,
 )
 from cropvlm.trainers.micro_batches import differs_by_micro_batch
 
@@ -92,13 +91,13 @@ def describe_run(args: TrainingArguments, policy: Any) -> dict[str, dict]:
     }
     if need := need_learnt(policy):
         training["need"] = need
-    if Path(policy.base_model).is_dir() and "stage" in (base := describe_model(policy.base_model)):
-        training["base_training"] = base
+    contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
+    base = training_record(policy.base_model)
+    if Path(policy.base_model).is_dir() and "stage" in base.get("training", {}):
+        training["base_training"] = {"checksum": contents["base_model"]} | base["training"]
     if args.load_best_model_at_end and (chosen_on := settings.get("eval_dataset_path")):
         training["chosen_on"] = {"name": dataset_name(chosen_on), "split": settings["eval_split"]}
-    contents = {name: model_checksum(getattr(policy, name)) for name in MODELS}
-    seen = " ".join(sorted(seen_rows(policy.base_model)))
-    return {"settings": settings, "contents": contents, "training": training, "seen_rows": seen}
+    return {"settings": settings, "contents": contents, "training": training, "seen_rows": base.get("seen_rows", "")}
 
 
 def need_learnt(policy: Any) -> dict[str, Any] | None:
@@ -113,11 +112,9 @@ def need_learnt(policy: Any) -> dict[str, Any] | None:
     return labels and {name: labels[key] for name, key in names.items()}
 
 
-def add_rows(run: dict[str, dict], path: str, rows: Dataset | None) -> dict[str, dict]:
-    """Return the description of a run with the rows it trains on, or only their path where they are not loaded."""
+def add_rows(run: dict[str, dict], path: str, rows: Dataset) -> dict[str, dict]:
+    """Return the description of a run with the rows it trains on."""
     settings = run["settings"] | {"dataset_path": path}
-    if rows is None:
-        return run | {"settings": settings}
     keys = row_keys(rows)
     checksum = rows_checksum(rows, keys)
     seen = " ".join(sorted({*run["seen_rows"].split(), *row_hashes(rows, keys)}))
@@ -140,6 +137,14 @@ def check_same_run(folder: Path, theirs: dict[str, dict], ours: dict[str, dict])
         shown = listed(found, limit=5, length=300, separator="; ")
         remedy = "repeat that run's settings, name another output folder, or start anew without resuming"
         raise UserError(f"{folder} comes from a run with other settings ({shown}); {remedy}")
+
+
+def check_finished(folder: Path, record: dict[str, dict], run: dict[str, dict], path: str) -> None:
+    """Raise `UserError` where a finished run is not `run` with the rows at `path`, which are not loaded."""
+    theirs = record["contents"] | {"dataset_path": record.get("training", {}).get("saved_rows")}
+    ours = run["contents"] | {"dataset_path": saved_rows(path)}
+    here = {"settings": run["settings"] | {"dataset_path": path}, "contents": ours}
+    check_same_run(folder, record | {"contents": theirs}, here)
 
 
 def write_record(folder: Path, run: dict[str, dict], files: Iterable[Path]) -> None:

@@ -12,12 +12,12 @@ from transformers import Trainer, TrainingArguments, set_seed
 from cropvlm.errors import UserError
 from cropvlm.models.adapters import adapter_base
 from cropvlm.runs.files import lock, write_text
-from cropvlm.runs.provenance import rows_changed
 from cropvlm.trainers.checkpoints import (
     MODELS,
     RECORD,
     CheckpointRecorder,
     add_rows,
+    check_finished,
     check_same_run,
     describe_run,
     named_checkpoint,
@@ -78,10 +78,7 @@ def is_finished(args: TrainingArguments, policy: PolicyArguments, run: dict[str,
     folder = Path(args.output_dir)
     record = read_record(folder) if resumes(args) is True else None
     if record:
-        check_same_run(folder, record, add_rows(run, policy.dataset_path, None))
-        if rows_changed(record.get("training", {}), policy.dataset_path):
-            told = f"{folder} was trained on other rows than {policy.dataset_path} now holds"
-            raise UserError(f"{told}; name another output folder, or start anew without resuming")
+        check_finished(folder, record, run, policy.dataset_path)
         logger.warning("%s: finished before", folder)
     return record is not None
 

@@ -259,9 +259,13 @@ def test_a_finished_run_whose_rows_have_changed_is_another_run(tmp_path):
     assert not is_finished(args, policy, run)
     write_record(output, add_rows(run, str(data), rows), [])
     assert is_finished(args, policy, run)
+    policy.dataset_path = str(data.rename(tmp_path / "moved"))
+    assert is_finished(args, policy, run)
     rows.map(lambda row: {"question": "Who?"}).save_to_disk(data)
-    with pytest.raises(UserError, match="was trained on other rows than .* now holds"):
-        is_finished(args, policy, run)
+    for path, seen in ((data, "has changed"), (shutil.copytree(data, tmp_path / "other"), "there, .*other' here")):
+        policy.dataset_path = str(path)
+        with pytest.raises(UserError, match=f"dataset_path .*data' {seen}"):
+            is_finished(args, policy, run)
 
 
 def test_seconds_of_a_training_add_up_over_resumes(tmp_path, monkeypatch):
