@@ -30,7 +30,7 @@ from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.predictions import check_output
 from cropvlm.runs.prompt_sources import BoxPrompts
-from cropvlm.runs.provenance import row_keys
+from cropvlm.runs.provenance import row_hashes, row_keys, seen_rows
 from cropvlm.runs.run import Job, Run
 from cropvlm.runs.text_models import TextModel, add_common_flags, check_model_flags, cropper, data_sources
 
@@ -71,6 +71,8 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     settings = {"longest_edge": model.longest_edge, "max_new_tokens": args.max_new_tokens}
     settings |= {"prompt": cropper_messages("{question}")} | ({"need": True} if args.need else {})
     output = model.output(path, source, rows, keys, settings, count_boxes)
+    if args.model_path and (seen := len(seen_rows(args.model_path) & row_hashes(rows, keys))):
+        output.known["cropper"] = output.known["cropper"] | {"seen_rows": seen}
     return Job(list(rows["question_id"]), BoxPrompts(rows), [output], keys)
 
 

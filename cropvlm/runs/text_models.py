@@ -15,7 +15,7 @@ from cropvlm.data.rows import data_commit
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import KEY, batch_size, file_name, nonempty, positive, seconds, workers
 from cropvlm.runs.processes import device_index, worker_count
-from cropvlm.runs.provenance import describe_model, hash_of, questions_hash, references_hash, row_hashes, seen_rows
+from cropvlm.runs.provenance import describe_model, hash_of, questions_hash, references_hash
 from cropvlm.runs.run import Count, Generate, Output
 from cropvlm.runs.server import OPENAI, SAVE_OPTIONS, Server, fit_longest_edge
 
@@ -123,7 +123,7 @@ class TextModel:
 
     settings: what determines its text for a prompt. names, known: entries of the meta file. longest_edge: pixels of the
     longer side at which it sees images, if it is a rule of that kind. seen_size: maps (width, height) of an image to
-    that at which it is seen; None if unknown. seen_rows: `row_hashes` of the rows on which it was trained.
+    that at which it is seen; None if unknown.
     """
 
     settings: dict[str, Any]
@@ -132,7 +132,6 @@ class TextModel:
     longest_edge: int | None = None
     seen_size: Callable[[tuple[int, int]], tuple[int, int] | None] = lambda size: None
     known: dict[str, Any] = field(default_factory=dict)
-    seen_rows: set[str] = frozenset()
 
     def output(
         self, path: Path, source: dict, rows: Any, keys: list[int], settings: dict, count: Count, clean: Callable = str
@@ -150,10 +149,7 @@ class TextModel:
             "split": source["split"],
         }
         settings = self.settings | identity | settings
-        known = self.known | {"data": data}
-        if self.seen_rows and (seen := len(self.seen_rows & row_hashes(rows, keys))):
-            known["cropper"] = known["cropper"] | {"seen_rows": seen}
-        return Output(path, settings, source, self.names, count, clean, known)
+        return Output(path, settings, source, self.names, count, clean, self.known | {"data": data})
 
 
 def cropper(args: argparse.Namespace) -> TextModel:
@@ -165,7 +161,7 @@ def cropper(args: argparse.Namespace) -> TextModel:
     path, base, longest_edge = args.model_path, args.base_model_path, args.longest_edge or LONGEST_EDGE
     model = local_model(args, "cropper", path, load_processor(path, longest_edge), base)
     model.settings |= {"model_path": path, "base_model_path": base}
-    model.names["cropper_base"], model.longest_edge, model.seen_rows = base, longest_edge, seen_rows(path)
+    model.names["cropper_base"], model.longest_edge = base, longest_edge
     return model
 
 
