@@ -63,7 +63,7 @@ def create_dataset(args: argparse.Namespace) -> tuple[int, dict[str, Path]]:
 
     set_seed(SEED)
     folders = output_folders(args.output_path, args.dataset_path)
-    model = None if args.from_journal else teacher(args)
+    model = teacher(args)
 
     # Load. Of each source the first rows get boxes; the others are for GRPO, which needs references.
     sources = load_sources(args.dataset_path, args.split, args.max_samples)

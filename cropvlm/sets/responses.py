@@ -30,7 +30,12 @@ RELATIVE = (1000, 1000)  # width and height of every image to a teacher whose bo
 
 
 def teacher(args: argparse.Namespace) -> TextModel:
-    """The model that the flags name. Its settings determine a response; a journal with different ones is rejected."""
+    """The model that the flags name, or the journal in its place.
+
+    Its settings determine a response; a journal with different ones is rejected.
+    """
+    if args.from_journal:
+        return TextModel(settings_in_journal(args.output_path), {}, _only_unreadable_images, seen_size=None)
     if server := server_of(args):  # it gets images at a size that it keeps
         budget = PixelBudget().within(args.min_pixels, args.max_pixels)
         settings = {"model_path": server.model, "server": True, "image_format": server.image_format}
@@ -99,15 +104,13 @@ class Responses(Output):
         return {"seconds": None, "size": list(size), "seen_size": list(self.seen_size(size)), "teacher_response": text}
 
 
-def response_run(teacher: TextModel | None, target: str, rows: Dataset, keys: list[int]) -> Run:
-    """The run that asks a teacher about `rows` or, without one, takes the responses from the journal alone.
+def response_run(teacher: TextModel, target: str, rows: Dataset, keys: list[int]) -> Run:
+    """The run that asks a teacher about `rows`.
 
     keys: of `cropvlm.runs.provenance.row_keys`. The journal also holds which images of the GRPO part can be read.
     """
-    settings = teacher.settings if teacher else settings_in_journal(target)
-    output = Responses(Path(target), settings, {}, {}, None, data=rows, seen_size=teacher and teacher.seen_size)
-    job = Job(list(rows["question_id"]), TeacherPrompts(rows), [output], keys)
-    return Run([job], teacher.generate if teacher else _only_unreadable_images)
+    output = Responses(Path(target), teacher.settings, {}, {}, None, data=rows, seen_size=teacher.seen_size)
+    return Run([Job(list(rows["question_id"]), TeacherPrompts(rows), [output], keys)], teacher.generate)
 
 
 def _only_unreadable_images(prompts: TeacherPrompts, done: Collection[int]) -> Iterator[tuple[int, UnreadableImage]]:
