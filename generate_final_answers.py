@@ -42,7 +42,7 @@ from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.controls import CONTROLS, control_boxes
 from cropvlm.runs.predictions import PredictionFile, check_output, check_same_data, join_on_question_id, read_file
-from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts, shared_keys
+from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts
 from cropvlm.runs.provenance import hash_of, row_keys
 from cropvlm.runs.run import Job, Run
 from cropvlm.runs.text_models import TextModel, add_common_flags, answerer, check_model_flags, data_sources
@@ -112,7 +112,8 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: PredictionFile 
     boxes_key = hash_of(json.dumps(boxes))
     if file and args.need_threshold is not None:
         boxes = decide(boxes, file.needs(ids), args.need_threshold)
-    shown = {mode: ids if mode == BASE else boxes for mode in args.modes} | shown_by_controls(args, boxes, rows)
+    shown = {mode: ids if mode == BASE else boxes for mode in args.modes}
+    shown |= {control: control_boxes(control, boxes, rows) for control in args.controls}
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
     instruction = BRIEF_ANSWER if own is None else own
     without_crop = {i for i, text in zip(ids, boxes or [], strict=False) if is_not_needed(text)}
@@ -148,12 +149,6 @@ def load_checked_rows(source: dict[str, Any], file: PredictionFile | None) -> tu
     keys = row_keys(rows)
     check_same_data(file, rows, keys)
     return (rows.select(range(min(asked, len(rows)))), keys[:asked]) if is_part else (rows, keys)
-
-
-def shown_by_controls(args: argparse.Namespace, boxes: list[str], rows: Any) -> dict[str, list[str | None]]:
-    """The text of the box that each control shows for every row, None for rows that it leaves out."""
-    keys = shared_keys(rows) if {"shuffled", "partner"} & set(args.controls) else ([], [])  # reads every image
-    return {control: control_boxes(control, boxes, list(rows["question_id"]), *keys) for control in args.controls}
 
 
 def count_answers(records: list[dict], boxes: list[str] | None) -> dict[str, Any]:

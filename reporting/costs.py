@@ -8,12 +8,12 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from PIL import Image
 
-from cropvlm.crops import full_and_crop
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.generation import image_tokens
 from cropvlm.modeling import load_processor
 from cropvlm.models.revisions import split_revision
+from cropvlm.runs.controls import shown_images
 from reporting.results import Result
 
 logger = logging.getLogger(__name__)
@@ -28,13 +28,14 @@ def costs(result: Result) -> dict[str, Any]:
     None where a value is unknown. Answers without and with the crop that were made in one run share their seconds.
     """
     counts, settings = result.meta["counts"], result.settings
+    crop = settings["mode"] != "base"
     sizes = [settings.get(name) for name in ("longest_edge", "min_pixels", "max_pixels")]
     local = "server" not in result.meta["models"]
     cost = {
         "rows": counts["rows"],
         "seconds_per_question": _per_row(counts),
         "images_per_question": 1 if settings["mode"] in ("base", "crop_alone") else 2,
-        "image_tokens_per_question": _mean_tokens(result, result.answerer, sizes, result.with_crop) if local else None,
+        "image_tokens_per_question": _mean_tokens(result, result.answerer, sizes, crop) if local else None,
         "gpu": (result.meta.get("versions") or {}).get("gpu"),
         "peak_memory_gib": counts.get("peak_memory_gib"),
     }
@@ -75,4 +76,6 @@ def _images(result: Result, i: int, crop: bool) -> list[Image.Image]:
         image = open_image(result.rows[index]["image"])
     except UnreadableImage:
         return []
-    return full_and_crop(image, result.box_texts[i] or "") if crop else [image]
+    mode = result.settings["mode"]
+    # Enlarged to the size of the crop, the crop without detail takes as many tokens.
+    return shown_images("" if mode == "no_detail" else mode, image, result.shown_texts[i], None) if crop else [image]

@@ -10,7 +10,6 @@ import numpy as np
 from cropvlm.boxes import bbox_area_pct
 from cropvlm.errors import UserError
 from cropvlm.runs.controls import CONTROLS, other_rows
-from cropvlm.runs.prompt_sources import shared_keys
 from cropvlm.runs.scoring import ScoredRows, compare
 from reporting.results import Result
 
@@ -76,7 +75,7 @@ class Pair:
         if "partner" not in self.controls:
             return None
         rows, scored = self.controls["partner"].all_rows, self.controls["partner"].scored
-        partners = dict(zip(rows["question_id"], other_rows("partner", *shared_keys(rows)), strict=True))
+        partners = dict(zip(rows["question_id"], other_rows("partner", rows), strict=True))
         theirs, known = [partners[question_id] for question_id in scored.ids], list(rows["answers"])
         kept = [k for k, j in enumerate(theirs) if known[j]]
         answers = [scored.answers[k] for k in kept]

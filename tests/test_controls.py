@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from cropvlm.crops import crop_bbox
 from cropvlm.runs.controls import CONTROLS, box_elsewhere, control_boxes, other_rows, shown_images
+
+
+def make_rows(images: str, questions: list[str], ids: list | None = None) -> Dataset:
+    """Rows whose image files are one letter each."""
+    files = [{"bytes": image.encode(), "path": None} for image in images]
+    return Dataset.from_dict({"question_id": ids or range(len(files)), "question": questions, "image": files})
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ from cropvlm.runs.controls import CONTROLS, box_elsewhere, control_boxes, other_
     ],
 )
 def test_boxes_by_hand(control, text, shown):
-    assert control_boxes(control, [text], [7], [], []) == [shown]
+    assert control_boxes(control, [text], make_rows("a", ["what?"])) == [shown]
 
 
 @pytest.mark.parametrize("bbox_pct", [(0, 0, 20, 10), (40, 40, 60, 60), (30.5, 10, 50.25, 99), (0, 0, 49, 100)])
@@ -45,25 +52,26 @@ def test_elsewhere_overlaps_least_where_nothing_fits():
 
 
 def test_boxes_are_the_same_on_every_machine():
-    texts, ids = ["[40, 40, 60, 60]."] * 3, [7, "7", 8]
-    assert control_boxes("elsewhere", texts, ids, [], []) == [
-        "[26, 4, 46, 24].",
-        "[80, 40, 100, 60].",  # 7 and "7" are two ids
-        "[64, 72, 84, 92].",
-    ]
+    def elsewhere(*ids):
+        return control_boxes(
+            "elsewhere", ["[40, 40, 60, 60]."] * len(ids), make_rows("a" * len(ids), ["?"] * len(ids), ids)
+        )
+
+    assert elsewhere(7, 8) == ["[26, 4, 46, 24].", "[64, 72, 84, 92]."]
+    assert elsewhere("7") == ["[80, 40, 100, 60]."]  # 7 and "7" are two ids
 
 
 def test_other_rows_by_hand():
-    images, questions = list("aabccc"), ["what?", "who?", "what?", "what?", "what?", "where?"]
+    rows = make_rows("aabccc", ["what?", "who?", "what?", "what?", "what?", "where?"])
     # The next row with another image, the first after the last.
-    assert other_rows("shuffled", images, questions) == [2, 2, 3, 0, 0, 0]
+    assert other_rows("shuffled", rows) == [2, 2, 3, 0, 0, 0]
     # The next row with this image that asks something else: row 3 has the question of row 4.
-    assert other_rows("partner", images, questions) == [1, 0, None, 5, 5, 3]
+    assert other_rows("partner", rows) == [1, 0, None, 5, 5, 3]
     boxes = [f"[{i}, 0, 50, 50]." for i in range(6)]
-    assert control_boxes("partner", boxes, range(6), images, questions)[1:4] == [boxes[0], None, boxes[5]]
-    assert other_rows("shuffled", ["a", "a"], ["x", "y"]) == [None, None]
+    assert control_boxes("partner", boxes, rows)[1:4] == [boxes[0], None, boxes[5]]
+    assert other_rows("shuffled", make_rows("aa", ["x", "y"])) == [None, None]
     # A row that needs no crop gets none from another row either.
-    assert control_boxes("shuffled", ["Not needed.", boxes[1]], [0, 1], ["a", "b"], []) == ["Not needed."] * 2
+    assert control_boxes("shuffled", ["Not needed.", boxes[1]], make_rows("ab", ["x", "y"])) == ["Not needed."] * 2
 
 
 @pytest.fixture

@@ -9,12 +9,15 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cropvlm.boxes import Bbox, expand_bbox, format_bbox, is_not_needed, parse_bbox, pct_to_px
 from cropvlm.crops import full_and_crop
+from cropvlm.runs.provenance import image_checksums
+from cropvlm.runs.scoring import question_keys
 
 # name -> what is shown, and what its difference from the crop or from no crop isolates
 CONTROLS = {
@@ -29,12 +32,10 @@ CONTROLS = {
 }
 
 
-def control_boxes(
-    control: str, boxes: Sequence[str], ids: Sequence, images: Sequence, questions: Sequence
-) -> list[str | None]:
+def control_boxes(control: str, boxes: Sequence[str], rows: Any) -> list[str | None]:
     """The text of the box that `control` shows for each row; None for a row that it leaves out.
 
-    boxes: the cropper's texts. ids: question ids. images, questions: keys, equal where rows share one.
+    boxes: the cropper's texts. rows: the `Dataset` that they are for.
     """
 
     def shown(text: str, question_id: str | int) -> str:
@@ -51,15 +52,20 @@ def control_boxes(
         return text
 
     if control in ("shuffled", "partner"):
-        texts = [None if j is None else boxes[j] for j in other_rows(control, images, questions)]
+        texts = [None if j is None else boxes[j] for j in other_rows(control, rows)]
     else:
-        texts = [shown(text, question_id) for text, question_id in zip(boxes, ids, strict=True)]
+        texts = list(map(shown, boxes, rows["question_id"]))
     return [own if is_not_needed(own) else text for own, text in zip(boxes, texts, strict=True)]
 
 
-def other_rows(control: str, images: Sequence, questions: Sequence[str]) -> list[int | None]:
-    """The row whose box each row is shown: the next one, the first after the last, that fits; None where none does."""
-    n, sharing = len(images), defaultdict(list)  # key of an image -> the rows that show it
+def other_rows(control: str, rows: Any) -> list[int | None]:
+    """The row whose box each row is shown: the next one, the first after the last, that fits; None where none does.
+
+    Reads every image, and decodes none.
+    """
+    images, cycles = image_checksums(rows), "cycle_category" in rows.column_names
+    questions = question_keys(rows) if cycles else list(rows["question"])  # HR-Bench asks each several times
+    n, sharing = len(rows), defaultdict(list)  # checksum of an image -> the rows that show it
     for i, key in enumerate(images):
         sharing[key].append(i)
 

@@ -8,17 +8,9 @@ from cropvlm.data.images import image_size, open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import BRIEF_ANSWER, Prompt, answerer_prompt, cropper_messages
 from cropvlm.runs.controls import shown_images
-from cropvlm.runs.provenance import image_checksums
-from cropvlm.runs.scoring import question_keys
 
 BASE, CROPVLM = "base", "cropvlm"  # an answer without the crop, and with it
 WITHOUT_MORE = (BASE, "full_twice", "crop_alone")  # modes that show no image but the full one and the crop
-
-
-def shared_keys(rows: Any) -> tuple[list[int], list[str]]:
-    """Keys of the rows' images and questions, equal where rows share one. Reads every image, and decodes none."""
-    cycles = "cycle_category" in rows.column_names  # HR-Bench asks each question several times
-    return image_checksums(rows), question_keys(rows) if cycles else list(rows["question"])
 
 
 class BoxPrompts:

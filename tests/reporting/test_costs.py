@@ -1,5 +1,6 @@
 """The image tokens of a question, counted in the prompts themselves."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from tiny_families import save_family
 
 from reporting.costs import costs
 from reporting.results import _load_rows, read_folder
+
+BOXES = ["[0, 0, 50, 100].", "[0, 0, 50, 50].", "nowhere"]
 
 
 @pytest.fixture
@@ -20,9 +23,8 @@ def cost(tmp_path, monkeypatch):
     def cost(answerer: Path, longest_edge: int | None) -> list[float | None]:
         write_rows(Path("rows"), 3)
         settings = {"longest_edge": longest_edge, "min_pixels": None}
-        boxes = ["[0, 0, 50, 100].", "[0, 0, 50, 50].", "nowhere"]
-        write_boxes(Path("p/a_bbox.json"), boxes, "cropper", "rows")
-        for name, of_answers in (("a", None), ("b", boxes)):
+        write_boxes(Path("p/a_bbox.json"), BOXES, "cropper", "rows")
+        for name, of_answers in (("a", None), ("b", BOXES)):
             path = Path(f"p/{name}_answers.json")
             write_answers(path, ["x"] * 3, "rows", str(answerer), of_answers, settings=dict(settings))
         return [costs(result)["image_tokens_per_question"] for result in read_folder("p")]
@@ -37,6 +39,23 @@ def test_image_tokens_of_a_llava_are_those_of_its_prompts(cost, tiny_llava):
 
 def test_image_tokens_of_a_smolvlm(cost, tiny_smolvlm):
     assert cost(tiny_smolvlm, 64) == [16, 32]  # one tile of 64 px for an image: (64 / 8)^2 patches, 4 a token
+
+
+def test_image_tokens_of_a_control_are_those_of_what_it_shows(cost, tiny_smolvlm):
+    cost(tiny_smolvlm, 64)
+    records = json.loads(Path("p/a_bbox.json").read_text())
+    needs = [record | {"need": need} for record, need in zip(records, (1, 1, -1), strict=True)]
+    Path("p/a_bbox.json").write_text(json.dumps(needs))
+    modes = {name: {"mode": name, "control": name} for name in ("crop_alone", "full_twice", "no_detail", "wider")}
+    modes["threshold"] = {"mode": "cropvlm", "need_threshold": 0}
+    sizes = {"longest_edge": 64, "min_pixels": None}
+    for name, settings in modes.items():
+        path = Path(f"p/{name}_answers.json")
+        write_answers(path, ["x"] * 3, "rows", str(tiny_smolvlm), BOXES, settings=sizes | settings)
+    tokens = {result.path.stem: costs(result)["image_tokens_per_question"] for result in read_folder("p")}
+    # The last one shows no crop in one row of three: (32 + 32 + 16) / 3.
+    expected = {"crop_alone": 16, "full_twice": 32, "no_detail": 32, "wider": 32, "threshold": 26.7}
+    assert {name: tokens[f"{name}_answers"] for name in expected} == expected
 
 
 def test_image_tokens_of_a_family_that_is_asked_prompt_by_prompt(cost, tmp_path):

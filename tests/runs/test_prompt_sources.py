@@ -6,7 +6,7 @@ from datasets import Image, load_from_disk
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.prompts import cropper_messages
-from cropvlm.runs.prompt_sources import AnswerPrompts, BoxPrompts, shared_keys
+from cropvlm.runs.prompt_sources import AnswerPrompts, BoxPrompts
 
 
 def test_the_cropper_sees_the_full_image(tiny_world):
@@ -44,11 +44,3 @@ def test_prompts_show_the_full_image_and_the_crop_of_the_original(tiny_world):
     (_, (base_image,)), (_, crop_images) = prompts[1]
     assert crop_images[0] is crop_images[1] is base_image
     assert prompts.image_sizes(1) == [base_image.size]
-
-
-def test_images_are_known_by_their_bytes(tiny_world):
-    rows = load_from_disk(str(tiny_world))["test"].cast_column("image", Image(decode=False))
-    images, questions = shared_keys(rows)
-    assert len(set(images)) == 6  # two questions about each
-    assert images[::2] == images[1::2]
-    assert questions == rows["question"][:]
