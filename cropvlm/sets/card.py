@@ -136,13 +136,11 @@ def part_files(
 
 def licence(dataset_path: str) -> str:
     """Return the licence on a data set's page, several with commas; `UNKNOWN_LICENCE` if none can be read there."""
-    source = locate(dataset_path).source
-    with contextlib.suppress(Exception):  # the client and the parser of cards raise exceptions of a dozen kinds
-        if not Path(source).exists():
-            declared = HfApi().dataset_info(source, timeout=10).card_data["license"]
-            names = [declared] if isinstance(declared, str) else [name for name in declared if isinstance(name, str)]
-            return ", ".join(" ".join(name.split()) for name in names) or UNKNOWN_LICENCE
-    return UNKNOWN_LICENCE
+    source, names = locate(dataset_path).source, []
+    with contextlib.suppress(Exception):  # the client raises exceptions of a dozen kinds
+        tags = [] if Path(source).exists() else HfApi().dataset_info(source, timeout=10).tags
+        names = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]  # as the card has them
+    return ", ".join(names) or UNKNOWN_LICENCE
 
 
 def origins(sources: Sequence[Source], loaded: Sequence[Dataset], split: str | None) -> list[dict]:

@@ -60,15 +60,15 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, folders, act, message):
 
 
 @pytest.mark.parametrize(
-    ("declared", "expected"),
+    ("tags", "expected"),
     [
-        (["mit", "cc-by-4.0", None], "mit, cc-by-4.0"),
-        ("mit\n# A heading", "mit # A heading"),
-        (3, "see the source"),
+        (["task_categories:visual-question-answering", "license:mit", "license:cc-by-4.0"], "mit, cc-by-4.0"),
+        (["size_categories:10K<n<100K"], "see the source"),
+        (None, "see the source"),
     ],
 )
-def test_licence_on_the_hub(monkeypatch, declared, expected):
-    info = SimpleNamespace(card_data={"license": declared})
+def test_licence_on_the_hub(monkeypatch, tags, expected):
+    info = SimpleNamespace(tags=tags)
     monkeypatch.setattr(card.HfApi, "dataset_info", lambda api, hub_id, timeout: info)
     assert card.licence("someone/set") == expected
 
