@@ -43,10 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def load_references(args: argparse.Namespace, meta: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the rows that the predictions answer, and where they are from: data set, split, number of rows, metric.
-
-    meta: of the predictions.
-    """
+    """Return the rows that predictions with this meta answer, and their data set, split, number of rows and metric."""
     flags = {key: getattr(args, key) for key in ("dataset_path", "dataset", "split", "max_samples")}
     if args.dataset and not args.dataset_path:
         flags["dataset_path"] = args.dataset
