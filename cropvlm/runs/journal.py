@@ -33,7 +33,7 @@ class Journal:
     def __init__(self, target: str | Path, settings: dict[str, Any]):
         target = Path(target)
         self.path = target.with_name(target.name + ".journal.jsonl")
-        self.settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
+        self.settings = settings
         self.rows: dict[str | int, dict] | None = None  # until the file has been found to be this run's
 
     def __enter__(self) -> "Journal":

@@ -32,7 +32,7 @@ HELD_BY["dataset_path"] = "questions"
 
 
 def differences(theirs: Mapping, ours: Mapping, contents: Sequence[Mapping] | None = None) -> list[str]:
-    """The settings in which two runs differ, in words; a missing one counts as None.
+    """The settings in which two runs differ, in words; a missing one counts as None, a tuple as a list.
 
     contents: for each run, checksums of what its paths hold, by setting; by default as `HELD_BY` says. A path counts by
     what it holds, where both runs know that.
@@ -40,6 +40,7 @@ def differences(theirs: Mapping, ours: Mapping, contents: Sequence[Mapping] | No
     >>> differences({"size": 64, "model_path": "a", "model_files": 7}, {"model_path": "b", "model_files": 7})
     ['size 64 there, None here']
     """
+    theirs, ours = json.loads(json.dumps([theirs, ours]))  # as they are read back from a file
     if contents is None:  # same names are left to the setting of their content
         held_by = {name: key for name, key in HELD_BY.items() if theirs.get(name) != ours.get(name)}
         contents = [{name: run.get(key) for name, key in held_by.items()} for run in (theirs, ours)]

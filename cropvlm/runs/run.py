@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import json
 import logging
 import time
 from collections import Counter
@@ -89,8 +88,7 @@ class Output:
         with contextlib.suppress(UserError):
             meta = read_meta(self.path)
         self.failures = meta.get("failed") or []
-        ours = json.loads(json.dumps(self.settings))
-        self.written = self.path.is_file() and not differences(meta.get("settings") or {}, ours)
+        self.written = self.path.is_file() and not differences(meta.get("settings") or {}, self.settings)
 
     def write(self, kept: list[dict]) -> None:
         """Write the file and its meta file, and log the counts and the rows that failed."""

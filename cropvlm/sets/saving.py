@@ -74,7 +74,6 @@ def code_before(folders: dict[str, Path], inputs: dict[str, Any]) -> int | None:
 
     They are made if a part is missing or comes from other inputs, or if rows failed that are asked again.
     """
-    inputs = json.loads(json.dumps(inputs))  # tuples become lists
     records = []
     for folder in folders.values():
         with contextlib.suppress(OSError, ValueError):
