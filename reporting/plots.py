@@ -4,11 +4,10 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cropvlm.runs.drawing import new_figure
 from reporting.gains import Pair
 from reporting.need import NeedCurve
 
@@ -43,6 +42,12 @@ def draw_need(curve: NeedCurve) -> str:
     own = "" if cropper is None else f"; the cropper sees {cropper:g} more, but for none at all"
     axes.set(xlabel=f"{curve.cost['unit']} a question, the answerer's{own}", ylabel="score")
     return _finish(figure)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty plot, its size in inches, that shows `$` in a name as a dollar."""
+    rcParams["text.parse_math"] = False
+    return Figure((width, height), dpi=100, layout="constrained")
 
 
 def _finish(figure: Figure) -> str:

@@ -5,14 +5,10 @@ Pillow alone: torchvision's `draw_bounding_boxes` and `make_grid` take tensors o
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cropvlm.boxes import pct_to_px
-
-if TYPE_CHECKING:  # takes a second to import
-    from matplotlib.figure import Figure
 
 LINE = 18  # pixels of a line of text
 INK = "#282828"
@@ -69,12 +65,3 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, padding: int = 4) 
         for column, picture in enumerate(row):
             sheet.paste(picture, (column * width + padding, top))
     return sheet
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty plot, its size in inches, that needs no window and shows `$` as a dollar."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["text.parse_math"] = False
-    return Figure((width, height), dpi=100, layout="constrained")

@@ -18,6 +18,7 @@ from reporting import tables
 from reporting.claims_file import read_claims
 from reporting.costs import _images, costs
 from reporting.examples import examples
+from reporting.plots import new_figure
 from reporting.rates import measured_rates
 from reporting.report import FILES, compare_files, judge_folder, summary, write
 
@@ -269,3 +270,7 @@ def test_a_mistake_in_the_flags_is_one_line(flags):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_names_in_a_plot_are_plain_text():
+    assert not new_figure(2, 1).suptitle("$5 or $x_y$").get_parse_math()

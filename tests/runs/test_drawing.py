@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from cropvlm.runs.drawing import LINE, contact_sheet, draw_boxes, fit, new_figure, tile
+from cropvlm.runs.drawing import LINE, contact_sheet, draw_boxes, fit, tile
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -53,9 +53,3 @@ def test_contact_sheet_cells():
     assert sheet.getpixel((2, 2)) == sheet.getpixel((11, 21)) == RED
     assert sheet.getpixel((34 + 2, 2)) == sheet.getpixel((2, 24 + 2)) == RED
     assert sheet.getpixel((12, 22)) == sheet.getpixel((34 + 2, 24 + 2)) == WHITE
-
-
-def test_names_in_a_plot_are_plain_text():
-    figure = new_figure(2, 1)
-    text = figure.suptitle("$5 or $x_y$")
-    assert not text.get_parse_math()
