@@ -8,12 +8,14 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from PIL import Image
 
+from cropvlm.boxes import decide
 from cropvlm.data.images import open_image
 from cropvlm.errors import UnreadableImage
 from cropvlm.generation import image_tokens
 from cropvlm.modeling import load_processor
 from cropvlm.models.revisions import split_revision
-from cropvlm.runs.controls import shown_images
+from cropvlm.runs.controls import control_boxes, shown_images
+from cropvlm.runs.predictions import join_on_question_id
 from reporting.results import Result
 
 logger = logging.getLogger(__name__)
@@ -78,4 +80,20 @@ def _images(result: Result, i: int, crop: bool) -> list[Image.Image]:
         return []
     mode = result.settings["mode"]
     # Enlarged to the size of the crop, the crop without detail takes as many tokens.
-    return shown_images("" if mode == "no_detail" else mode, image, result.shown_texts[i], None) if crop else [image]
+    return shown_images("" if mode == "no_detail" else mode, image, shown_texts(result)[i], None) if crop else [image]
+
+
+@functools.cache
+def shown_texts(result: Result) -> list[str]:
+    """Return the text by which the images of each scored row were cut, a control's own; empty where it is unknown."""
+    if not result.boxes:
+        return [""] * len(result.scored.ids)
+    rows, threshold = result.all_rows, result.settings.get("need_threshold")
+    ids = list(rows["question_id"])
+    texts = join_on_question_id(result.boxes.records[: len(ids)], rows, str(result.boxes.path))
+    if threshold is not None:
+        texts = decide(texts, result.boxes.needs(ids), threshold)
+    if result.control:
+        texts = control_boxes(result.control, texts, rows)
+    known = dict(zip(ids, texts, strict=True))
+    return [known[question_id] for question_id in result.scored.ids]

@@ -45,7 +45,7 @@ def match(setting: Setting, results: Sequence[Result], claims: Claims) -> Match 
     found = [Match(r, d) for r in results if (d := differences(setting, r, claims)) is not None]
     best, *others = sorted(found, key=rank) or [None]
     for other in others:
-        if rank(best) == rank(other) and not best.differences and best.result.file.records != other.result.file.records:
+        if rank(best) == rank(other) and not best.differences and best.result.records != other.result.records:
             first, second = best.result.path, other.result.path
             raise UserError(f"two files for one setting ({setting.title}): {first} and {second}; move one away")
     return best

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cropvlm.boxes import Bbox, decide, is_not_needed, parse_bbox
+from cropvlm.boxes import Bbox, is_not_needed, parse_bbox
 from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError, listed
-from cropvlm.runs.controls import control_boxes
-from cropvlm.runs.predictions import PredictionFile, join_on_question_id, meta_path, read_file, read_meta, rows_of
+from cropvlm.runs.predictions import PredictionFile, meta_path, read_file, read_meta, rows_of
 from cropvlm.runs.provenance import file_checksum, model_checksum
 from cropvlm.runs.scoring import ScoredRows, score_file
 
@@ -31,6 +30,7 @@ class Result:
 
     def __init__(self, path: Path, boxes: Sequence[PredictionFile]):
         self.path, self.file = path, read_file(path, "answerer")
+        self.records = self.file.records
         self.meta = meta = checked_meta(path, "models.answerer", "settings.mode", "counts.rows", "counts.seconds")
         self.settings = meta["settings"]
         self.answerer: str = meta["models"]["answerer"]
@@ -91,21 +91,6 @@ class Result:
     def box_texts(self) -> list[str | None]:
         """The cropper's text for each scored row; None where it is unknown."""
         return [record.get("answer") for record in self.box_records]
-
-    @functools.cached_property
-    def shown_texts(self) -> list[str]:
-        """The text by which the images of each scored row were cut, a control's own; empty where it is unknown."""
-        if not self.boxes:
-            return [""] * len(self.scored.ids)
-        rows, threshold = self.all_rows, self.settings.get("need_threshold")
-        ids = list(rows["question_id"])
-        texts = join_on_question_id(self.boxes.records[: len(ids)], rows, str(self.boxes.path))
-        if threshold is not None:
-            texts = decide(texts, self.boxes.needs(ids), threshold)
-        if self.control:
-            texts = control_boxes(self.control, texts, rows)
-        known = dict(zip(ids, texts, strict=True))
-        return [known[question_id] for question_id in self.scored.ids]
 
     @functools.cached_property
     def bboxes(self) -> list[Bbox | None]:
