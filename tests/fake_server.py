@@ -107,14 +107,8 @@ class Handler(BaseHTTPRequestHandler):
 
 # Faults that end the run, and what is said of them
 FATAL = {
-    "401": (
-        error(401, f"Incorrect API key provided: {KEY}"),
-        "'Incorrect API key provided: ***'; set OPENAI_API_KEY",
-    ),
-    "404": (
-        error(404, "The model m does not exist"),
-        "'The model m does not exist'; no such model",
-    ),
+    "401": (error(401, f"Incorrect key: {KEY}"), "'Incorrect key: ***'; set OPENAI_API_KEY"),
+    "404": (error(404, "The model m does not exist"), "'The model m does not exist'; no such model"),
     "402": (error(402, "Insufficient credits"), "sends error 402, 'Insufficient credits'; finished rows are kept"),
     "429": (error(429, "Rate limit reached"), "sends error 429, 'Rate limit reached'; finished rows are kept"),
     "redirect": ((307, b"", {"Location": "http://localhost:9/"}), "redirects are not followed"),
@@ -128,8 +122,8 @@ OF_A_ROW = {
     "cut": (CUT, "no reply that can be read"),
     "silence": (SILENCE, "no reply within 0.5 s in 4 attempts; raise --api_timeout"),
     "length": (
-        {"choices": [{"message": {"role": "assistant"}, "finish_reason": "length"}]},
-        "cut off before it held an answer; raise --max_new_tokens",
+        {"choices": [{"message": {}, "finish_reason": "length"}]},
+        "cut off before it held an answer; raise --max",
     ),
 }
 LASTING = FATAL | OF_A_ROW

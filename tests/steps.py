@@ -10,6 +10,12 @@ from datasets import Dataset, DatasetDict, Image, load_from_disk
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.runs.predictions import build_meta, write_predictions
 
+RECORDS = [
+    {"question_id": 7, "answer": "stop"},
+    {"question_id": "7", "answer": ""},
+    {"question_id": "docvqa/é", "answer": 'Größe "1"\n\u2028 \ud800'},  # a lone surrogate: servers do send them
+]
+
 
 def load_lively(path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A tiny model whose random weights are large enough that its texts differ from row to row, and its processor."""

@@ -94,26 +94,18 @@ def test_the_journal_of_another_model_is_refused(script, server, boxes, capsys):
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_rejected_row_has_an_empty_answer_and_exit_code_3(script, server, boxes, caplog):
-    replies = {4: error(400, "too long"), 7: completion(None, refusal="No.")}
+def test_a_rejected_row_or_crop_has_an_empty_answer_and_exit_code_3(script, server, boxes, caplog):
+    """Base and cropvlm of a row are asked one after the other: the crop of row 1 is rejected, row 3's base refused."""
+    replies = {4: error(400, "too small"), 7: completion(None, refusal="No.")}
     server.react = lambda text, times: replies.get(server.asked.total(), "Yes.")
-    assert script("--bbox", boxes, "--modes", "base") == 3
-    answers = answers_of("predictions/world_base_answers.json")
-    assert [i for i, answer in enumerate(answers) if not answer] == [3, 6]
-    counts = read("predictions/world_base_answers.meta.json")["counts"]
-    assert (counts["failed"], counts["empty_answers"]) == (1, 1)
-    assert "the server sends error 400, 'too long'" in caplog.text
-
-
-def test_a_rejected_crop_leaves_the_answer_without_it(script, server, boxes):
-    server.react = lambda text, times: error(400, "too small") if server.asked.total() == 4 else "Yes."
-    assert script("--bbox", boxes) == 3  # base and cropvlm of the first row, then of the second
+    assert script("--bbox", boxes) == 3
     answers = {mode: answers_of(f"predictions/world_{mode}_answers.json") for mode in ("base", "cropvlm")}
-    assert answers["base"] == ["Yes"] * 12
-    assert answers["cropvlm"] == ["Yes", "", *["Yes"] * 10]
-    failed = {mode: read(f"predictions/world_{mode}_answers.meta.json")["failed"] for mode in answers}
-    reason = "the server sends error 400, 'too small'"
-    assert ([row["reason"] for row in failed["cropvlm"]], failed["base"]) == ([reason], [])
+    assert answers == {"base": ["Yes"] * 3 + [""] + ["Yes"] * 8, "cropvlm": ["Yes", "", *["Yes"] * 10]}
+    metas = {mode: read(f"predictions/world_{mode}_answers.meta.json") for mode in answers}
+    assert [row["reason"] for row in metas["cropvlm"]["failed"]] == ["the server sends error 400, 'too small'"]
+    assert (metas["base"]["failed"], metas["base"]["counts"]["empty_answers"]) == ([], 1)
+    assert [meta["counts"]["failed"] for meta in metas.values()] == [0, 1]
+    assert "the server sends error 400, 'too small'" in caplog.text
 
 
 @pytest.mark.parametrize("fault", [None, "401", "400", "html"])
@@ -145,9 +137,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, server, boxes, capsys, fl
     assert script("--bbox", boxes, *flags) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not server.bodies
-
-
-# transformers serve, as the fixture `serve` starts it
 
 
 @pytest.mark.slow

@@ -45,13 +45,10 @@ def test_the_server_writes_the_boxes(script, server, asked, tiny_world):
     assert (meta["settings"]["api_model"], meta["settings"]["longest_edge"]) == ("models/merged", None)
     assert (meta["counts"]["rows"], meta["counts"]["invalid_boxes"], meta["counts"]["failed"]) == (12, 0, 0)
     assert not list(Path().rglob("*.jsonl"))
-
-
-def test_images_are_made_smaller_before_they_are_sent(script, server, asked):
-    assert script(*asked, "--longest_edge", 64) == 0
-    sizes = [open_url(body["messages"][0]["content"][0]["image_url"]["url"]).size for body in server.bodies]
-    assert {max(size) for size in sizes} == {64}
-    assert read("predictions/miniature_bbox.meta.json")["settings"]["longest_edge"] == 64
+    server.bodies.clear()
+    assert script(*asked, "--longest_edge", 64, "--name", "small") == 0
+    assert {max(open_url(body["messages"][0]["content"][0]["image_url"]["url"]).size) for body in server.bodies} == {64}
+    assert read("predictions/small_bbox.meta.json")["settings"]["longest_edge"] == 64
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,8 @@ def test_one_process(environment, variables):
     assert shard([1, 2, 3]) == [1, 2, 3]
     assert exchange([1]) == [1]
     assert worker_count(None, "cuda") >= 1
-
-
-def test_three_processes(environment):
-    environment(**LAUNCHED)
-    assert (num_processes(), rank(), device_index(0), device_index(-1)) == (3, 1, 1, -1)
+    given = [(3, "cuda"), (0, "cuda"), (None, "cpu"), (2, "cpu")]
+    assert [worker_count(*each) for each in given] == [3, 0, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -73,19 +70,12 @@ def test_an_environment_that_no_launcher_makes_is_refused(environment, variables
 def test_shards_are_all_rows_in_order(environment, rows):
     shared = {"list": [], "Dataset": []}
     for i in range(3):
-        environment(**LAUNCHED | {"RANK": str(i)})
+        environment(**LAUNCHED | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        assert (num_processes(), rank(), device_index(0), device_index(-1)) == (3, i, i, -1)
         shared["list"] += shard(list(range(rows)))
         shared["Dataset"] += list(shard(Dataset.from_dict({"i": list(range(rows))}))["i"])
         assert shard(None) is None
     assert shared == {"list": list(range(rows)), "Dataset": list(range(rows))}
-
-
-@pytest.mark.parametrize(
-    ("given", "device", "expected"), [(3, "cuda", 3), (0, "cuda", 0), (None, "cpu", 0), (2, "cpu", 2)]
-)
-def test_worker_count(environment, given, device, expected):
-    environment()
-    assert worker_count(given, device) == expected
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "2"), ("5", "5")])

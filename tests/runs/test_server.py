@@ -29,19 +29,20 @@ from cropvlm.runs.server import CutOff, Rejected, Server, fit_longest_edge, text
 pytestmark = pytest.mark.usefixtures("hurried")
 
 
-# What is sent
-
-
-def test_the_request(server):
+def test_the_request_and_the_key_of_the_environment(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     assert ask(server, ["a"]) == [(0, ["Answer to a"])]
-    assert server.bodies == [
-        {
-            "model": "m",
-            "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
-            "temperature": 0,
-            "max_completion_tokens": 7,
-        }
-    ]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    assert server.bodies == [{"model": "m", "messages": messages, "temperature": 0, "max_completion_tokens": 7}]
+    assert server.keys == [f"Bearer {KEY}"]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2026")
+    with pytest.raises(UserError, match="characters that are invalid in a key") as raised:
+        ask(server, ["a"])
+    assert "sk-\u2026" not in str(raised.value)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert ask(server, ["a"]) == [(0, ["Answer to a"])]  # OpenAI alone needs one
+    with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY"):
+        ask(server, ["a"], base=remote.OPENAI)
 
 
 def test_placeholders_become_data_urls_in_their_order():
@@ -69,7 +70,7 @@ def test_size_of_the_pictures_sent(size, longest_edge, expected):
     assert fit_longest_edge(Image.new("RGB", size), longest_edge).size == expected
 
 
-# What replies mean
+PARTS = [{"type": "thinking", "text": "hm"}, {"type": "text", "text": "Coca "}, {"type": "refusal"}, "cola", None]
 
 
 @pytest.mark.parametrize(
@@ -77,15 +78,11 @@ def test_size_of_the_pictures_sent(size, longest_edge, expected):
     [
         ("<think>hm</think> Coke", "<think>hm</think> Coke"),  # kept as it is; steps 5 and 6 leave it out
         ("\ud83d Coke", "\ufffd Coke"),  # half a surrogate pair, which no file in UTF-8 can hold
-        (
-            [{"type": "thinking", "text": "hm"}, {"type": "text", "text": "Coca "}, {"type": "refusal"}, "cola", None],
-            "Coca cola",
-        ),
+        (PARTS, "Coca cola"),
         (f"The key is {KEY}.", "The key is ***."),
     ],
 )
-def test_the_text_of_a_message(monkeypatch, content, text):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+def test_the_text_of_a_message(content, text):
     assert text_of(content) == text
 
 
@@ -107,9 +104,6 @@ def test_a_reply_cut_off_is_an_answer_if_it_holds_one(server, content):
     assert text == content if "Coca" in content else isinstance(text, CutOff)
 
 
-# Faults that pass
-
-
 @pytest.mark.parametrize(
     "fault",
     [error(429, "Rate limit reached"), (503, b"<html>overloaded</html>"), HALF, SILENCE],
@@ -129,9 +123,6 @@ def test_nobody_listens():
         next(Server(url, "m", 7).answer_rows(Source([["a"]]), lambda image: image))
 
 
-# Faults of the server and faults of a row
-
-
 @pytest.mark.parametrize("name", FATAL)
 def test_a_fault_of_the_server_ends_the_run_after_what_is_done(server, name):
     fault, message = FATAL[name]
@@ -147,16 +138,15 @@ def test_a_fault_of_the_server_ends_the_run_after_what_is_done(server, name):
 
 @pytest.mark.parametrize("name", OF_A_ROW)
 def test_a_fault_of_a_row_leaves_the_others_alone(server, name):
-    row = "a"  # the first, of which it does not show at once whose fault it is
-    fault, message = OF_A_ROW[name]
-    server.react = lambda text, times: fault if text == row else f"Answer to {text}"
+    fault, message = OF_A_ROW[name]  # of the first row, where it does not show at once whose fault it is
+    server.react = lambda text, times: fault if text == "a" else f"Answer to {text}"
     outcomes = dict(ask(server, "abcde", timeout=0.5 if name == "silence" else 60))
-    failure = outcomes.pop("abcde".index(row))[0]
+    failure = outcomes.pop(0)[0]
     assert message in str(failure)
     assert KEY not in str(failure)
     assert type(failure) is (CutOff if name == "length" else Rejected)
-    assert outcomes == {i: [f"Answer to {text}"] for i, text in enumerate("abcde") if text != row}
-    assert server.asked[row] == (4 if name in ("500", "cut", "silence") else 1)
+    assert outcomes == {i: [f"Answer to {text}"] for i, text in enumerate("abcde") if text != "a"}
+    assert server.asked["a"] == (4 if name in ("500", "cut", "silence") else 1)
 
 
 @pytest.mark.parametrize("name", ["400", "silence"])
@@ -192,9 +182,6 @@ def test_answers_under_way_are_kept_when_another_row_ends_the_run(server):
     assert not server.asked["d"]
 
 
-# Rows that the server rejects
-
-
 def test_a_rejected_prompt_leaves_the_others_of_its_row_alone(server):
     server.react = lambda text, times: error(400, "too small") if text == "b crop" else f"Answer to {text}"
     outcomes = dict(ask(server, [[f"{row} base", f"{row} crop"] for row in "abc"]))
@@ -204,9 +191,8 @@ def test_a_rejected_prompt_leaves_the_others_of_its_row_alone(server):
     assert outcomes[2] == ["Answer to c base", "Answer to c crop"]
 
 
-@pytest.mark.parametrize("place", ["base", "crop"])
-def test_a_prompt_that_is_rejected_in_every_row_ends_the_run(server, place):
-    server.react = lambda text, times: error(400, "one image only") if place in text else "Coke"
+def test_a_prompt_that_is_rejected_in_every_row_ends_the_run(server):
+    server.react = lambda text, times: error(400, "one image only") if "crop" in text else "Coke"
     outcomes, said = ask_in_vain(server, [[f"{row} base", f"{row} crop"] for row in range(30)])
     assert "does not answer: the server sends error 400, 'one image only'" in said
     assert outcomes == []
@@ -219,9 +205,6 @@ def test_rejections_without_end_are_not_taken_for_the_rows_fault(server):
     assert "does not answer: the server sends error 400, 'Your credit is used up'" in said
     assert outcomes == [(0, ["Coke"])]  # the others may be asked again
     assert sum(server.asked.values()) == 1 + 11
-
-
-# Many at a time
 
 
 def test_at_most_so_many_requests_at_a_time(server):
@@ -248,9 +231,6 @@ def test_stopping_early_leaves_no_request_behind(server):
     assert not server.asked["c"]
 
 
-# Images that cannot be sent
-
-
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("x" * 1000)])
 def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
     class Images(Source):
@@ -265,26 +245,6 @@ def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
     assert type(error).__name__ in str(outcomes[1])
     assert len(str(outcomes[1])) < 350
     assert (outcomes[0], outcomes[2]) == (["Answer to a"], ["Answer to c"])
-
-
-# The key
-
-
-def test_the_key_of_the_environment(server, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
-    ask(server, ["a"])
-    assert server.keys == [f"Bearer {KEY}"]
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2026")
-    with pytest.raises(UserError, match="characters that are invalid in a key") as raised:
-        ask(server, ["a"])
-    assert "sk-\u2026" not in str(raised.value)
-    monkeypatch.delenv("OPENAI_API_KEY")
-    assert ask(server, ["a"]) == [(0, ["Answer to a"])]  # OpenAI alone needs one
-    with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY"):
-        ask(server, ["a"], base=remote.OPENAI)
-
-
-# The environment
 
 
 @pytest.mark.parametrize(("variable", "value"), [("ALL_PROXY", "socks://a:1"), ("SSL_CERT_FILE", "/no/such/ca.pem")])
