@@ -62,17 +62,6 @@ def test_the_same_command_has_nothing_to_do(script, asked, tmp_path, caplog, tin
     assert len(content(tmp_path / "made_grpo")) == 10
 
 
-def test_the_same_command_leaves_the_same_bytes(script, asked, tmp_path):
-    def everything() -> dict[str, bytes]:
-        return {str(file): file.read_bytes() for file in tmp_path.glob("made_*/*")}
-
-    assert script() == 0
-    first = everything()
-    assert len({Path(name).name for name in first} & {"state.json", "dataset_info.json", "README.md"}) == 3
-    assert script("--from_journal") == 0
-    assert everything() == first
-
-
 def test_a_response_to_another_image_of_that_id_is_none(script, asked, tmp_path, tiny_world):
     rows = content(tiny_world / "train")[:10]
     assert script("--dataset_path", str(save_rows(tmp_path / "before", rows))) == 0
@@ -87,9 +76,8 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
     before = content(tmp_path / "made_sft")
     (pictures / "2.png").unlink()
     assert script("--dataset_path", str(pictures), "--from_journal") == 3
-    assert [row["question_id"] for row in content(tmp_path / "made_sft")] == [
-        before[i]["question_id"] for i in (0, 1, 3, 4)
-    ]
+    kept = [row["question_id"] for row in content(tmp_path / "made_sft")]
+    assert kept == [before[i]["question_id"] for i in (0, 1, 3, 4)]
     assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
 
 
@@ -109,12 +97,6 @@ def test_a_row_that_is_too_large_fails_alone(script, tmp_path, tiny_world, monke
     too_large.clear()
     assert script("--dataset_path", folder) == 0  # asked for again
     assert len(content(tmp_path / "made_sft")) == 4
-
-
-def test_another_teacher_does_not_mix_with_a_begun_journal(script, asked, tmp_path, capfd):
-    assert script() == 0
-    assert script("--max_pixels", "10000") == 2
-    assert "other settings (max_pixels None there, 10000 here)" in capfd.readouterr().err
 
 
 def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
@@ -145,8 +127,12 @@ def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
     assert script("--max_samples", "10") == 0
     asked.clear()
     # Neither the teacher nor its settings are needed. 100x100 about (450, 450) at x1 and 200x200 about (900, 100).
-    flags = ["--max_samples", "10", "--from_journal", "--model_path", "gone", "--growth", "1", "1", "1", "1", "1"]
+    flags = ["--max_samples", "10", "--from_journal", "--model_path", "gone"]
+    before = {file: file.read_bytes() for file in tmp_path.glob("made_*/*")}
+    assert {file.name for file in before} >= {"state.json", "dataset_info.json", "README.md"}
     assert script(*flags) == 0
+    assert {file: file.read_bytes() for file in tmp_path.glob("made_*/*")} == before
+    assert script(*flags, "--growth", "1", "1", "1", "1", "1") == 0
     assert asked == []
     boxes = [row["bbox"] for row in content(tmp_path / "made_sft")]
     assert boxes == [[10, 20, 15, 22], [40, 40, 50, 50], [80, 0, 100, 20], [10, 10, 40, 40], [0, 0, 100, 100]]
@@ -155,13 +141,14 @@ def test_growth_and_saving_again_from_the_journal(script, asked, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max_samples", "12"], "has no response to 1 of 6 rows"),
-        (["--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
+        (["--max_pixels", "10000"], "other settings (max_pixels None there, 10000 here)"),  # another teacher
+        (["--from_journal", "--max_samples", "12"], "has no response to 1 of 6 rows"),
+        (["--from_journal", "--output_path", "{tmp}/other"], "other.journal.jsonl is not a readable journal"),
     ],
 )
-def test_from_journal_refuses(script, asked, tmp_path, capfd, flags, message):
+def test_a_journal_of_other_settings_or_rows_is_refused(script, asked, tmp_path, capfd, flags, message):
     assert script("--max_samples", "10") == 0
-    assert script("--from_journal", *[flag.replace("{tmp}", str(tmp_path)) for flag in flags]) == 2
+    assert script(*[flag.replace("{tmp}", str(tmp_path)) for flag in flags]) == 2
     assert message in capfd.readouterr().err
 
 

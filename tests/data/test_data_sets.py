@@ -41,9 +41,8 @@ def copies_for_the_hub(monkeypatch, tmp_path):
 
 def test_all_benchmarks_from_images_to_scores(copies_for_the_hub, call, tiny_smolvlm, monkeypatch):
     model = ["--max_new_tokens", 2, "--gpu", -1]
-    assert (
-        call(generate_bbox.main, "--model_path", tiny_smolvlm, "--dataset", *ANSWERS, "--longest_edge", 64, *model) == 0
-    )
+    cropper = ["--model_path", tiny_smolvlm, "--longest_edge", 64]
+    assert call(generate_bbox.main, *cropper, "--dataset", *ANSWERS, *model) == 0
     boxes = [f"predictions/{name}_bbox.json" for name in ANSWERS]
     assert [read(path)[0].keys() for path in boxes] == [{"question_id", "answer"}] * 7
 

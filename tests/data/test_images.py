@@ -46,15 +46,9 @@ def orientation(value):
     return exif
 
 
-# EXIF's word for each orientation: where the first row and the first column of the stored pixels belong.
 UPRIGHT = {
-    1: lambda array: array,
-    2: lambda array: array[:, ::-1],  # mirrored
-    3: lambda array: array[::-1, ::-1],  # upside down
     4: lambda array: array[::-1],  # mirrored upside down
     5: lambda array: array.transpose(1, 0, 2),  # first row is the left side, from the top
-    6: lambda array: array.transpose(1, 0, 2)[:, ::-1],  # first row is the right side, from the top
-    7: lambda array: array.transpose(1, 0, 2)[::-1, ::-1],  # first row is the right side, from the bottom
     8: lambda array: array.transpose(1, 0, 2)[::-1],  # first row is the left side, from the bottom
 }
 

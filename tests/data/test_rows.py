@@ -138,24 +138,20 @@ def test_what_is_refused(copies, path, arguments, problem):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["state.json", "data-00000-of-00001.arrow"])
-def test_a_broken_folder_is_refused(tmp_path, name):
-    textvqa().save_to_disk(tmp_path)
-    (tmp_path / name).write_text("nonsense")
-    with pytest.raises(UserError, match="is not a readable data set"):
-        load_rows(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
         ("a.jsonl", b'{"question": "Z\xf6e?", "question_id": 1, "image": "x.png"}\n', "not UTF-8.*0xf6"),
         ("a.csv", b"question,question_id,image\nZ\xf6e?,1,x.png\n", "can't decode byte 0xf6"),
         ("a.jsonl", b"", "has no rows"),
+        ("state.json", b"nonsense", "is not a readable data set"),
+        ("data-00000-of-00001.arrow", b"nonsense", "is not a readable data set"),
     ],
-    ids=["jsonl", "csv", "empty"],
+    ids=["jsonl", "csv", "empty", "state", "arrow"],
 )
-def test_tables_that_cannot_be_read(tmp_path, name, content, problem):
+def test_files_that_cannot_be_read(tmp_path, name, content, problem):
+    if content == b"nonsense":
+        textvqa().save_to_disk(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=problem):
         load_rows(tmp_path)

@@ -116,10 +116,7 @@ NO_IMAGE = "none of the 2 images can be read; the first is an .*"
         ({"answers": [[{"words": "x" * 10**6}], None]}, "row 0 has the answers .{97}[.]{3}; expected"),
         ({"answers": [[True], [False]]}, r"row 0 has the answers \[True\]; expected strings"),
         ({"image": [1, 2]}, "expected images in the column image, not Value"),
-        (
-            {"image": ["https://a.io/1.jpg"] * 2},
-            f"{NO_IMAGE}'?https://a.io/1.jpg'? is a URL, which is not downloaded",
-        ),
+        ({"image": ["https://a.io/1.jpg"] * 2}, f"{NO_IMAGE}'?https://a.io/1.jpg'? is a URL, which is not downloaded"),
         ({"image": ["gone.jpg", None]}, f"{NO_IMAGE}no such file"),
         ({"image": [{"bytes": b"no image", "path": None}] * 2}, f"{NO_IMAGE}unknown format"),
     ],

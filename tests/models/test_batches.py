@@ -11,11 +11,6 @@ from cropvlm.models import batches
 from cropvlm.models.batches import Batches, auto_batch_size, image_cost, plan_batches
 
 
-@pytest.fixture(scope="module")
-def smolvlm(tiny_smolvlm):
-    return load_model(str(tiny_smolvlm), device="cpu"), load_processor(str(tiny_smolvlm))
-
-
 def test_batches_hold_rows_of_like_cost_window_by_window(monkeypatch):
     monkeypatch.setattr(batches, "WINDOW", 2)
     # Windows of 2 x 2 rows: costs 9 1 9 1 | 5 2 2; equal costs keep their order.
@@ -55,8 +50,9 @@ def test_auto_fills_half_of_the_free_memory(real_smolvlm, monkeypatch, free, cos
     assert auto_batch_size(model, load_processor(str(real_smolvlm)), [0, cost]) == expected
 
 
-def test_auto_on_a_cpu(smolvlm):
-    assert auto_batch_size(*smolvlm, [1, 9]) == 32
+def test_auto_on_a_cpu(tiny_smolvlm):
+    model = load_model(str(tiny_smolvlm), device="cpu")
+    assert auto_batch_size(model, load_processor(str(tiny_smolvlm)), [1, 9]) == 32
 
 
 @pytest.mark.parametrize(

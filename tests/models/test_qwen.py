@@ -17,21 +17,6 @@ SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000,
 SIZES += [(1500, 10), (10, 2000), (30, 6000), (9000, 60)]  # strips of 150:1 and 200:1, which theirs take
 
 
-@pytest.mark.parametrize("bounds", [OWN, (448 * 448, 448 * 448), (56 * 56, 112 * 112), (256 * 256, 1280 * 28 * 28)])
-@pytest.mark.parametrize("size", SIZES)
-def test_the_pixels_are_those_of_qwen_vl_utils(size, bounds):
-    least, most = bounds
-    image = noise(*size)
-    ours = qwen_image(image, least, most)
-    assert ours.size == qwen_size(size, least, most)
-    if 0 in smart_resize(size[1], size[0], 28, least, most):  # theirs fails
-        assert min(ours.size) == 28
-        return
-    theirs = fetch_image({"image": image, "min_pixels": least, "max_pixels": most})
-    assert theirs.size == ours.size
-    assert np.array_equal(np.asarray(theirs), np.asarray(ours))
-
-
 @pytest.mark.parametrize("size", [(4100, 20), (20, 4100), (3000, 1), (1, 3000)])
 def test_a_strip_that_theirs_rejects_is_widened_first(size):
     image = noise(*size)

@@ -1,11 +1,13 @@
-"""The flags of create_dataset.py: mistakes are one line that names the flag, before anything is loaded."""
+"""The flags of create_dataset.py: sources as the user names them; a mistake is one line that names the flag."""
 
 import sys
+from argparse import ArgumentTypeError
 
 import pytest
 
 import create_dataset
 from cropvlm.errors import UserError
+from cropvlm.sets.flags import Source, parse_source
 
 
 def parse(monkeypatch, *flags: str):
@@ -37,3 +39,31 @@ def test_defaults(monkeypatch):
     assert tuple(args.growth) == (45, 10, 4, 2, 1)
     assert args.model_path == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert args.output_path == "here/made"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("docvqa=10000", Source("docvqa", "docvqa", 10000)),  # whole number: a cap
+        ("docvqa=0.5", Source("docvqa", "docvqa", 0.5)),  # with a point: a share
+        ("lmms-lab/DocVQA:InfographicVQA=7", Source("lmms-lab/DocVQA:InfographicVQA", "infovqa", 7)),
+        ("someone/set", Source("someone/set", "set", None)),
+    ],
+)
+def test_parse_source(text, expected):
+    assert parse_source(text) == expected
+
+
+@pytest.mark.parametrize("number", ["", "many", "0", "1.5", "nan", "9" * 5000], ids=lambda number: ascii(number)[:9])
+def test_parse_source_refuses(number):
+    with pytest.raises(ArgumentTypeError, match="expected a number of rows or a share") as raised:
+        parse_source(f"docvqa={number}")
+    assert len(str(raised.value)) < 250  # more digits than Python reads
+    with pytest.raises(ArgumentTypeError, match="got an empty text"):
+        parse_source("=5")
+
+
+def test_a_folder_whose_name_has_an_equals_sign(tmp_path):
+    folder = tmp_path / "run=3"
+    folder.mkdir()
+    assert parse_source(str(folder)) == Source(str(folder), "run=3", None)

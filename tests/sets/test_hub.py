@@ -59,19 +59,9 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, folders, act, message):
         act(folders)
 
 
-@pytest.mark.parametrize(
-    ("tags", "expected"),
-    [
-        (["task_categories:visual-question-answering", "license:mit", "license:cc-by-4.0"], "mit, cc-by-4.0"),
-        (["size_categories:10K<n<100K"], "see the source"),
-        (None, "see the source"),
-    ],
-)
-def test_licence_on_the_hub(monkeypatch, tags, expected):
-    info = SimpleNamespace(tags=tags)
-    monkeypatch.setattr(card.HfApi, "dataset_info", lambda api, hub_id, timeout: info)
-    assert card.licence("someone/set") == expected
-
-
-def test_licence_without_a_network(tmp_path):
+def test_licence_on_the_hub_and_without_a_network(monkeypatch, tmp_path):
     assert card.licence(str(tmp_path)) == card.licence("textvqa") == "see the source"
+    named = ["task_categories:visual-question-answering", "license:mit", "license:cc-by-4.0"]
+    infos = iter([SimpleNamespace(tags=tags) for tags in (named, ["size_categories:10K<n<100K"], None)])
+    monkeypatch.setattr(card.HfApi, "dataset_info", lambda api, hub_id, timeout: next(infos))
+    assert [card.licence("someone/set") for _ in range(3)] == ["mit, cc-by-4.0", "see the source", "see the source"]

@@ -11,8 +11,8 @@ from cropvlm.data import catalog as benchmarks
 from cropvlm.errors import UserError
 from cropvlm.sets import rows as mixture
 from cropvlm.sets.flags import parse_source
-from cropvlm.sets.rows import halve
-from cropvlm.teacher import share_of
+from cropvlm.sets.rows import halve, with_boxes, with_references
+from cropvlm.teacher import GrownBox, share_of
 
 TEXT = Value("string")
 
@@ -106,3 +106,21 @@ def test_every_source_is_halved(four_sources):
 def test_a_source_too_small_for_a_half(four_sources):
     with pytest.raises(UserError, match="docvqa has 1 rows; a share of 0.5 for SFT holds not even one"):
         halve(load_sources(["textvqa", "docvqa=1"]))
+
+
+def test_rows_without_references_are_counted_by_source_and_named(caplog):
+    ids, sources = ["a/1", "a/2", "b/1", "b/2", "b/3"], ["a", "a", "b", "b", "b"]
+    rows = Dataset.from_dict({"question_id": ids, "source": sources, "answers": [["yes"], [], [], ["no"], []]})
+    assert with_references(rows)["question_id"][:] == ["a/1", "b/2"]
+    assert "no references, left out of the GRPO part: {'a': 1, 'b': 2} (a/2, b/1, b/3)" in caplog.text
+
+
+def test_rows_without_a_box_are_left_out_and_named(caplog):
+    # Columns of an earlier run give way.
+    rows = Dataset.from_dict({"question_id": [1, 2], "source": ["a", "a"], "bbox": [[0, 0, 1, 1]] * 2})
+    box = GrownBox("box", (0, 0, 5, 5), (10, 10), 0.25, fifth=4, bbox_pct=(0, 0, 50, 50))
+    # Half a surrogate pair, from a journal, could not be stored.
+    boxed = with_boxes(rows, [{"error": "broken"}, {"teacher_response": "[0, 0, 5, 5] \ud83d \u00e9"}], [None, box])
+    expected = {"question_id": 2, "source": "a", "bbox": [0, 0, 50, 50], "teacher_response": "[0, 0, 5, 5] ? \u00e9"}
+    assert boxed.to_list() == [expected]
+    assert "unreadable images or failed rows, left out of the SFT part: {'a': 1} (1)" in caplog.text

@@ -1,6 +1,5 @@
 """Saving both parts or none, in folders of this script's own, with nothing of the user's replaced."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -28,15 +27,9 @@ def parts() -> dict[str, Dataset]:
 FILES = {"sft": {"README.md": b"card", "teacher_report.json": b"{}"}, "grpo": {"README.md": b"card"}}
 
 
-def snapshot(folder: Path) -> dict[str, str]:
-    """The content of every file and the target of every link under a folder."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
-    return {
-        str(path.relative_to(folder)): str(path.readlink())
-        if path.is_symlink()
-        else hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-    }
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """The content of every file under a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def save_source(folder: Path) -> Path:
