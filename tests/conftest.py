@@ -1,5 +1,6 @@
 """Tiny random checkpoints of the three real classes and a few rows of the miniature world, made once per test run."""
 
+import dataclasses
 import importlib.util
 import json
 import multiprocessing
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from browsers import open_chromium
+from checkouts import make_checkout
 from hypothesis import settings
-from real_files import QWEN, SHARED, SMOLVLM, real_files
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("unhurried")
@@ -71,10 +72,14 @@ def tiny_llava(checkpoints) -> Path:
 @pytest.fixture(scope="session")
 def lively(tiny_smolvlm, tiny_qwen, tiny_llava, tmp_path_factory) -> dict[str, Path]:
     """A checkpoint of each family whose random weights are large enough that its texts differ from row to row."""
-    from steps import save_lively
+    from steps import load_lively
 
     folder = tmp_path_factory.mktemp("lively")
-    return {path.name: save_lively(path, folder / path.name) for path in (tiny_smolvlm, tiny_qwen, tiny_llava)}
+    paths = {path.name: path for path in (tiny_smolvlm, tiny_qwen, tiny_llava)}
+    for name, path in paths.items():
+        for part in load_lively(path):
+            part.save_pretrained(folder / name)
+    return {name: folder / name for name in paths}
 
 
 @pytest.fixture
@@ -91,6 +96,12 @@ def call(monkeypatch, tmp_path):
         return ended.value.code
 
     return call
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """The bash scripts in a folder of their own, with a stub for python3."""
+    return make_checkout(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +151,19 @@ def tiny_world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def hub_copies(tmp_path, monkeypatch) -> None:
+    """Local copies of the benchmarks in the Hub's place: 40 training rows of TextVQA, two in every other split."""
+    from published import write_hub
+
+    from cropvlm.data.catalog import BENCHMARKS
+
+    folders = write_hub(tmp_path / "copies")
+    for name, benchmark in list(BENCHMARKS.items()):
+        copy = dataclasses.replace(benchmark, hub_id=str(folders[benchmark.hub_id]))
+        monkeypatch.setitem(BENCHMARKS, name, copy)
+
+
+@pytest.fixture
 def server():
     """A `fake_server.FakeServer` on loopback."""
     from fake_server import started
@@ -178,20 +202,26 @@ def hurried(monkeypatch):
 @pytest.fixture(scope="session")
 def real_smolvlm() -> Path:
     """The real SmolVLM's tokenizer and configurations."""
-    return _real_files(*SMOLVLM)
+    return _real_files("SmolVLM-256M-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct")
 
 
 @pytest.fixture(scope="session")
 def real_qwen() -> Path:
     """The real Qwen2.5-VL's tokenizer and the settings of its image processor."""
-    return _real_files(*QWEN)
+    return _real_files("Qwen2.5-VL-tokenizer", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 
 def _real_files(folder: str, repo: str) -> Path:
-    found = real_files(folder, repo)
-    if found is None:
-        pytest.skip(f"the real tokenizer and configurations are neither at {SHARED / folder} nor, of {repo}, cached")
-    return found
+    """The files of a model: those beside the repository, else those in the Hub cache; a skip where neither has them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    beside = Path(__file__).resolve().parents[2] / "shared" / "hub" / folder
+    if beside.is_dir():
+        return beside
+    cached = [try_to_load_from_cache(repo, name) for name in ("tokenizer_config.json", "preprocessor_config.json")]
+    if not all(isinstance(path, str) for path in cached):
+        pytest.skip(f"the real tokenizer and configurations are neither at {beside} nor, of {repo}, cached")
+    return Path(cached[0]).parent
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Pictures and prompts that several tests show to models."""
 
+import io
+
 import numpy as np
 from PIL import Image
 from qwen_vl_utils import process_vision_info
@@ -13,6 +15,12 @@ QUESTION = "What is written on the red sign?"
 
 def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def png(image) -> bytes:
+    """An image file's bytes."""
+    image.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
 
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

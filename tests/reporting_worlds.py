@@ -1,27 +1,29 @@
 """Folders of prediction files for the report's tests, as the generating scripts write them."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
 import datasets
+from pictures import png
 from PIL import Image
 
 from cropvlm.runs.predictions import write_predictions
+from reporting.claims_file import read_claims
+from reporting.report import Report, judge_folder
 
 COUNT = 100
+BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(COUNT)]  # of SFT, where answers are in p/
 
 
 def write_rows(folder: Path, count: int = COUNT, **columns: list) -> None:
     """Save rows with the ids 0.., one reference "yes" each and a small image."""
-    file = io.BytesIO()
-    Image.new("RGB", (40, 20), "green").save(file, "PNG")
+    image = {"bytes": png(Image.new("RGB", (40, 20), "green")), "path": None}
     rows = {
         "question_id": list(range(count)),
         "question": [f"question {i}?" for i in range(count)],
         "answers": [["yes"]] * count,
-        "image": [{"bytes": file.getvalue(), "path": None}] * count,
+        "image": [image] * count,
         **columns,
     }
     features = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
@@ -90,3 +92,12 @@ def write_folder(folder: Path, scores: dict[str, int]) -> None:
         texts = [f"[{i % 7}, 0, 50, 50]." + " " * len(name) for i in range(COUNT)]  # other texts for each cropper
         write_boxes(folder / f"{name}_bbox.json", texts, f"models/{name}", "rows")
         write_answers(folder / f"{name}_answers.json", right(number), "rows", boxes=texts)
+
+
+FIGURE = {"benchmark": "rows", "answerer": "small", "cropper": "none", "reported": 50, "margin": 12}
+NONE, SFT, GRPO = ({"answerer": "small", "cropper": name} for name in ("none", "sft", "grpo"))
+
+
+def judged() -> Report:
+    """The folder p/ by claims.yaml."""
+    return judge_folder(Path("p"), [read_claims("claims.yaml")])

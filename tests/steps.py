@@ -28,12 +28,6 @@ def load_lively(path: str | Path, device: str = "cpu", dtype: torch.dtype = torc
     return model.to(device), processor
 
 
-def save_lively(path: Path, folder: Path) -> Path:
-    for part in load_lively(path):
-        part.save_pretrained(folder)
-    return folder
-
-
 def question_ids(world: Path) -> list:
     return list(load_from_disk(str(world))["test"]["question_id"])
 

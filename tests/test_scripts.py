@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from checkouts import call, make_checkout
+from checkouts import call
 from test_readme import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,15 +19,8 @@ SCRIPTS = sorted([*ROOT.glob("[bs]*/*.sh"), ROOT / ".ci" / "run"])
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:home|root|work|mnt|data|scratch|Users|tmp|opt)/")
 SOURCED = ("setup.sh", "steps.sh", "beside.sh", "miniature_need.sh")
 SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]
-STAGES = [
-    "create_dataset.py",
-    "train_sft.py",
-    "train_grpo.py",
-    "generate_bbox.py",
-    "generate_final_answers.py",
-    "vqa_accuracy.py",
-    "vqa_accuracy.py",
-]
+STAGES = ["create_dataset.py", "train_sft.py", "train_grpo.py", "generate_bbox.py", "generate_final_answers.py"]
+STAGES += ["vqa_accuracy.py"] * 2
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -57,29 +50,22 @@ def test_the_output_folders_are_no_packages():
     assert importlib.util.find_spec("datasets").origin is not None  # a folder without __init__.py has none
 
 
-@pytest.fixture
-def checkout(tmp_path) -> Path:
-    return make_checkout(tmp_path)
-
-
-def test_reproduce_runs_the_stages_in_order_and_reuses_what_is_done(checkout):
-    result, calls = call(checkout, "reproduce.sh", "0")
+def calls_of(checkout: Path, script: str, *args: str) -> list[list[str]]:
+    """The python calls of a script that ends well."""
+    result, calls = call(checkout, script, *args)
     assert result.returncode == 0, result.stderr
+    return calls
+
+
+def test_reproduce_hands_each_output_to_the_next_stage_and_reuses_what_is_done(checkout):
+    calls = calls_of(checkout, "reproduce.sh", "3")
     assert [call[0] for call in calls] == STAGES
-    result, calls = call(checkout, "reproduce.sh", "0")
-    assert result.returncode == 0, result.stderr
-    assert [call[0] for call in calls] == ["vqa_accuracy.py", "vqa_accuracy.py"]
-
-
-def test_reproduce_hands_each_output_to_the_next_stage(checkout):
-    _, calls = call(checkout, "reproduce.sh", "3")
+    assert [call[0] for call in calls_of(checkout, "reproduce.sh", "3")] == STAGES[-2:]
     create, sft, grpo, bbox, answers, base, cropvlm = [" ".join(call) for call in calls]
     assert [call[-2:] for call in calls[1:3]] == [["--resume_from_checkpoint", "True"]] * 2
     assert "--dataset_path textvqa --output_path datasets/cropvlm_dataset --gpu 3" in create
     assert "--dataset_path datasets/cropvlm_dataset_sft --output_dir models/sft_512" in sft
-    assert (
-        "--base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo --output_dir models/grpo_512" in grpo
-    )
+    assert "--base_model models/sft_512 --dataset_path datasets/cropvlm_dataset_grpo --output_dir models/grpo_5" in grpo
     assert "--model_path models/grpo_512 --dataset textvqa --output predictions/textvqa_bbox.json" in bbox
     assert "--bbox predictions/textvqa_bbox.json --output_path predictions" in answers
     assert base == "vqa_accuracy.py --predictions_file predictions/textvqa_base_answers.json"
@@ -87,9 +73,8 @@ def test_reproduce_hands_each_output_to_the_next_stage(checkout):
 
 
 def test_reproduce_keeps_the_mixture_apart(checkout):
-    assert call(checkout, "reproduce.sh", "0")[0].returncode == 0
-    result, calls = call(checkout, "reproduce.sh", "0", "mixture")
-    assert result.returncode == 0, result.stderr
+    calls_of(checkout, "reproduce.sh", "0")
+    calls = calls_of(checkout, "reproduce.sh", "0", "mixture")
     assert [call[0] for call in calls] == STAGES
     assert calls[0][1:6] == ["--dataset_path", "textvqa", "docvqa", "infovqa", "stvqa"]  # whole: 124,085 rows
     assert all("mixture" in " ".join(call) for call in calls)
@@ -108,7 +93,7 @@ def test_reproduce_stops_where_a_stage_fails_but_not_for_listed_rows(checkout, f
 @pytest.mark.parametrize(("stage", "files"), [("sft", ["adapter_model.safetensors"]), ("grpo", ["run.json"])])
 def test_half_a_model_is_not_taken_for_a_finished_one(stage, files, checkout):
     """Weights without the record that is written last, as a killed run may leave them; a record without weights."""
-    assert call(checkout, "reproduce.sh", "0")[0].returncode == 0
+    calls_of(checkout, "reproduce.sh", "0")
     for name in {"adapter_model.safetensors", "run.json"} - {*files}:
         (checkout / "models" / f"{stage}_512" / name).unlink()
     assert call(checkout, "reproduce.sh", "0")[1][0][0] == f"train_{stage}.py"
@@ -116,18 +101,12 @@ def test_half_a_model_is_not_taken_for_a_finished_one(stage, files, checkout):
 
 @pytest.mark.parametrize("what", ["paper", "need"])
 def test_reproduce_hands_the_larger_runs_to_their_driver(checkout, what):
-    result, calls = call(checkout, "reproduce.sh", "2", what, "--plan")
-    assert result.returncode == 0, result.stderr
     flags = f"2 --claims scripts/claims/{what}.yaml --predictions predictions/{what} --plan"
-    assert calls == [["scripts/reproduce.py", *flags.split()]]
+    assert calls_of(checkout, "reproduce.sh", "2", what, "--plan") == [["scripts/reproduce.py", *flags.split()]]
 
 
 @pytest.mark.parametrize(
-    ("script", "args"),
-    [
-        *(("reproduce.sh", args) for args in ("", "gpu0", "0 mixture 1")),
-        *(("miniature.sh", args) for args in ("0 acuracy", "--seeds")),
-    ],
+    ("script", "args"), [("reproduce.sh", ""), ("reproduce.sh", "0 mixture 1"), ("miniature.sh", "0 acuracy")]
 )
 def test_unknown_arguments_are_one_line(checkout, script, args):
     result, calls = call(checkout, script, *args.split())
@@ -139,8 +118,7 @@ def test_unknown_arguments_are_one_line(checkout, script, args):
 
 @pytest.mark.parametrize("args", [(), ("3", "accuracy"), ("0", "need")])
 def test_the_miniature_hands_flags_to_the_scripts_that_they_accept(checkout, args, monkeypatch):
-    result, calls = call(checkout, "miniature.sh", *args)
-    assert result.returncode == 0, result.stderr
+    calls = calls_of(checkout, "miniature.sh", *args)
     scoring = {"scripts/report.py"} if "need" in args else {"scripts/report.py", "vqa_accuracy.py"}
     assert {script for script, *_ in calls} == {*STAGES[:5], "-m", *scoring}
     monkeypatch.chdir(ROOT)
@@ -149,8 +127,7 @@ def test_the_miniature_hands_flags_to_the_scripts_that_they_accept(checkout, arg
 
 
 def test_the_miniatures_other_reward_shares_what_comes_before_grpo(checkout):
-    first = call(checkout, "miniature.sh", "1")[1]
-    second = call(checkout, "miniature.sh", "1", "accuracy")[1]
+    first, second = (calls_of(checkout, "miniature.sh", "1", *reward) for reward in ([], ["accuracy"]))
     trainings = [[c[0] for c in calls if c[0].startswith("train")] for calls in (first, second)]
     assert trainings == [["train_sft.py", "train_grpo.py"], ["train_grpo.py"]]
     assert "create_dataset.py" not in {c[0] for c in second}
@@ -160,8 +137,7 @@ def test_the_miniatures_other_reward_shares_what_comes_before_grpo(checkout):
 
 
 def test_the_miniature_reports_on_several_seeds_together(checkout):
-    result, calls = call(checkout, "miniature.sh", "--seeds", "2", "accuracy")
-    assert result.returncode == 0, result.stderr
+    calls = calls_of(checkout, "miniature.sh", "--seeds", "2", "accuracy")
     assert sum(script == "train_grpo.py" for script, *_ in calls) == 2
     *_, last = (" ".join(words) for words in calls)
     assert last.startswith("scripts/report.py --predictions predictions --claims scripts/claims/miniature.yaml")
@@ -169,9 +145,7 @@ def test_the_miniature_reports_on_several_seeds_together(checkout):
 
 
 def test_the_miniature_of_need_trains_two_croppers_on_the_same_boxes(checkout):
-    result, calls = call(checkout, "miniature.sh", "--seeds", "2", "need")
-    assert result.returncode == 0, result.stderr
-    lines = [" ".join(words) for words in calls]
+    lines = [" ".join(words) for words in calls_of(checkout, "miniature.sh", "--seeds", "2", "need")]
     made = [line for line in lines if line.startswith("create_dataset.py") and "need_seed1" in line]
     assert ["--label_need" in line for line in made] == [False, True]
     trained = [line for line in lines if line.startswith("train_grpo.py") and "need_seed1" in line]

@@ -4,12 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from checkouts import call, make_checkout
-
-
-@pytest.fixture
-def checkout(tmp_path) -> Path:
-    return make_checkout(tmp_path)
+from checkouts import call
 
 
 def make_model(checkout: Path, name: str, weights: str, seconds: int, others: tuple = ("run.json",)) -> None:
@@ -73,17 +68,12 @@ def test_grpo_goes_on_with_the_model_that_it_started_from(output, checkout):
         assert "--base_model models/sft_1024" in train(checkout, "train_grpo.sh", f"0 {output}{resume}")[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "others"),
-    [
-        ("sft_1024", ("adapter_config.json", "base_model.txt")),  # a trainer's folder, killed before its last file
-        ("sft_1024/checkpoint-900", ("adapter_config.json", "trainer_state.json")),  # a checkpoint, likewise
-    ],
-)
-def test_grpo_does_not_start_from_half_a_model(name, others, checkout):
+def test_grpo_does_not_start_from_half_a_model(checkout):
+    """A trainer's folder, killed before its last file, and a checkpoint, likewise."""
     make_model(checkout, "sft_512", "adapter_model.safetensors", 20)
-    make_model(checkout, name, "adapter_model.safetensors", 30, others)
-    assert "--base_model models/sft_512 " in train(checkout, "train_grpo.sh", "0 --lora_r 8")[0]
+    for name, more in {"sft_1024": "base_model.txt", "sft_1024/checkpoint-900": "trainer_state.json"}.items():
+        make_model(checkout, name, "adapter_model.safetensors", 30, ("adapter_config.json", more))
+        assert "--base_model models/sft_512 " in train(checkout, "train_grpo.sh", "0 --lora_r 8")[0]
 
 
 def test_an_empty_note_of_the_base_is_passed_over(checkout):

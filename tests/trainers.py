@@ -1,9 +1,5 @@
 """TRL's GRPO trainer under train_grpo.py's arguments, small enough for a test."""
 
-import io
-
-from PIL import Image
-
 import train_grpo
 
 
@@ -15,10 +11,3 @@ def make_grpo_trainer(tmp_path, model, data, vqa_model, policy=None, **options):
     paths = {"base_model": str(model), "dataset_path": str(data), "vqa_model": str(vqa_model)}
     sizes = {"longest_edge": 64, "vqa_longest_edge": 64, "lora_r": 4}
     return train_grpo.make_trainer(args, train_grpo.GRPOPolicyArguments(**(paths | sizes | (policy or {}))))
-
-
-def png(pixels):
-    """An image file's bytes. pixels: (H, W, 3) uint8."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_folder, write_rows
+from reporting_worlds import BOXES, CLAIMS, right, write_answers, write_boxes, write_folder, write_rows
 
 from cropvlm.runs import scoring
 from reporting import results
@@ -23,14 +23,12 @@ def rows(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def answered(rows) -> list[str]:
-    """Answers in p/: without a crop 40 right, with SFT's boxes, which are returned, 60; and claims."""
-    boxes = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
-    write_boxes(Path("p/sft_bbox.json"), boxes, "models/sft", "rows")
+def answered(rows) -> None:
+    """Answers in p/: without a crop 40 right, with SFT's BOXES 60; and claims."""
+    write_boxes(Path("p/sft_bbox.json"), BOXES, "models/sft", "rows")
     write_answers(Path("p/none_answers.json"), right(40), "rows")
-    write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=boxes)
+    write_answers(Path("p/sft_answers.json"), right(60), "rows", boxes=BOXES)
     Path("claims.yaml").write_text(CLAIMS)
-    return boxes
 
 
 @pytest.fixture

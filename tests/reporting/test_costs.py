@@ -20,8 +20,9 @@ def cost(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _load_rows.cache_clear()
 
+    write_rows(Path("rows"), 3)
+
     def cost(answerer: Path, longest_edge: int | None) -> list[float | None]:
-        write_rows(Path("rows"), 3)
         settings = {"longest_edge": longest_edge, "min_pixels": None}
         write_boxes(Path("p/a_bbox.json"), BOXES, "cropper", "rows")
         for name, of_answers in (("a", None), ("b", BOXES)):
@@ -32,13 +33,19 @@ def cost(tmp_path, monkeypatch):
     return cost
 
 
-def test_image_tokens_of_a_llava_are_those_of_its_prompts(cost, tiny_llava):
+def test_image_tokens_are_those_of_the_prompts(cost, tiny_llava, tiny_smolvlm, tmp_path):
     # (64 / 8)^2 tokens an image; transformers estimates 784 / 1 from the published image size.
     assert cost(tiny_llava, None) == [64, 128]
-
-
-def test_image_tokens_of_a_smolvlm(cost, tiny_smolvlm):
     assert cost(tiny_smolvlm, 64) == [16, 32]  # one tile of 64 px for an image: (64 / 8)^2 patches, 4 a token
+    # Of a family that is asked prompt by prompt
+    without, with_crop = cost(save_family("qwen3_vl", tmp_path / "qwen3"), None)
+    assert 0 < without < with_crop <= 2 * without
+
+
+def test_image_tokens_without_the_processor_are_unknown_and_the_hub_is_not_asked(cost, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    assert cost(Path("gone"), 64) == [None, None]
 
 
 def test_image_tokens_of_a_control_are_those_of_what_it_shows(cost, tiny_smolvlm):
@@ -56,15 +63,3 @@ def test_image_tokens_of_a_control_are_those_of_what_it_shows(cost, tiny_smolvlm
     # The last one shows no crop in one row of three: (32 + 32 + 16) / 3.
     expected = {"crop_alone": 16, "full_twice": 32, "no_detail": 32, "wider": 32, "threshold": 26.7}
     assert {name: tokens[f"{name}_answers"] for name in expected} == expected
-
-
-def test_image_tokens_of_a_family_that_is_asked_prompt_by_prompt(cost, tmp_path):
-    family = save_family("qwen3_vl", tmp_path / "qwen3")
-    without, with_crop = cost(family, None)
-    assert 0 < without < with_crop <= 2 * without
-
-
-def test_image_tokens_without_the_processor_are_unknown_and_the_hub_is_not_asked(cost, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
-    assert cost(Path("gone"), 64) == [None, None]

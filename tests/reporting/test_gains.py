@@ -4,15 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from reporting_worlds import right, write_answers, write_rows
+from reporting_worlds import BOXES, judged, right, write_answers, write_rows
 
 from reporting import results
-from reporting.claims_file import read_claims
 from reporting.gains import Pair, pairs
-from reporting.report import judge_folder, write
-
-BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
-
+from reporting.report import write
 
 pytestmark = pytest.mark.usefixtures("answered")
 
@@ -95,7 +91,7 @@ def test_the_report_has_a_table_and_a_filter_for_each_cause():
     write_answers(Path("p/sft_answers.json"), answers(0, 1, 2), "rows", boxes=BOXES)
     for name, wrong in {"full_twice": (0, 1), "wider": (0, 2)}.items():
         write_control(name, answers(*wrong))
-    made = judge_folder(Path("p"), [read_claims("claims.yaml")])
+    made = judged()
     assert len(made.results) == 2  # controls are neither results of their own nor bases of a pair
     assert len(made.pairs) == 1
     write(made, Path("out"), example_count=100)

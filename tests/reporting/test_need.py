@@ -6,26 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from reporting_worlds import CLAIMS, right, write_answers, write_boxes, write_rows
+from reporting_worlds import BOXES, CLAIMS, NONE, SFT, judged, right, write_answers, write_boxes, write_rows
 
 from cropvlm.runs.predictions import meta_path
 from reporting import results
-from reporting.claims_file import each_run, read_claims
+from reporting.claims_file import each_run
 from reporting.gains import pairs
 from reporting.need import NeedCurve
 from reporting.report import compare_files, judge_folder, write
-
-BOXES = [f"[0, 0, {i % 50 + 1}, 50]." for i in range(100)]
-
 
 pytestmark = pytest.mark.usefixtures("answered")
 
 
 def write_needs(needs: list[float]) -> None:
     records = json.loads(Path("p/sft_bbox.json").read_text())
-    Path("p/sft_bbox.json").write_text(
-        json.dumps([record | {"need": need} for record, need in zip(records, needs, strict=True)])
-    )
+    needed = [record | {"need": need} for record, need in zip(records, needs, strict=True)]
+    Path("p/sft_bbox.json").write_text(json.dumps(needed))
 
 
 def curve():
@@ -50,18 +46,15 @@ def test_a_curve_by_hand():
 
 
 DECIDED = {"answerer": "small", "cropper": "sft", "need_threshold": 0}
-NONE, ALL = ({"answerer": "small", "cropper": name} for name in ("none", "sft"))
-
-
 DECISIONS = {
-    "against all crops": ({"score": DECIDED, "over": ALL, "at_least": -50}, 55 - 60),
+    "against all crops": ({"score": DECIDED, "over": SFT, "at_least": -50}, 55 - 60),
     "against none": ({"score": DECIDED, "over": NONE}, 55 - 40),
     "crops": ({"metric": "crops", "score": DECIDED, "at_most": 75}, 15),
-    "all crops": ({"metric": "crops", "score": ALL, "at_least": 75}, 100),
+    "all crops": ({"metric": "crops", "score": SFT, "at_least": 75}, 100),
     "of the small": ({"metric": "crops", "score": DECIDED, "widths": [20, 32], "at_most": 75}, 20),
     "of the large": ({"metric": "crops", "score": DECIDED, "widths": [55, 82], "at_most": 75}, 10),
     # 15 of the 20 points with 15% of the crops, which at random make 3.
-    "over random": ({"metric": "over_random", "score": DECIDED, "over": NONE, "of": ALL}, 12),
+    "over random": ({"metric": "over_random", "score": DECIDED, "over": NONE, "of": SFT}, 12),
 }
 
 
@@ -103,14 +96,10 @@ UNDECIDED = {
 def test_what_was_decided_needs_both_answers_and_the_needs(spoil, verdict, reason):
     write_needs([1.0] * 100)
     spoil()
-    Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"claims": [{"says": "so", "score": DECIDED, "over": ALL}]}))
+    Path("claims.yaml").write_text(CLAIMS + yaml.safe_dump({"claims": [{"says": "so", "score": DECIDED, "over": SFT}]}))
     (found,) = judged().verdicts
     assert found.verdict == verdict
     assert reason in found.reason
-
-
-def judged():
-    return judge_folder(Path("p"), [read_claims("claims.yaml")])
 
 
 def test_a_file_without_needs_has_no_curve_nor_one_made_at_a_threshold():

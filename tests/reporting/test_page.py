@@ -41,9 +41,8 @@ def page(tmp_path_factory) -> Path:
         for file in folder.glob("*.json"):
             if not file.name.endswith(".meta.json"):
                 records = json.loads(file.read_text())
-                file.write_text(
-                    json.dumps([record | {"question_id": ids[record["question_id"]]} for record in records])
-                )
+                named = [record | {"question_id": ids[record["question_id"]]} for record in records]
+                file.write_text(json.dumps(named))
         made = compare_files(folder / "after <i>_answers.json", folder / "before_answers.json")
         write(made, folder / "out", example_count=300)
     return folder / "out" / "report.html"
@@ -101,22 +100,19 @@ def test_filters_and_their_count(opened):
         assert find(opened, "#count").text == f"{len(colors)} of 6 questions"
 
 
-def test_search_in_questions_and_answers(opened):
+def test_order_and_search_in_questions_and_answers(opened):
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
 
+    Select(find(opened, "#order")).select_by_value("loss")
+    assert visible(opened) == ["blue", "pink", "teal", "grey", "red", "green"]
+    find(opened, "h1").click()
     press(opened, "/", "GREEN about")
     assert visible(opened) == ["green"]
     find(opened, "#search").send_keys(Keys.CONTROL, "a", Keys.NULL, "no")
     assert set(visible(opened)) == {"red", "blue", "teal"}  # "no" was answered, or "no box"
     find(opened, "[data-filter='better']").click()
     assert visible(opened) == ["red"]
-
-
-def test_order(opened):
-    from selenium.webdriver.support.ui import Select
-
-    Select(find(opened, "#order")).select_by_value("loss")
-    assert visible(opened) == ["blue", "pink", "teal", "grey", "red", "green"]
 
 
 def test_keyboard(opened):
@@ -168,7 +164,4 @@ def test_300_examples_fit_into_20_megabytes():
     sizes = {side: len(data_uri(Image.fromarray(noise), side)) for side in (IMAGE_SIDE, CROP_SIDE)}
     assert all(size <= PICTURE_BYTES[side] * 4 / 3 + 30 for side, size in sizes.items())
     assert 300 * (sum(sizes.values()) + 2000) < 20e6
-
-
-def test_a_small_image_is_not_enlarged():
-    assert len(data_uri(Image.new("RGB", (4, 4)), IMAGE_SIDE)) < 1500
+    assert len(data_uri(Image.new("RGB", (4, 4)), IMAGE_SIDE)) < 1500  # a small one is not enlarged

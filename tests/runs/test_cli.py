@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from cropvlm.errors import UserError, failure, listed
+from cropvlm.errors import UnreadableImage, UserError, failure, listed
 from cropvlm.runs import cli
 from cropvlm.runs.cli import ArgumentParser, run, start_logging
 
@@ -43,16 +43,12 @@ def run_code(code: str, *args: object, **options) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], check=False, **options)
 
 
-class KindOfMistake(UserError):
-    pass
-
-
 def test_whatever_a_library_raises_becomes_one_line_with_its_cause(caplog):
     cause = TypeError("of a loader\n\tin two lines")
     with (
         caplog.at_level("DEBUG", logger="cropvlm"),
-        pytest.raises(KindOfMistake) as caught,
-        failure("m: cannot be loaded", KindOfMistake),
+        pytest.raises(UnreadableImage) as caught,
+        failure("m: cannot be loaded", UnreadableImage),
     ):
         raise cause
     assert str(caught.value) == "m: cannot be loaded (of a loader in two lines)"
@@ -62,7 +58,7 @@ def test_whatever_a_library_raises_becomes_one_line_with_its_cause(caplog):
 
 @pytest.mark.parametrize("error", [UserError("m: a mistake"), KeyboardInterrupt()], ids=repr)
 def test_a_mistake_that_is_told_and_an_interrupt_stay_what_they_are(error):
-    with pytest.raises(type(error)) as caught, failure("m: cannot be loaded", KindOfMistake):
+    with pytest.raises(type(error)) as caught, failure("m: cannot be loaded", UnreadableImage):
         raise error
     assert caught.value is error
 
@@ -123,9 +119,7 @@ def test_output_that_cannot_be_written_is_one_line(length):
 
 
 def test_a_run_goes_on_when_the_disk_of_its_log_is_full():
-    program = (
-        "import sys; from cropvlm.runs.cli import run; run(lambda: print('lost', file=sys.stderr) or print('kept'))"
-    )
+    program = "import sys; from cropvlm.runs.cli import run; run(lambda: sys.stderr.write('lost') and print('kept'))"
     with Path("/dev/full").open("w") as full:
         done = run_code(program, stderr=full)
     assert (done.returncode, done.stdout) == (0, "kept\n")
@@ -300,9 +294,7 @@ def test_help_and_mistakes_come_before_slow_imports(command, tmp_path):
 
 def test_a_module_in_place_of_the_library_is_one_line(tmp_path):
     (tmp_path / "datasets.py").touch()
-    call = [sys.executable, "generate_bbox.py", "--model_path", "m"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+    paths = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = run_code(PARSE, ROOT / BBOX[0], *BBOX[1:], env=os.environ | {"PYTHONPATH": paths})
+    assert (done.stdout.split()[0], done.stderr.count("\n")) == ("2", 1)
     assert f"{tmp_path}/datasets.py hides the library" in done.stderr

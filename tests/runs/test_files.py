@@ -12,10 +12,12 @@ from cropvlm.errors import UserError
 from cropvlm.runs.files import check_writable, open_locked, open_to_group, write_json
 
 
-def test_a_file_is_a_json_list_with_a_record_per_line(tmp_path):
+def test_a_file_is_a_json_list_with_a_record_per_line_and_the_permissions_of_others(tmp_path):
     write_json(tmp_path / "a.json", [{"question_id": 1, "answer": "a"}, {"question_id": 2, "answer": "b"}])
     expected = '[\n{"question_id": 1, "answer": "a"},\n{"question_id": 2, "answer": "b"}\n]\n'
     assert (tmp_path / "a.json").read_text() == expected
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -72,12 +74,6 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, monkeypatch):
     assert re.fullmatch(r"\.a\.json\.[0-9a-f]{8}\.tmp", left)
     write_json(tmp_path / "a.json", ["second"])
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_new_files_have_the_permissions_of_others(tmp_path):
-    (tmp_path / "other").touch()
-    write_json(tmp_path / "a.json", [])
-    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_what_a_library_withholds_is_given_as_the_umask_asks(tmp_path):

@@ -1,4 +1,4 @@
-"""The flags of scripts that can ask a server."""
+"""The flags that the generating scripts share: a server, and the data sets."""
 
 import argparse
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from fake_server import KEY
 from cropvlm.errors import UserError
 from cropvlm.runs.cli import ArgumentParser
 from cropvlm.runs.server import OPENAI, Server
-from cropvlm.runs.text_models import add_api_flags, base_url, server_of
+from cropvlm.runs.text_models import add_api_flags, base_url, data_sources, server_of
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +46,26 @@ def test_a_mistake_is_a_user_error(flags, message):
 
 
 @pytest.mark.parametrize(
-    "url",
-    [f"https://user:{KEY}@host/v1", f"https://host/v1?key={KEY}", "http://localhost:abc/v1"],
-    ids=ascii,
+    "url", [f"https://user:{KEY}@host/v1", f"https://host/v1?key={KEY}", "http://localhost:abc/v1"], ids=ascii
 )
 def test_a_base_url_with_a_password_is_refused_unseen(url):
     with pytest.raises(argparse.ArgumentTypeError) as raised:
         base_url(url)
     assert KEY not in str(raised.value)
+
+
+def sources(**flags):
+    defaults = {"dataset": None, "dataset_path": None, "split": None, "max_samples": None, "name": None}
+    return data_sources(argparse.Namespace(**defaults | flags))
+
+
+def test_data_sources():
+    common = {"split": None, "max_samples": None}
+    assert sources() == [{"dataset_path": "lmms-lab/textvqa", "dataset": None} | common]
+    assert sources(dataset=["docvqa", "vstar"]) == [
+        {"dataset_path": "docvqa", "dataset": None} | common,
+        {"dataset_path": "vstar", "dataset": None} | common,
+    ]
+    assert sources(dataset=["docvqa"], dataset_path="copy") == [{"dataset_path": "copy", "dataset": "docvqa"} | common]
+    with pytest.raises(UserError, match="run them one by one"):
+        sources(dataset=["docvqa", "vstar"], name="both")

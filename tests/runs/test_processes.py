@@ -55,9 +55,7 @@ def test_one_process(environment, variables):
 
 
 @pytest.mark.parametrize(
-    "variables",
-    [{"WORLD_SIZE": "2", "RANK": "1"}, LAUNCHED | {"MASTER_PORT": ""}],
-    ids=["size and rank", "no port"],
+    "variables", [{"WORLD_SIZE": "2", "RANK": "1"}, LAUNCHED | {"MASTER_PORT": ""}], ids=["size and rank", "no port"]
 )
 def test_an_environment_that_no_launcher_makes_is_refused(environment, variables):
     environment(**variables)

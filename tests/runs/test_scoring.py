@@ -14,13 +14,9 @@ def test_every_row_with_references_is_scored():
     scored = scoring.ScoredRows(rows, ["Yes", "yes", "yes", "<think>yes?</think>\nno."], "vqa")
     assert scored.scores.tolist() == [100, 0, 100]
     assert (scored.indices, scored.without_references) == ([0, 1, 3], ["c"])
+    assert scoring.final_answer(" nokia.") == " nokia."  # unchanged without reasoning
     with pytest.raises(UserError, match="none of the 1 rows has references"):
         scoring.ScoredRows(rows.select([2]), ["yes"], "vqa")
-
-
-def test_final_answer():
-    assert scoring.final_answer(" nokia.") == " nokia."  # unchanged without reasoning
-    assert scoring.final_answer("<think>B?</think>\n\nA.") == "A"  # cleaned after it
 
 
 def test_every_cycle_weighs_the_same():
@@ -52,14 +48,3 @@ def test_rows_of_one_question_count_once():
     # 3 of 10 questions differ. Ten draws with a chance of 0.3: 2.8% of them hold none, 4.7% six or more.
     compared = scoring.compare(values, np.repeat([100.0] * 3 + [0.0] * 7, 4), weights, questions)
     assert compared["interval_95"] == pytest.approx([0, 60])
-
-
-def test_the_interval_covers_at_its_rate(monkeypatch):
-    """About 95 of 100 intervals contain a true difference of 0; 88 is 3 standard errors below."""
-    monkeypatch.setattr(scoring, "RESAMPLES", 400)
-    rng = np.random.default_rng(1)
-    weights = scoring.cycle_weights(None, 60)
-    questions = list(map(str, range(60)))
-    pairs = [rng.choice([0, 100], size=(2, 60)) for _ in range(100)]
-    intervals = [scoring.compare(*pair, weights, questions)["interval_95"] for pair in pairs]
-    assert 88 <= sum(low <= 0 <= high for low, high in intervals) <= 100

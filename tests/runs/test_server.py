@@ -58,32 +58,21 @@ def test_placeholders_become_data_urls_in_their_order():
     assert sent == [full, crop]
 
 
-@pytest.mark.parametrize(
-    ("size", "longest_edge", "expected"),
-    [
-        ((300, 900), 512, (171, 512)),  # 300 * 512 / 900 = 170.7
-        ((5000, 1), 512, (512, 5)),  # a strip is first widened to 100:1, as for local models: 50 * 512 / 5000
-        ((5000, 1), None, (5000, 50)),
-    ],
-)
-def test_size_of_the_pictures_sent(size, longest_edge, expected):
-    assert fit_longest_edge(Image.new("RGB", size), longest_edge).size == expected
+def test_size_of_the_pictures_sent():
+    given = [((300, 900), 512), ((5000, 1), 512), ((5000, 1), None)]
+    sizes = [fit_longest_edge(Image.new("RGB", size), longest_edge).size for size, longest_edge in given]
+    # 300 * 512 / 900 = 170.7; a strip is first widened to 100:1, as for local models: 50 * 512 / 5000
+    assert sizes == [(171, 512), (512, 5), (5000, 50)]
 
 
 PARTS = [{"type": "thinking", "text": "hm"}, {"type": "text", "text": "Coca "}, {"type": "refusal"}, "cola", None]
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ("<think>hm</think> Coke", "<think>hm</think> Coke"),  # kept as it is; steps 5 and 6 leave it out
-        ("\ud83d Coke", "\ufffd Coke"),  # half a surrogate pair, which no file in UTF-8 can hold
-        (PARTS, "Coca cola"),
-        (f"The key is {KEY}.", "The key is ***."),
-    ],
-)
-def test_the_text_of_a_message(content, text):
-    assert text_of(content) == text
+def test_the_text_of_a_message():
+    assert text_of("<think>hm</think> Coke") == "<think>hm</think> Coke"  # steps 5 and 6 leave it out
+    assert text_of("\ud83d Coke") == "\ufffd Coke"  # half a surrogate pair, which no file in UTF-8 can hold
+    assert text_of(PARTS) == "Coca cola"
+    assert text_of(f"The key is {KEY}.") == "The key is ***."
 
 
 def test_a_refusal_is_an_empty_answer(server):
@@ -191,8 +180,9 @@ def test_a_rejected_prompt_leaves_the_others_of_its_row_alone(server):
     assert outcomes[2] == ["Answer to c base", "Answer to c crop"]
 
 
-def test_a_prompt_that_is_rejected_in_every_row_ends_the_run(server):
-    server.react = lambda text, times: error(400, "one image only") if "crop" in text else "Coke"
+@pytest.mark.parametrize("place", ["base", "crop"])
+def test_a_prompt_that_is_rejected_in_every_row_ends_the_run(server, place):
+    server.react = lambda text, times: error(400, "one image only") if place in text else "Coke"
     outcomes, said = ask_in_vain(server, [[f"{row} base", f"{row} crop"] for row in range(30)])
     assert "does not answer: the server sends error 400, 'one image only'" in said
     assert outcomes == []

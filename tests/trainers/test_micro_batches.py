@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image
+from pictures import noise, png
 from PIL import Image as PILImage
 from torch import nn
-from trainers import make_grpo_trainer, png
+from trainers import make_grpo_trainer
 from transformers import Idefics3Config, set_seed
 from trl import GRPOTrainer, SFTTrainer
 
@@ -27,7 +27,7 @@ def uneven(tmp_path_factory):
     sizes = [(128, 128), (64, 64), (128, 20), (90, 128), (128, 64), (30, 30), (128, 100), (200, 60)]
     rows = [
         {
-            "image": {"bytes": png(np.random.default_rng(i).integers(0, 255, (h, w, 3), np.uint8)), "path": None},
+            "image": {"bytes": png(noise(w, h, seed=i)), "path": None},
             "question": "Which word? " * (1 + 3 * i % 5),
             "question_id": i,
             "answers": ["stop" * (1 + i % 3)] * 10,
