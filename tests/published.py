@@ -161,13 +161,9 @@ def write_hub(folder: Path) -> dict[str, Path]:
 
 
 def write_copies(folder: Path) -> None:
-    """A copy of each benchmark, in folders named as in `COPY_OF`."""
+    """Copies of the benchmarks, DocVQA and InfographicVQA in one, both sizes of HR-Bench in one."""
     textvqa().save_to_disk(folder / "textvqa")
     stvqa().save_to_disk(folder / "stvqa")
     datasets.DatasetDict(hrbench_4k=hrbench(), hrbench_8k=hrbench()).save_to_disk(folder / "hrbench")
     write_vstar(folder / "vstar")
     write_docvqa(folder / "docvqa")
-
-
-COPY_OF = {name: name for name in ("textvqa", "docvqa", "stvqa", "vstar")}
-COPY_OF |= {"infovqa": "docvqa", "hrbench4k": "hrbench", "hrbench8k": "hrbench"}

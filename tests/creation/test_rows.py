@@ -1,10 +1,13 @@
-"""create_dataset.py: what both parts hold, growth worked out by hand, and what is left out."""
+"""create_dataset.py: what both parts hold, growth by hand, what is left out; the teacher here and behind a server."""
 
 import json
 
 import pytest
+from fake_server import open_url
 from made_sets import RESPONSES, content, save_rows
 from PIL import Image as PILImage
+
+from cropvlm import modeling
 
 
 def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
@@ -93,3 +96,35 @@ def test_boxes_grow_by_area_and_report_and_card_lie_beside_them(script, asked, t
     assert "| miniature | miniature (a local folder) | see the source | 5 | 5 |" in card
     assert str(tmp_path) not in card
     assert (tmp_path / "made_grpo/README.md").read_text() == card
+
+
+def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):
+    def load_model(path, **options):
+        asked_for.append(options["attn_implementation"])
+        return load(path, **options)
+
+    asked_for, load = [], modeling.load_model
+    monkeypatch.setattr(modeling, "load_model", load_model)
+    assert script("--max_samples", "2") == 0
+    assert script("--max_samples", "4", "--attn_implementation", "eager") == 2  # of a journal without
+    assert script("--max_samples", "2", "--attn_implementation", "eager", "--output_path", f"{tmp_path}/eager") == 0
+    assert asked_for == [None, "eager"]
+
+
+def test_a_server_is_the_teacher(script, tmp_path, server, hurried):
+    def lower_right_quarter(*_) -> str:
+        width, height = sizes()[-1]
+        return json.dumps({"bbox_2d": [width // 2, height // 2, width, height]})
+
+    def sizes() -> list:
+        return [open_url(body["messages"][0]["content"][0]["image_url"]["url"]).size for body in server.bodies]
+
+    server.react = lower_right_quarter
+    flags = ["--api_base", server.url, "--api_model", "qwen", "--api_concurrency", "1"]
+    flags += ["--max_pixels", "100000", "--max_samples", "6", "--growth", "1", "1", "1", "1", "1"]
+    assert script(*flags) == 0
+    assert len(sizes()) == 3
+    # The server gets images that Qwen2.5-VL's resizing keeps, and its boxes are read in their pixels.
+    assert all(width % 28 == height % 28 == 0 and width * height <= 100000 for width, height in sizes())
+    assert [row["bbox"] for row in content(tmp_path / "made_sft")] == [[50, 50, 100, 100]] * 3
+    assert "Teacher: qwen, greedy" in (tmp_path / "made_sft/README.md").read_text()

@@ -1,9 +1,6 @@
 """The paper's benchmarks, from copies with their published columns through stages 4 to 6, several at once."""
 
-import dataclasses
-
 import pytest
-from published import COPY_OF, write_copies
 from steps import read
 
 import generate_bbox
@@ -30,16 +27,7 @@ INSTRUCTIONS = dict.fromkeys(ANSWERS, BRIEF_ANSWER) | {
 }
 
 
-@pytest.fixture
-def copies_for_the_hub(monkeypatch, tmp_path):
-    """Copies of the benchmarks in the Hub's place."""
-    write_copies(tmp_path / "copies")
-    for name, copy in COPY_OF.items():
-        moved = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / "copies" / copy))
-        monkeypatch.setitem(benchmarks.BENCHMARKS, name, moved)
-
-
-def test_all_benchmarks_from_images_to_scores(copies_for_the_hub, call, tiny_smolvlm, monkeypatch):
+def test_all_benchmarks_from_images_to_scores(hub_copies, call, tiny_smolvlm, monkeypatch):
     model = ["--max_new_tokens", 2, "--gpu", -1]
     cropper = ["--model_path", tiny_smolvlm, "--longest_edge", 64]
     assert call(generate_bbox.main, *cropper, "--dataset", *ANSWERS, *model) == 0

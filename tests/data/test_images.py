@@ -151,16 +151,9 @@ def test_no_other_program_draws_a_postscript_image():
         open_image(encode(checkered(), "EPS"))
 
 
-UNREADABLE = {
-    "nothing": None,
-    "no such file": "no/such/file.png",
-    "cut off": encode(Image.effect_noise((64, 64), 50))[:2000],
-    "no pixels": Image.new("RGB", (0, 5)),
-}
-
-
-@pytest.mark.parametrize("source", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_unreadable_images(source):
-    with pytest.raises(UnreadableImage, match="unreadable image: .*; expected") as caught:
-        open_image(source)
-    assert "0x7" not in str(caught.value)  # no address of an object: the same image is reported in the same words
+def test_unreadable_images():
+    cut_off = encode(Image.effect_noise((64, 64), 50))[:2000]
+    for source in (None, "no/such/file.png", cut_off, Image.new("RGB", (0, 5))):
+        with pytest.raises(UnreadableImage, match="unreadable image: .*; expected") as caught:
+            open_image(source)
+        assert "0x7" not in str(caught.value)  # no address of an object: the same image is reported in the same words

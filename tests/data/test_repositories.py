@@ -14,8 +14,6 @@ from cropvlm.data.images import open_image
 from cropvlm.data.rows import load_rows
 from cropvlm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def write(file: Path, image: str, key: str = "image") -> None:
     """A JSON line that asks about `image`, which it names in the column `key`; the id is the file's name."""
@@ -138,20 +136,15 @@ for path in sys.argv[1:]:
 """
 
 
-def test_a_revision_is_what_is_loaded(tmp_path, monkeypatch):
+def test_a_revision_is_what_is_loaded(tmp_path):
     """Offline as well, and an owner whose data sets have moved is told."""
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
-        monkeypatch.setenv(name, "1")
 
-    def ask(*paths: str) -> list[str]:
-        done = subprocess.run([sys.executable, "-c", CLIENT, *paths], cwd=ROOT, capture_output=True, text=True)
+    def ask(*paths: str, **more: str) -> list[str]:
+        env = loopback_hub.environment(hub, tmp_path / "home", **more)
+        done = subprocess.run([sys.executable, "-c", CLIENT, *paths], env=env, capture_output=True, text=True)
         return done.stdout.splitlines()
 
     with loopback_hub.started() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
         repository = hub.repositories["datasets", "me/signs"] = loopback_hub.Repository()
         write(tmp_path / "train.jsonl", "a.jpg")
         for question in ("old", "new"):
@@ -162,5 +155,4 @@ def test_a_revision_is_what_is_loaded(tmp_path, monkeypatch):
         missing, moved = ask("me/signs@v9", "lmms-lab/textvqa")
         assert "me/signs is neither a local folder nor available on the Hub at v9: " in missing
         assert "(it may be published as lmms-lab-encoder/textvqa as well)" in moved
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert ask("me/signs", f"me/signs@{old}") == [f"new {new}", f"old {old}"]
+    assert ask("me/signs", f"me/signs@{old}", HF_HUB_OFFLINE="1") == [f"new {new}", f"old {old}"]

@@ -78,11 +78,9 @@ def test_a_csv_file_keeps_its_texts(tmp_path):
     assert rows["answers"][:] == [["None"], ["007"], ["1.50"], [], ["x", "y"]]
 
 
-@pytest.mark.parametrize(
-    ("kind", "ids"), [("uint64", [2**63 + 5, 2**64 - 1]), ("int16", [-1, 3]), ("large_string", ["x7", "007"])]
-)
-def test_ids_of_every_type(tmp_path, kind, ids):
-    assert load_rows(save(tmp_path / "data", question_id=pa.array(ids, kind)))["question_id"][:] == ids
+def test_ids_of_every_type(tmp_path):
+    for kind, ids in {"uint64": [2**63 + 5, 2**64 - 1], "int16": [-1, 3], "large_string": ["x7", "007"]}.items():
+        assert load_rows(save(tmp_path / "data", question_id=pa.array(ids, kind)))["question_id"][:] == ids
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,9 @@
 """Mixtures: the release's four sources with their published columns, brought to one schema; shares, caps and halves."""
 
-import dataclasses
-from pathlib import Path
-
 import pytest
-from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
-from published import BLUE, RED, docvqa, hrbench, infovqa, stvqa, textvqa
+from datasets import Dataset, Image, Value, load_from_disk
+from published import BLUE, RED, hrbench
 
-from cropvlm.data import catalog as benchmarks
 from cropvlm.errors import UserError
 from cropvlm.sets import rows as mixture
 from cropvlm.sets.flags import parse_source
@@ -21,63 +17,27 @@ def load_sources(entries: list[str], **options) -> list[Dataset]:
     return mixture.load_sources(list(map(parse_source, entries)), **options)
 
 
-# Of each source: two rows as published, and the column and values of the ids that more of them get.
-PUBLISHED = {
-    "textvqa": (textvqa, "question_id", Value("int32"), range),
-    "docvqa": (docvqa, "questionId", TEXT, lambda rows: [str(49153 + i) for i in range(rows)]),
-    "infovqa": (lambda: infovqa(answers=(None, ["5", "five"])), "questionId", TEXT, lambda rows: map(str, range(rows))),
-    "stvqa": (stvqa, None, None, None),
-}
-
-
-def published(name: str, rows: int) -> Dataset:
-    """So many rows with the columns and types of the published data set. Of infovqa the first has no references."""
-    make_pair, column, feature, ids = PUBLISHED[name]
-    repeated = concatenate_datasets([make_pair()] * (rows // 2 + 1)).select(range(rows))
-    if column is None:
-        return repeated
-    return repeated.remove_columns(column).add_column(column, list(ids(rows)), feature=feature)
-
-
-@pytest.fixture
-def four_sources(tmp_path, monkeypatch) -> Path:
-    """Copies of the Hub's repositories, in the table under their names: 8, 6, 5 and 4 rows."""
-    files = {
-        "textvqa": "textvqa/data/train-00000-of-00001.parquet",
-        "docvqa": "DocVQA/DocVQA/train-00000-of-00001.parquet",
-        "infovqa": "DocVQA/InfographicVQA/train-00000-of-00001.parquet",
-        "stvqa": "stvqa/data/train-00000-of-00001.parquet",
-    }
-    for rows, (name, file) in zip((8, 6, 5, 4), files.items(), strict=True):
-        (tmp_path / file).parent.mkdir(parents=True)
-        published(name, rows).to_parquet(tmp_path / file)
-        copy = dataclasses.replace(benchmarks.BENCHMARKS[name], hub_id=str(tmp_path / file.split("/")[0]))
-        monkeypatch.setitem(benchmarks.BENCHMARKS, name, copy)
-    return tmp_path
-
-
-def test_the_four_published_schemas_become_one(four_sources):
+def test_the_four_published_schemas_become_one(hub_copies):
     sources = load_sources(["textvqa", "docvqa", "infovqa", "stvqa"])
-    assert [len(rows) for rows in sources] == [8, 6, 5, 4]
+    assert [len(rows) for rows in sources] == [40, 2, 2, 2]
     for rows in sources:
         assert rows.column_names == ["image", "question", "question_id", "answers", "source"]
         assert rows.features == sources[0].features
-    assert [rows["question_id"][0] for rows in sources] == ["textvqa/0", "docvqa/49153", "infovqa/0", "stvqa/0"]
+    assert [rows["question_id"][0] for rows in sources] == ["textvqa/34602", "docvqa/337", "infovqa/337", "stvqa/0"]
     assert [rows["source"][0] for rows in sources] == ["textvqa", "docvqa", "infovqa", "stvqa"]
-    assert sources[2]["answers"][:2] == [[], ["5", "five"]]  # null references: an empty list
-    assert sources[3][2]["image"]["bytes"] == RED
+    assert sources[3][0]["image"]["bytes"] == RED
 
 
-def test_shares_and_caps(four_sources):
+def test_shares_and_caps(hub_copies):
     assert share_of(0.29, 100) == 29  # which floats make 28.999999999999996
-    sources = load_sources(["textvqa=0.5", "docvqa=2", "stvqa=99"], max_samples=7)
-    assert [len(rows) for rows in sources] == [3, 2, 4]  # int(7 * 0.5), 2, all there are
-    assert sources[1]["question_id"][:] == ["docvqa/49153", "docvqa/49154"]  # the first ones
+    sources = load_sources(["textvqa=0.5", "docvqa=1", "stvqa=99"], max_samples=7)
+    assert [len(rows) for rows in sources] == [3, 1, 2]  # int(7 * 0.5), 1, all there are
+    assert sources[1]["question_id"][:] == ["docvqa/337"]  # the first ones
 
 
-def test_one_source_keeps_its_ids_and_columns(four_sources):
+def test_one_source_keeps_its_ids_and_columns(hub_copies):
     (rows,) = load_sources(["textvqa"])
-    assert rows["question_id"][:] == list(range(8))
+    assert rows["question_id"][:] == list(range(34602, 34642))
     assert {"image_id", "ocr_tokens", "source"} <= set(rows.column_names)
 
 
@@ -95,15 +55,11 @@ def test_images_that_are_text(tmp_path):
     assert [image["bytes"] for image in saved["image"]] == [RED, BLUE]
 
 
-def test_every_source_is_halved(four_sources):
-    sft, grpo = halve(load_sources(["textvqa", "docvqa", "infovqa"]))
-    # 8 // 2 = 4, 6 // 2 = 3 and 5 // 2 = 2 rows first
-    assert sft["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 2
-    assert grpo["source"][:] == ["textvqa"] * 4 + ["docvqa"] * 3 + ["infovqa"] * 3
-    assert grpo["question_id"][4] == "docvqa/49156"
-
-
-def test_a_source_too_small_for_a_half(four_sources):
+def test_every_source_is_halved(hub_copies):
+    sft, grpo = halve(load_sources(["textvqa=5", "docvqa", "infovqa"]))
+    assert sft["source"][:] == ["textvqa"] * 2 + ["docvqa", "infovqa"]  # 5 // 2 and 2 // 2 rows first
+    assert grpo["source"][:] == ["textvqa"] * 3 + ["docvqa", "infovqa"]
+    assert grpo["question_id"][3] == "docvqa/338"
     with pytest.raises(UserError, match="docvqa has 1 rows; a share of 0.5 for SFT holds not even one"):
         halve(load_sources(["textvqa", "docvqa=1"]))
 

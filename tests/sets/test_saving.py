@@ -37,15 +37,6 @@ def save_source(folder: Path) -> Path:
     return folder
 
 
-def test_saved_twice_is_saved_alike_and_leaves_nothing_else(parts, tmp_path):
-    save_whole(str(tmp_path / "x"), parts, FILES)
-    first = snapshot(tmp_path)
-    assert {name.split("/")[0] for name in first} == {"x_sft", "x_grpo"}
-    assert "x_sft/teacher_report.json" in first
-    save_whole(str(tmp_path / "x"), parts, FILES)
-    assert snapshot(tmp_path) == first
-
-
 def test_the_fingerprint_depends_on_the_rows_alone(parts, tmp_path):
     # As another history of the same rows gives them: by default each step of it changes the fingerprint.
     copy = {part: rows.add_column("more", [0] * len(rows)).remove_columns("more") for part, rows in parts.items()}
