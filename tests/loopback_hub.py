@@ -8,14 +8,16 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
+ROOT = Path(__file__).resolve().parents[1]
 USER = "someone"
 LARGE = (".parquet", ".safetensors", ".bin", ".jpg", ".png", ".arrow")  # files of Git LFS
 DATE = "2026-01-01T00:00:00.000Z"
@@ -83,6 +85,15 @@ def started() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
+    """Environment of a Hub client with a cache of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    addresses = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    threads = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_TOKEN": "hf_test"}
+    return kept | addresses | quiet | threads | more
 
 
 def oid(content: bytes) -> str:
@@ -171,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
             self.missing("EntryNotFound")
             return
         recursive = self.query.get("recursive", [""])[0].lower() in ("1", "true")
-        folders = {path[: i + len(prefix)] for path in inside for i in slashes(path[len(prefix) :])}
+        folders = {f"{prefix}{parent}" for path in inside for parent in PurePosixPath(path[len(prefix) :]).parents[:-1]}
         if not recursive:
             inside = {path: content for path, content in inside.items() if "/" not in path[len(prefix) :]}
             folders = {path for path in folders if "/" not in path[len(prefix) :]}
@@ -216,11 +227,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_batch(self, dataset: str | None, repo: str) -> None:
         if self.find("datasets" if dataset else "models", repo):
-            objects = [
-                {key: file[key] for key in ("oid", "size")}
-                | {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}"}}}
-                for file in json.loads(self.body)["objects"]
-            ]
+            objects = json.loads(self.body)["objects"]  # each with its oid and size
+            for file in objects:
+                file["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}"}}
             self.send(200, {"transfer": "basic", "objects": objects})
 
     def lfs_put(self, sha256: str) -> None:
@@ -242,8 +251,3 @@ class Handler(BaseHTTPRequestHandler):
         sha = self.hub.repositories[kind, repo].commit(files)
         url = f"{self.hub.url}/{repo}/commit/{sha}"
         self.send(200, {"commitUrl": url, "commitOid": sha, "hookOutput": "", "pullRequestUrl": None})
-
-
-def slashes(path: str) -> list[int]:
-    """Where the folders of a path end."""
-    return [i for i, letter in enumerate(path) if letter == "/"]

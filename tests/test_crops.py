@@ -15,6 +15,9 @@ def test_crop_is_cut_at_full_resolution():
     crop = crop_bbox(image, (10, 30, 30, 70))  # 20..60 of 200, 30..70 of 100
     assert crop.size == (40, 40)
     assert set(pixels(crop)) == {RED}
+    crop, valid = crop_or_full_image(checkered(), " [34, 0, 66, 50].")  # 1.02..1.98 of 3 pixels, 0..1 of 2
+    assert valid
+    assert pixels(crop) == pixels(crop_or_corner(checkered(), "[34, 0, 66, 50].")) == [GREEN]
 
 
 def test_texts_without_a_valid_box():
@@ -29,14 +32,6 @@ def test_the_answerer_sees_the_full_image_once_where_no_crop_is_needed():
     assert full_and_crop(image, " Not needed.") == [image]
     assert full_and_crop(image, "Not needed. [0, 0, 50, 50].") == [image, image]  # an invalid box
     assert full_and_crop(image, "[0, 0, 100, 100].") == [image, image]
-
-
-def test_text_with_a_valid_box():
-    image = checkered()
-    crop, valid = crop_or_full_image(image, " [34, 0, 66, 50].")  # 1.02..1.98 of 3 pixels, 0..1 of 2
-    assert valid
-    assert pixels(crop) == [GREEN]
-    assert pixels(crop_or_corner(image, "[34, 0, 66, 50].")) == [GREEN]
 
 
 box_texts = st.text() | st.tuples(*[st.integers(-20, 120) | st.floats(-20, 120)] * 4).map(format_bbox)

@@ -81,14 +81,6 @@ def test_the_files_do_not_depend_on_batch_size_or_modes(script, boxes, lively, f
     assert len(set(answers_of("predictions/one_base_answers.json"))) > 6
 
 
-def test_pixel_bounds_reach_the_processor(script, boxes, lively, asked):
-    given = asked(["x"])
-    flags = ["--bbox", boxes, "--vqa_model_path", lively["qwen"], "--modes", "base", "--max_pixels", 12544]
-    assert script(*flags, "--min_pixels", 12544) == 0
-    size = dict(given[0].processor.image_processor.size)
-    assert size["shortest_edge"] == size["longest_edge"] == 12544
-
-
 @pytest.mark.parametrize(
     ("own", "flags", "seen"),
     [
@@ -105,10 +97,14 @@ def test_smolvlm_sees_512_px_unless_told_otherwise(script, boxes, tmp_path, live
     assert read("predictions/world_base_answers.meta.json")["settings"]["longest_edge"] == seen
 
 
-@pytest.mark.parametrize("family", ["qwen", "llava"])
-def test_other_families_keep_their_own_size(script, boxes, lively, family):
-    assert script("--bbox", boxes, "--vqa_model_path", lively[family], "--modes", "base", "--max_samples", 2) == 0
-    assert read("predictions/world_base_answers.meta.json")["settings"]["longest_edge"] is None
+def test_other_families_keep_their_own_size_and_pixel_bounds_reach_the_processor(script, boxes, lively, asked):
+    given = asked(["x"])
+    for family, flags in (("qwen", ["--max_pixels", 12544, "--min_pixels", 12544]), ("llava", [])):
+        asking = ["--bbox", boxes, "--vqa_model_path", lively[family], "--modes", "base", "--name", family]
+        assert script(*asking, *flags) == 0
+        assert read(f"predictions/{family}_base_answers.meta.json")["settings"]["longest_edge"] is None
+    size = dict(given[0].processor.image_processor.size)
+    assert size["shortest_edge"] == size["longest_edge"] == 12544
 
 
 def test_fewer_samples_than_boxes_and_none(script, boxes, tiny_world):
@@ -147,29 +143,16 @@ def test_an_unreadable_image_has_an_empty_answer_and_exit_code_3(script, tmp_pat
     assert f"question_id {question_ids(tiny_world)[4]}: unreadable image" in caplog.text
 
 
-def test_an_interrupted_run_goes_on_to_the_same_files(script, boxes, monkeypatch):
-    assert script("--bbox", boxes, "--name", "whole") == 0
-    generate_rows, given = generation.generate_rows, []
-
-    def interrupted(*args, **kwargs):
-        for outcome in generate_rows(*args, **kwargs):
-            if len(given) == 7:
-                raise KeyboardInterrupt
-            given.append(outcome)
-            yield outcome
-
-    monkeypatch.setattr(generation, "generate_rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        script("--bbox", boxes, "--name", "resumed", "--batch_size", 2)
-    assert not list(Path("predictions").glob("resumed_*_answers.json"))
-    monkeypatch.setattr(
-        generation, "generate_rows", lambda *args, **kw: given.append(kw["done"]) or generate_rows(*args, **kw)
-    )
-    assert script("--bbox", boxes, "--name", "resumed") == 0
-    assert given[7:] == [list(range(7))]
-    for mode in ("base", "cropvlm"):
-        whole, resumed = (Path(f"predictions/{name}_{mode}_answers.json") for name in ("whole", "resumed"))
-        assert whole.read_bytes() == resumed.read_bytes()
+def test_an_interrupted_run_goes_on(script, boxes, asked):
+    given = asked(rows=range(7))
+    with pytest.raises(KeyError):  # ends before all rows are there
+        script("--bbox", boxes)
+    assert not list(Path("predictions").glob("*_answers.json"))
+    asked(["c", "d"], rows=range(7, 12))
+    assert script("--bbox", boxes) == 0
+    assert [list(call.done) for call in given] == [[], list(range(7))]
+    for mode, texts in (("base", "ac"), ("cropvlm", "bd")):
+        assert answers_of(f"predictions/world_{mode}_answers.json") == [texts[0]] * 7 + [texts[1]] * 5
     assert not list(Path().rglob("*.jsonl"))
 
 
@@ -199,14 +182,8 @@ def test_answers_of_other_settings_are_not_mixed_in(script, boxes, tiny_world, a
         (["--bbox", "bare_bbox.json"], "no meta file beside bare_bbox.json"),
         (["--bbox", "few_bbox.json"], "7 missing"),
         (["--bbox", "world_bbox.json", "--split", "train"], "are not those of the data set"),
-        (
-            ["--bbox", "world_bbox.json", "--max_pixels", "1000"],
-            "leave --longest_edge, --min_pixels and --max_pixels out",
-        ),
-        (
-            ["--bbox", "world_bbox.json", "other/world_bbox.json"],
-            "_answers.json would be written 2 times; run them one by one with --name",
-        ),
+        (["--bbox", "world_bbox.json", "--max_pixels", "1000"], "leave --longest_edge, --min_pixels and"),
+        (["--bbox", "world_bbox.json", "other/world_bbox.json"], "_answers.json would be written 2 times; run"),
         (["--modes", "base", "--max_pixels", "9", "--min_pixels", "10"], "--min_pixels 10 is more than --max_pixels 9"),
     ],
 )

@@ -5,7 +5,7 @@ from pictures import QUESTION, Pairs, as_authors_show, count_tiles, noise, pair
 from steps import load_lively
 
 from cropvlm import generation
-from cropvlm.encoding import chat_text, encode_images, merge, model_inputs, prepare
+from cropvlm.encoding import chat_text, encode_images, merge, prepare
 from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.generation import generate_rows, generate_texts, greedy
 from cropvlm.modeling import load_processor
@@ -36,26 +36,12 @@ def pixel_values(prepared):
     return [image.tensors["pixel_values"] for image in prepared.images.values()]
 
 
-@torch.inference_mode()
-def test_inputs_are_those_of_the_processor(vlm):
-    model, processor = vlm
-    prompts = pair(noise(300, 200), noise(120, 90, seed=1))
-    inputs = model_inputs(model, prepare(processor, prompts), processor.tokenizer.pad_token_id)
-    plain = plain_inputs(processor, prompts)
-    assert torch.equal(inputs["input_ids"], plain["input_ids"])
-    assert torch.equal(inputs["attention_mask"], plain["attention_mask"])
-    torch.testing.assert_close(model(**inputs).logits, model(**plain).logits, rtol=0, atol=1e-5)
-
-
 def test_a_shared_image_is_preprocessed_and_encoded_once(smolvlm, monkeypatch):
     model, processor = smolvlm
     tiles, images = count_tiles(monkeypatch, model), []
-    preprocess = type(processor.image_processor).preprocess
-    monkeypatch.setattr(
-        type(processor.image_processor),
-        "preprocess",
-        lambda self, given, **kwargs: images.append(given) or preprocess(self, given, **kwargs),
-    )
+    kind, preprocess = type(processor.image_processor), type(processor.image_processor).preprocess
+    note = lambda self, given, **kwargs: images.append(given) or preprocess(self, given, **kwargs)  # noqa: E731
+    monkeypatch.setattr(kind, "preprocess", note)
     full = noise(300, 200)
     rows = [(full, noise(50, 50, seed=1)), (noise(200, 300, seed=2), noise(60, 60, seed=3)), (full, full)]
     list(generate_rows(model, processor, Pairs(rows), max_new_tokens=2, batch_size=1))
@@ -79,11 +65,7 @@ def test_an_image_that_several_rows_show_is_encoded_once_a_batch(smolvlm, monkey
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("most", "calls"),
-    [
-        (0, [3, 5, 5, 3]),  # an image at least
-        (12, [8, 8]),
-        (13, [13, 3]),
-    ],
+    [(0, [3, 5, 5, 3]), (12, [8, 8]), (13, [13, 3])],  # an image at least
 )
 def test_many_tiles_are_encoded_in_portions(smolvlm, tiny_smolvlm, monkeypatch, most, calls):
     model, _ = smolvlm
@@ -155,50 +137,39 @@ def test_done_rows_are_left_out_but_batches_stay_the_same(smolvlm, monkeypatch):
     assert sizes == [2, 2]
 
 
-def out_of_memory_beyond(model, rows, monkeypatch):
-    """Let `generate` fail as on a GPU that holds `rows` prompts; return the number of prompts of each call."""
-    calls = []
-    generate = model.generate
+def limit_memory(model, fits, monkeypatch):
+    """Let `generate` fail where inputs do not fit; return the number of prompts of each call."""
+    calls, generate = [], model.generate
 
     def limited(**kwargs):
         calls.append(len(kwargs["input_ids"]))
-        if calls[-1] > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return generate(**kwargs)
-
-    monkeypatch.setattr(model, "generate", limited)
-    return calls
-
-
-def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
-    model, processor = smolvlm
-    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(7)]
-    expected = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
-    calls = out_of_memory_beyond(model, 5, monkeypatch)
-    monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
-    assert dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2)) == expected
-    # Two prompts a row: 7 rows fail as one batch of 8 and as 4 + 3, then pass as 2 + 2 + 2 + 1.
-    assert calls == [14, 8, 4, 4, 4, 2]
-
-
-def test_a_row_too_large_for_memory_fails_alone(smolvlm, monkeypatch, caplog):
-    """Row 2 does not fit even alone; the others do, also by 8, and get the texts of an undisturbed run."""
-    model, processor = smolvlm
-    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(12)]
-    rows[2] = (*rows[2], "What " * 180)
-    expected = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
-    calls = []
-    generate = model.generate
-
-    def limited(**kwargs):
-        calls.append(len(kwargs["input_ids"]))
-        if kwargs["input_ids"].shape[1] > 250:  # a CPU's own words
+        if not fits(kwargs["input_ids"]):  # a CPU's own words
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
         return generate(**kwargs)
 
     monkeypatch.setattr(model, "generate", limited)
     monkeypatch.setattr(batches, "CPU_BATCH_SIZE", 8)
-    outcomes = dict(generate_rows(model, processor, Pairs(rows), max_new_tokens=2))
+    return calls
+
+
+def test_auto_halves_the_batch_on_out_of_memory(smolvlm, monkeypatch):
+    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(7)]
+    expected = dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=2))
+    calls = limit_memory(smolvlm[0], lambda ids: len(ids) <= 5, monkeypatch)
+    assert dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=2)) == expected
+    # Two prompts a row: 7 rows fail as one batch of 8 and as 4 + 3, then pass as 2 + 2 + 2 + 1.
+    assert calls == [14, 8, 4, 4, 4, 2]
+    with pytest.raises(UserError, match="out of memory at batch size 4"):  # a fixed one is not halved
+        list(generate_rows(*smolvlm, Pairs(rows[:4]), max_new_tokens=2, batch_size=4))
+
+
+def test_a_row_too_large_for_memory_fails_alone(smolvlm, monkeypatch, caplog):
+    """Row 2 does not fit even alone; the others do, also by 8, and get the texts of an undisturbed run."""
+    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(12)]
+    rows[2] = (*rows[2], "What " * 180)
+    expected = dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=2))
+    calls = limit_memory(smolvlm[0], lambda ids: ids.shape[1] <= 250, monkeypatch)
+    outcomes = dict(generate_rows(*smolvlm, Pairs(rows), max_new_tokens=2))
     failed = outcomes.pop(2)
     assert isinstance(failed, batches.BatchTooLarge)
     assert "out of memory with this row alone" in str(failed)
@@ -232,14 +203,6 @@ def test_a_row_that_cannot_be_prepared_fails_alone(smolvlm, error, num_workers, 
     assert "Traceback" in caplog.text  # for --verbose
 
 
-def test_a_fixed_batch_size_is_not_halved(smolvlm, monkeypatch):
-    model, processor = smolvlm
-    out_of_memory_beyond(model, 5, monkeypatch)
-    rows = [(noise(200, 150, seed=i), noise(40, 30)) for i in range(4)]
-    with pytest.raises(UserError, match="out of memory at batch size 4"):
-        list(generate_rows(model, processor, Pairs(rows), max_new_tokens=2, batch_size=4))
-
-
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 50), (3000, 1), (1, 3000)])
 def test_images_of_any_size_get_a_text(vlm, size):
     (text,) = generate_texts(*vlm, [answerer_messages(QUESTION, 1)], [[noise(*size)]], max_new_tokens=2)
@@ -261,22 +224,6 @@ def test_greedy_search_ignores_the_checkpoints_sampling(smolvlm):
         model.generation_config.update(do_sample=False, temperature=None, repetition_penalty=None, top_k=None)
     assert (config.do_sample, config.repetition_penalty, config.temperature, config.top_k) == (False, 1, 1, 50)
     assert config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
-
-
-def test_merge_keeps_an_image_of_two_parts_once(tiny_smolvlm):
-    processor = load_processor(str(tiny_smolvlm), longest_edge=128)
-    full = noise(128, 64)  # 64-px tiles: 2x1 and the whole
-    one, other = (prepare(processor, pair(full.copy(), noise(100, 100, seed=i))) for i in range(2))
-    both = merge([one, other])
-    first, second, third = both.images
-    assert both.shown == [[first], [first, second], [first], [first, third]]
-    assert [image.tokens for image in both.images.values()] == [3 * 16, 5 * 16, 5 * 16]
-    assert [len(pixels) for pixels in pixel_values(both)] == [3, 5, 5]
-    assert torch.equal(pixel_values(both)[1], pixel_values(one)[1])
-    assert torch.equal(pixel_values(both)[2], pixel_values(other)[1])
-    again = merge([both, one])
-    assert again.shown == [*both.shown, [first], [first, second]]
-    assert list(again.images) == [first, second, third]
 
 
 @pytest.mark.parametrize("longest_edge", [512, 1024, 2048])

@@ -1,19 +1,13 @@
-"""On a CUDA GPU: the six scripts in bfloat16, a resume of both trainers, texts, log-likelihoods, a real out-of-memory.
+"""On a CUDA GPU: texts, tiles, log-likelihoods, a real out-of-memory; the six scripts are those of test_pipeline.py.
 
     CROPVLM_TEST_DEVICE=cuda python3 -m pytest -m gpu
 
 The other tests run on the CPU everywhere; there this process sees no GPU and these are skipped.
 """
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
-from datasets import load_from_disk
 from pictures import noise
-from processes import call_script
 from steps import load_lively
 
 from cropvlm.generation import generate_texts
@@ -24,46 +18,6 @@ from cropvlm.prompts import answerer_messages, cropper_messages
 QUESTIONS = ["What is written on the red sign?", "What does the blue plate say?", "Which word is on the page?"]
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
-
-
-def test_the_six_scripts_in_bfloat16(tmp_path, monkeypatch, caplog, tiny_world, tiny_smolvlm, tiny_qwen):
-    monkeypatch.chdir(tmp_path)
-    data, size = ["--dataset_path", tiny_world], ["--longest_edge", 64]
-    assert (
-        call_script(monkeypatch, "create_dataset.py", *data, "--model_path", tiny_qwen, "--output_path", "datasets/m")
-        == 0
-    )
-
-    small = ["--lora_r", 4, "--lora_alpha", 8, "--report_to", "none", "--disable_tqdm", "True", *size]
-    small += ["--save_steps", 1, "--max_steps", 2]
-    tune = ["--base_model", tiny_smolvlm, "--dataset_path", "datasets/m_sft", "--output_dir", "models/sft"]
-    zoom = ["--base_model", "models/sft", "--dataset_path", "datasets/m_grpo", "--output_dir", "models/grpo"]
-    zoom += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
-    zoom += ["--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 2]
-    for script, flags in (("train_sft.py", tune), ("train_grpo.py", zoom)):
-        assert call_script(monkeypatch, script, *flags, *small) == 0
-        folder = Path(flags[flags.index("--output_dir") + 1])
-        assert "'bf16': True" in caplog.text  # the resolved settings are logged
-        caplog.clear()
-        # Resume from the first step: the second one is taken again.
-        shutil.rmtree(folder / "checkpoint-2")
-        (folder / "adapter_model.safetensors").unlink()
-        assert call_script(monkeypatch, script, *flags, *small, "--resume_from_checkpoint", "True") == 0
-        assert json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
-
-    held_out = load_from_disk(str(tiny_world))["test"]["question_id"][:]
-    crop = ["--model_path", "models/grpo", *data, "--split", "test", "--name", "m"]
-    assert call_script(monkeypatch, "generate_bbox.py", *crop, *size) == 0
-    meta = json.loads(Path("predictions/m_bbox.meta.json").read_text())
-    assert meta["settings"]["dtype"] == "torch.bfloat16"
-    answer = ["--bbox", "predictions/m_bbox.json", "--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 6]
-    assert call_script(monkeypatch, "generate_final_answers.py", *answer, *size) == 0
-    for mode in ("base", "cropvlm"):
-        answers = json.loads(Path(f"predictions/m_{mode}_answers.json").read_text())
-        assert [record["question_id"] for record in answers] == held_out
-        assert (
-            call_script(monkeypatch, "vqa_accuracy.py", "--predictions_file", f"predictions/m_{mode}_answers.json") == 0
-        )
 
 
 @pytest.mark.parametrize("family", ["tiny_smolvlm", "tiny_qwen", "tiny_llava"])

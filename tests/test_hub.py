@@ -13,6 +13,7 @@ from pathlib import Path
 
 import loopback_hub
 import pytest
+from loopback_hub import environment
 from published import RED, write_hub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,29 +61,13 @@ def hub(tmp_path_factory):
         yield hub
 
 
-def environment(hub, home: Path, **more: str) -> dict[str, str]:
-    """Environment of a Hub client with a cache of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    addresses = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    threads = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_TOKEN": "hf_test"}
-    return kept | addresses | quiet | threads | more
-
-
 class Client:
     """A process that loads data sets one after another."""
 
     def __init__(self, env: dict[str, str], folder: Path):
         self.log = (folder / "client.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            env=env,
-            cwd=folder,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", CLIENT], env=env, cwd=folder, **pipes)
 
     def ask(self, question: object) -> list:
         print(json.dumps(question), file=self.process.stdin, flush=True)
@@ -96,6 +81,7 @@ class Client:
         self.log.close()
 
 
+VSTAR = ("direct_attributes/a.jpg", "relative_position/b.jpg", "test_questions.jsonl")
 # What is asked for, its ids, and the files that hold it.
 SPLITS = [
     ("textvqa", None, [34602, 34603], ["lmms-lab/textvqa/data/validation-00000-of-00001.parquet"]),
@@ -105,16 +91,7 @@ SPLITS = [
     ("infovqa", None, ["98313", "98314"], ["lmms-lab/DocVQA/InfographicVQA/validation-00000-of-00001.parquet"]),
     ("infovqa", "train", ["337", "338"], ["lmms-lab/DocVQA/InfographicVQA/train-00000-of-00001.parquet"]),
     ("stvqa", None, [0, 1], ["danjacobellis/stvqa_task1/data/train-00000-of-00001.parquet"]),
-    (
-        "vstar",
-        None,
-        ["0", "1"],
-        [
-            "craigwu/vstar_bench/direct_attributes/a.jpg",
-            "craigwu/vstar_bench/relative_position/b.jpg",
-            "craigwu/vstar_bench/test_questions.jsonl",
-        ],
-    ),
+    ("vstar", None, ["0", "1"], [f"craigwu/vstar_bench/{file}" for file in VSTAR]),
     ("hrbench4k", None, [0, 1], ["DreamMr/HR-Bench/hr_bench_4k.parquet"]),
     ("hrbench8k", None, [1, 0], ["DreamMr/HR-Bench/hr_bench_8k.parquet"]),
     ("someone/csv", "test", ["test"], ["someone/csv/a.jpg", "someone/csv/test.csv"]),
@@ -207,7 +184,6 @@ def test_the_six_commands_with_their_defaults(hub, project, tmp_path, smolvlm_of
     assert {"README.md", "teacher_report.json", "teacher_report.png"} <= sent.keys()
     assert {path.split("/")[0] for path in sent if path.endswith(".parquet")} == {"sft", "grpo"}
     assert hub.repositories["datasets", "someone/boxes"].private
-    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= hub.files(
-        "models", "someone/sft"
-    ).keys()
+    adapter = hub.files("models", "someone/sft")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= adapter.keys()
     assert hub.repositories["models", "someone/sft"].private

@@ -1,6 +1,7 @@
 """The six scripts in order on a few rows of the miniature world, each reading what the one before has written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from cropvlm.boxes import parse_bbox
 pytestmark = pytest.mark.slow
 
 
-def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tiny_smolvlm, tiny_qwen):
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.gpu)])
+def test_the_six_scripts_in_order(dtype, tmp_path, monkeypatch, capsys, caplog, tiny_world, tiny_smolvlm, tiny_qwen):
+    """On a GPU both trainings are resumed as well."""
     monkeypatch.chdir(tmp_path)
     data, size = ["--dataset_path", tiny_world], ["--longest_edge", 64]
     made = tmp_path / "datasets" / "mini"
@@ -28,28 +31,38 @@ def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tin
     # A teacher with random weights writes no box: the whole image is taken, and SFT can learn to write that.
     assert [0, 0, 100, 100] in sft["bbox"][:]
 
-    small = ["--lora_r", 4, "--lora_alpha", 8, "--report_to", "none", "--disable_tqdm", "True"]
-    tune = ["--base_model", tiny_smolvlm, "--dataset_path", f"{made}_sft", "--output_dir", "models/sft"]
-    tune += ["--max_steps", 2]
-    assert call_script(monkeypatch, "train_sft.py", *tune, *size, *small) == 0
-
-    steps = ["--max_steps", 1, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 2]
-    reward = ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
-    zoom = ["--base_model", "models/sft", "--dataset_path", f"{made}_grpo", "--output_dir", "models/grpo"]
-    assert call_script(monkeypatch, "train_grpo.py", *zoom, *steps, *reward, *size, *small) == 0
+    small = ["--lora_r", 4, "--lora_alpha", 8, "--report_to", "none", "--disable_tqdm", "True", *size]
+    small += ["--save_steps", 1, "--max_steps", 2]
+    tune = ["--base_model", tiny_smolvlm, "--dataset_path", f"{made}_sft"]
+    zoom = ["--base_model", "models/sft", "--dataset_path", f"{made}_grpo", "--vqa_model", tiny_smolvlm]
+    zoom += ["--vqa_longest_edge", 64, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 2]
+    for stage, flags in (("sft", tune), ("grpo", zoom)):
+        folder = Path("models") / stage
+        command = [f"train_{stage}.py", *flags, *small, "--output_dir", folder]
+        assert call_script(monkeypatch, *command) == 0
+        if dtype == "bfloat16":
+            assert "'bf16': True" in caplog.text  # the resolved settings are logged
+            caplog.clear()
+            # From the first step: the second one is taken again.
+            shutil.rmtree(folder / "checkpoint-2")
+            (folder / "adapter_model.safetensors").unlink()
+            assert call_script(monkeypatch, *command, "--resume_from_checkpoint", "True") == 0
+            assert json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
 
     crop = ["--model_path", "models/grpo", *data, "--split", "test", "--name", "mini"]
     assert call_script(monkeypatch, "generate_bbox.py", *crop, *size) == 0
     boxes = json.loads(Path("predictions/mini_bbox.json").read_text())
     held_out = load_from_disk(str(tiny_world))["test"]["question_id"][:]
     assert [record["question_id"] for record in boxes] == held_out
-    counts = json.loads(Path("predictions/mini_bbox.meta.json").read_text())["counts"]
+    meta = json.loads(Path("predictions/mini_bbox.meta.json").read_text())
+    assert meta["settings"]["dtype"] == f"torch.{dtype}"
+    counts = meta["counts"]
     assert counts["rows"] == 12
     assert counts["invalid_boxes"] == sum(parse_bbox(record["answer"]) is None for record in boxes)
 
     # Of other rows the file says nothing; of the 24 that trained it or its base, whatever they are called, how many.
-    assert "seen_rows" not in json.loads(Path("predictions/mini_bbox.meta.json").read_text())["cropper"]
-    load_from_disk(str(tiny_world))["train"].save_to_disk("datasets/copy")
+    assert "seen_rows" not in meta["cropper"]
+    train.save_to_disk("datasets/copy")
     of_copy = ["--model_path", "models/grpo", "--dataset_path", "datasets/copy", *size]
     assert call_script(monkeypatch, "generate_bbox.py", *of_copy) == 0
     assert json.loads(Path("predictions/copy_bbox.meta.json").read_text())["cropper"]["seen_rows"] == 24
@@ -61,8 +74,6 @@ def test_the_six_scripts_in_order(tmp_path, monkeypatch, capsys, tiny_world, tin
         assert [record["question_id"] for record in answers] == held_out
 
         capsys.readouterr()
-        scored = call_script(
-            monkeypatch, "vqa_accuracy.py", "--predictions_file", f"predictions/mini_{mode}_answers.json"
-        )
-        assert scored == 0
+        scored = ["--predictions_file", f"predictions/mini_{mode}_answers.json"]
+        assert call_script(monkeypatch, "vqa_accuracy.py", *scored) == 0
         assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 100
