@@ -1,4 +1,6 @@
-"""Scores: hand-worked values and the steps of the normaliser."""
+"""Scores by hand, the steps of the normaliser, and the option letter of an answer."""
+
+import time
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from cropvlm.metrics import (
     normalize_answer,
     official_vqa_accuracy,
     option_accuracy,
+    option_letter,
     vqa_accuracy,
 )
 
@@ -92,15 +95,9 @@ def test_scores_are_between_0_and_1(prediction, answers):
     assert anls(prediction, [*answers, prediction]) == 1
 
 
-@pytest.mark.parametrize(
-    ("prediction", "answers", "score"),
-    [
-        pytest.param("B", [" b "], 1, id="reference in lower case"),
-        pytest.param("blue", ["B"], 0, id="no letter"),
-    ],
-)
-def test_letter_accuracy(prediction, answers, score):
-    assert letter_accuracy(prediction, answers) == score
+def test_letter_accuracy():
+    assert letter_accuracy("B", [" b "]) == 1  # the reference in lower case
+    assert letter_accuracy("blue", ["B"]) == 0  # no letter
 
 
 QUESTION = "Which color?\nA. red\nB. blue\n(C) blue\n(D) Dark  green\nE. 5"
@@ -127,3 +124,59 @@ def test_most_common_answer():
     assert most_common_answer([""]) == ""
     with pytest.raises(ValueError, match="list of at least one string"):
         most_common_answer([])
+
+
+LETTERS = {
+    "alone": ("B", "B"),
+    "lower case, as the capitalised question lists them": ("b", "B"),
+    "the fifth": ("E", "E"),
+    "bold": ("**B**", "B"),
+    "A on a line of its own": ("A\nred", "A"),
+    "with the option's text": ("(b) blue", "B"),
+    "announced": ("The answer is B.", "B"),
+    "A as a subject": ("A is right", "A"),
+    "opening, another announced": ("B\nOption A shows a car", "B"),
+    "opening a and its reason": ("a because it is red", "A"),
+    "opening and an article": ("B, a red one", "B"),
+    "a list, then the answer": ("(A) red\n(B) blue\nThe answer is B", "B"),
+    "answer that is an option": ("Answer: option (c)", "C"),
+    "after reasoning": ("<think>Option A is red, but the bag is blue so B.</think>\nB", "B"),
+    "the only one not denied, which the short rule gives up": ("A is wrong, B is right", None),
+    "Blue is not B": ("Blue", None),
+    "cannot tell is not C": ("cannot tell", None),
+    "an article": ("A red bus", None),
+    "an announced article": ("The answer is a dog", None),
+    "apostrophe": ("C'est la vie", None),
+    "two letters": ("A or B", None),
+    "two announced": ("The answer is B or C", None),
+    "a list": ("(A) red\n(B) blue", None),
+    "denied": ("The answer is not A", None),
+    "all but one denied in words": ("neither a nor b", None),
+    "an article before a quote": ('A "stop" sign', None),
+    "reasoning that chooses, then nothing": ("<think>It is B</think>", None),
+    "empty": ("", None),
+}
+
+
+@pytest.mark.parametrize(("text", "letter"), LETTERS.values(), ids=LETTERS.keys())
+def test_option_letter(text, letter):
+    assert option_letter(text) == letter
+
+
+@pytest.mark.parametrize("pair", ["''", "“”", "``"])
+@pytest.mark.parametrize("text", ["{}B{}", "The answer is {}B{}.", "{}B. blue{}"])
+def test_a_letter_in_any_pair_of_quotes(pair, text):
+    assert option_letter(text.format(*pair)) == "B"
+
+
+@pytest.mark.parametrize("word", ["neither", "cannot", "wrong", "isn’t"])
+def test_every_word_of_denial_keeps_a_letter_from_being_the_answer(word):
+    assert option_letter(f"this is {word} B") is None
+    assert option_letter("this is indeed B") == "B"
+
+
+@pytest.mark.parametrize("text", ["a, ", "not A ", "(B) ", "\n", "option a "], ids=repr)
+def test_an_endless_answer_is_read_in_no_time(text):
+    start = time.monotonic()
+    option_letter(text * 3000)
+    assert time.monotonic() - start < 5

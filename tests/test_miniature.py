@@ -76,13 +76,8 @@ def test_the_table_and_the_contact_sheet(tiny_world, tmp_path, monkeypatch, caps
     report.main()
     summaries = {summary["setting"]: summary for summary in json.loads((tmp_path / "mini_results.json").read_text())}
     assert list(summaries) == list(report.SETTINGS)
-    assert summaries["no crop"] == {
-        "setting": "no crop",
-        "accuracy": 0.0,
-        "valid_boxes": 0.0,
-        "mean_area_pct": 100.0,
-        "questions": 12,
-    }
+    blind = {"accuracy": 0.0, "valid_boxes": 0.0, "mean_area_pct": 100.0, "questions": 12}
+    assert summaries["no crop"] == blind | {"setting": "no crop"}
     scores = [vqa_accuracy(answers[0], answers) for answers in rows["answers"]]
     assert summaries["true box"]["accuracy"] == pytest.approx(100 * sum(scores) / 12, abs=0.01)
     assert summaries["true box"]["valid_boxes"] == 100
@@ -117,9 +112,6 @@ def test_the_committed_checkpoint_is_a_whole_model_that_the_command_makes(family
     assert type(committed) is type(processor)
     assert committed.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     assert committed.chat_template == processor.chat_template
-
-
-def test_the_committed_checkpoints_are_small():
-    sizes = [path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file()]
-    assert len(sizes) > 3 * len(FAMILIES)
-    assert sum(sizes) <= 12 * 2**20
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    assert len(sizes) > 3
+    assert sum(sizes) <= 4 * 2**20

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from pictures import as_authors_show, noise
 
 from cropvlm import modeling
@@ -17,35 +17,17 @@ from cropvlm.training import LORA_TARGETS
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=LORA_TARGETS, init_lora_weights=False)
 
 
-@pytest.fixture(scope="module")
-def smolvlm(tiny_smolvlm):
-    return modeling.load_model(tiny_smolvlm, device="cpu"), modeling.load_processor(tiny_smolvlm)
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_smolvlm, tmp_path_factory):
-    """An adapter with random weights, so that it changes what the model computes."""
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("adapter")
-    get_peft_model(modeling.load_full_model(str(tiny_smolvlm), torch.float32), LORA).save_pretrained(folder)
-    return folder
-
-
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, tiny_smolvlm):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert modeling.device_and_dtype(1) == (torch.device("cuda", 1), torch.bfloat16)
     assert modeling.device_and_dtype(-1) == (torch.device("cpu"), torch.float32)
     with pytest.raises(UserError, match="GPU 2 does not exist: this machine has GPUs 0 to 1"):
         modeling.device_and_dtype(2)
+    # Asked onto the CPU beside a GPU, a model is in float32.
+    assert {p.dtype for p in modeling.load_model(tiny_smolvlm, device="cpu").parameters()} == {torch.float32}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # hidden after torch has seen them
     assert modeling.device_and_dtype(0) == (torch.device("cpu"), torch.float32)
-
-
-def test_a_model_asked_onto_the_cpu_is_float32_beside_a_gpu(tiny_smolvlm, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert {p.dtype for p in modeling.load_model(tiny_smolvlm, device="cpu").parameters()} == {torch.float32}
 
 
 def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_llava):
@@ -60,24 +42,25 @@ def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_ll
         modeling.load_processor(tiny_smolvlm, min_pixels=100)
 
 
-def test_the_end_of_a_turn(smolvlm, tiny_qwen):
-    model, processor = smolvlm
-    assert stop_token_ids(model, processor) == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
-    qwen, processor = modeling.load_model(tiny_qwen, device="cpu"), modeling.load_processor(tiny_qwen)
-    assert processor.tokenizer.eos_token_id in stop_token_ids(qwen, processor)
+def test_the_end_of_a_turn(tiny_smolvlm, tiny_qwen):
+    for path in (tiny_smolvlm, tiny_qwen):
+        model, processor = modeling.load_model(path, device="cpu"), modeling.load_processor(path)
+        assert processor.tokenizer.eos_token_id in stop_token_ids(model, processor)
+        if path == tiny_smolvlm:
+            assert stop_token_ids(model, processor) == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
 
 
-def test_an_adapter_is_merged_in_float32_and_rounded_once(adapter):
-    exact = dict(modeling.load_model(str(adapter), device="cpu").named_parameters())
-    merged = modeling.load_model(str(adapter), device="cpu", dtype=torch.bfloat16)
+def test_an_adapter_is_merged_in_float32_and_rounded_once(sft_adapter):
+    exact = dict(modeling.load_model(str(sft_adapter), device="cpu").named_parameters())
+    merged = modeling.load_model(str(sft_adapter), device="cpu", dtype=torch.bfloat16)
     assert merged.model.text_model.rotary_emb.inv_freq.dtype == torch.float32
     for name, weight in merged.named_parameters():
         assert torch.equal(weight, exact[name].bfloat16()), name
 
 
-def test_the_base_of_an_adapter_may_have_moved(adapter, tiny_smolvlm, tmp_path):
+def test_the_base_of_an_adapter_may_have_moved(sft_adapter, tiny_smolvlm, tmp_path, caplog):
     moved = tmp_path / "adapter"
-    shutil.copytree(adapter, moved)
+    shutil.copytree(sft_adapter, moved)
     config = json.loads((moved / "adapter_config.json").read_text())
     (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match="names a base model that is not there; .*gone.*--base_model_path$"):
@@ -86,19 +69,11 @@ def test_the_base_of_an_adapter_may_have_moved(adapter, tiny_smolvlm, tmp_path):
     with pytest.raises(UserError, match="has no base_model_name_or_path"):
         modeling.load_model(str(moved))
     assert modeling.load_model(str(moved), base_model_path=str(tiny_smolvlm), device="cpu") is not None
-
-
-def test_a_whole_model_needs_no_base(tiny_smolvlm, caplog):
     modeling.load_model(str(tiny_smolvlm), base_model_path="elsewhere", device="cpu")
     assert "whole model: its base elsewhere is not used" in caplog.text
 
 
-def test_an_adapter_of_another_base_is_refused(adapter, tiny_llava):
-    with pytest.raises(UserError, match="adapter of another base"):
-        modeling.load_model(str(adapter), base_model_path=str(tiny_llava))
-
-
-def test_policies(tiny_smolvlm, adapter):
+def test_policies(tiny_smolvlm, sft_adapter):
     """Trained weights are float32 in a bfloat16 model too; an existing adapter is trained further."""
     fresh = modeling.load_policy(str(tiny_smolvlm), LORA, torch.bfloat16)
     trained = {name: p.dtype for name, p in fresh.named_parameters() if p.requires_grad}
@@ -106,8 +81,8 @@ def test_policies(tiny_smolvlm, adapter):
     assert all("lora_" in name and dtype == torch.float32 for name, dtype in trained.items())
     assert {p.dtype for p in fresh.parameters() if not p.requires_grad} == {torch.bfloat16}
 
-    continued = modeling.load_policy(str(adapter), LORA, torch.bfloat16)
-    saved = modeling.load_adapter(str(adapter)).state_dict()
+    continued = modeling.load_policy(str(sft_adapter), LORA, torch.bfloat16)
+    saved = modeling.load_adapter(str(sft_adapter)).state_dict()
     weights = {name: p for name, p in continued.named_parameters() if p.requires_grad}
     assert {p.dtype for p in weights.values()} == {torch.float32}
     assert all(torch.equal(p, saved[name]) for name, p in weights.items())
@@ -115,7 +90,7 @@ def test_policies(tiny_smolvlm, adapter):
     whole = modeling.load_policy(str(tiny_smolvlm), None, torch.bfloat16)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in whole.parameters())
     with pytest.raises(UserError, match="its base cannot be trained whole"):
-        modeling.load_policy(str(adapter), None, torch.bfloat16)
+        modeling.load_policy(str(sft_adapter), None, torch.bfloat16)
 
 
 ANSWERS = ["10:30", "new york city", "", "naïve café 東京", "a", "STOP!", "£ 5.00"]

@@ -12,14 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cropvlm import prompts
 from miniature.pretraining import conversations, pretrain
 from miniature.pretraining.families import FAMILIES
-from miniature.pretraining.lessons import (
-    CHARACTERS,
-    COLOR_IDS,
-    IGNORE,
-    Example,
-    patch_labels,
-    take_picture,
-)
+from miniature.pretraining.lessons import CHARACTERS, COLOR_IDS, IGNORE, Example, patch_labels, take_picture
 from miniature.world import Placard, draw_scene
 
 
@@ -88,19 +81,14 @@ def test_tokens_or_answers_weigh_alike_in_the_loss():
 @pytest.mark.slow
 def test_a_few_steps_make_a_checkpoint(family, tmp_path, monkeypatch):
     steps = ["--scenes", "12", "--look_steps", "2", "--talk_steps", "2"]
-    monkeypatch.setattr(
-        sys, "argv", ["pretrain", "--family", family.name, "--output_path", str(tmp_path / "m"), *steps]
-    )
+    flags = ["--family", family.name, "--output_path", str(tmp_path / "m"), *steps]
+    monkeypatch.setattr(sys, "argv", ["pretrain", *flags])
     monkeypatch.setattr(pretrain, "LOOK_BATCH", 8)
     monkeypatch.setattr(pretrain, "TALK_BATCH", 8)
     pretrain.main()
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
-    start = family.model.state_dict()
-    moved = [
-        name
-        for name, weight in model.state_dict().items()
-        if not torch.equal(weight.float(), start[name].bfloat16().float())
-    ]
+    start = {name: weight.bfloat16().float() for name, weight in family.model.state_dict().items()}
+    moved = [name for name, weight in model.state_dict().items() if not torch.equal(weight.float(), start[name])]
     assert any("vision" in name or "visual" in name for name in moved)
     assert any("layers" in name and "vision" not in name and "visual" not in name for name in moved)
     assert AutoProcessor.from_pretrained(tmp_path / "m").tokenizer.eos_token == family.processor.tokenizer.eos_token

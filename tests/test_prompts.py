@@ -3,13 +3,7 @@
 import pytest
 
 from cropvlm.boxes import format_bbox
-from cropvlm.prompts import (
-    answer_completion,
-    answerer_messages,
-    clean_answer,
-    cropper_messages,
-    teacher_messages,
-)
+from cropvlm.prompts import answer_completion, answerer_messages, clean_answer, cropper_messages, teacher_messages
 
 QUESTION = "what does the NASA sign say?"
 
@@ -90,10 +84,8 @@ def test_prompts_in_the_real_smolvlm_template(real_smolvlm):
         "Outline the region in the image that would help answer this question.<end_of_utterance>\nAssistant:"
     )
     assert processor.apply_chat_template(prompt, add_generation_prompt=True) == expected
-    assert (
-        processor.apply_chat_template(prompt + assistant(format_bbox((1, 2, 30, 40))))
-        == expected + " [1, 2, 30, 40].<end_of_utterance>\n"
-    )
+    box = assistant(format_bbox((1, 2, 30, 40)))
+    assert processor.apply_chat_template(prompt + box) == expected + " [1, 2, 30, 40].<end_of_utterance>\n"
     assert processor.apply_chat_template(answerer_messages(QUESTION, 2) + assistant(answer_completion("10:30"))) == (
         "<|im_start|>User:<image><image>What does the nasa sign say?\nGive a very brief answer.<end_of_utterance>\n"
         "Assistant: 10:30.<end_of_utterance>\n"

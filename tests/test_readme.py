@@ -116,14 +116,11 @@ def tree() -> dict[str, str]:
     return described
 
 
-def test_everything_in_the_tree_exists_and_is_described():
+def test_the_tree_is_the_repositorys():
+    """All in it exists and is described; what lies at the top, and the package's modules and wings, are in it."""
     listed = tree()
     assert [path for path in listed if not (ROOT / path).exists()] == []
     assert all(listed.values())
-
-
-def test_the_top_levels_are_in_the_tree():
-    """Files and folders at the top, and the modules and wings of the package."""
     result = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
         pytest.skip("not a git checkout: the project's own files cannot be listed")
@@ -132,7 +129,7 @@ def test_the_top_levels_are_in_the_tree():
     package = [path.parts for path in tracked if path.parts[0] == "cropvlm" and path.name != "__init__.py"]
     wanted |= {f"cropvlm/{parts[1]}" + ("/" if len(parts) > 2 else "") for parts in package}
     assert len(wanted) > 20
-    assert sorted(wanted - tree().keys()) == []
+    assert sorted(wanted - listed.keys()) == []
 
 
 def test_the_links_and_paths_in_the_text_are_there():

@@ -27,11 +27,6 @@ TURNS = [" [0, 5, 100, 95].<end_of_utterance>", " [12, 0, 13, 100].<end_of_utter
 
 
 @pytest.fixture(scope="module")
-def real_config(real_smolvlm):
-    return AutoConfig.from_pretrained(real_smolvlm)
-
-
-@pytest.fixture(scope="module")
 def processor_path(real_smolvlm):
     return str(real_smolvlm)
 
@@ -81,9 +76,9 @@ def step(trainer):
     return trained, {name for name, weight in after.items() if not torch.equal(weight, before[name])}
 
 
-def test_lora_is_on_the_intended_linears_of_the_real_model(real_config):
+def test_lora_is_on_the_intended_linears_of_the_real_model(processor_path):
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(real_config)
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(processor_path))
         policy = modeling.get_peft_model(model, PolicyArguments().lora_config())
     adapted = [name for name, _ in policy.named_parameters() if ".lora_A." in name]
     parts = {part: sum(part in name for name in adapted) for part in ("text_model", "vision_model", "connector")}

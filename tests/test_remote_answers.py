@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from fake_server import KEY, LASTING, OF_A_ROW, FakeServer, completion, error, open_url
+from fake_server import KEY, LASTING, OF_A_ROW, completion, error, open_url
 from PIL import Image
 from steps import answers_of, read, write_boxes
 
@@ -28,8 +28,8 @@ def boxes(tmp_path, tiny_world) -> Path:
     return write_boxes(tmp_path / "predictions" / "world_bbox.json", tiny_world, ["[0, 0, 50, 25]", "no"] * 6)
 
 
-def by_images(server: FakeServer) -> None:
-    """Let the server answer with the question and the number and size of the pictures, so that none can be mixed up."""
+def test_the_script_writes_both_files(script, server, boxes, tiny_world):
+    """The server answers with the question and the number and size of the pictures, so that none can be mixed up."""
 
     def react(text, times):
         content = server.bodies[-1]["messages"][0]["content"]  # one request at a time
@@ -37,10 +37,6 @@ def by_images(server: FakeServer) -> None:
         return f"{text.splitlines()[0]} {' '.join(sizes)}."
 
     server.react = react
-
-
-def test_the_script_writes_both_files(script, server, boxes, tiny_world):
-    by_images(server)
     assert script("--bbox", boxes) == 0
     rows = load_from_disk(str(tiny_world))["test"]
     expected = {"base": [], "cropvlm": []}

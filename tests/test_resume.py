@@ -103,23 +103,16 @@ def test_training_is_completed_wherever_it_is_killed(script, stride, flags, tiny
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
-def test_a_run_goes_on_with_other_micro_steps(script, tiny_smolvlm, sft_adapter, boxed_world, tmp_path):
+def test_a_run_goes_on_with_other_micro_steps(script, flags, tiny_smolvlm, sft_adapter, tmp_path):
     """The micro-batch may change between resumes: the weights are the same up to rounding."""
-    flags = ["--base_model", sft_adapter, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_dropout", 0]
-    flags += ["--max_steps", 4, "--save_steps", 2, "--learning_rate", 1e-3, "--report_to", "none", "--use_cpu", True]
-    flags += ["--disable_tqdm", True, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 1]
     if script == "train_grpo":
-        flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64, "--num_generations", 3]
-        flags += ["--max_completion_length", 8]
-    else:
-        flags[1] = tiny_smolvlm
+        flags = [*flags, *GRPO, "--base_model", sft_adapter, "--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
+    flags = [*flags, "--lora_dropout", 0, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 1]
     train(script, [*flags, "--output_dir", tmp_path / "undisturbed"])
     folder = copy(tmp_path / "undisturbed", tmp_path / "run", "adapter_*", "checkpoint-4")
     train(script, [*flags, "--output_dir", folder, *RESUME, "--micro_batch_size", 3])
-    undisturbed, resumed, halfway = (
-        load_file(path / "adapter_model.safetensors")
-        for path in (tmp_path / "undisturbed", folder, folder / "checkpoint-2")
-    )
+    folders = (tmp_path / "undisturbed", folder, folder / "checkpoint-2")
+    undisturbed, resumed, halfway = (load_file(path / "adapter_model.safetensors") for path in folders)
     for name, weight in undisturbed.items():
         assert torch.allclose(resumed[name], weight, rtol=0, atol=1e-5), name
     assert any((halfway[name] - weight).abs().max() > 1e-4 for name, weight in undisturbed.items())
@@ -213,13 +206,8 @@ def test_a_folder_takes_one_trainer_at_a_time(flags, finished, tmp_path, monkeyp
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert lock.exists()
-    train("train_sft", [*flags, "--output_dir", folder, *RESUME])
+    train("train_sft", [*flags, "--output_dir", folder, *RESUME, "--merge"])  # which can be asked for later
     assert not lock.exists()
-
-
-def test_merging_can_be_asked_for_later(flags, finished, tmp_path):
-    folder = copy(finished, tmp_path / "run")
-    train("train_sft", [*flags, "--output_dir", folder, *RESUME, "--merge"])
     assert (folder / "merged" / "model.safetensors").is_file()
     assert weights(folder) == weights(finished)
 

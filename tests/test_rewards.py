@@ -22,24 +22,11 @@ def reward_vlm(tiny_smolvlm):
     return load_model(tiny_smolvlm, device="cpu"), load_processor(tiny_smolvlm)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (" [10, 20, 30, 40].", 1.0),
-        ("Not needed.", 0.25),
-        ("[30, 20, 10, 40].", 0.0),  # x2 < x1
-        ("", 0.0),
-    ],
-)
-def test_validity(text, expected):
-    assert rewards.validity_reward([text], question=["Which?"]) == [expected]
-    assert rewards.validity_reward(completions=[message(text)]) == [expected]
-
-
-def test_a_completion_may_be_text_or_a_message():
-    assert rewards.completion_text("[1, 2, 3, 4].") == "[1, 2, 3, 4]."
-    assert rewards.completion_text(message("[1, 2, 3, 4].")) == "[1, 2, 3, 4]."
-    assert rewards.completion_text([{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]) == "a"
+def test_validity_of_texts_and_messages():
+    texts = [" [10, 20, 30, 40].", "Not needed.", "[30, 20, 10, 40].", ""]  # of the third x2 < x1
+    parts = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in texts]
+    for completions in (texts, list(map(message, texts)), parts):
+        assert rewards.validity_reward(completions, question=["Which?"] * 4) == [1, 0.25, 0, 0]
 
 
 def test_likelihood_is_that_of_full_image_and_crop(reward_vlm):
@@ -110,19 +97,11 @@ def limit_memory(monkeypatch, most):
     return sizes
 
 
-@pytest.mark.parametrize(
-    ("prediction", "references", "expected"),
-    [
-        ("Halt", TEN, 0.6),  # 2 of 10: (2 sets with 1 match + 8 with 2) / 30 = 18 / 30
-        ("stop", TEN, 1.0),
-        ("stops", TEN, 0.0),  # VQA accuracy knows no near miss
-        ("stops", ["stop"], 0.8),  # ANLS: one edit in five letters
-        ("stops", ["stop"] * 9, 0.8),
-        ("nothing", ["stop"], 0.0),
-    ],
-)
-def test_accuracy_is_scored_by_the_row(prediction, references, expected):
-    assert rewards.answer_accuracy(prediction, references) == pytest.approx(expected)
+def test_accuracy_is_scored_by_the_row():
+    """VQA accuracy of ten references: 2 of 10 are (2 sets with 1 match + 8 with 2) / 30. ANLS of fewer: 1 edit of 5."""
+    assert [rewards.answer_accuracy(text, TEN) for text in ("Halt", "stop", "stops")] == pytest.approx([0.6, 1, 0])
+    few = [rewards.answer_accuracy(*each) for each in (("stops", ["stop"]), ("stops", ["stop"] * 9), ("no", ["stop"]))]
+    assert few == pytest.approx([0.8, 0.8, 0])
 
 
 def test_accuracy_of_generated_answers(reward_vlm, monkeypatch):

@@ -93,13 +93,12 @@ def test_the_lock_file_decides_versions_and_its_change_installs_anew(checkout):
 
 
 def test_an_environment_without_pip_is_completed(checkout):
+    """Also by a Python whose venv makes none."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
     (checkout / ".venv/bin/activate").unlink()  # as where the first run was stopped before the end
     result = set_up(checkout)
     assert is_ready(checkout, result), result.stderr
-
-
-def test_a_python_whose_venv_makes_no_pip(checkout):
+    shutil.rmtree(checkout / ".venv")
     result = set_up(checkout, executable(checkout / "python", WITHOUT_ENSUREPIP))
     assert is_ready(checkout, result), result.stderr
 
@@ -140,28 +139,29 @@ def test_what_pip_put_elsewhere_is_not_recorded_as_installed(checkout, tmp_path)
     assert is_ready(checkout, set_up(checkout))
 
 
-@pytest.mark.parametrize("name", ["datasets/__init__.py", "datasets.py"])
-def test_a_module_in_place_of_the_library_is_refused(name, checkout):
+def test_a_module_in_place_of_the_library_is_refused(checkout):
     assert is_ready(checkout, set_up(checkout))
-    (checkout / name).parent.mkdir(exist_ok=True)
-    (checkout / name).touch()
-    result = set_up(checkout)
-    assert result.returncode == 2
-    assert result.stderr == f"error: {name} hides the library `datasets`; move or rename it\n"
+    (checkout / "datasets").mkdir()
+    for name in ("datasets.py", "datasets/__init__.py"):
+        (checkout / name).touch()
+        result = set_up(checkout)
+        assert result.returncode == 2
+        assert result.stderr == f"error: {name} hides the library `datasets`; move or rename it\n"
+        (checkout / name).unlink()
 
 
-@pytest.mark.parametrize("gpu", [True, False])
-def test_a_missing_c_compiler_is_told_where_a_gpu_is(gpu, checkout, tmp_path):
+def test_a_missing_c_compiler_is_told_where_a_gpu_is(checkout, tmp_path):
     assert is_ready(checkout, set_up(checkout))
     (tmp_path / "bin").mkdir()
     for name in ("bash", "dirname", "basename", "readlink", "cmp", "grep"):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
-    if gpu:
-        executable(tmp_path / "bin/nvidia-smi", "#!/usr/bin/env bash\n")
-    result = set_up(checkout, PATH=str(tmp_path / "bin"))
-    assert is_ready(checkout, result)
-    assert ("needs a C compiler and Python.h" in result.stderr) == gpu
-    assert result.stderr.count("\n") == gpu
+    for gpu in (False, True):
+        if gpu:
+            executable(tmp_path / "bin/nvidia-smi", "#!/usr/bin/env bash\n")
+        result = set_up(checkout, PATH=str(tmp_path / "bin"))
+        assert is_ready(checkout, result)
+        assert ("needs a C compiler and Python.h" in result.stderr) == gpu
+        assert result.stderr.count("\n") == gpu
 
 
 @pytest.mark.parametrize("gone", ["interpreter", "folder of its packages"])

@@ -36,12 +36,8 @@ def test_defaults_are_the_papers(tmp_path):
     assert args.num_generations == 6
     assert (args.temperature, args.top_k, args.top_p, args.max_completion_length) == (0.8, 50, 1.0, 32)
     assert (args.loss_type, args.scale_rewards, args.beta, args.num_iterations) == ("dr_grpo", "none", 0.01, 1)
-    assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps, args.max_grad_norm) == (
-        5e-6,
-        "cosine",
-        0.03,
-        0.1,
-    )
+    assert (args.learning_rate, args.lr_scheduler_type) == (5e-6, "cosine")
+    assert (args.warmup_steps, args.max_grad_norm) == (0.03, 0.1)
     assert (args.num_train_epochs, args.save_steps, args.seed) == (1, 150, 42)
     policy = train_grpo.GRPOPolicyArguments()
     assert (policy.reward, policy.vqa_longest_edge) == ("likelihood", 512)
@@ -52,9 +48,8 @@ def test_a_question_and_an_answer_may_hold_an_image_placeholder(sft_adapter, tin
     rows = load_from_disk(str(tiny_world))["train"].remove_columns(["question", "answers"]).select(range(2))
     rows = rows.add_column("question", ["Where is the <image>?", "Is <im<image>age> <IMAGE> a tag?"])
     rows.add_column("answers", [["<image>"], ["an <image>"] * 10]).save_to_disk(str(tmp_path / "data"))
-    trainer = make_trainer(
-        tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm, max_steps=1, save_strategy="no"
-    )
+    once = {"max_steps": 1, "save_strategy": "no"}
+    trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm, **once)
     texts = [row["prompt"][0]["content"][1]["text"].split("\n")[0] for row in trainer.train_dataset]
     assert texts == ["Where is the ?", "Is   a tag?"]
     assert trainer.train_dataset[0]["question"] == "Where is the <image>?"
@@ -163,11 +158,16 @@ def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tin
         (["--max_samples", 1], "1 rows"),
         (["--merged_rollouts", "--use_lora", False], "without an adapter"),
         (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
+        (["--base_model", "qwen"], "the cropper has to be an Idefics3 or SmolVLM"),
+        (["--dataset_path", "unanswered"], "answers"),
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_loaded(
-    flags, message, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch
+    flags, message, sft_adapter, tiny_smolvlm, tiny_qwen, tiny_world, tmp_path, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen").symlink_to(tiny_qwen)
+    load_from_disk(str(tiny_world))["train"].remove_columns("answers").save_to_disk("unanswered")
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=message):
         run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path), *flags)
@@ -183,12 +183,6 @@ def test_a_reward_vlm_that_resizes_in_its_own_way(sft_adapter, tiny_qwen, tiny_w
     run_main(monkeypatch, *flags, "--vqa_longest_edge", None)
 
 
-def test_a_policy_of_another_family_is_refused(tiny_smolvlm, tiny_qwen, tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
-    with pytest.raises(UserError, match="the cropper has to be an Idefics3 or SmolVLM"):
-        run_main(monkeypatch, *flags_for(tiny_qwen, tiny_smolvlm, tiny_world, tmp_path))
-
-
 def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, caplog):
     rows = load_from_disk(str(tiny_world))["train"]
     answers = [None if i == 2 else row for i, row in enumerate(rows["answers"])]
@@ -197,10 +191,3 @@ def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, t
     trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm)
     assert len(trainer.train_dataset) == len(rows) - 1
     assert f"question_id {rows[2]['question_id']}" in caplog.text
-
-
-def test_a_data_set_without_answers_is_refused(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    load_from_disk(str(tiny_world))["train"].remove_columns("answers").save_to_disk(str(tmp_path / "data"))
-    monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
-    with pytest.raises(UserError, match="answers"):
-        run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tmp_path / "data", tmp_path / "out"))

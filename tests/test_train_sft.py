@@ -21,8 +21,8 @@ from cropvlm.encoding import prepare
 from cropvlm.errors import UserError
 from cropvlm.prompts import cropper_messages
 from cropvlm.trainers import evaluation
-from cropvlm.trainers.settings import PolicyArguments
-from cropvlm.training import LORA_TARGETS, valid_rows
+from cropvlm.trainers.settings import PolicyArguments, TrainerArguments
+from cropvlm.training import valid_rows
 
 BOX = [10, 20, 30, 40]
 
@@ -56,39 +56,28 @@ def test_defaults_are_the_papers(tmp_path):
     assert not args.bf16  # on the CPU everything is float32
 
 
-def test_the_loss_is_on_box_and_end_of_turn_alone(tiny_smolvlm, boxed_world, tmp_path):
+def test_the_prompt_is_that_of_inference_and_the_loss_on_box_and_end_of_turn_alone(tiny_smolvlm, boxed_world, tmp_path):
     trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(boxed_world)))
-    dataset = trainer.train_dataset
-    batch = trainer.data_collator([dataset[i] for i in (0, 11)])
+    examples = [trainer.train_dataset[i] for i in (3, 11)]
+    batch = trainer.data_collator([dict(example) for example in examples])
     tokenizer = trainer.processing_class.tokenizer
     decoded = [tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]]
-    assert decoded == [" [0, 5, 30, 100].<end_of_utterance>", " [11, 16, 41, 100].<end_of_utterance>"]
-
-
-def test_training_and_inference_see_the_same_prompt(tiny_smolvlm, boxed_world, tmp_path):
-    trainer = make_trainer(tmp_path, PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(boxed_world)))
-    example = trainer.train_dataset[3]
-    batch = trainer.data_collator([dict(example)])
-    prompt_ids = batch["input_ids"][0][batch["labels"][0] == -100].tolist()
+    assert decoded == [" [3, 8, 33, 100].<end_of_utterance>", " [11, 16, 41, 100].<end_of_utterance>"]
+    prompt_ids = batch["input_ids"][0][(batch["labels"][0] == -100) & (batch["attention_mask"][0] == 1)]
     question = load_rows(boxed_world)[3]["question"]
-    prepared = prepare(trainer.processing_class, [(cropper_messages(question), [example["image"]])])
-    assert prompt_ids == prepared.input_ids[0]
+    prepared = prepare(trainer.processing_class, [(cropper_messages(question), [examples[0]["image"]])])
+    assert prompt_ids.tolist() == prepared.input_ids[0]
     (image,) = prepared.images.values()
     assert torch.equal(batch["images"][0]["pixel_values"], image.tensors["pixel_values"])
 
 
 def test_lora_is_on_the_intended_linears_alone(tiny_smolvlm):
     policy = modeling.load_policy(str(tiny_smolvlm), PolicyArguments().lora_config(), torch.float32)
-    adapted = {name.split(".lora_A")[0] for name, _ in policy.named_parameters() if ".lora_A." in name}
-    linears = {
-        name
-        for name, module in policy.get_base_model().named_modules()
-        if name.rsplit(".", 1)[-1] in LORA_TARGETS and not name.endswith("lora_A")
-    }
-    assert {name.removeprefix("base_model.model.") for name in adapted} == linears
-    parts = {part: sum(part in name for name in linears) for part in ("text_model", "vision_model", "connector")}
+    adapted = [name for name, _ in policy.named_parameters() if ".lora_A." in name]
+    parts = {part: sum(part in name for name in adapted) for part in ("text_model", "vision_model", "connector")}
     assert parts == {"text_model": 4 * 7, "vision_model": 4 * 5, "connector": 1}  # layers x linears
-    assert not any("out_proj" in name or "lm_head" in name or "embed" in name for name in linears)
+    assert len(adapted) == sum(parts.values())
+    assert not any("out_proj" in name or "lm_head" in name or "embed" in name for name in adapted)
 
 
 @pytest.mark.slow
@@ -165,10 +154,16 @@ def test_measuring_leaves_the_weights_as_they_are(tiny_smolvlm, boxed_world, tin
 
 
 def test_weights_without_lora(tiny_smolvlm, boxed_world, tmp_path, monkeypatch, caplog):
+    """Where an adapter was: no file is left of it, by which a loader would take the folder for one."""
+    (tmp_path / "merged").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "merged/model.safetensors", "mine.txt"):
+        (tmp_path / name).write_text("old")
     flags = ["--use_lora", False, "--max_steps", 1, "--warmup_steps", 0]
     run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path), *flags)
     assert "every weight" in caplog.text
     assert not modeling.is_adapter(str(tmp_path))
+    assert not any((tmp_path / name).exists() for name in ("adapter_model.safetensors", "merged"))
+    assert (tmp_path / "mine.txt").exists()
     before, after = (
         dict(modeling.load_model(str(path), device="cpu").named_parameters()) for path in (tiny_smolvlm, tmp_path)
     )
@@ -179,7 +174,7 @@ def test_weights_without_lora(tiny_smolvlm, boxed_world, tmp_path, monkeypatch, 
 
 def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_path, caplog):
     rows = datasets.load_from_disk(str(tiny_world))["train"]
-    boxes = [BOX, None, [10, 20, 10, 40], *[BOX] * 20, [10, 20, 30]]
+    boxes = [BOX, None, [10, 20, 10, 40], *[BOX] * 18, [0, 0, 1.0, 1.0], [0, 0, 100.0, 100.0], [10, 20, 30]]
     rows = rows.add_column("bbox", boxes)
     rows.save_to_disk(str(tmp_path / "data"))
     policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
@@ -188,6 +183,8 @@ def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_pa
     assert "1 rows have no bbox" in caplog.text
     assert str(rows[1]["question_id"]) in caplog.text
     assert "2 of 23 rows are left out by their bbox: 1 without area, 1 not four numbers" in caplog.text
+    completions = [trainer.train_dataset[i]["completion"] for i in (0, 19, 20)]  # floats in percent are percent
+    assert completions == [f" {text}.<end_of_utterance>" for text in (BOX, "[0, 0, 1, 1]", "[0, 0, 100, 100]")]
 
 
 @pytest.mark.parametrize(
@@ -205,14 +202,6 @@ def test_boxes_in_another_unit_or_order_are_refused(boxes, message):
         valid_rows(boxes)
 
 
-def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
-    rows = datasets.load_from_disk(str(tiny_world))["train"].select(range(2))
-    rows.add_column("bbox", [[0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 1.0, 1.0]]).save_to_disk(str(tmp_path / "data"))
-    policy = PolicyArguments(base_model=str(tiny_smolvlm), dataset_path=str(tmp_path / "data"))
-    completions = [row["completion"] for row in make_trainer(tmp_path / "out", policy).train_dataset]
-    assert completions == [f" [0, 0, {n}, {n}].<end_of_utterance>" for n in (100, 1)]
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -222,14 +211,20 @@ def test_float_boxes_in_percent_are_percent(tiny_world, tiny_smolvlm, tmp_path):
         (["--eval_strategy", "steps"], "--eval_dataset_path"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--merge", "--use_lora", False], "--merge"),
+        (["--dataset_path", "no boxes"], "bbox"),
+        (["--output_dir", "file/out"], "cannot write"),
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_loaded(
-    flags, message, tiny_smolvlm, boxed_world, tmp_path, monkeypatch
+    flags, message, tiny_smolvlm, boxed_world, tiny_world, tmp_path, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "no boxes").symlink_to(tiny_world)
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=message):
-        run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path), *flags)
+        run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, "out"), *flags)
+    assert not list((tmp_path / "out").glob("*"))  # nothing is left behind
 
 
 @pytest.mark.parametrize("name", ["base_model", "dataset_path", "the base of base_model"])
@@ -263,13 +258,14 @@ def test_an_image_that_cannot_be_decoded_is_named_before_a_model_is_loaded(
         run_main(monkeypatch, *flags_for(tiny_smolvlm, tmp_path / "data", tmp_path / "out"))
 
 
-def test_a_data_set_without_boxes_is_refused(tiny_smolvlm, tiny_world, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="bbox"):
-        run_main(monkeypatch, *flags_for(tiny_smolvlm, tiny_world, tmp_path))
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_output_that_cannot_be_written_is_refused(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        run_main(monkeypatch, *flags_for(tiny_smolvlm, boxed_world, tmp_path / "file" / "out"))
+def test_processes_share_the_rows_that_measure(tiny_world, monkeypatch):
+    """Each row is measured once; of seven rows and two processes the first measures four."""
+    rows = datasets.load_from_disk(str(tiny_world))["test"].select(range(7))
+    args = object.__new__(TrainerArguments)
+    args.eval_dataset_path = str(tiny_world)
+    args.eval_split = "test"
+    accuracy = evaluation.CropAccuracy(args, rows, None, None)
+    monkeypatch.setattr(accuracy, "_score_batch", lambda policy, processor, rows: [row["question_id"] for row in rows])
+    shares = [accuracy(None, None, rank, 2) for rank in range(2)]
+    assert [len(share) for share in shares] == [4, 3]
+    assert sorted(shares[0] + shares[1]) == sorted(rows["question_id"])

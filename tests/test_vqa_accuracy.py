@@ -55,26 +55,15 @@ def test_the_score_alone_is_the_last_line(world, score):
     assert code == 0
     assert lines[-1] == "53.3333"
     # Scores 100, 60, 0: deviation sqrt((46.67^2 + 6.67^2 + 53.33^2) / 2) = 50.33; / sqrt(3) = 29.06.
-    assert lines[:-1] == [
-        "p.json on rows",
-        "VQA accuracy: 53.33 (standard error 29.06) over 3 questions",
-        "empty answers: 0",
-    ]
+    summary = "VQA accuracy: 53.33 (standard error 29.06) over 3 questions"
+    assert lines[:-1] == ["p.json on rows", summary, "empty answers: 0"]
 
 
-@pytest.mark.parametrize(
-    ("metric", "expected"),
-    [
-        # "two cats" becomes "2 cats" on both sides: 4 of 10 agree; "the" is dropped: 1 + 1 + 1.
-        ("vqa_official", "100.0000"),
-        # Exact, exact and exact but for case.
-        ("anls", "100.0000"),
-        ("letter", "0.0000"),
-    ],
-)
-def test_metrics(world, score, metric, expected):
+def test_metrics(world, score):
     world(VQA_ROWS, VQA_PREDICTIONS)
-    assert score("--metric", metric)[1][-1] == expected
+    # "two cats" becomes "2 cats" on both sides: 4 of 10 agree; "the" is dropped: 1 + 1 + 1. ANLS: exact but for case.
+    for metric, expected in {"vqa_official": "100.0000", "anls": "100.0000", "letter": "0.0000"}.items():
+        assert score("--metric", metric)[1][-1] == expected
 
 
 def test_the_benchmark_of_the_meta_file_decides(world, score):
@@ -148,17 +137,8 @@ def test_output_holds_everything(world, score):
     assert written.pop("standard_error") == pytest.approx(29.0593)
     names = "predictions_file other_score difference interval_95 standard_error better worse equal"
     assert written.pop("compare").keys() == set(names.split())
-    assert written == {
-        "predictions_file": "p.json",
-        "dataset_path": "rows",
-        "dataset": None,
-        "split": None,
-        "max_samples": None,
-        "metric": "vqa",
-        "questions": 3,
-        "without_references": [],
-        "empty_answers": 0,
-    }
+    source = {"predictions_file": "p.json", "dataset_path": "rows", "dataset": None, "split": None, "max_samples": None}
+    assert written == source | {"metric": "vqa", "questions": 3, "without_references": [], "empty_answers": 0}
 
 
 def test_compare_counts_and_bounds_the_paired_difference(world, score):
@@ -192,23 +172,6 @@ def test_what_is_scored_is_not_overwritten(world, score, output):
     assert (code, error.count("\n")) == (2, 1)
     assert "would overwrite what is scored" in error
     assert Path(output).read_bytes() == before
-
-
-@pytest.mark.parametrize("flags", [["--predictions_file", "boxes.json"], ["--compare", "boxes.json"]])
-def test_a_box_file_is_not_scored(world, score, flags):
-    world(VQA_ROWS, VQA_PREDICTIONS, models={"answerer": "m"})
-    world(VQA_ROWS, VQA_PREDICTIONS, "boxes.json", models={"cropper": "m", "cropper_base": None})
-    code, lines, error = score(*flags)
-    assert (code, lines) == (2, [])
-    assert error == "error: boxes.json holds boxes, by its meta file; expected answers\n"
-
-
-@pytest.mark.parametrize("wrong", [{"max_samples": True}, {"dataset_path": []}])
-def test_a_meta_file_of_wrong_types_is_refused(world, score, wrong):
-    world(VQA_ROWS, VQA_PREDICTIONS, **wrong)
-    code, _, error = score()
-    assert (code, error.count("\n")) == (2, 1)
-    assert f"p.meta.json: {next(iter(wrong))} is" in error
 
 
 def test_rows_without_references_are_said_and_not_scored(world, score):
@@ -256,16 +219,24 @@ def test_ids_that_do_not_fit_are_refused(world, score):
     assert "the question_ids of other.json are not those of the data set (1 duplicate: 1)" in error
 
 
+BOXES = "error: boxes.json holds boxes, by its meta file; expected answers\n"
+
+
 @pytest.mark.parametrize(
-    ("flags", "problem"),
+    ("flags", "meta", "problem"),
     [
-        (["--predictions_file", "gone.json"], "cannot read gone.json"),
-        (["--dataset_path", "unanswered"], "has no column answers"),
-        (["--split", "test"], "has no splits"),
+        (["--predictions_file", "gone.json"], {}, "cannot read gone.json"),
+        (["--dataset_path", "unanswered"], {}, "has no column answers"),
+        (["--split", "test"], {}, "has no splits"),
+        (["--predictions_file", "boxes.json"], {}, BOXES),
+        (["--compare", "boxes.json"], {}, BOXES),
+        ([], {"max_samples": True}, "p.meta.json: max_samples is"),
+        ([], {"dataset_path": []}, "p.meta.json: dataset_path is"),
     ],
 )
-def test_bad_input_ends_with_one_line(world, score, flags, problem):
-    world(VQA_ROWS, VQA_PREDICTIONS)
+def test_bad_input_ends_with_one_line(world, score, flags, meta, problem):
+    world(VQA_ROWS, VQA_PREDICTIONS, "boxes.json", models={"cropper": "m", "cropper_base": None})
+    world(VQA_ROWS, VQA_PREDICTIONS, models={"answerer": "m"}, **meta)
     datasets.load_from_disk("rows").remove_columns("answers").save_to_disk("unanswered")
     code, lines, error = score(*flags)
     assert (code, lines) == (2, [])
