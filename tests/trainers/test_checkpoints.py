@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,12 +28,8 @@ from cropvlm.trainers.checkpoints import (
 from cropvlm.trainers.settings import PolicyArguments
 from cropvlm.trainers.train import is_finished
 
-RUN = {
-    "settings": {"seed": 1, "base_model": "models/a"},
-    "contents": {"base_model": None},
-    "training": {},
-    "seen_rows": "",
-}
+RUN = {"settings": {"seed": 1, "base_model": "models/a"}, "contents": {"base_model": None}}
+RUN |= {"training": {}, "seen_rows": ""}
 OTHER = RUN | {"settings": {"seed": 2, "base_model": "models/a"}}
 
 
@@ -48,34 +45,25 @@ def write_checkpoint(folder: Path, step: int, run: dict | None = RUN) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "content"),
     [
-        ("optimizer.pt", "missing"),
-        ("ref/adapter_model.safetensors", "overwritten"),
-        (RECORD, "cut"),
-        (RECORD, "missing"),
+        ("optimizer.pt", None),  # missing
+        ("ref/adapter_model.safetensors", b"\0" * 39),  # of the same length
+        (RECORD, None),
+        *((RECORD, text) for text in (b"{", b"null", b"[" * 100_000, b'{"files": [], "settings": {}, "contents": {}}')),
     ],
+    ids=range(7),
 )
-def test_a_checkpoint_is_whole_or_not(name, damage, tmp_path):
+def test_a_checkpoint_is_whole_or_not(name, content, tmp_path):
     checkpoint = write_checkpoint(tmp_path, 7)
     assert read_record(checkpoint)["settings"] == RUN["settings"]
     file = checkpoint / name
-    content = file.read_bytes()
-    if damage == "overwritten":
-        file.write_bytes(b"\0" * len(content))
-    else:
+    if content is None:
         file.unlink()
-        if damage == "cut":
-            file.write_bytes(content[: len(content) // 2])
+    else:
+        assert name == RECORD or len(content) == file.stat().st_size
+        file.write_bytes(content)
     assert read_record(checkpoint) is None
-
-
-@pytest.mark.parametrize(
-    "record", ["null", "[" * 100_000, '{"files": [], "settings": {}, "contents": {}}'], ids=range(3)
-)
-def test_a_record_that_is_none(record, tmp_path):
-    (tmp_path / RECORD).write_text(record)
-    assert read_record(tmp_path) is None
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path, caplog):
@@ -103,18 +91,14 @@ def test_checkpoints_of_another_run_are_refused_or_passed_over(tmp_path, caplog)
     theirs = write_checkpoint(tmp_path, 8, OTHER)
     assert newest_checkpoint(str(tmp_path), RUN)[0] == mine
     assert f"{theirs} comes from a run with other settings (seed 2 there, 1 here)" in caplog.text
+    assert named_checkpoint(mine, RUN)[0] == mine
+    with pytest.raises(UserError, match="seed 2 there, 1 here"):
+        named_checkpoint(theirs, RUN)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        named_checkpoint(tmp_path, RUN)
     shutil.rmtree(mine)
     with pytest.raises(UserError, match=r"checkpoint-8 comes from .* \(seed 2 there, 1 here\)"):
         newest_checkpoint(str(tmp_path), RUN)
-
-
-def test_a_checkpoint_that_is_named(tmp_path):
-    checkpoint = write_checkpoint(tmp_path, 3)
-    assert named_checkpoint(checkpoint, RUN)[0] == checkpoint
-    with pytest.raises(UserError, match="seed 1 there, 2 here"):
-        named_checkpoint(checkpoint, OTHER)
-    with pytest.raises(UserError, match="no whole checkpoint"):
-        named_checkpoint(tmp_path, RUN)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +136,13 @@ def test_an_older_checkpoint_goes_once_the_newer_one_is_recorded(tmp_path, monke
     assert newest_checkpoint(str(tmp_path), RUN)[0].name == "checkpoint-4"
 
 
-def describe_sft(tmp_path, policy=None, **options):
-    args = train_sft.SFTArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
-    return describe_run(args, PolicyArguments(**(policy or {})))
+def describe(types, tmp_path, policy=None, **options):
+    args = types[1](output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    return describe_run(args, types[0](**(policy or {})))
 
 
-def describe_grpo(tmp_path, policy=None, **options):
-    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
-    return describe_run(args, train_grpo.GRPOPolicyArguments(**(policy or {})))
+describe_sft = partial(describe, (PolicyArguments, train_sft.SFTArguments))
+describe_grpo = partial(describe, (train_grpo.GRPOPolicyArguments, train_grpo.GRPOArguments))
 
 
 SFT = {"seed": 7, "data_seed": 7, "max_steps": 3, "num_train_epochs": 2, "warmup_steps": 5, "learning_rate": 1e-7}
@@ -210,21 +193,12 @@ def test_what_the_environment_decides_has_to_be_the_same(tmp_path, monkeypatch):
     assert [text.split()[0] for text in differences(before, describe_sft(tmp_path))] == ["environment"]
 
 
-def test_the_measure_has_to_be_the_same_where_it_chooses_the_best_checkpoint(tmp_path):
-    options = {"load_best_model_at_end": True, "eval_dataset_path": "d", "save_steps": 4, "eval_steps": 2}
-    found = differences(describe_sft(tmp_path, **options), describe_sft(tmp_path, **options | {"eval_steps": 4}))
-    assert found == ["eval_steps 2 there, 4 here"]
-
-
 def test_a_description_holds_no_token_and_survives_json(tmp_path):
     run = describe_grpo(tmp_path, hub_token="hf_SECRET", push_to_hub=True)
     assert "hf_SECRET" not in json.dumps(run)
     assert differences(json.loads(json.dumps(run)), run) == []
-
-
-def test_a_setting_that_one_side_does_not_know_is_not_compared():
-    """As of another version of the libraries."""
-    assert differences(RUN, RUN | {"settings": RUN["settings"] | {"a_new_option": None}}) == []
+    newer = run | {"settings": run["settings"] | {"a_new_option": None}}  # as of another version of the libraries
+    assert differences(run, newer) == []
 
 
 def test_rows_count_by_what_they_hold(boxed_world):
@@ -281,9 +255,13 @@ def test_seconds_of_a_training_add_up_over_resumes(tmp_path, monkeypatch):
     assert [each["training"]["seconds"] for each in (record, second.described(state))] == [60, 65]
 
 
-def test_what_the_record_tells_of_a_training_wherever_the_model_is_used(tmp_path):
+def test_a_measure_that_chooses_the_best_checkpoint_is_compared_and_told_wherever_the_model_is_used(tmp_path):
     options = {"load_best_model_at_end": True, "eval_dataset_path": "textvqa", "max_steps": 7, "eval_strategy": "steps"}
-    training = describe_sft(tmp_path, **options)["training"]
+    options |= {"save_steps": 4, "eval_steps": 2}
+    described = describe_sft(tmp_path, **options)
+    found = differences(described, describe_sft(tmp_path, **options | {"eval_steps": 4}))
+    assert found == ["eval_steps 2 there, 4 here"]
+    training = described["training"]
     assert training["chosen_on"] == {"name": "textvqa", "split": None}
     assert (training["settings"]["max_steps"], training["settings"]["lora_r"]) == (7, 128)
     assert "chosen_on" not in describe_sft(tmp_path)["training"]
@@ -296,5 +274,7 @@ def test_every_indifferent_setting_exists():
     matched = {name for name in known if checkpoints.INDIFFERENT.match(name)}
     for word in checkpoints.INDIFFERENT.pattern.strip("()").replace("(?!drop_last)", "").replace("$", "").split("|"):
         assert any(name.startswith(word) for name in matched), word
+    # What an error says to resume with
+    assert {"micro_batch_size", "gradient_checkpointing", "reward_batch_size", "dataloader_num_workers"} <= matched
     kept = known - matched
     assert {"seed", "longest_edge", "bf16", "dataloader_drop_last", "reward", "processor", "data_seed"} <= kept

@@ -35,16 +35,11 @@ def test_one_gpu_is_left_to_be_seen(visible, index, left, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == left
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    """Else it would hide all the others, and training would be on the CPU."""
-    see_gpus(monkeypatch, 2, None)
-    with pytest.raises(UserError, match="^--gpu 2: GPUs 0 to 1 are visible"):
-        show_one_gpu(2)
-
-
-def test_without_a_flag_it_is_the_first(monkeypatch):
+def test_without_a_flag_it_is_the_first_and_one_that_is_not_there_is_refused(monkeypatch):
     """TRL refuses several without a launcher, whose processes have one each."""
     see_gpus(monkeypatch, 2, None)
+    with pytest.raises(UserError, match="^--gpu 2: GPUs 0 to 1 are visible"):
+        show_one_gpu(2)  # it would hide all the others, and training would be on the CPU
     PolicyArguments()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     see_gpus(monkeypatch, 2, None)
@@ -55,11 +50,9 @@ def test_without_a_flag_it_is_the_first(monkeypatch):
 
 def see_gpus(monkeypatch, count, visible):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # to be put back in the end
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # to be put back in the end
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
 
 def test_processes_on_the_cpu_find_one_another(monkeypatch):

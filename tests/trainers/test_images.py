@@ -3,7 +3,6 @@
 import pickle
 import threading
 
-import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -43,20 +42,14 @@ def test_rows_that_a_worker_fetches_are_read_when_they_are_asked_for():
     assert ahead.results(rows) == {1: "image 1", 2: "image 2"}
 
 
-def test_a_worker_hands_over_levels(tiny_smolvlm, sft_rows):
+def test_a_worker_hands_over_levels(tiny_smolvlm):
     """Five 64 x 64 x 3 tiles of a 128-px image take 240 kB in float32, its levels 48 kB; no PIL image is pickled."""
     processor = modeling.load_processor(tiny_smolvlm, 128)
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    batch = ImageCollator(collate, processor, image_reader(processor, torch.device("cuda")).read)(sft_rows)
+    texts = {"prompt": "<image>Where?", "completion": " Here."}
+    rows = [{"image": Image.new("RGB", size, "red")} | texts for size in ((128, 128), (128, 40))]
+    batch = ImageCollator(collate, processor, image_reader(processor, torch.device("cuda")).read)(rows)
     assert [image["levels"].dtype for image in batch["images"]] == [torch.uint8] * 2
     assert [image["levels"].shape for image in batch["images"]] == [(128, 128, 3), (40, 128, 3)]
     assert b"PIL" not in pickle.dumps(batch)
     assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [5 * 16, 3 * 16]
-
-
-@pytest.fixture
-def sft_rows():
-    return [
-        {"image": Image.new("RGB", size, "red"), "prompt": "<image>Where?", "completion": f" {size}."}
-        for size in ((128, 128), (128, 40))
-    ]

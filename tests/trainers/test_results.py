@@ -97,22 +97,6 @@ def test_a_result_is_whole_wherever_its_saving_is_killed(before, trainer, tmp_pa
         shutil.rmtree(folder)
 
 
-def test_a_whole_model_takes_the_place_of_an_adapter(tmp_path):
-    """No file of the adapter is left, by which a loader would take the folder for one."""
-    old = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "merged/model.safetensors", "mine.txt"]
-    new = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    new += ["model.safetensors.index.json", "tokenizer.json"]
-    for folder, names in ((tmp_path, old), (tmp_path / saving.UNFINISHED, new)):
-        for name in names:
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(f"{folder.name} {name}")
-    saving._put_in_place(tmp_path / saving.UNFINISHED, tmp_path, RUN)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*new, "mine.txt", RECORD])
-    assert (tmp_path / "tokenizer.json").read_text() == f"{saving.UNFINISHED} tokenizer.json"
-    assert read_record(tmp_path)["settings"] == RUN["settings"]
-    assert read_record(tmp_path)["files"].keys() == set(new)
-
-
 def test_the_merged_model_and_the_card_may_go_or_change(trainer, tmp_path, monkeypatch):
     """The one can be made again, the other is edited on the Hub."""
     monkeypatch.setattr(trainer.args, "output_dir", str(tmp_path))
@@ -133,29 +117,24 @@ def test_the_figures_are_those_of_the_whole_run():
 
 
 @pytest.fixture
-def hub(monkeypatch) -> dict[str, list]:
-    """The calls that the Hub gets."""
-    calls = {"repositories": [], "uploads": []}
-
-    def create_repo(self, name, **options):
-        calls["repositories"].append(name)
-        return SimpleNamespace(repo_id=name if "/" in name else f"me/{name}")
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls["uploads"].append(options))
-    return calls
+def uploads(monkeypatch) -> list[dict]:
+    """What the Hub gets."""
+    sent = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: SimpleNamespace(repo_id=f"me/{name}"))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: sent.append(options))
+    return sent
 
 
-def test_the_result_is_pushed_without_checkpoints(hub, tmp_path):
+def test_the_result_is_pushed_without_checkpoints(uploads, tmp_path):
     folder = tmp_path / "sft_512"
     args = SimpleNamespace(hub_model_id=None, output_dir=str(folder), hub_private_repo=None, hub_revision="a_branch")
     saving.push(args, saving.create_repo(args))
-    (upload,) = hub["uploads"]
+    (upload,) = uploads
     assert (upload["repo_id"], upload["folder_path"], upload["revision"]) == ("me/sft_512", str(folder), "a_branch")
     assert set(upload["ignore_patterns"]) == {"_*", "checkpoint-*", ".*"}
 
 
-def test_a_hub_that_refuses_is_one_line(hub, tmp_path, monkeypatch):
+def test_a_hub_that_refuses_is_one_line(monkeypatch):
     args = SimpleNamespace(hub_model_id="us/cropper", output_dir="m", hub_private_repo=None, hub_revision=None)
 
     def refuse(*_, **__):
