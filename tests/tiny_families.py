@@ -30,11 +30,6 @@ def stop_of(tokenizer) -> dict:
     return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
 
-def template(image: str) -> str:
-    """A plain chat template in which `image` stands for an image."""
-    return LLAVA_TEMPLATE.replace("<image>", image)
-
-
 def qwen3_vl():
     special = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = build_tokenizer("<|im_end|>", "<|endoftext|>", special)
@@ -87,29 +82,6 @@ def llava_next():
     return transformers.LlavaNextForConditionalGeneration(config), processor
 
 
-def gemma3():
-    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
-    tokenizer = build_tokenizer(
-        "<eos>", "<pad>", ["<bos>", *names.values()], bos_token="<bos>", extra_special_tokens=names
-    )
-    image_processor = transformers.Gemma3ImageProcessor(size={"height": TILE, "width": TILE})
-    processor = transformers.Gemma3Processor(
-        image_processor, tokenizer, chat_template=template("<start_of_image>"), image_seq_length=16
-    )
-    config = transformers.Gemma3Config(
-        text_config=text_of(
-            tokenizer, head_dim=16, sliding_window=32, query_pre_attn_scalar=16, tie_word_embeddings=False
-        ),
-        vision_config=TOWER,
-        mm_tokens_per_image=16,
-        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
-        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
-        tie_word_embeddings=False,
-    )
-    return transformers.Gemma3ForConditionalGeneration(config), processor
-
-
 def smolvlm2():
     special = ["<|im_start|>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", *SMOLVLM_TILE_TAGS]
     tokenizer = build_tokenizer("<end_of_utterance>", "<|im_end|>", special, bos_token="<|im_start|>")
@@ -134,12 +106,7 @@ def smolvlm2():
     return transformers.SmolVLMForConditionalGeneration(config), processor
 
 
-BUILD: dict[str, Callable] = {
-    "qwen3_vl": qwen3_vl,
-    "llava_next": llava_next,
-    "gemma3": gemma3,
-    "smolvlm2": smolvlm2,
-}
+BUILD: dict[str, Callable] = {"qwen3_vl": qwen3_vl, "llava_next": llava_next, "smolvlm2": smolvlm2}
 
 
 def save_family(name: str, folder: Path) -> Path:
