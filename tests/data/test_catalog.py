@@ -1,8 +1,22 @@
-"""How a data set is recognised and named; tests/test_hub.py and test_data_sets.py have the table of benchmarks."""
+"""The table of benchmarks as published, and how a data set is recognised and named."""
 
 import pytest
 
-from cropvlm.data.catalog import benchmark_by_columns, dataset_name, find_benchmark, locate
+from cropvlm.data.catalog import BENCHMARKS, benchmark_by_columns, dataset_name, find_benchmark, locate
+
+TABLE = {  # id, configuration, split, metric
+    "textvqa": ("lmms-lab/textvqa", None, "validation", "vqa"),
+    "docvqa": ("lmms-lab/DocVQA", "DocVQA", "validation", "anls"),
+    "infovqa": ("lmms-lab/DocVQA", "InfographicVQA", "validation", "anls"),
+    "stvqa": ("danjacobellis/stvqa_task1", None, "train", "anls"),
+    "vstar": ("craigwu/vstar_bench", None, "test", "letter"),
+    "hrbench4k": ("DreamMr/HR-Bench", "hrbench_version_split", "hrbench_4k", "letter"),
+    "hrbench8k": ("DreamMr/HR-Bench", "hrbench_version_split", "hrbench_8k", "letter"),
+}
+
+
+def test_the_table():
+    assert {b.name: (b.hub_id, b.config, b.split, b.metric) for b in BENCHMARKS.values()} == TABLE
 
 
 @pytest.mark.parametrize(
