@@ -15,24 +15,14 @@ from cropvlm.runs.text_models import answerer
 from generate_final_answers import parse_args
 
 
-@pytest.mark.parametrize(
-    ("family", "size", "seen"),
-    [
-        ("smolvlm", (640, 320), (64, 32)),  # a longer side of 64 px
-        ("qwen", (1400, 700), (196, 84)),  # sides of multiples of 28, at most 140 x 140 px in all
-        ({"shortest_edge": 336}, (1000, 500), (672, 336)),  # LLaVA-1.5 as published, before it cuts the middle out
-        ({"height": 384, "width": 384}, (1000, 500), (384, 384)),
-        ({}, (1000, 500), None),
-    ],
-    ids=str,
-)
-def test_seen_size(request, family, size, seen):
-    """family: one of the tiny models, or the size of an image processor."""
-    if isinstance(family, str):
-        processor = load_processor(str(request.getfixturevalue(f"tiny_{family}")))
-    else:
-        processor = SimpleNamespace(image_processor=SimpleNamespace(size=family))
-    assert seen_size(processor, size) == seen
+def test_seen_size(tiny_smolvlm, tiny_qwen):
+    assert seen_size(load_processor(str(tiny_smolvlm)), (640, 320)) == (64, 32)  # a longer side of 64 px
+    # Sides of multiples of 28, at most 140 x 140 px in all
+    assert seen_size(load_processor(str(tiny_qwen)), (1400, 700)) == (196, 84)
+    # LLaVA-1.5 as published, before it cuts the middle out; a square; unknown
+    sizes = [{"shortest_edge": 336}, {"height": 384, "width": 384}, {}]
+    processors = [SimpleNamespace(image_processor=SimpleNamespace(size=size)) for size in sizes]
+    assert [seen_size(processor, (1000, 500)) for processor in processors] == [(672, 336), (384, 384), None]
 
 
 def pixels_of(processor, image):

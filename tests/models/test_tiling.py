@@ -88,11 +88,7 @@ def test_images_are_cut_alike_alone_together_and_grouped_by_size_as_on_a_gpu(pro
     assert torch.equal(grouped, alone)
     assert len(made) == 1
     assert tiling_module._MATRICES.get() is None  # else they would stay on the GPU
-
-
-def test_a_batch_of_rows_from_workers_shares_one_tiling(processor):
-    """Its mean and deviation are copied to the GPU once, not once an unpickled row."""
-    tiling = tiling_of(processor, GPU)
+    # A batch of rows from workers shares it: its mean and deviation are copied to the GPU once, not once a row.
     assert tiling_of(processor, GPU) is tiling
     prepared = prepare(processor, [answerer_prompt(QUESTION, [scene(9, 9)])], reader=image_reader(processor, GPU))
     assert pickle.loads(pickle.dumps(prepared)).tiles.__self__ is tiling

@@ -80,6 +80,16 @@ def post(url: str, **request) -> httpx2.Response:
     return httpx2.post(f"{url}/chat/completions", trust_env=False, timeout=120, **request)
 
 
+def post_together(url: str, texts: list[str]) -> list[httpx2.Response]:
+    """The replies to chats that are sent at once."""
+
+    async def ask_all() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(trust_env=False, timeout=120) as client:
+            return await asyncio.gather(*(client.post(f"{url}/chat/completions", json=body(text)) for text in texts))
+
+    return asyncio.run(ask_all())
+
+
 def shown(image: Image.Image) -> dict:
     return {"type": "image_url", "image_url": {"url": data_url(image, "png")}}
 
@@ -132,15 +142,9 @@ def test_without_the_crop_a_request_is_handed_on_byte_for_byte(server, cropper, 
 
 
 def test_clients_at_once_get_their_own_boxes_and_answers_from_few_batches(server, proxy, cropper):
-    async def ask_all() -> list[dict]:
-        async with httpx2.AsyncClient(trust_env=False, timeout=120) as client:
-            asked = [client.post(f"{proxy}/chat/completions", json=body(f"what is {i}?")) for i in range(1, 33)]
-            return [reply.json() for reply in await asyncio.gather(*asked)]
-
-    replies = asyncio.run(ask_all())
-    assert [reply["choices"][0]["message"]["content"] for reply in replies] == [
-        f"Answer to what is {i}?" for i in range(1, 33)
-    ]
+    texts = [f"what is {i}?" for i in range(1, 33)]
+    replies = [reply.json() for reply in post_together(proxy, texts)]
+    assert [reply["choices"][0]["message"]["content"] for reply in replies] == [f"Answer to {text}" for text in texts]
     assert [reply["cropvlm"]["bbox"] for reply in replies] == [[0, 0, i, 100] for i in range(1, 33)]
     for chat in server.bodies:
         _, crop, text = chat["messages"][0]["content"]
@@ -155,13 +159,8 @@ def test_a_request_that_fails_fails_alone(server):
                 raise ValueError("too long")
             return super().texts(images, questions)
 
-    async def ask_all(url: str) -> list[int]:
-        async with httpx2.AsyncClient(trust_env=False, timeout=120) as client:
-            asked = [client.post(f"{url}/chat/completions", json=body(text)) for text in ("good", "bad", "good")]
-            return [reply.status_code for reply in await asyncio.gather(*asked)]
-
     with listening(Behind(server.url, timeout=120), Picky()) as url:
-        assert asyncio.run(ask_all(url)) == [200, 400, 200]
+        assert [reply.status_code for reply in post_together(url, ["good", "bad", "good"])] == [200, 400, 200]
 
 
 def test_replies_behind_are_handed_on(server, proxy):
@@ -252,10 +251,8 @@ def test_a_model_on_this_machine_answers_as_in_the_scripts(local, tiny_smolvlm, 
 
     async def ask(client: openai.AsyncOpenAI, chat: dict) -> tuple[str, str, dict]:
         reply = await client.chat.completions.create(**chat)
-        pieces = [
-            event.choices[0].delta.content or ""
-            async for event in await client.chat.completions.create(**chat, stream=True)
-        ]
+        stream = await client.chat.completions.create(**chat, stream=True)
+        pieces = [event.choices[0].delta.content or "" async for event in stream]
         return reply.choices[0].message.content, "".join(pieces), reply.cropvlm
 
     async def ask_all() -> list:
