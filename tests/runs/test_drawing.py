@@ -44,7 +44,6 @@ def test_text_of_any_script_and_length_is_drawn():
     picture = tile(Image.new("RGB", (4, 4), WHITE), (60, 60), lines=[("東京 \U0001f600 \n\x00 \ud800" * 100, "black")])
     assert picture.size == (60, 60)
     assert (np.asarray(picture)[60 - LINE :] != 255).any()
-    assert not new_figure(2, 1).suptitle("$5 or $x_y$").get_parse_math()  # in a plot as plain text
 
 
 def test_contact_sheet_cells():
