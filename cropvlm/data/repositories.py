@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import huggingface_hub
 from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns, sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 # Read as text from CSV files: pandas makes numbers of "1.50" and "007", and a missing value of "None" and "N/A".
 TEXT_COLUMNS = ("question", "text", "answers", "answer", "label", *LETTERS)
 CSV = {"keep_default_na": False, "na_values": [""], "converters": dict.fromkeys(TEXT_COLUMNS, str)}
+REFERENCES = {"answers", "answer", "label"}
+# Columns whose JSON values datasets changes: where types are mixed it reads the text "007" as 7, and all dates as such.
+RETYPED = re.compile(r"Json\(|'(timestamp|date|time|duration)")
 READERS = {
     ".csv": (datasets.Dataset.from_csv, CSV),
     ".tsv": (datasets.Dataset.from_csv, CSV | {"sep": "\t"}),
@@ -233,6 +237,18 @@ def _suffix(file: str) -> str:
     return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
 
 
+def _json_column(path: Path, name: str, field: str | None) -> list[Any]:
+    """Values of a column of a JSON file, as they are written there."""
+    with fsspec.open(path, compression="infer", encoding="utf-8-sig", mode="rt") as file:
+        text = file.read()
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = [json.loads(line) for line in text.split("\n") if line.strip()]
+    content = content[field] if field else content
+    return [row.get(name) for row in (content if isinstance(content, list) else [content])]
+
+
 def _read(repository: Repository, files: list[str], split: str, options: dict[str, Any]) -> datasets.Dataset:
     """Rows of tables, in order. Paths in `image` or `file_name` may be relative to the table; they become relative to
     the repository.
@@ -240,10 +256,16 @@ def _read(repository: Repository, files: list[str], split: str, options: dict[st
     if len({READERS[_suffix(file)][0] for file in files}) > 1:
         raise UserError(f"{repository.source} has tables of several kinds: {listed(files, 5)}; expected one kind")
     folder, listing, parts = repository.fetch(files).absolute(), frozenset(repository.files), []
-    for (parent, suffix), names in itertools.groupby(files, key=lambda file: (posixpath.dirname(file), _suffix(file))):
-        read, defaults = READERS[suffix]
+    for (parent, suffix), group in itertools.groupby(files, key=lambda file: (posixpath.dirname(file), _suffix(file))):
+        (read, defaults), names = READERS[suffix], list(group)
         paths = [glob.escape(str(folder / name)) for name in names]  # datasets takes each for a pattern
         rows = read(paths, split=datasets.NamedSplit(split), cache_dir=cache_dir(), **defaults | options)
+        for name in REFERENCES & set(rows.column_names) if read is datasets.Dataset.from_json else ():
+            if RETYPED.search(repr(rows.features[name])):
+                values = [[v] for file in names for v in _json_column(folder / file, name, options.get("field"))]
+                if len(values) != len(rows):
+                    raise UserError(f"{repository.source}: {name} has values of several types; expected one type")
+                rows = rows.remove_columns(name).add_column(name, list(map(json.dumps, values)))
         if "image" not in rows.column_names and "file_name" in rows.column_names:
             rows = rows.rename_column("file_name", "image")
         if parent and "image" in rows.column_names and rows.features["image"] in STRINGS:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 ENCODED = datasets.Image(decode=False)
 # An array, a set, a tensor and so on, as Python or pandas prints it; a list that was turned into text twice.
+OPENED = re.compile(r"[\[{]\s*[\"'\[{]")  # the beginning of a list or an object, perhaps cut off
 PRINTED = re.compile(r"[\w.]+\([\[({].*\)\Z|<\w*array>|([\"'])[\[{].*[\]}]\1\Z", re.DOTALL | re.IGNORECASE)
 
 
@@ -139,7 +140,7 @@ def _flatten(value: Any, labels: list[str] | None) -> Iterator[str]:
         case float() if value.is_integer():
             yield str(int(value))
         case str() | int() | float() | Decimal() if not isinstance(value, bool):
-            yield str(value)
+            yield str(value).encode(errors="replace").decode()  # half a surrogate pair cannot be written as UTF-8
         case _:
             raise TypeError(value)
 
@@ -151,7 +152,7 @@ def _parse_cell(value: Any) -> Any:
     as `['ab']`.
     """
     text = value.strip() if isinstance(value, str) else ""
-    if not (text and text[0] + text[-1] in ("[]", "{}", "()") or PRINTED.match(text)):
+    if not (text and text[0] + text[-1] in ("[]", "{}", "()") or PRINTED.match(text) or OPENED.match(text)):
         return value
     with contextlib.suppress(ValueError, RecursionError):
         parsed = json.loads(text, parse_float=lambda number: float(number) if repr(float(number)) == number else number)

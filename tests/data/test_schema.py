@@ -1,6 +1,7 @@
 """Columns of every published form become the row schema, or are refused in one short line."""
 
 import base64
+import json
 from pathlib import Path
 
 import datasets
@@ -38,6 +39,7 @@ def save(folder: Path, **columns) -> Path:
         pytest.param(["['it\\'s', 'b']", None], [["it's", "b"], []], id="Python"),
         pytest.param(["['a', \"it's\"]", "stop"], [["a", "it's"], ["stop"]], id="one plain text among lists"),
         pytest.param(['["a", null, ["b"]]', "('c', 'd')"], [["a", "b"], ["c", "d"]], id="nested, a null, a tuple"),
+        pytest.param(['["a\\ud83d"]', None], [["a?"], []], id="half a surrogate pair"),
         pytest.param(["(a)", "(1 of 2)"], [["(a)"], ["(1 of 2)"]], id="parentheses"),
         pytest.param(["[1.50, 2.0]", "[7]"], [["1.50", "2"], ["7"]], id="numbers"),
         pytest.param(["[sic] yes", "exit [2]"], [["[sic] yes"], ["exit [2]"]], id="brackets in a text"),
@@ -47,7 +49,17 @@ def test_references(tmp_path, published, references):
     assert load_rows(save(tmp_path / "data", answers=published))["answers"][:] == references
 
 
-LISTS = ["['a' 'a']", "['a'\n 'a']", "[a b]", "[1 2]", "['a', nan]", "{'a', 'b'}", '["a]', '"[\\"a\\", \\"b\\"]"']
+LISTS = [
+    "['a' 'a']",
+    "['a'\n 'a']",
+    "[a b]",
+    "[1 2]",
+    "['a', nan]",
+    "{'a', 'b'}",
+    "['a', 'b",
+    '["a]',
+    '"[\\"a\\", \\"b\\"]"',
+]
 ARRAYS = ["{'text': array(['a'], dtype=object)}", "<ArrowStringArray>\n['a']", "deque(['a'])"]
 
 
@@ -56,6 +68,23 @@ def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
     """Python reads numpy's ['a' 'a'] as ['aa'], which no right answer matches."""
     with pytest.raises(UserError, match="has the answers .*; expected"):
         load_rows(save(tmp_path / "data", answers=["stop", cell]))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize(
+    ("published", "references"),
+    [
+        (["007", "-", ["a"]], [["007"], ["-"], ["a"]]),  # datasets would read 7 and 0
+        (["1.50", "null", {"answer": "a"}], [["1.50"], ["null"], ["a"]]),
+        ([[3, "007"], ["1e5"], []], [["3", "007"], ["1e5"], []]),
+        (["2020-01-01", "2021-02-03", None], [["2020-01-01"], ["2021-02-03"], []]),
+    ],
+)
+def test_texts_in_json_stay_what_they_are(tmp_path, suffix, published, references):
+    rows = [{"question_id": i, "question": "q", "answers": answers} for i, answers in enumerate(published)]
+    text = "\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows)
+    (tmp_path / f"train.{suffix}").write_text(text)
+    assert load_rows(tmp_path, need=("question_id", "answers"))["answers"][:] == references
 
 
 def test_references_that_are_class_labels(tmp_path):
