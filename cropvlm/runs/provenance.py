@@ -146,8 +146,8 @@ def row_hashes(rows: Any, keys: list[int]) -> set[str]:
 
 
 def rows_checksum(rows: Any, keys: list[int] | None = None) -> str:
-    """A checksum of the rows' ids, questions, references, boxes and image files, in order. keys: of `row_keys`."""
-    names = [name for name in ("question_id", "answers", "bbox") if name in rows.column_names]
+    """A checksum of the rows' ids, questions, references, boxes, labels and images, in order. keys: of `row_keys`."""
+    names = [name for name in ("question_id", "answers", "bbox", "needed") if name in rows.column_names]
     columns = {name: list(rows.with_format(None)[name]) for name in names}
     return hash_of(json.dumps([columns, keys or row_keys(rows)]), digits=64)
 

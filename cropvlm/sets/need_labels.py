@@ -22,7 +22,7 @@ from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import answerer_messages
 from cropvlm.rewards import AnswerLikelihoodReward
 from cropvlm.runs.journal import Journal
-from cropvlm.runs.provenance import hash_of, model_checksum
+from cropvlm.runs.provenance import hash_of, model_checksum, row_keys
 from cropvlm.runs.text_models import device_of
 from cropvlm.sets.rows import with_columns
 
@@ -39,7 +39,7 @@ def label_need(rows: Dataset, args: argparse.Namespace) -> tuple[Dataset, dict]:
     row and box, so that the same command continues; another threshold asks for none again.
     """
     ids, answers = list(rows["question_id"]), list(rows["answers"])
-    keys = [hash_of(json.dumps(row)) for row in zip(ids, rows["question"], answers, rows["bbox"], strict=True)]
+    keys = [hash_of(json.dumps(row)) for row in zip(ids, row_keys(rows), answers, rows["bbox"], strict=True)]
     with Journal(f"{args.output_path}_need", gap_settings(args)) as journal:
         known = {(i, record["key"]) for i, record in journal.rows.items()}
         missing = [k for k, row in enumerate(zip(ids, keys, strict=True)) if answers[k] and row not in known]

@@ -95,7 +95,7 @@ def save_whole(target: str, parts: dict[str, Dataset], files: dict[str, dict[str
             new = stack.enter_context(replacing(f"{target}_{part}"))
             # By default the fingerprint is made of times and of the order of sets, which change from run to run. This
             # one is the same for the same rows, whose images may be gigabytes and are known by their ids here.
-            names = ("source", "question_id", "question", "answers", "bbox", "teacher_response")
+            names = ("source", "question_id", "question", "answers", "bbox", "teacher_response", "needed")
             content = json.dumps([[name, list(rows[name])] for name in names if name in rows.column_names])
             fingerprint = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
             rows.cast_column("image", Image(), new_fingerprint=fingerprint).save_to_disk(new)

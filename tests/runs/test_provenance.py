@@ -112,6 +112,8 @@ def test_rows_count_by_their_images_wherever_these_are(tmp_path):
     answered = write_lines(tmp_path / "a", "red", "b")
     assert row_keys(answered) == keys
     assert rows_checksum(answered) != whole
+    labelled = [rows_checksum(rows.add_column("needed", [needed] * len(rows))) for needed in (True, False)]
+    assert len({*labelled, whole}) == 3
     assert not set(row_keys(write_lines(tmp_path / "a", "blue"))) & set(keys)
 
 
