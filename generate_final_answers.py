@@ -39,7 +39,7 @@ from cropvlm.data.catalog import dataset_name
 from cropvlm.data.rows import benchmark_for, load_rows
 from cropvlm.errors import UserError
 from cropvlm.prompts import BRIEF_ANSWER, answerer_messages, clean_answer
-from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
+from cropvlm.runs.cli import ArgumentParser, finite, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.controls import CONTROLS, control_boxes
 from cropvlm.runs.predictions import PredictionFile, check_output, check_same_data, join_on_question_id, read_file
 from cropvlm.runs.prompt_sources import BASE, CROPVLM, AnswerPrompts
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     add("--vqa_model_path", type=nonempty, default="HuggingFaceTB/SmolVLM-256M-Instruct", help="Hub id or folder")
     add("--output_path", type=nonempty, default="predictions", help="folder of the answer files (default predictions)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="base: without the crop; cropvlm: with it")
-    add("--need_threshold", type=float, help="nats: no crop where a box's need is below (boxes of --need; its own: 0)")
+    add("--need_threshold", type=finite, help="nats: no crop where a box's need is below (boxes of --need; its own: 0)")
     add("--controls", nargs="+", choices=(*CONTROLS, "all"), default=(), help="answers with these in the crop's place")
     add("--longest_edge", type=pixels, help="pixels of the longer side (SmolVLM: default 512; servers: image's own)")
     add("--min_pixels", type=positive, help="width x height of an image at least (Qwen2.5-VL)")
@@ -109,9 +109,10 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: PredictionFile 
     rows, keys = load_checked_rows(source, file)
     ids = list(rows["question_id"])
     boxes = file and join_on_question_id(file.records[: args.max_samples], rows, str(file.path))
-    boxes_key = hash_of(json.dumps(boxes))
+    boxes_key, decision = hash_of(json.dumps(boxes)), {}
     if file and args.need_threshold is not None:
         boxes = decide(boxes, file.needs(ids), args.need_threshold)
+        decision = {"need_threshold": args.need_threshold, "decided": hash_of(json.dumps(boxes))}
     shown = {mode: ids if mode == BASE else boxes for mode in args.modes}
     shown |= {control: control_boxes(control, boxes, rows) for control in args.controls}
     own = benchmark_for(source["dataset_path"], source["dataset"], source["split"]).instruction
@@ -123,8 +124,7 @@ def answer_job(args: argparse.Namespace, model: TextModel, file: PredictionFile 
         settings |= {key: getattr(args, key) for key in ("min_pixels", "max_pixels", "max_new_tokens")}
         settings["prompt"] = answerer_messages("{question}", 1 if mode in (BASE, "crop_alone") else 2, instruction)
         if mode != BASE:
-            settings["boxes"] = boxes_key
-            settings |= {} if args.need_threshold is None else {"need_threshold": args.need_threshold}
+            settings |= {"boxes": boxes_key} | decision
         if mode in args.controls:
             settings |= {"control": mode, "control_boxes": hash_of(json.dumps(shown[mode]))}
         count = functools.partial(count_answers, boxes=None if mode == BASE else shown[mode])

@@ -114,6 +114,11 @@ def test_one_box_file_gives_every_operating_point(script, tiny_smolvlm, tiny_wor
     assert answers["some"][1] == [c if n >= middle else b for n, b, c in zip(needs, base, crop, strict=True)]
     # The base answer is not generated twice.
     assert [sum(numbers) for numbers in prompts] == [24, 24, 24 - 5, 12]
+    # The same texts with other needs decide anew.
+    BOXES.write_text(json.dumps([record | {"need": -99} for record in read_predictions(BOXES)]))
+    assert script(generate_final_answers.main, "--bbox", BOXES, "--vqa_model_path", READER, "--name", "some",
+                  "--modes", "cropvlm", "base", "--need_threshold", middle) == 0  # fmt: skip
+    assert answers_of("predictions/some_cropvlm_answers.json") == base
 
 
 def test_need_takes_a_local_cropper_and_its_boxes(script, tiny_smolvlm, tiny_world, capsys):
@@ -125,3 +130,5 @@ def test_need_takes_a_local_cropper_and_its_boxes(script, tiny_smolvlm, tiny_wor
     flags = ["--bbox", BOXES, "--vqa_model_path", tiny_smolvlm, "--need_threshold", 0]
     assert script(generate_final_answers.main, *flags) == 2
     assert "lacks the need of some rows; expected boxes of --need" in capsys.readouterr().err
+    assert script(generate_final_answers.main, *flags[:-1], "inf") == 2
+    assert "expected a finite number" in capsys.readouterr().err

@@ -180,6 +180,7 @@ workers = partial(_number, kind=int, least=0, most=256, expected="0 to 256 proce
 pixels = partial(_number, kind=int, least=2, most=16384, expected="2 to 16384 pixels")
 port = partial(_number, kind=int, least=1, most=65535, expected="a port, 1 to 65535")
 seconds = partial(_number, kind=float, expected="a number of seconds above 0")
+finite = partial(_number, kind=float, least=-1e15, expected="a finite number")
 factor = partial(_number, kind=float, expected="a number above 0")
 fraction = partial(_number, kind=float, most=1, expected="a number above 0 and up to 1, such as 0.5")
 

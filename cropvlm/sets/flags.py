@@ -9,7 +9,7 @@ from pathlib import Path
 from cropvlm.boxes import GROWTH
 from cropvlm.data.catalog import dataset_name
 from cropvlm.errors import UserError, shorten
-from cropvlm.runs.cli import factor, fraction, nonempty, pixels, positive
+from cropvlm.runs.cli import factor, finite, fraction, nonempty, pixels, positive
 from cropvlm.runs.text_models import add_api_flags, add_local_flags
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -87,6 +87,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--label_need", action="store_true", help="label rows by whether the reward model needs the crop, for SFT")
     add("--reward_model", type=nonempty, default="HuggingFaceTB/SmolVLM-256M-Instruct", help="with --label_need")
     add("--reward_longest_edge", type=pixels, default=512, help="pixels at which it sees images (default 512)")
-    add("--need_threshold", type=float, default=0.5, help="nats that a needed crop gains at least (default 0.5)")
+    add("--need_threshold", type=finite, default=0.5, help="nats that a needed crop gains at least (default 0.5)")
     add_local_flags(parser)
     add("--verbose", action="store_true", help="log every response")
