@@ -116,7 +116,9 @@ def create_dataset(args: argparse.Namespace) -> tuple[int, dict[str, Path]]:
 def log_result(report: dict, parts: dict[str, Any], folders: dict[str, Path]) -> None:
     """Log the gist of the report, and print what was saved where."""
     logger.info("responses: %s", report["responses"])
-    logger.info("%d of %d responses without a box: whole image", report["whole_image_fallbacks"], report["rows"])
+    fallbacks, rows = report["whole_image_fallbacks"], report["rows"]
+    level = logging.WARNING if 2 * fallbacks > rows else logging.INFO
+    logger.log(level, "%d of %d responses without a box: whole image", fallbacks, rows)
     logger.info("cut points of relative area: %s", " ".join(f"{point:.5f}" for point in report["cut_points"]))
     logger.info("rows grown by %s: %s", report["growth"], report["rows_by_fifth"])
     if "grpo" not in parts and folders["grpo"].exists():

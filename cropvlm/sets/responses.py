@@ -140,23 +140,41 @@ def in_units(records: Sequence[dict], box_format: str = "pixels") -> list[dict]:
     """Return the records with the size that their boxes are given in as `seen_size`.
 
     box_format: `pixels` of the image as the teacher saw it (Qwen2.5-VL), or `relative`, 0 to 1000 (Qwen2-VL, Qwen3-VL).
-    Raises `UserError` where the boxes cannot all be in these pixels: too many leave small images, or none goes beyond
-    1000 in images that are larger.
+    Raises `UserError` where the boxes cannot all be in that unit: fractions of 1, percent, or one taken for the other.
     """
+    read = [(parse_teacher_bbox(r["teacher_response"]), tuple(r["seen_size"])) for r in records if "seen_size" in r]
+    read = [(box, size) for box, size in read if box]
+    remedy = "ask for pixels of the image, as a Qwen2.5-VL writes them"
+    seen = None
+    if read and all(max(box) <= 1 for box, _ in read) and any(value % 1 for box, _ in read for value in box):
+        seen = f"all {len(read)} lie within 0 to 1"
+    elif box_format == "relative":
+        beyond = sum(max(box) > 1050 for box, _ in read)
+        if beyond >= 3 and 3 * beyond > len(read):
+            seen, remedy = f"{beyond} boxes of {len(read)} go beyond 1000", "leave --teacher_box_format out"
+    elif number := _none_beyond(100, list(dict.fromkeys(read)), chance=1e-4):
+        seen = f"no box of {number} leaves 0 to 100 in larger images"
+    else:
+        small = [(box, size) for box, size in read if min(size) < 800]
+        outside = sum(box[2] > 1.05 * size[0] or box[3] > 1.05 * size[1] for box, size in small)
+        if number := _none_beyond(1000, read, chance=0.01):
+            seen = f"no box of {number} leaves 0 to 1000 in larger images"
+        elif outside >= 3 and 3 * outside > len(small):
+            seen = f"{outside} boxes of {len(small)} lie outside of the image as it was sent"
+        remedy = "grow them anew with --from_journal --teacher_box_format relative, or ask a Qwen2.5-VL"
+    if seen:
+        unit = "pixels of the image" if box_format == "pixels" else "thousandths of its sides"
+        raise UserError(f"the teacher's boxes are not in {unit} ({seen}); {remedy}")
     if box_format == "relative":
         return [record | {"seen_size": list(RELATIVE)} if "seen_size" in record else record for record in records]
-    read = [(parse_teacher_bbox(r["teacher_response"]), r["seen_size"]) for r in records if "seen_size" in r]
-    small = [(box, size) for box, size in read if box and min(size) < 800]
-    outside = [box for box, size in small if box[2] > 1.05 * size[0] or box[3] > 1.05 * size[1]]
-    large = [(box, size) for box, size in read if box and max(size) > 1000]
-    # The chance that boxes anywhere in these images would all end within 0 to 1000.
-    chance = math.prod(min(1, 1000 / size[0]) * min(1, 1000 / size[1]) for _, size in large)
-    seen = None
-    if large and chance < 0.01 and all(max(box) <= 1000 for box, _ in large):
-        seen = f"no box of {len(large)} leaves 0 to 1000 in larger images"
-    elif len(outside) >= 3 and 3 * len(outside) > len(small):
-        seen = f"{len(outside)} boxes of {len(small)} lie outside of the image as it was sent"
-    if seen:
-        remedy = "grow them anew with --from_journal --teacher_box_format relative, or ask a Qwen2.5-VL"
-        raise UserError(f"the teacher's boxes are not in pixels of the image ({seen}); {remedy}")
     return list(records)
+
+
+def _none_beyond(unit: int, read: list[tuple], chance: float) -> int:
+    """Return how many boxes lie in images larger than `unit` and all end within it; 0 if that may be a coincidence.
+
+    It may be if boxes anywhere in these images would do so with a probability of at least `chance`.
+    """
+    larger = [(box, size) for box, size in read if max(size) > unit]
+    probability = math.prod(min(1, unit / size[0]) * min(1, unit / size[1]) for _, size in larger)
+    return len(larger) if probability < chance and all(max(box) <= unit for box, _ in larger) else 0

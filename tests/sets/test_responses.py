@@ -126,8 +126,24 @@ def test_boxes_that_cannot_be_in_pixels_are_refused_or_read_as_relative(response
 
 
 @pytest.mark.parametrize(
+    ("responses", "box_format", "seen"),
+    [
+        (seen_at((640, 480), [0.1, 0.2, 0.5, 0.6]), "pixels", "all 1 lie within 0 to 1"),
+        (seen_at((640, 480), [0.1, 0.2, 0.5, 0.6]), "relative", "all 1 lie within 0 to 1"),
+        # (100/640 x 100/480)^3 = 0.003%
+        (seen_at((640, 480), *[[i, 10, 90, 60] for i in range(3)]), "pixels", "no box of 3 leaves 0 to 100"),
+        (seen_at((2016, 1512), *[[10, 10, 1500, 900]] * 3), "relative", "3 boxes of 3 go beyond 1000"),
+    ],
+)
+def test_boxes_in_other_units_are_refused(responses, box_format, seen):
+    with pytest.raises(UserError, match=f"the teacher's boxes are not in .*{seen}"):
+        in_units(responses, box_format)
+
+
+@pytest.mark.parametrize(
     "responses",
     [
+        seen_at((640, 480), *[[1, 10, 90, 60]] * 20),  # one box, however often
         seen_at((2016, 1512), *[[800, 800, 900, 900]] * 5, [1500, 10, 1600, 90]),
         seen_at((1036, 700), *[[100, 100, 300, 300]] * 20),  # 1000/1036 to the 20th is 49%
         seen_at((644, 476), *[[800, 100, 900, 200]] * 3, *[[1, 1, 9, 9]] * 6),
