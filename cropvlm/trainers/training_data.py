@@ -90,9 +90,14 @@ def prompt_completion_rows(rows: Dataset, processor: Any) -> Dataset:
         left_out = len(rows) - len(usable)
         logger.warning("%d of %d rows are left out by their bbox: %s", left_out, len(rows), problems)
 
+    labels = rows["needed"][:] if "needed" in rows.column_names else []
+    if wrong := [value for value in labels if value not in (None, True, False)]:
+        raise UserError(f"the column needed holds {shorten(repr(wrong[0]))}; expected true or false")
+
     def to_prompt_completion(batch: dict[str, list]) -> dict[str, list]:
-        columns = [batch[name] for name in ("question", "bbox", "needed") if name in batch]
-        pairs = [prompt_and_completion(processor, *row) for row in zip(*columns, strict=True)]
+        needed = [value is None or bool(value) for value in batch.get("needed", [None] * len(batch["bbox"]))]
+        texts = zip(batch["question"], batch["bbox"], needed, strict=True)
+        pairs = [prompt_and_completion(processor, *row) for row in texts]
         images = list(map(open_training_image, batch["image"], batch["question_id"]))
         return {name: [pair[name] for pair in pairs] for name in ("prompt", "completion")} | {"image": images}
 

@@ -5,12 +5,14 @@ import shutil
 from argparse import Namespace
 
 import pytest
+from datasets import Value
 from made_sets import content
 from processes import REPO
 
 from cropvlm.crops import crop_bbox
 from cropvlm.data.images import open_image
 from cropvlm.data.rows import load_rows
+from cropvlm.errors import UserError
 from cropvlm.likelihood import answer_log_likelihood
 from cropvlm.metrics import most_common_answer
 from cropvlm.modeling import load_model, load_processor
@@ -95,6 +97,25 @@ def test_sft_learns_where_no_crop_is_needed(tiny_smolvlm, boxed_world):
     plain, taught = ([row["completion"] for row in prompt_completion_rows(r, processor)] for r in (rows, labelled))
     assert taught[::2] == plain[::2]
     assert set(taught[1::2]) == {" Not needed.<end_of_utterance>"}
+
+
+def test_labels_are_true_false_or_missing(tiny_smolvlm, boxed_world):
+    rows, processor = load_rows(str(boxed_world)), load_processor(str(tiny_smolvlm))
+    plain = [row["completion"] for row in prompt_completion_rows(rows, processor)]
+    missing = rows.add_column("needed", [None] * len(rows), feature=Value("bool"))
+    assert [row["completion"] for row in prompt_completion_rows(missing, processor)] == plain
+    with pytest.raises(UserError, match="the column needed holds 'False'; expected true or false"):
+        prompt_completion_rows(rows.add_column("needed", ["False"] * len(rows)), processor)
+
+
+def test_a_gap_is_of_the_image_that_it_was_computed_from(boxed_world, counted, tmp_path):
+    rows = load_rows(str(boxed_world)).select([0, 2])  # of two images
+    flags = {"reward_model": str(READER), "reward_longest_edge": 64, "gpu": -1, "need_threshold": 0}
+    args = Namespace(output_path=tmp_path / "made", **flags)
+    need_labels.label_need(rows, args)
+    swapped = rows.remove_columns("image").add_column("image", rows["image"][::-1], feature=rows.features["image"])
+    need_labels.label_need(swapped, args)
+    assert counted == [0, 1, 0, 1]
 
 
 def test_a_row_without_references_counts_as_needed(boxed_world, tmp_path):
