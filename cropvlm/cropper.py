@@ -3,7 +3,7 @@
 from cropvlm import Cropper
 
 cropper = Cropper("models/grpo_512")
-full, crop = cropper.views(image, "What is written on the sign?")
+images = cropper.views(image, "What is written on the sign?")  # [full, crop]
 """
 
 from collections.abc import Sequence

@@ -73,7 +73,7 @@ from cropvlm import Cropper
 from cropvlm.data.images import open_image
 
 cropper = Cropper("{path}", longest_edge={policy.longest_edge})
-full, crop = cropper.views(open_image("sign.jpg"), "What is written on the sign?")
+images = cropper.views(open_image("sign.jpg"), "What is written on the sign?")  # the image and its crop
 ```
 
 ## Origin
