@@ -101,6 +101,8 @@ class Output:
         write_predictions(self.path, records, meta)
         self.written = True
         logger.info("%s: %s", self.path, counts)
+        if records and not any(record["answer"] or "failed" in record for record in records):
+            logger.warning("%s: every text is empty; --verbose shows what comes", self.path)
         if self.failures:
             reasons = [f"question_id {shorten(repr(row['question_id']))}: {row['reason']}" for row in self.failures]
             shown = listed(reasons, length=400, separator="; ")
