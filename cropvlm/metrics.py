@@ -106,7 +106,8 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
 
 
 _ARTICLE = r"a[^\S\n]+(?!(?:or|and|is|because)\b)[\w\"“'‘]"  # an a before a word or a quote
-_LETTER = rf"(?<![\w-])(?<!\w['’])(?!{_ARTICLE})([A-E])(?!['’]?\w|-\w)"  # alone: not in "Blue", "C'est", "D-day"
+# Alone: not in "Blue", "C'est", "D-day", "C++", "e.g.", "i.e."
+_LETTER = rf"(?<![\w-])(?<!\w['’])(?<!\bi\.)(?!e\.g\b)(?!{_ARTICLE})([A-E])(?!['’]?\w|-\w|\+)"
 _FINAL = r"(?![)\]'’\"”]*\s*(?:/|or\b|and\b))"  # not one of two: "A or B"
 _OPENING = re.compile(rf"(?im)\A\W*{_LETTER}{_FINAL}(?:[.):\]]|\s*$)")
 _LISTED = re.compile(rf"(?im){_LETTER}(?:[.):\]]+\s*[\w(\[]|[)\]]*\s*$)")
