@@ -231,8 +231,14 @@ def make_rows(number: int) -> Dataset:
 
 
 def with_decoded_images(rows: Dataset) -> Dataset:
-    """`rows` as TRL expects them: every access opens the image."""
-    return rows.with_transform(lambda batch: batch | {"image": [open_image(source) for source in batch["image"]]})
+    """`rows` of `prompt_rows` as TRL expects them: every access opens the image."""
+    to_prompts = rows.format["format_kwargs"]["transform"]
+
+    def decoded(batch: dict[str, list]) -> dict[str, list]:
+        batch = to_prompts(batch)
+        return batch | {"image": list(map(open_image, batch["image"]))}
+
+    return rows.with_transform(decoded)
 
 
 def make_turns(number: int, processor: Any) -> list[list[int]]:

@@ -105,7 +105,7 @@ def test_a_whole_run(tiny_smolvlm, boxed_world, tmp_path, monkeypatch):
     Image.new("RGB", (80, 60)).save(tmp_path / "sign.jpg")
     monkeypatch.chdir(tmp_path)
     exec(code, shown := {})
-    assert shown["full"].size == (80, 60)
+    assert shown["images"][0].size == (80, 60)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_example_in_python(folder):
     assert "longest_edge=512" in code
     code = code.replace("longest_edge=512", "longest_edge=64")
     Image.new("RGB", (80, 60)).save(folder / "sign.jpg")
-    printed = execute(folder, sys.executable, "-c", f"{code}\nprint(full.size, len(boxes))")
+    printed = execute(folder, sys.executable, "-c", f"{code}\nprint(images[0].size, len(boxes))")
     assert printed == "(80, 60) 1\n"
 
 
