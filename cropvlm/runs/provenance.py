@@ -91,7 +91,7 @@ def seen_rows(path: str) -> set[str]:
 
 
 def training_record(path: str) -> dict[str, Any]:
-    """The record of the training that made a model; empty if there is none for its weights."""
+    """The record of the training that made a model; empty without one for its weights."""
     from huggingface_hub import hf_hub_download
 
     with contextlib.suppress(Exception):  # no record, or none of this form

@@ -86,6 +86,13 @@ def test_a_run_writes_its_files_and_nothing_else(tmp_path):
     assert (meta["settings"], meta["models"], meta["dataset_path"]) == ({"model": "m"}, {"model": "m"}, "d")
 
 
+def test_a_file_of_empty_texts_is_a_warning(tmp_path, caplog):
+    (job, _) = make_jobs(tmp_path)
+    empty = ((i, [" "]) for i in range(3))
+    assert Run([job], lambda prompts, done: empty).finish() == 0
+    assert f"{tmp_path}/first.json: every text is empty" in caplog.text
+
+
 def test_a_row_that_fails_is_named_and_asked_again_alone(tmp_path, caplog):
     assert do(tmp_path, Generator(fails=True)) == 3
     answers = [record["answer"] for record in read_predictions(tmp_path / "second_2.json")]
