@@ -83,6 +83,15 @@ def parse_teacher_bbox(text: str) -> Bbox | None:
     >>> parse_teacher_bbox('```json\\n[{"bbox_2d": ["30", 40.5, 10, 20], "label": "sign"}]\\n```')
     (10, 20, 30, 40.5)
     """
+    corners = teacher_corners(text)
+    if corners is None:
+        return None
+    x1, y1, x2, y2 = corners
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def teacher_corners(text: str) -> Bbox | None:
+    """Return the numbers of the teacher's box in the order in which it wrote them; None as `parse_teacher_bbox`."""
     return next(filter(None, map(_four_numbers, _teacher_lists(text))), None)
 
 
@@ -117,8 +126,7 @@ def _four_numbers(inside: str) -> Bbox | None:
     values = _values(inside)
     if len(values) != 4 or not all(_TEACHER_NUMBER.fullmatch(value) for value in values):
         return None
-    x1, y1, x2, y2 = (_number(value) for value in values)
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    return tuple(_number(value) for value in values)
 
 
 def _number(text: str) -> float:

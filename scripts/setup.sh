@@ -9,7 +9,7 @@ python_of_path() { [[ -e .venv/bin/activate && ! -s .venv/bin/activate ]]; }
 
 # What clusters, conda and other environments set must not decide where packages go to or come from.
 if ! python_of_path; then
-    unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV CONDA_PREFIX
+    unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE VIRTUAL_ENV CONDA_PREFIX
     unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON
 fi
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # torch's threads sleep while they wait

@@ -17,6 +17,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -107,12 +108,11 @@ def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]
     feature = raw.features[source]
     while hasattr(feature, "feature"):  # the elements of a list
         feature = feature.feature
-    labels = getattr(feature, "names", None)  # of a ClassLabel
     references, plain, bare = [], None, None
     for i, value in enumerate(raw[source]):
         try:
             parsed = _parse_cell(value)
-            references.append(list(_flatten(parsed, labels)))
+            references.append(list(_flatten(parsed, feature)))
         except (TypeError, IndexError, ValueError) as error:
             expected = 'expected strings, numbers or {"answer": ...} objects, or lists of them, e.g. ["stop", "halt"]'
             raise UserError(f"{path}: row {i} has the answers {shorten(repr(value))}; {expected}") from error
@@ -126,19 +126,22 @@ def _references(raw: datasets.Dataset, source: str, path: str) -> list[list[str]
     return references
 
 
-def _flatten(value: Any, labels: list[str] | None) -> Iterator[str]:
+def _flatten(value: Any, feature: Any) -> Iterator[str]:
+    labels = getattr(feature, "names", None)  # of a ClassLabel
     match value:
         case {"answer": nested} | {"text": nested}:
-            yield from _flatten(nested, labels)
+            yield from _flatten(nested, feature)
         case list():
             for item in value:
-                yield from _flatten(item, labels)
+                yield from _flatten(item, feature)
         case _ if _is_missing(value):
             return
         case int() if labels:
             yield from _flatten(labels[value] if value >= 0 else None, None)
         case float() if value.is_integer():
             yield str(int(value))
+        case float() if getattr(feature, "dtype", None) == "float32":
+            yield str(np.float32(value))  # 0.1, not 0.10000000149011612
         case str() | int() | float() | Decimal() if not isinstance(value, bool):
             yield str(value).encode(errors="replace").decode()  # half a surrogate pair cannot be written as UTF-8
         case _:

@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from cropvlm.boxes import parse_teacher_bbox
+from cropvlm.boxes import teacher_corners
 from cropvlm.data.images import image_size, open_image
 from cropvlm.errors import UnreadableImage, UserError, failure
 from cropvlm.models.qwen import PixelBudget, budget_of, qwen_image, qwen_size
@@ -140,10 +140,15 @@ def in_units(records: Sequence[dict], box_format: str = "pixels") -> list[dict]:
     """Return the records with the size that their boxes are given in as `seen_size`.
 
     box_format: `pixels` of the image as the teacher saw it (Qwen2.5-VL), or `relative`, 0 to 1000 (Qwen2-VL, Qwen3-VL).
-    Raises `UserError` where the boxes cannot all be in that unit: fractions of 1, percent, or one taken for the other.
+    Raises `UserError` where the boxes cannot all be in that unit (fractions of 1, percent, or one taken for the other),
+    or are x, y, width, height.
     """
-    read = [(parse_teacher_bbox(r["teacher_response"]), tuple(r["seen_size"])) for r in records if "seen_size" in r]
+    read = [(teacher_corners(r["teacher_response"]), tuple(r["seen_size"])) for r in records if "seen_size" in r]
     read = [(box, size) for box, size in read if box]
+    reversed_ = sum(box[0] > box[2] or box[1] > box[3] for box, _ in read)
+    if reversed_ >= 3 and 3 * reversed_ > len(read):
+        seen = f"{reversed_} boxes of {len(read)} end before they begin"
+        raise UserError(f"the teacher's boxes are not x1, y1, x2, y2 ({seen}); ask for the two corners")
     remedy = "ask for pixels of the image, as a Qwen2.5-VL writes them"
     seen = None
     if read and all(max(box) <= 1 for box, _ in read) and any(value % 1 for box, _ in read for value in box):
@@ -156,7 +161,7 @@ def in_units(records: Sequence[dict], box_format: str = "pixels") -> list[dict]:
         seen = f"no box of {number} leaves 0 to 100 in larger images"
     else:
         small = [(box, size) for box, size in read if min(size) < 800]
-        outside = sum(box[2] > 1.05 * size[0] or box[3] > 1.05 * size[1] for box, size in small)
+        outside = sum(max(box[0::2]) > 1.05 * size[0] or max(box[1::2]) > 1.05 * size[1] for box, size in small)
         if number := _none_beyond(1000, read, chance=0.01):
             seen = f"no box of {number} leaves 0 to 1000 in larger images"
         elif outside >= 3 and 3 * outside > len(small):

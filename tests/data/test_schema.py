@@ -40,6 +40,7 @@ def save(folder: Path, **columns) -> Path:
         pytest.param(["['a', \"it's\"]", "stop"], [["a", "it's"], ["stop"]], id="one plain text among lists"),
         pytest.param(['["a", null, ["b"]]', "('c', 'd')"], [["a", "b"], ["c", "d"]], id="nested, a null, a tuple"),
         pytest.param(['["a\\ud83d"]', None], [["a?"], []], id="half a surrogate pair"),
+        pytest.param(pa.array([[0.1, 2.0], [1.5]], pa.list_(pa.float32())), [["0.1", "2"], ["1.5"]], id="float32"),
         pytest.param(["(a)", "(1 of 2)"], [["(a)"], ["(1 of 2)"]], id="parentheses"),
         pytest.param(["[1.50, 2.0]", "[7]"], [["1.50", "2"], ["7"]], id="numbers"),
         pytest.param(["[sic] yes", "exit [2]"], [["[sic] yes"], ["exit [2]"]], id="brackets in a text"),

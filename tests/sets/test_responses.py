@@ -133,10 +133,12 @@ def test_boxes_that_cannot_be_in_pixels_are_refused_or_read_as_relative(response
         # (100/640 x 100/480)^3 = 0.003%
         (seen_at((640, 480), *[[i, 10, 90, 60] for i in range(3)]), "pixels", "no box of 3 leaves 0 to 100"),
         (seen_at((2016, 1512), *[[10, 10, 1500, 900]] * 3), "relative", "3 boxes of 3 go beyond 1000"),
+        # x, y, width, height
+        (seen_at((640, 480), *[[400, 300, 90, 50]] * 3, *[[1, 1, 90, 90]] * 5), "pixels", "3 boxes of 8 end before"),
     ],
 )
 def test_boxes_in_other_units_are_refused(responses, box_format, seen):
-    with pytest.raises(UserError, match=f"the teacher's boxes are not in .*{seen}"):
+    with pytest.raises(UserError, match=f"the teacher's boxes are not .*{seen}"):
         in_units(responses, box_format)
 
 
@@ -147,6 +149,7 @@ def test_boxes_in_other_units_are_refused(responses, box_format, seen):
         seen_at((2016, 1512), *[[800, 800, 900, 900]] * 5, [1500, 10, 1600, 90]),
         seen_at((1036, 700), *[[100, 100, 300, 300]] * 20),  # 1000/1036 to the 20th is 49%
         seen_at((644, 476), *[[800, 100, 900, 200]] * 3, *[[1, 1, 9, 9]] * 6),
+        seen_at((644, 476), *[[400, 300, 90, 50]] * 3, *[[1, 1, 90, 90]] * 6),
         [{"error": "broken"}, *seen_at((28, 28), "no box")],
     ],
 )
