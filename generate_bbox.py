@@ -13,12 +13,15 @@ smaller before they are sent.
 
 A cropper that was trained to write `Not needed.` decides by it whether a row needs a crop. With --need it writes a box
 for every row, and `need` beside it: log p of a box's first token minus that of `Not needed.`, by which
-generate_final_answers.py --need_threshold gives every share of crops.
+generate_final_answers.py --need_threshold gives every share of crops. On labelled rows (create_dataset.py --label_need)
+the meta file names a threshold, the need that 90% of those labelled as needing a crop reach.
 
 Differences from the released experiment: rows are generated in batches; a `{name}_bbox.meta.json` says what was run.
 """
 
 import argparse
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +73,29 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     keys = row_keys(rows)
     settings = {"longest_edge": model.longest_edge, "max_new_tokens": args.max_new_tokens}
     settings |= {"prompt": cropper_messages("{question}")} | ({"need": True} if args.need else {})
-    output = model.output(path, source, rows, keys, settings, count_boxes)
+    labels = list(rows["needed"]) if "needed" in rows.column_names else []
+    needed = {question_id for question_id, label in zip(rows["question_id"], labels, strict=False) if label is True}
+    output = model.output(path, source, rows, keys, settings, partial(count_boxes, needed=needed))
     if args.model_path and (seen := len(seen_rows(args.model_path) & row_hashes(rows, keys))):
         output.known["cropper"] = output.known["cropper"] | {"seen_rows": seen}
     return Job(list(rows["question_id"]), BoxPrompts(rows), [output], keys)
 
 
-def count_boxes(records: list[dict]) -> dict[str, Any]:
-    """Invalid boxes (answered with the whole image later) and mean area of the valid ones."""
+def count_boxes(records: list[dict], needed: Collection[str | int] = ()) -> dict[str, Any]:
+    """Invalid boxes (answered with the whole image later) and mean area of the valid ones.
+
+    needed: ids of the rows that are labelled as needing a crop. `need_of_90_pct` is the need that 90% of them reach: a
+    threshold that is as strict in every training.
+    """
     boxes = [box for box in (parse_bbox(record["answer"]) for record in records) if box]
     not_needed = sum(is_not_needed(record["answer"]) for record in records)
     needs = [record["need"] for record in records if "need" in record]
+    labelled = sorted((r["need"] for r in records if "need" in r and r["question_id"] in needed), reverse=True)
     return {
         "invalid_boxes": len(records) - len(boxes) - not_needed,
         **({"not_needed": not_needed} if not_needed else {}),
         **({"needed": sum(need >= 0 for need in needs)} if needs else {}),
+        **({"need_of_90_pct": labelled[-(-9 * len(labelled) // 10) - 1]} if labelled else {}),
         "mean_area_pct": round(sum(map(bbox_area_pct, boxes)) / len(boxes), 2) if boxes else None,
     }
 

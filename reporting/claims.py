@@ -20,6 +20,9 @@ Key = Annotated[str, BeforeValidator(lambda value: json.dumps(value) if isinstan
 Count = Annotated[int, Field(ge=1)]
 Points = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bar = Annotated[float, Field(allow_inf_nan=False)]
+Threshold = Annotated[
+    Bar, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)
+]  # of --names
 Metric = Literal["score", "refusals", "crops", "over_random"]
 Widths = tuple[Points, Points] | None
 
@@ -159,7 +162,7 @@ class Part:
     answerer: Key
     cropper: Key
     control: str | None = None
-    need_threshold: Bar | None = None
+    need_threshold: Threshold | None = None
 
 
 @checked

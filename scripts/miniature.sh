@@ -9,6 +9,11 @@
 [ -n "${BASH_VERSION-}" ] || { echo "error: run it with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 
+threshold() { # NAME: the need from which on a question of that world of need gets a crop
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["counts"]["need_of_90_pct"])' \
+        <"predictions/$1_labelled_bbox.meta.json"
+}
+
 if [[ ${1-} == --seeds && ${2-} =~ ^[1-9][0-9]*$ && ${3-likelihood} =~ ^(likelihood|accuracy|need)$ && $# -le 3 ]]; then
     names=() runs=() code=0 claims=miniature
     if [[ ${3-} == need ]]; then claims=miniature_need; fi
@@ -21,8 +26,10 @@ if [[ ${1-} == --seeds && ${2-} =~ ^[1-9][0-9]*$ && ${3-likelihood} =~ ^(likelih
     source "$(dirname "$(readlink -f "$0")")/setup.sh"
     list() { local IFS=,; echo "$*"; }
     export HF_HUB_OFFLINE=1
+    filled=(name="$(list "${names[@]}")" run="$(list "${runs[@]}")")
+    if [[ ${3-} == need ]]; then filled+=(threshold="$(list $(for name in "${names[@]}"; do threshold "$name"; done))"); fi
     exec python3 scripts/report.py --predictions predictions --claims scripts/claims/$claims.yaml \
-        --names name="$(list "${names[@]}")" run="$(list "${runs[@]}")" --output "predictions/${runs[0]}_${2}seeds_report"
+        --names "${filled[@]}" --output "predictions/${runs[0]}_${2}seeds_report"
 fi
 
 SEED=${1:-0}

@@ -2,8 +2,6 @@
 # need no crop. Two croppers are trained on it: `decide` from labelled rows and with a price for crops, `always` from the
 # same boxes without either.
 COST=0.5 # nats: the price of a crop in GRPO, and by the labels what a needed one gains at least
-# A question gets a crop from a need of -1.5 nats on (miniature_need.yaml). The cropper's own choice, 0, gives one to 78 to
-# 84% of the training rows that are labelled as needing it (seeds 0, 1, 2), and -1.5 to 84 to 94%.
 
 step "$WORLD" python3 -m miniature.world --output_path "$WORLD" --seed "$SEED" --train 1600 --need
 
@@ -56,12 +54,15 @@ decide() {
     step "${WORLD}_decide_grpo" python3 create_dataset.py "${TEACHER[@]}" --output_path "${WORLD}_decide" \
         --label_need --need_threshold $COST --reward_model $SMOLVLM --reward_longest_edge 64
     cropper decide --crop_cost $COST -- --need
+    # The threshold of the claims is chosen on the labelled rows, anew for every training: see generate_bbox.py --need.
+    step "${P}_labelled_bbox.json" python3 generate_bbox.py --need --model_path "models/${NAME}_decide_grpo" \
+        --dataset_path "${WORLD}_decide_sft" --longest_edge 64 --output "${P}_labelled_bbox.json"
 }
 together decide always
 
 # 6. The curve, and verdicts on the claims: 3 where one does not hold.
 code=0
 run python3 scripts/report.py --predictions predictions --claims scripts/claims/miniature_need.yaml \
-    --names name="$NAME" --output "${P}_report" || code=$?
+    --names name="$NAME" threshold="$(threshold "$NAME")" --output "${P}_report" || code=$?
 echo "$((SECONDS - start)) s; curve: ${P}_report/report.html"
 exit $code

@@ -45,7 +45,7 @@ def test_a_curve_by_hand():
     assert summary["area_above_random"] == pytest.approx((decide - random).mean())
 
 
-DECIDED = {"answerer": "small", "cropper": "sft", "need_threshold": 0}
+DECIDED = {"answerer": "small", "cropper": "sft", "need_threshold": "0"}  # a text, as a name is filled in
 DECISIONS = {
     "against all crops": ({"score": DECIDED, "over": SFT, "at_least": -50}, 55 - 60),
     "against none": ({"score": DECIDED, "over": NONE}, 55 - 40),
