@@ -10,8 +10,7 @@
 set -euo pipefail
 
 threshold() { # NAME: the need from which on a question of that world of need gets a crop
-    python3 -c 'import json, sys; print(json.load(sys.stdin)["counts"]["need_of_90_pct"])' \
-        <"predictions/$1_labelled_bbox.meta.json"
+    sed -n 's/.*"need_of_90_pct": \([^,]*\).*/\1/p' "predictions/$1_labelled_bbox.meta.json"
 }
 
 if [[ ${1-} == --seeds && ${2-} =~ ^[1-9][0-9]*$ && ${3-likelihood} =~ ^(likelihood|accuracy|need)$ && $# -le 3 ]]; then

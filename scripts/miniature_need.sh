@@ -61,8 +61,8 @@ decide() {
 together decide always
 
 # 6. The curve, and verdicts on the claims: 3 where one does not hold.
-code=0
+code=0 chosen=$(threshold "$NAME")
 run python3 scripts/report.py --predictions predictions --claims scripts/claims/miniature_need.yaml \
-    --names name="$NAME" threshold="$(threshold "$NAME")" --output "${P}_report" || code=$?
+    --names name="$NAME" threshold="$chosen" --output "${P}_report" || code=$?
 echo "$((SECONDS - start)) s; curve: ${P}_report/report.html"
 exit $code

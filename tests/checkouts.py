@@ -16,7 +16,7 @@ case $1 in
     create_dataset.py) mkdir -p "${output_path}_sft" "${output_path}_grpo"; touching "$output_path.journal.jsonl" ;;
     train_*.py) [ -z "$output_dir" ] || touching "$output_dir/adapter_model.safetensors"
         [ -z "$output_dir" ] || touch "$output_dir/run.json" ;;
-    generate_bbox.py) touching "$output" ;;
+    generate_bbox.py) touching "$output"; echo '"need_of_90_pct": -0.5,' > "${output%.json}.meta.json" ;;
     generate_final_answers.py) touching "${output_path:=predictions}/textvqa_base_answers.json"
         touch "$output_path/textvqa_cropvlm_answers.json" ;;
     -m) [ -z "$output" ] || touching "$output"; [ -z "$output_path" ] || mkdir -p "$output_path" ;;

@@ -150,10 +150,12 @@ def test_the_miniature_of_need_trains_two_croppers_on_the_same_boxes(checkout):
     assert ["--label_need" in line for line in made] == [False, True]
     trained = [line for line in lines if line.startswith("train_grpo.py") and "need_seed1" in line]
     assert sorted("--crop_cost" in line for line in trained) == [False, True]
-    (boxes,) = [line for line in lines if line.startswith("generate_bbox.py") and "--need" in line and "_seed1" in line]
-    assert "--output predictions/miniature_need_seed1_decide_bbox.json" in boxes
+    needs = [line for line in lines if line.startswith("generate_bbox.py") and "--need" in line and "_seed1" in line]
+    outputs = [f"predictions/miniature_need_seed1_{name}_bbox.json" for name in ("decide", "labelled")]
+    assert [line.partition(" --output ")[2].split()[0] for line in needs] == outputs
     assert "--claims scripts/claims/miniature_need.yaml" in lines[-1]
     assert "--names name=miniature_need,miniature_need_seed1 " in lines[-1]
+    assert " threshold=-0.5,-0.5 " in lines[-1]
 
 
 @pytest.mark.parametrize(("failing", "code"), [("create_dataset.py", 2), ("train_grpo.py", 1), ("generate_bbox.py", 2)])
