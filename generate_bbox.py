@@ -20,6 +20,7 @@ Differences from the released experiment: rows are generated in batches; a `{nam
 """
 
 import argparse
+import json
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from cropvlm.prompts import MAX_BOX_TOKENS, cropper_messages
 from cropvlm.runs.cli import ArgumentParser, nonempty, pixels, positive, run, start_logging
 from cropvlm.runs.predictions import check_output
 from cropvlm.runs.prompt_sources import BoxPrompts
-from cropvlm.runs.provenance import row_hashes, row_keys, seen_rows
+from cropvlm.runs.provenance import hash_of, row_hashes, row_keys, seen_rows
 from cropvlm.runs.run import Job, Run
 from cropvlm.runs.text_models import TextModel, add_common_flags, check_model_flags, cropper, data_sources
 
@@ -73,15 +74,16 @@ def box_job(args: argparse.Namespace, model: TextModel, source: dict[str, Any]) 
     keys = row_keys(rows)
     settings = {"longest_edge": model.longest_edge, "max_new_tokens": args.max_new_tokens}
     settings |= {"prompt": cropper_messages("{question}")} | ({"need": True} if args.need else {})
-    labels = list(rows["needed"]) if "needed" in rows.column_names else []
-    needed = {question_id for question_id, label in zip(rows["question_id"], labels, strict=False) if label is True}
-    output = model.output(path, source, rows, keys, settings, partial(count_boxes, needed=needed))
+    labels = list(rows["needed"]) if args.need and "needed" in rows.column_names else []
+    needed = [question_id for question_id, label in zip(rows["question_id"], labels, strict=False) if label is True]
+    settings |= {"labels": hash_of(json.dumps(needed))} if labels else {}
+    output = model.output(path, source, rows, keys, settings, partial(count_boxes, needed=frozenset(needed)))
     if args.model_path and (seen := len(seen_rows(args.model_path) & row_hashes(rows, keys))):
         output.known["cropper"] = output.known["cropper"] | {"seen_rows": seen}
     return Job(list(rows["question_id"]), BoxPrompts(rows), [output], keys)
 
 
-def count_boxes(records: list[dict], needed: Collection[str | int] = ()) -> dict[str, Any]:
+def count_boxes(records: list[dict], needed: Collection[str | int] = frozenset()) -> dict[str, Any]:
     """Invalid boxes (answered with the whole image later) and mean area of the valid ones.
 
     needed: ids of the rows that are labelled as needing a crop. `need_of_90_pct` is the need that 90% of them reach: a
