@@ -80,7 +80,10 @@ class AnswerLikelihoodReward(_AnswererReward):
 
     def score(self, images: Sequence, questions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
         references = list(map(most_common_answer, answers))
-        return answer_log_likelihood(self.model, self.processor, images, questions, references).tolist()
+        scores = answer_log_likelihood(self.model, self.processor, images, questions, references)
+        if not scores.isfinite().all():  # TRL would leave it out of the sum, and a label compare it with a threshold
+            raise UserError(f"{self.model.name_or_path}: log-likelihood not finite; are its weights damaged?")
+        return scores.tolist()
 
 
 class AnswerAccuracyReward(_AnswererReward):

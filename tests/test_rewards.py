@@ -1,5 +1,7 @@
 """The rewards as TRL calls them, on hand-worked completions and a tiny random reward VLM."""
 
+import math
+
 import pytest
 import torch
 from pictures import noise
@@ -7,6 +9,7 @@ from pictures import noise
 from cropvlm import generation, likelihood, rewards
 from cropvlm.crops import crop_bbox
 from cropvlm.encoding import model_inputs
+from cropvlm.errors import UserError
 from cropvlm.modeling import answer_log_likelihood, load_model, load_processor
 from cropvlm.models import batches
 
@@ -52,6 +55,12 @@ def test_likelihood_is_that_of_full_image_and_crop(reward_vlm):
     assert values[0] == values[2]  # exactly: equal boxes must not differ by rounding, or they get an advantage
     assert values[1] == values[3]
     assert all(value < 0 for value in values)
+
+
+def test_a_likelihood_that_is_not_finite_is_refused(reward_vlm, monkeypatch):
+    monkeypatch.setattr(rewards, "answer_log_likelihood", lambda *_: torch.tensor([-1.0, math.nan]))
+    with pytest.raises(UserError, match="not finite"):
+        rewards.AnswerLikelihoodReward(*reward_vlm).score([()] * 2, [""] * 2, [["a"]] * 2)
 
 
 def five_completions():
