@@ -193,6 +193,12 @@ class CheckpointRecorder(TrainerCallback):
         steps |= {"seconds": round(time.monotonic() - self.begun, 1), "gpu": library_versions().get("gpu")}
         return self.run | {"training": self.run["training"] | steps}
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Raise `UserError` for weights that no further step can make finite again: the loss is logged as 0."""
+        if not all(weights.isfinite().all() for weights in kwargs["model"].parameters() if weights.requires_grad):
+            seen = f"the weights are no longer finite after step {state.global_step}"
+            raise UserError(f"{seen}: training has diverged; start anew with a lower --learning_rate")
+
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
         if args.should_save and can_resume(args, state.global_step, state.max_steps):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+import torch
 
 import train_grpo
 import train_sft
@@ -42,6 +43,16 @@ def write_checkpoint(folder: Path, step: int, run: dict | None = RUN) -> Path:
     if run is not None:
         write_record(checkpoint, run, [Path("optimizer.pt"), Path("ref/adapter_model.safetensors")])
     return checkpoint
+
+
+def test_weights_that_are_no_longer_finite_end_the_run(tmp_path):
+    args = train_sft.SFTArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    recorder, model = checkpoints.CheckpointRecorder(RUN, args), torch.nn.Linear(2, 1)
+    step = partial(recorder.on_step_end, args, SimpleNamespace(global_step=7), None, model=model)
+    step()
+    model.weight.data[0, 1] = torch.nan
+    with pytest.raises(UserError, match="no longer finite after step 7"):
+        step()
 
 
 @pytest.mark.parametrize(
