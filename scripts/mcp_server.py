@@ -29,6 +29,7 @@ def main() -> None:
     args = parse_args()
     from mcp.server import MCPServer
     from mcp.server.mcpserver import Image
+    from mcp.server.mcpserver.exceptions import ToolError
 
     from cropvlm import Cropper
     from cropvlm.modeling import device_and_dtype
@@ -43,9 +44,12 @@ def main() -> None:
         image: path of a file, or a data URL in base64. Returns the box, [x1, y1, x2, y2] in percent of width and height
         (the whole image where none was found), and the crop.
         """
-        source = base64.b64decode(image.partition(";base64,")[2]) if image.startswith("data:") else image
-        full, file = open_image(source), io.BytesIO()
-        (text,) = cropper.texts([full], [question])
+        try:
+            source = base64.b64decode(image.partition(";base64,")[2]) if image.startswith("data:") else image
+            full, file = open_image(source), io.BytesIO()
+            (text,) = cropper.texts([full], [question])
+        except ValueError as error:  # an image or a question that cannot be read: the agent may ask again
+            raise ToolError(str(error)) from error
         crop, is_valid = crop_or_full_image(full, text)
         crop.save(file, "png")
         return [text if is_valid else "[0, 0, 100, 100]", Image(data=file.getvalue(), format="png")]

@@ -38,11 +38,13 @@ def test_the_official_client_zooms(tiny_smolvlm, tmp_path):
     image.save(tmp_path / "image.png")
     url = "data:image/png;base64," + base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
     server = [PYTHON, ROOT / "scripts/mcp_server.py", "--model_path", tiny_smolvlm, "--longest_edge", "64"]
-    call = [PYTHON, "-c", CLIENT, json.dumps(list(map(str, server))), tmp_path / "image.png", url]
+    images = [tmp_path / "image.png", url, tmp_path / "missing.png"]
+    call = [PYTHON, "-c", CLIENT, json.dumps(list(map(str, server))), *images]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    by_path, by_url = map(json.loads, done.stdout.splitlines())
+    by_path, by_url, missing = map(json.loads, done.stdout.splitlines())
     assert by_path == by_url
+    assert "no such file" in missing[1]["text"]
     tools, box, crop = by_path
     assert tools == ["zoom"]
     assert box["text"] == "[0, 0, 100, 100]"  # random weights write no valid box
