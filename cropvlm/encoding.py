@@ -90,18 +90,17 @@ def model_inputs(model: Any, prepared: Prepared, pad_token_id: int) -> dict[str,
     Each distinct image is encoded once. Gradients flow through the features.
     """
     prompts = [torch.tensor(ids) for ids in prepared.input_ids]
-    masks = [torch.ones_like(ids) for ids in prompts]
     input_ids = pad_sequence(prompts, batch_first=True, padding_value=pad_token_id, padding_side="left")  # (B, L)
-    mask = pad_sequence(masks, batch_first=True, padding_side="left")  # (B, L)
+    mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")  # (B, L)
+    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    inputs = {name: ids.to(model.device, non_blocking=True) for name, ids in inputs.items()}
     shown = [key for keys in prepared.shown for key in keys]
+    if not shown:  # a text alone, as a chat may be
+        return inputs
     features = encode_images(model, prepared.images, prepared.tiles)
-    inputs = {
-        "input_ids": input_ids.to(model.device, non_blocking=True),
-        "attention_mask": mask.to(model.device, non_blocking=True),
-        # Not `pixel_values`: the model would encode those itself, a shared image once per prompt. One entry for each
-        # placeholder, in order; the same tensor may stand at several.
-        "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features[key] for key in shown])},
-    }
+    # Not `pixel_values`: the model would encode those itself, a shared image once per prompt. One entry for each
+    # placeholder, in order; the same tensor may stand at several.
+    inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features[key] for key in shown])}
     grids = [prepared.images[key].tensors.get("image_grid_thw") for key in shown]
     if grids[0] is not None:  # Qwen2.5-VL computes its 3D positions from these two
         inputs["image_grid_thw"] = torch.cat(grids).to(model.device)  # (images shown, 3)

@@ -209,6 +209,16 @@ def test_images_of_any_size_get_a_text(vlm, size):
     assert isinstance(text, str)
 
 
+def test_a_text_alone_and_beside_images_gets_what_generate_writes(vlm):
+    messages, images = [answerer_messages(QUESTION, shown) for shown in (0, 1)], [[], [noise(60, 40)]]
+    alone = [generate_texts(*vlm, messages[i : i + 1], images[i : i + 1], max_new_tokens=6)[0] for i in (0, 1)]
+    assert alone == generate_texts(*vlm, messages, images, max_new_tokens=6)
+    text = vlm[1].apply_chat_template(messages[0], add_generation_prompt=True)
+    inputs = vlm[1].tokenizer(text, return_tensors="pt")
+    output = vlm[0].generate(**inputs, generation_config=greedy(*vlm, 6))
+    assert vlm[1].decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) == alone[0]
+
+
 def test_a_question_cannot_smuggle_in_a_placeholder(vlm):
     _, processor = vlm
     messages = answerer_messages(f"What does {processor.image_token} mean?", 1)
