@@ -16,8 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-for name in [name for name in os.environ if name.startswith("GRADIO_")]:
-    del os.environ[name]  # an address, a port or a proxy's path that another page was given
+for name, value in list(os.environ.items()):
+    # An address, a port or a proxy's path that another page was given; a proxy of a kind that no client here can use.
+    if name.startswith("GRADIO_") or (name.lower().endswith("_proxy") and value.startswith("socks")):
+        del os.environ[name]
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is sent anywhere
 for name in ("NO_PROXY", "no_proxy"):  # the page asks itself whether it is there
     os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))

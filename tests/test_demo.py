@@ -121,7 +121,7 @@ def address(tmp_path_factory, tiny_smolvlm, tiny_world) -> Iterator[str]:
     # As on a shared machine behind a proxy: another user's folder of gradio, and variables that other pages were given.
     (folder / "gradio").touch()
     environment = {key: value for key, value in os.environ.items() if key.lower() != "no_proxy"}
-    environment |= {"TMPDIR": str(folder), "http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}
+    environment |= {"TMPDIR": str(folder), "http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
     environment |= {"GRADIO_SERVER_PORT": "1", "GRADIO_SHARE": "True", "GRADIO_ROOT_PATH": "/proxy"}
     with log.open("w") as file:
         call = [GRADIO, script, "--port", str(port)]
