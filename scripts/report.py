@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from cropvlm.errors import UserError  # noqa: E402
 from cropvlm.runs.cli import ArgumentParser, positive, run  # noqa: E402
+from cropvlm.runs.files import lock  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,7 +57,8 @@ def main() -> int:
         folder = args.predictions or Path("predictions")
         made = report.judge_folder(folder, each_run(args.claims, args.names, args.seeds))
         output = args.output or folder
-    report.write(made, output, args.examples)
+    with lock(output / "_report_lock"):  # another report's files are not taken for those of a killed run
+        report.write(made, output, args.examples)
     print(report.summary(made))
     print(f"report: {', '.join(str(output / name) for name in report.FILES)}")
     return made.exit_code

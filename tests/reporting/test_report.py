@@ -24,6 +24,7 @@ from reporting_worlds import (
 )
 
 from cropvlm.errors import UserError
+from cropvlm.runs.files import lock
 from cropvlm.runs.predictions import meta_path
 from reporting import tables
 from reporting.claims_file import read_claims
@@ -226,6 +227,9 @@ def test_as_a_command():
     assert done.returncode == 3
     assert done.stdout.splitlines()[-1] == "report: p/report.md, p/report.json, p/report.html"
     assert "Traceback" not in done.stderr
+    with lock(Path("p/_report_lock")):
+        done = command("--predictions", "p", "--claims", "claims.yaml")
+    assert (done.returncode, "another run is writing here" in done.stderr) == (2, True)
     done = command("--predictions", "gone")
     assert (done.returncode, done.stderr) == (2, "error: gone is not a folder; expected one with prediction files\n")
 
