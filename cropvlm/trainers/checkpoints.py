@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -195,7 +196,8 @@ class CheckpointRecorder(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Raise `UserError` for weights that no further step can make finite again: the loss is logged as 0."""
-        if not all(weights.isfinite().all() for weights in kwargs["model"].parameters() if weights.requires_grad):
+        weights = [weight.detach() for weight in kwargs["model"].parameters() if weight.requires_grad]
+        if not torch.nn.utils.get_total_norm(weights).isfinite():  # of all at once: a GPU is waited for only once
             seen = f"the weights are no longer finite after step {state.global_step}"
             raise UserError(f"{seen}: training has diverged; start anew with a lower --learning_rate")
 
