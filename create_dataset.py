@@ -30,6 +30,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from cropvlm.errors import UserError
 from cropvlm.runs.cli import COMPLETE_WITH_FAILURES, ArgumentParser, run, start_logging
 from cropvlm.runs.processes import exchange, rank
 from cropvlm.runs.text_models import check_model_flags
@@ -46,6 +47,10 @@ def parse_args() -> argparse.Namespace:
     add_flags(parser)
     args = parser.parse_args()
     check_model_flags(args)
+    of_labels = ("reward_model", "reward_longest_edge", "need_threshold")
+    given = [f"--{name}" for name in of_labels if getattr(args, name) != parser.get_default(name)]
+    if given and not args.label_need:
+        raise UserError(f"{', '.join(given)}: of the labels, which need --label_need; add it or leave this out")
     return args
 
 

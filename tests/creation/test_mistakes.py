@@ -17,6 +17,7 @@ from cropvlm.sets import card
         (["--output_path", "{tmp}/taken"], "is not a saved data set; name another --output_path"),
         # The tiny teacher's most are 19600.
         (["--min_pixels", "30000"], "at least 30000 and at most 19600 pixels"),
+        (["--need_threshold", "1"], "--need_threshold: of the labels, which need --label_need"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, message):
