@@ -105,16 +105,14 @@ def test_a_list_in_a_message_has_few_and_short_items():
     assert listed(["x" * 10**6], length=10) == "xxxxxxx..."
 
 
-PRINTING = "from cropvlm.runs.cli import run; run(lambda: print('x' * {length}))"
-
-
 @pytest.mark.parametrize("length", [1, 100_000])  # written as Python ends, and before
 def test_output_that_cannot_be_written_is_one_line(length):
+    program = f"from cropvlm.runs.cli import run; run(lambda: print('x' * {length}))"
     reader, closed = os.pipe()
     os.close(reader)
     with Path("/dev/full").open("w") as full, os.fdopen(closed, "w") as unread:
         for stdout, problem in ((full, "No space left on device; free space and"), (unread, "Broken pipe;")):
-            done = run_code(PRINTING.format(length=length), stdout=stdout)
+            done = run_code(program, stdout=stdout)
             assert (done.returncode, done.stderr) == (2, f"error: cannot write: {problem} run the same command again\n")
 
 
@@ -139,17 +137,15 @@ run(main)
 """
 
 
-@pytest.mark.parametrize("kind", ["terminal", "pipe"])
-def test_a_run_goes_on_when_its_terminal_has_gone(tmp_path, kind):
+def test_a_run_goes_on_when_its_terminal_has_gone(tmp_path):
     """Started with nohup or in a session of its own, as a cluster's job is, it gets no signal, but writing fails."""
-    ours, theirs = os.openpty() if kind == "terminal" else os.pipe()
+    ours, theirs = os.openpty()
     call = [sys.executable, "-c", SHOWING, str(tmp_path / "file")]
-    stdout = theirs if kind == "terminal" else subprocess.PIPE
-    streams = {"stdin": subprocess.PIPE, "stdout": stdout, "stderr": theirs}
-    process = subprocess.Popen(call, cwd=ROOT, start_new_session=True, **streams)
+    process = subprocess.Popen(
+        call, cwd=ROOT, start_new_session=True, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
-    if kind == "terminal":
-        assert os.read(ours, 5) == b"begun"
+    assert os.read(ours, 5) == b"begun"
     os.close(ours)
     process.communicate()
     assert (process.returncode, (tmp_path / "file").read_text()) == (0, "done")
@@ -243,18 +239,11 @@ def test_an_accent_on_a_terminal_that_only_knows_ascii():
     assert done.stderr == "datasets/\\xe9\nerror: no \\xe9\n"
 
 
-FORKSERVER = """
-import multiprocessing
-from cropvlm.runs.cli import run
-multiprocessing.set_start_method("forkserver")
-run(lambda: print(multiprocessing.get_start_method()))
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's own way is kept")
 def test_worker_processes_are_forked_where_python_would_not():
     """Rows are made by functions within functions, which cannot be pickled; forkserver is Python 3.14's default."""
-    done = run_code(FORKSERVER)
+    program = "import multiprocessing as mp; from cropvlm.runs.cli import run; mp.set_start_method('forkserver'); "
+    done = run_code(program + "run(lambda: print(mp.get_start_method()))")
     assert (done.stdout, done.stderr, done.returncode) == ("fork\n", "", 0)
 
 
