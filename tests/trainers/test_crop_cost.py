@@ -9,7 +9,7 @@ from trainers import make_grpo_trainer
 from cropvlm.errors import UserError
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.rewards import AnswerLikelihoodReward
-from cropvlm.trainers.checkpoints import differences, need_learnt
+from cropvlm.trainers.checkpoints import need_learnt
 from cropvlm.trainers.crop_cost import STEPS, CollapseWarning, CropCostReward, decision_reward
 from cropvlm.trainers.results import save_card
 from cropvlm.trainers.settings import PolicyArguments
@@ -71,13 +71,6 @@ def test_a_collapse_is_told_once(caplog):
     for _ in range(3 * STEPS):
         warning([1, 1, 1])
     assert caplog.text.count("never asks for a crop; lower --crop_cost") == 1
-
-
-def test_a_resume_compares_the_price_and_a_run_without_one_records_none():
-    plain, priced, other = ({"settings": s, "contents": {}} for s in ({}, {"crop_cost": 0.5}, {"crop_cost": 1.0}))
-    assert differences(plain, plain) == []
-    assert differences(plain, priced) == ["crop_cost None there, 0.5 here"]
-    assert differences(priced, other) == ["crop_cost 0.5 there, 1.0 here"]
 
 
 def test_for_whom_the_decision_was_learnt(tmp_path):
