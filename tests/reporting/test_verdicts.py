@@ -51,10 +51,8 @@ def test_191_questions_decide_nothing_that_lies_6_points_apart(world):
 OVER = {"score": SFT, "over": NONE}
 CLAIMS_BY_HAND = {
     "about 21..39 below the bar": ({"none": 30}, {"score": NONE, "at_most": 40}, 30, "reproduced"),
-    "about 28..48": ({"none": 38}, {"score": NONE, "at_most": 40}, 38, "inconclusive"),
     "about 42..62": ({"none": 52}, {"score": NONE, "at_most": 40}, 52, "not reproduced"),
     "above the bar": ({"none": 52}, {"score": NONE, "at_least": 40}, 52, "reproduced"),
-    "below the bar": ({"none": 30}, {"score": NONE, "at_least": 40}, 30, "not reproduced"),
     # 10 of 100 differ: 10 +- 5.9.
     "4..16 above the bar": ({"none": 40, "sft": 50}, OVER | {"at_least": 3}, 10, "reproduced"),
     "4..16 holds the bar": ({"none": 40, "sft": 50}, OVER | {"at_least": 9}, 10, "inconclusive"),
@@ -66,7 +64,6 @@ CLAIMS_BY_HAND = {
     "paired by question": ({"none": 46, "sft": 50}, OVER, 4, "reproduced"),
     "the other way": ({"none": 9, "sft": 0}, OVER, -9, "not reproduced"),
     "equal": ({"none": 9, "sft": 9}, OVER, 0, "inconclusive"),
-    "equal in 100 alone": ({"none": 9, "sft": 9}, OVER | {"at_least": -1}, 0, "inconclusive"),
 }
 
 
@@ -88,8 +85,8 @@ def test_the_share_of_a_way(world):
 
 @pytest.mark.parametrize(
     "scores",
-    [(40, 50, 40), (60, 20, 10), (40, 50, 41)],
-    ids=["no way to go", "a way that goes down", "one question, of which a sample may have none"],
+    [(60, 20, 10), (40, 50, 41)],
+    ids=["a way that goes down", "one question, of which a sample may have none"],
 )
 def test_the_share_of_no_way_is_not_comparable(world, scores):
     claim = {"says": "it", **OVER, "of": GRPO, "at_least": 70}
