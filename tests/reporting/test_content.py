@@ -66,7 +66,6 @@ OTHERS = {  # what a training recorded -> why it is not that of the claims file
         {"settings": {"max_steps": 10, "learning_rate": 1e-2}},
         "its training's max_steps 10 instead of -1.0; its training's learning_rate 0.01 instead of 0.0003",
     ),
-    "in SFT": ({"base_training": SFT_RECORD | {"rows": 10}}, "in its base: rows of its training 10 instead of 50"),
 }
 
 
@@ -104,7 +103,6 @@ def test_boxes_of_a_cropper_that_was_trained_anew_are_not_comparable(world):
     [
         ({}, {"max_new_tokens": 64}, "answerer's max_new_tokens 64 instead of 8"),
         ({}, {"dtype": "torch.bfloat16"}, "answerer's dtype bfloat16 instead of float32"),
-        ({}, {"longest_edge": None}, "answerer's longest edge None instead of 64"),
         ({}, {"prompt": "Hm?"}, "another prompt of the answerer"),
         ({}, {"min_pixels": 5}, "answerer's min pixels 5 instead of 9"),
         ({}, {"image_fit": "crop"}, "answerer's image fit crop instead of pad"),

@@ -206,13 +206,7 @@ def test_as_a_command(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [
-        "--predictions_file a",
-        "--compare b",
-        "--names x",
-        "--examples 0",
-        "--predictions p --predictions_file a --compare b",
-    ],
+    ["--predictions_file a", "--names x", "--examples 0", "--predictions p --predictions_file a --compare b"],
 )
 def test_a_mistake_in_the_flags_is_one_line(flags, monkeypatch, capsys):
     assert call_script(monkeypatch, "scripts/report.py", *flags.split()) == 2

@@ -63,7 +63,7 @@ CLAIMS_BY_HAND = {
     # The same 46 are right in both; unpaired, the error of the difference would be 7.
     "paired by question": ({"none": 46, "sft": 50}, OVER, 4, "reproduced"),
     "the other way": ({"none": 9, "sft": 0}, OVER, -9, "not reproduced"),
-    "equal": ({"none": 9, "sft": 9}, OVER, 0, "inconclusive"),
+    "equal in 100 alone": ({"none": 9, "sft": 9}, OVER | {"at_least": -1}, 0, "inconclusive"),
 }
 
 
@@ -83,11 +83,7 @@ def test_the_share_of_a_way(world):
     assert judged.interval_95 == pytest.approx((57.9, 84.4), abs=2)
 
 
-@pytest.mark.parametrize(
-    "scores",
-    [(60, 20, 10), (40, 50, 41)],
-    ids=["a way that goes down", "one question, of which a sample may have none"],
-)
+@pytest.mark.parametrize("scores", [(40, 50, 40), (40, 50, 41)])  # no way; one question, which a sample may lack
 def test_the_share_of_no_way_is_not_comparable(world, scores):
     claim = {"says": "it", **OVER, "of": GRPO, "at_least": 70}
     (judged,) = world(dict(zip(("none", "sft", "grpo"), scores, strict=True)), claims=[claim])
