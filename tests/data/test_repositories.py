@@ -37,8 +37,7 @@ def ids(path: object, *arguments, **more) -> list:
     ("table", "key", "image", "lies"),
     [
         ("data.jsonl", "image", "images/train_station.jpg", "images/train_station.jpg"),  # more images than tables
-        ("metadata.jsonl", "file_name", "train_station.JPG", "train_station.JPG"),
-        ("train/metadata.jsonl", "file_name", "0.jpg", "train/0.jpg"),  # beside the table
+        ("train/metadata.jsonl", "file_name", "0.JPG", "train/0.JPG"),  # beside the table
         ("data/train.jsonl", "image", "../0.jpg", "0.jpg"),
         ("data/train.jsonl", "image", "images/0.jpg", "images/0.jpg"),  # from the root
     ],

@@ -48,13 +48,6 @@ def test_a_published_copy_comes_in_the_row_schema(copies, name, copy, ids, quest
     assert open_image(rows[1]["image"]).size == (8, 6)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_docvqa_splits_beside_the_default(copies, split):
-    rows = load_rows(copies / "docvqa", split, dataset="docvqa")
-    assert list(rows["question_id"]) == (["337", "338"] if split == "train" else ["49153", "24580"])
-    assert rows["answers"][:] == ([["0.28", "0.280"], ["x"]] if split == "train" else [[], []])
-
-
 def test_a_copy_is_told_by_its_columns(copies):
     names = [benchmark_for(copies / name).name for name in ("textvqa", "stvqa")]
     assert names == ["textvqa", "stvqa"]
@@ -83,19 +76,18 @@ def test_splits(copies):
     assert rows[0]["image"] == base64.b64encode(RED).decode()  # images are left alone where none are needed
 
 
-@pytest.mark.parametrize("config", ["DocVQA", "InfographicVQA"])
 @pytest.mark.parametrize("named", [False, True])
-def test_training_rows_of_a_copy_whose_card_does_not_list_them(tmp_path, caplog, config, named):
-    path, dataset = f"{tmp_path}:{config}", {"DocVQA": "docvqa", "InfographicVQA": "infovqa"}[config]
-    source = {"dataset_path": tmp_path, "dataset": dataset} if named else {"dataset_path": path}
+def test_training_rows_of_a_copy_whose_card_does_not_list_them(tmp_path, caplog, named):
+    source = (
+        {"dataset_path": tmp_path, "dataset": "infovqa"} if named else {"dataset_path": f"{tmp_path}:InfographicVQA"}
+    )
     write_docvqa(tmp_path)
-    assert list(load_rows(**source, default_split="train")["question_id"]) == ["337", "338"]
+    assert load_rows(**source, default_split="train")["question_id"][:] == ["337", "338"]
     assert caplog.text == ""
     for file in tmp_path.glob("*/t*.parquet"):  # train and test
         file.unlink()
     (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace(DOCVQA_TEST, ""))
-    rows = load_rows(**source, default_split="train")
-    assert list(rows["question_id"]) == (["49153", "24580"] if config == "DocVQA" else ["98313", "98314"])
+    assert load_rows(**source, default_split="train")["question_id"][:] == ["49153", "24580"]
     assert "has no split train: its rows are of validation" in caplog.text
 
 
@@ -116,7 +108,6 @@ def test_a_saved_set_of_another_split_is_said(tmp_path, caplog):
     ("path", "arguments", "problem"),
     [
         ("FOLDER/nothing", {}, "no data set at .*nothing: no such folder"),
-        ("FOLDER/vstar/direct_attributes", {"dataset": "textvqa"}, "has no"),
         ("FOLDER/textvqa", {"dataset": "imagenet"}, "unknown benchmark 'imagenet'; expected one of textvqa, "),
         ("FOLDER/textvqa", {"split": "train"}, "has no splits, but 'train' was asked for"),
         ("FOLDER/splits", {}, "has several splits; name one with --split: train, validation, test"),
@@ -125,7 +116,6 @@ def test_a_saved_set_of_another_split_is_said(tmp_path, caplog):
         ("FOLDER/docvqa", {}, "has several configurations; choose one, as ID:NAME: DocVQA"),
         ("FOLDER/textvqa", {"need": ("image", "bbox")}, "has no column bbox; its columns are: image_id, "),
         ("nobody/nothing", {}, "nobody/nothing is neither a local folder nor available .*; expected a folder"),
-        ("x" * 300, {}, "File name too long: 'x{90,96}[.]{3}"),
         ("", {}, "the data set has an empty name"),
     ],
 )

@@ -36,35 +36,21 @@ def save(folder: Path, **columns) -> Path:
         pytest.param([["", " ", "a"], ["\t"]], [["a"], []], id="blanks"),
         pytest.param([float("nan"), 2.0], [[], ["2"]], id="a blank in a CSV file of numbers"),
         pytest.param(['["a", "b"]', "[]"], [["a", "b"], []], id="JSON"),
-        pytest.param(["['it\\'s', 'b']", None], [["it's", "b"], []], id="Python"),
         pytest.param(["['a', \"it's\"]", "stop"], [["a", "it's"], ["stop"]], id="one plain text among lists"),
         pytest.param(['["a", null, ["b"]]', "('c', 'd')"], [["a", "b"], ["c", "d"]], id="nested, a null, a tuple"),
-        pytest.param(['["a\\ud83d"]', None], [["a?"], []], id="half a surrogate pair"),
         pytest.param(pa.array([[0.1, 2.0], [1.5]], pa.list_(pa.float32())), [["0.1", "2"], ["1.5"]], id="float32"),
-        pytest.param(["(a)", "(1 of 2)"], [["(a)"], ["(1 of 2)"]], id="parentheses"),
         pytest.param(["[1.50, 2.0]", "[7]"], [["1.50", "2"], ["7"]], id="numbers"),
-        pytest.param(["[sic] yes", "exit [2]"], [["[sic] yes"], ["exit [2]"]], id="brackets in a text"),
+        pytest.param(["[sic] yes", "(1 of 2)"], [["[sic] yes"], ["(1 of 2)"]], id="brackets in a text"),
     ],
 )
 def test_references(tmp_path, published, references):
     assert load_rows(save(tmp_path / "data", answers=published))["answers"][:] == references
 
 
-LISTS = [
-    "['a' 'a']",
-    "['a'\n 'a']",
-    "[a b]",
-    "[1 2]",
-    "['a', nan]",
-    "{'a', 'b'}",
-    "['a', 'b",
-    '["a]',
-    '"[\\"a\\", \\"b\\"]"',
-]
-ARRAYS = ["{'text': array(['a'], dtype=object)}", "<ArrowStringArray>\n['a']", "deque(['a'])"]
+LISTS = ["['a' 'a']", "{'a', 'b'}", "['a', 'b", '"[\\"a\\", \\"b\\"]"', "<ArrowStringArray>\n['a']", "deque(['a'])"]
 
 
-@pytest.mark.parametrize("cell", [*LISTS, *ARRAYS, "[1]"])  # [1] beside a text: a list or not?
+@pytest.mark.parametrize("cell", [*LISTS, "[1]"])  # [1] beside a text: a list or not?
 def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
     """Python reads numpy's ['a' 'a'] as ['aa'], which no right answer matches."""
     with pytest.raises(UserError, match="has the answers .*; expected"):
@@ -72,27 +58,19 @@ def test_any_other_look_of_a_list_is_refused(tmp_path, cell):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-@pytest.mark.parametrize(
-    ("published", "references"),
-    [
-        (["007", "-", ["a"]], [["007"], ["-"], ["a"]]),  # datasets would read 7 and 0
-        (["1.50", "null", {"answer": "a"}], [["1.50"], ["null"], ["a"]]),
-        ([[3, "007"], ["1e5"], []], [["3", "007"], ["1e5"], []]),
-        (["2020-01-01", "2021-02-03", None], [["2020-01-01"], ["2021-02-03"], []]),
-    ],
-)
-def test_texts_in_json_stay_what_they_are(tmp_path, suffix, published, references):
+def test_texts_in_json_stay_what_they_are(tmp_path, suffix):
+    """datasets would read 7, 0 and dates."""
+    published = ["007", "-", "null", "1.50", "2020-01-01", None, {"answer": "a"}, [3, "007", "1e5"], []]
     rows = [{"question_id": i, "question": "q", "answers": answers} for i, answers in enumerate(published)]
     text = "\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows)
     (tmp_path / f"train.{suffix}").write_text(text)
+    references = [["007"], ["-"], ["null"], ["1.50"], ["2020-01-01"], [], ["a"], ["3", "007", "1e5"], []]
     assert load_rows(tmp_path, need=("question_id", "answers"))["answers"][:] == references
 
 
 def test_references_that_are_class_labels(tmp_path):
-    features = Features({"question_id": TEXT, "answers": List(ClassLabel(names=["A", "B"])), "label": TEXT})
-    rows = datasets.Dataset.from_dict(
-        {"question_id": ["1", "2"], "answers": [[1, 0], [-1]], "label": ["", ""]}, features=features
-    )
+    features = Features({"question_id": TEXT, "answers": List(ClassLabel(names=["A", "B"]))})
+    rows = datasets.Dataset.from_dict({"question_id": ["1", "2"], "answers": [[1, 0], [-1]]}, features=features)
     rows.save_to_disk(tmp_path)
     assert load_rows(tmp_path, need=("question_id", "answers"))["answers"][:] == [["B", "A"], []]
 
@@ -121,15 +99,10 @@ def test_ids_of_every_type(tmp_path):
         ([5, None], "rows without a question_id"),
         ([5.0, float("nan")], "rows without a question_id"),
     ],
-    ids=["none", "equal", "a null", "a blank in a CSV file"],
 )
-@pytest.mark.parametrize("need", [("image", "question", "question_id"), ("question_id", "answers")])
-def test_row_numbers_serve_as_ids(tmp_path, caplog, ids, reason, need):
-    rows = load_rows(save(tmp_path / "data", question_id=ids), need=need)
-    assert rows["question_id"][:] == [0, 1]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/data has {reason}: the row numbers serve as ids"
-    ]
+def test_row_numbers_serve_as_ids(tmp_path, caplog, ids, reason):
+    assert load_rows(save(tmp_path / "data", question_id=ids))["question_id"][:] == [0, 1]
+    assert caplog.messages == [f"{tmp_path}/data has {reason}: the row numbers serve as ids"]
     assert load_rows(save(tmp_path / "data", question_id=ids), max_samples=1)["question_id"][:] == [0]
 
 
@@ -145,7 +118,6 @@ NO_IMAGE = "none of the 2 images can be read; the first is an .*"
         ({"answers": [[True], [False]]}, r"row 0 has the answers \[True\]; expected strings"),
         ({"image": [1, 2]}, "expected images in the column image, not Value"),
         ({"image": ["https://a.io/1.jpg"] * 2}, f"{NO_IMAGE}'?https://a.io/1.jpg'? is a URL, which is not downloaded"),
-        ({"image": ["gone.jpg", None]}, f"{NO_IMAGE}no such file"),
         ({"image": [{"bytes": b"no image", "path": None}] * 2}, f"{NO_IMAGE}unknown format"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
@@ -192,19 +164,9 @@ def encoded(image: bytes) -> str:
     ids=["without padding", "data URL", "in lines"],
 )
 def test_base64_images_are_decoded(tmp_path, text):
-    rows = load_rows(save(tmp_path / "data", image=[None, text]))
-    assert open_image(rows[1]["image"]).getpixel((0, 0)) == open_image(BLUE).getpixel((0, 0))
-    assert [len(row["image"]["bytes"]) for row in rows] == [0, len(BLUE)]
+    rows = load_rows(save(tmp_path / "data", image=["gr\u00fcn", text]))  # one readable image is enough
+    assert [row["image"]["bytes"] for row in rows] == [b"", BLUE]
     assert isinstance(rows.features["image"], datasets.Image)
-
-
-def test_one_readable_image_is_enough(tmp_path):
-    images = ["abc", "gr\u00fcn", "x" * 10**6, None, encoded(RED)]
-    rows = load_rows(save(tmp_path / "data", image=images, question=["q"] * 5, question_id=None, answers=None))
-    for row in rows.select(range(4)):
-        assert row["image"]["path"] is None
-        with pytest.raises(ValueError, match="unreadable image"):
-            open_image(row["image"])
 
 
 @pytest.mark.parametrize("form", ["text", "struct"])
