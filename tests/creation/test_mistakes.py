@@ -12,7 +12,6 @@ from cropvlm.sets import card
     [
         (["--dataset_path", "no/such/folder"], "no/such/folder"),
         (["--model_path", "{tmp}"], "no processor there"),
-        (["--max_samples", "1"], "a share of 0.5 for SFT holds not even one"),
         (["--output_path", "/proc/nowhere/made"], "cannot write"),
         (["--output_path", "{tmp}/taken"], "is not a saved data set; name another --output_path"),
         # The tiny teacher's most are 19600.

@@ -97,11 +97,6 @@ def test_sft_learns_where_no_crop_is_needed(tiny_smolvlm, boxed_world):
     plain, taught = ([row["completion"] for row in prompt_completion_rows(r, processor)] for r in (rows, labelled))
     assert taught[::2] == plain[::2]
     assert set(taught[1::2]) == {" Not needed.<end_of_utterance>"}
-
-
-def test_labels_are_true_false_or_missing(tiny_smolvlm, boxed_world):
-    rows, processor = load_rows(str(boxed_world)), load_processor(str(tiny_smolvlm))
-    plain = [row["completion"] for row in prompt_completion_rows(rows, processor)]
     missing = rows.add_column("needed", [None] * len(rows), feature=Value("bool"))
     assert [row["completion"] for row in prompt_completion_rows(missing, processor)] == plain
     with pytest.raises(UserError, match="the column needed holds 'False'; expected true or false"):
@@ -109,20 +104,15 @@ def test_labels_are_true_false_or_missing(tiny_smolvlm, boxed_world):
 
 
 def test_a_gap_is_of_the_image_that_it_was_computed_from(boxed_world, counted, tmp_path):
-    rows = load_rows(str(boxed_world)).select([0, 2])  # of two images
-    flags = {"reward_model": str(READER), "reward_longest_edge": 64, "gpu": -1, "need_threshold": 0}
+    """A row without references has none: it counts as needed."""
+    rows = load_rows(str(boxed_world)).select([0, 2, 4])  # of three images
+    rows = rows.remove_columns("answers").add_column("answers", [*rows["answers"][:2], []])
+    flags = {"reward_model": str(READER), "reward_longest_edge": 64, "gpu": -1, "need_threshold": 1000}
     args = Namespace(output_path=tmp_path / "made", **flags)
-    need_labels.label_need(rows, args)
+    labelled, report = need_labels.label_need(rows, args)
+    assert labelled["needed"][:] == [False, False, True]
+    assert (labelled["loss_gap"][2], report["without_references"]) == (None, 1)
+    computed = len(counted)
     swapped = rows.remove_columns("image").add_column("image", rows["image"][::-1], feature=rows.features["image"])
     need_labels.label_need(swapped, args)
-    assert counted == [0, 1, 0, 1]
-
-
-def test_a_row_without_references_counts_as_needed(boxed_world, tmp_path):
-    rows = load_rows(str(boxed_world)).select(range(3))
-    rows = rows.remove_columns("answers").add_column("answers", [[], *rows["answers"][1:]])
-    flags = {"reward_model": str(READER), "reward_longest_edge": 64, "gpu": -1, "need_threshold": 1000}
-    labelled, report = need_labels.label_need(rows, Namespace(output_path=tmp_path / "made", **flags))
-    assert labelled["needed"][:] == [True, False, False]
-    assert labelled["loss_gap"][0] is None
-    assert report["without_references"] == 1
+    assert counted[computed:] == [0]

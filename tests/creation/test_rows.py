@@ -24,16 +24,17 @@ def test_halves_of_the_tiny_world(script, tmp_path, tiny_world):
     assert all(len(row["bbox"]) == 4 and isinstance(row["teacher_response"], str) for row in sft)
 
 
-def test_unreadable_images_are_left_out_with_their_ids(script, tmp_path, tiny_world, caplog):
+def test_unreadable_images_and_rows_without_references_are_left_out(script, tmp_path, tiny_world, caplog):
     rows = content(tiny_world / "train")[:8]
     rows[2]["image"]["bytes"] = b"no image"
+    rows[5]["answers"] = []  # nothing to reward boxes by
     rows[6]["image"]["bytes"] = rows[6]["image"]["bytes"][:-500]
     assert script("--dataset_path", str(save_rows(tmp_path / "broken", rows))) == 3
     kept = [[row["question_id"] for row in content(tmp_path / f"made_{part}")] for part in ("sft", "grpo")]
-    assert kept == [[rows[i]["question_id"] for i in part] for part in ((0, 1, 3), (4, 5, 7))]
-    assert all(f"{{'broken': 1}} ({rows[i]['question_id']})" in caplog.text for i in (2, 6))
+    assert kept == [[rows[i]["question_id"] for i in part] for part in ((0, 1, 3), (4, 7))]
+    assert all(f"{{'broken': 1}} ({rows[i]['question_id']})" in caplog.text for i in (2, 5, 6))
     report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
-    assert report["left_out_of_grpo"] == {"no references": 0, "unreadable images": 1}
+    assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 1}
 
 
 def test_rows_without_references_alone(script, asked, tmp_path, tiny_world, capfd):
@@ -61,24 +62,10 @@ def test_a_concatenated_set_without_ids_of_its_own(script, asked, tmp_path, tiny
     assert asked == []
     made = [row for part in ("sft", "grpo") for row in content(tmp_path / f"made_{part}")]
     assert [row["question_id"] for row in made] == [0, 1, 2, 3]
-    assert script("--dataset_path", folder, str(tiny_world), "--output_path", str(tmp_path / "mixed")) == 0
-    assert [row["question_id"] for row in content(tmp_path / "mixed_sft")[:2]] == ["concatenated/0", "concatenated/1"]
-
-
-def test_a_mixture(script, asked, tmp_path, tiny_world):
-    rows = content(tiny_world / "train")
-    for row in rows[:12]:
-        row["answers"] = [] if row is rows[10] else row["answers"]
-    signs, plates = save_rows(tmp_path / "signs", rows[:12]), save_rows(tmp_path / "plates", rows[12:])
-    assert script("--dataset_path", str(signs), f"{plates}=8") == 0
-    sft, grpo = content(tmp_path / "made_sft"), content(tmp_path / "made_grpo")
-    assert [row["source"] for row in sft] == ["signs"] * 6 + ["plates"] * 4
-    # Of the second half of signs one row has no references: there is nothing to reward its boxes by.
-    assert [row["source"] for row in grpo] == ["signs"] * 5 + ["plates"] * 4
-    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
-    assert report["left_out_of_grpo"] == {"no references": 1, "unreadable images": 0}
-    assert sft[0]["question_id"] == f"signs/{rows[0]['question_id']}"
-    assert [row["image"]["bytes"] for row in sft[6:]] == [row["image"]["bytes"] for row in rows[12:16]]
+    assert script("--dataset_path", folder, f"{tiny_world}=8", "--output_path", str(tmp_path / "mixed")) == 0
+    mixed = content(tmp_path / "mixed_sft")
+    assert [row["question_id"] for row in mixed[:2]] == ["concatenated/0", "concatenated/1"]
+    assert [row["source"] for row in mixed] == ["concatenated"] * 2 + ["miniature"] * 4
 
 
 def test_boxes_grow_by_area_and_report_and_card_lie_beside_them(script, asked, tmp_path):

@@ -1,8 +1,8 @@
 """Mixtures: the release's four sources with their published columns, brought to one schema; shares, caps and halves."""
 
 import pytest
-from datasets import Dataset, Image, Value, load_from_disk
-from published import BLUE, RED, hrbench
+from datasets import Dataset, Value
+from published import RED
 
 from cropvlm.errors import UserError
 from cropvlm.sets import rows as mixture
@@ -45,14 +45,6 @@ def test_two_folders_of_one_name(tmp_path):
     folders = [str(tmp_path / parent / "boxes") for parent in ("a", "b")]
     with pytest.raises(UserError, match=f"{folders[0]} and {folders[1]} are both called boxes.*; rename one"):
         load_sources(folders)
-
-
-def test_images_that_are_text(tmp_path):
-    hrbench().save_to_disk(str(tmp_path / "text"))  # base64
-    (rows,) = load_sources([str(tmp_path / "text")])
-    rows.save_to_disk(str(tmp_path / "saved"))
-    saved = load_from_disk(str(tmp_path / "saved")).cast_column("image", Image(decode=False))
-    assert [image["bytes"] for image in saved["image"]] == [RED, BLUE]
 
 
 def test_every_source_is_halved(hub_copies):
