@@ -14,7 +14,6 @@ NO_QUOTA = {"cpu.max": "max 100000"}
         pytest.param("0::/", {"cpu.max": "900000 100000"}, 8, id="more than there are"),
         pytest.param("0::/", NO_QUOTA, 8, id="no quota"),
         pytest.param("0::/job/7", NO_QUOTA | {"job/7/cpu.max": "300000 100000"}, 3, id="a group of its own"),
-        pytest.param("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "25", "cpu/cpu.cfs_period_us": "10"}, 3, id="v1"),
         pytest.param("4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "9", "cpu/a/cpu.cfs_period_us": "3"}, 3, id="v1, a group"),
     ],
 )

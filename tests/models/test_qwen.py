@@ -17,7 +17,7 @@ SIZES = [(640, 480), (33, 47), (1, 1), (102, 38), (1300, 13), (13, 1300), (1000,
 SIZES += [(1500, 10), (10, 2000), (30, 6000), (9000, 60)]  # strips of 150:1 and 200:1, which theirs take
 
 
-@pytest.mark.parametrize("size", [(4100, 20), (20, 4100), (3000, 1), (1, 3000)])
+@pytest.mark.parametrize("size", [(4100, 20), (1, 3000)])
 def test_a_strip_that_theirs_rejects_is_widened_first(size):
     image = noise(*size)
     with pytest.raises(ValueError, match="aspect ratio"):
