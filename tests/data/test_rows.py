@@ -78,9 +78,7 @@ def test_splits(copies):
 
 @pytest.mark.parametrize("named", [False, True])
 def test_training_rows_of_a_copy_whose_card_does_not_list_them(tmp_path, caplog, named):
-    source = (
-        {"dataset_path": tmp_path, "dataset": "infovqa"} if named else {"dataset_path": f"{tmp_path}:InfographicVQA"}
-    )
+    source = {"dataset_path": tmp_path, "dataset": "docvqa"} if named else {"dataset_path": f"{tmp_path}:DocVQA"}
     write_docvqa(tmp_path)
     assert load_rows(**source, default_split="train")["question_id"][:] == ["337", "338"]
     assert caplog.text == ""
