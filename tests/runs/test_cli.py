@@ -45,11 +45,8 @@ def run_code(code: str, *args: object, **options) -> subprocess.CompletedProcess
 
 def test_whatever_a_library_raises_becomes_one_line_with_its_cause(caplog):
     cause = TypeError("of a loader\n\tin two lines")
-    with (
-        caplog.at_level("DEBUG", logger="cropvlm"),
-        pytest.raises(UnreadableImage) as caught,
-        failure("m: cannot be loaded", UnreadableImage),
-    ):
+    caplog.set_level("DEBUG", logger="cropvlm")
+    with pytest.raises(UnreadableImage) as caught, failure("m: cannot be loaded", UnreadableImage):
         raise cause
     assert str(caught.value) == "m: cannot be loaded (of a loader in two lines)"
     assert caught.value.__cause__ is cause
@@ -64,13 +61,12 @@ def test_a_mistake_that_is_told_and_an_interrupt_stay_what_they_are(error):
 
 
 def test_a_wrong_flag_is_one_short_line_without_the_usage_block_and_the_value_of_a_key(capsys):
-    said = []
-    for flags in (["--colour", "red"], ["--" + "x" * 5000], ["--api_key", "sk-1"], ["--hub_token=sk-1"]):
-        assert exit_code(lambda flags=flags: ArgumentParser("A script.").parse_args(flags)) == 2
-        said.append(capsys.readouterr().err)
-    assert said[0] == "error: unrecognized arguments: --colour red; --help lists the flags\n"
-    assert len(said[1]) < 400
-    assert "sk-1" not in "".join(said)
+    flags = ["--api_key", "sk-1", "--hub_token=sk-1", "--" + "x" * 5000, "--colour", "red"]
+    assert exit_code(lambda: ArgumentParser("A script.").parse_args(flags)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: unrecognized arguments: --api_key *** --hub_token *** --xxx")
+    assert said.endswith("xxx... --colour red; --help lists the flags\n")
+    assert len(said) < 400
 
 
 def test_every_copy_of_the_key_is_replaced_but_no_placeholder(monkeypatch):
@@ -220,23 +216,10 @@ def test_the_log_is_this_projects_own(logged, caplog):
     assert len([text for text in caplog.messages if text.startswith("warning")]) == 4  # not the Hub client's retries
 
 
-ACCENT = """
-import logging, sys
-from cropvlm.runs.cli import UserError, run, start_logging
-def main():
-    start_logging()
-    print("datasets/é_sft: 4 rows")
-    logging.getLogger("cropvlm").info("datasets/é")
-    raise UserError("no é")
-run(main)
-"""
-
-
 def test_an_accent_on_a_terminal_that_only_knows_ascii():
-    done = run_code(ACCENT, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 2
-    assert done.stdout == "datasets/\\xe9_sft: 4 rows\n"
-    assert done.stderr == "datasets/\\xe9\nerror: no \\xe9\n"
+    program = "import sys; from cropvlm.runs.cli import run; run(lambda: print('é') or print('no é', file=sys.stderr))"
+    done = run_code(program, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9\n", "no \\xe9\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's own way is kept")

@@ -39,18 +39,15 @@ def test_the_server_that_the_flags_name():
     ],
 )
 def test_a_mistake_is_a_user_error(flags, message):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         parse(*flags)
-    assert message in str(raised.value)
     assert KEY not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "url", [f"https://user:{KEY}@host/v1", f"https://host/v1?key={KEY}", "http://localhost:abc/v1"], ids=ascii
-)
-def test_a_base_url_with_a_password_is_refused_unseen(url):
+@pytest.mark.parametrize("address", [f"user:{KEY}@host/v1", f"host/v1?key={KEY}", "localhost:abc/v1"])
+def test_a_base_url_with_a_password_is_refused_unseen(address):
     with pytest.raises(argparse.ArgumentTypeError) as raised:
-        base_url(url)
+        base_url(f"http://{address}")
     assert KEY not in str(raised.value)
 
 

@@ -223,16 +223,6 @@ def test_the_same_requests_as_the_scripts(server, proxy, answers):
     assert server.bodies[:12] == server.bodies[12:]
 
 
-@pytest.mark.slow
-def test_before_transformers_serve(serve, answers, tiny_smolvlm):
-    flags = ["--api_model", tiny_smolvlm, "--max_new_tokens", 6]
-    with listening(Behind(serve, timeout=120)) as url:
-        assert answers("base", url, *flags) == answers("cropvlm", serve, *flags)
-        chat = body() | {"model": str(tiny_smolvlm)}
-        replies = [post(serve, json=chat), post(url, json=chat, headers={"X-CropVLM": "off"})]
-    assert replies[0].json()["choices"] == replies[1].json()["choices"]
-
-
 @pytest.fixture(scope="module")
 def local(tiny_smolvlm) -> Iterator[str]:
     """The URL of a proxy that answers itself."""
