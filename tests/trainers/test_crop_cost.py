@@ -54,10 +54,10 @@ def test_what_needs_no_crop_is_scored_by_the_full_image(tiny_smolvlm):
     assert [decides[i] for i in (0, 2, 3)] == pytest.approx([released[i] for i in (0, 2, 3)], abs=1e-4)
 
 
-def test_a_price_is_at_least_0():
-    for price in (-0.5, float("nan")):
-        with pytest.raises(UserError, match="--crop_cost .*: expected a price of at least 0"):
-            GRPOPolicyArguments(crop_cost=price)
+@pytest.mark.parametrize("price", [-0.5, float("nan")])
+def test_a_price_is_at_least_0(price):
+    with pytest.raises(UserError, match="--crop_cost .*: expected a price of at least 0"):
+        GRPOPolicyArguments(crop_cost=price)
 
 
 def test_a_collapse_is_told_once(caplog):

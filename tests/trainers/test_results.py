@@ -116,21 +116,14 @@ def test_the_figures_are_those_of_the_whole_run():
     assert saving.latest_figures(log) == {"loss": "1.235"}
 
 
-@pytest.fixture
-def uploads(monkeypatch) -> list[dict]:
-    """What the Hub gets."""
+def test_the_result_is_pushed_without_checkpoints(monkeypatch):
     sent = []
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: SimpleNamespace(repo_id=f"me/{name}"))
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: sent.append(options))
-    return sent
-
-
-def test_the_result_is_pushed_without_checkpoints(uploads, tmp_path):
-    folder = tmp_path / "sft_512"
-    args = SimpleNamespace(hub_model_id=None, output_dir=str(folder), hub_private_repo=None, hub_revision="a_branch")
+    args = SimpleNamespace(hub_model_id=None, output_dir="m/sft_512", hub_private_repo=None, hub_revision="a_branch")
     saving.push(args, saving.create_repo(args))
-    (upload,) = uploads
-    assert (upload["repo_id"], upload["folder_path"], upload["revision"]) == ("me/sft_512", str(folder), "a_branch")
+    (upload,) = sent
+    assert (upload["repo_id"], upload["folder_path"], upload["revision"]) == ("me/sft_512", "m/sft_512", "a_branch")
     assert set(upload["ignore_patterns"]) == {"_*", "checkpoint-*", ".*"}
 
 
