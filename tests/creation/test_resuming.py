@@ -1,6 +1,5 @@
 """create_dataset.py run again: after an interruption, from its journal, over changed images, by several processes."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,34 +7,7 @@ import pytest
 from made_sets import content, save_rows
 from processes import kill_launch, launch_script
 
-from cropvlm import generation
-from cropvlm.generation import FailedRow
 from cropvlm.sets import rows
-from cropvlm.sets.responses import Responses
-
-
-def test_it_goes_on_after_an_error(script, asked, tmp_path, monkeypatch):
-    assert script("--output_path", str(tmp_path / "undisturbed")) == 0
-    everyone = list(asked)
-    asked.clear()
-    whole = Responses.make_record
-
-    def breaks(self, i, text):
-        if i == 5:
-            raise RuntimeError("power cut")
-        return whole(self, i, text)
-
-    monkeypatch.setattr(Responses, "make_record", breaks)
-    with pytest.raises(RuntimeError):
-        script()
-    assert not (tmp_path / "made_sft").exists()
-    assert not (tmp_path / "made_grpo").exists()
-    monkeypatch.setattr(Responses, "make_record", whole)
-    asked.clear()
-    assert script() == 0
-    assert asked == everyone[5:]
-    for part in ("sft", "grpo"):
-        assert content(tmp_path / f"made_{part}") == content(tmp_path / f"undisturbed_{part}")
 
 
 def test_the_same_command_has_nothing_to_do(script, asked, tmp_path, caplog, tiny_world):
@@ -79,24 +51,6 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
     kept = [row["question_id"] for row in content(tmp_path / "made_sft")]
     assert kept == [before[i]["question_id"] for i in (0, 1, 3, 4)]
     assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
-
-
-def test_a_row_that_is_too_large_fails_alone(script, tmp_path, tiny_world, monkeypatch, caplog):
-    def generate_rows(model, processor, source, *, done, **options):
-        for i, texts in generate(model, processor, source, done=done, **options):
-            yield i, FailedRow("out of memory") if i == 1 and too_large else texts
-
-    generate, too_large = generation.generate_rows, [True]
-    monkeypatch.setattr(generation, "generate_rows", generate_rows)
-    rows = content(tiny_world / "train")[:8]
-    folder = str(save_rows(tmp_path / "rows", rows))
-    assert script("--dataset_path", folder) == 3
-    assert f"left out of the SFT part: {{'rows': 1}} ({rows[1]['question_id']})" in caplog.text
-    report = json.loads((tmp_path / "made_sft/teacher_report.json").read_text())
-    assert report["left_out"] == [{"question_id": rows[1]["question_id"], "error": "out of memory"}]
-    too_large.clear()
-    assert script("--dataset_path", folder) == 0  # asked for again
-    assert len(content(tmp_path / "made_sft")) == 4
 
 
 def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):

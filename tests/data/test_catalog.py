@@ -2,7 +2,7 @@
 
 import pytest
 
-from cropvlm.data.catalog import BENCHMARKS, benchmark_by_columns, dataset_name, find_benchmark, locate
+from cropvlm.data.catalog import BENCHMARKS, dataset_name, find_benchmark, locate
 
 TABLE = {  # id, configuration, split, metric
     "textvqa": ("lmms-lab/textvqa", None, "validation", "vqa"),
@@ -40,14 +40,3 @@ def test_dataset_name(tmp_path):
     (tmp_path / "stvqa").mkdir()
     given = [("someone/other:part", None), ("someone/other", "vstar"), (f"{tmp_path}/stvqa/.", None)]
     assert [dataset_name(*each) for each in given] == ["other_part", "vstar", "stvqa"]
-
-
-def test_columns_decide_where_the_name_does_not():
-    known = {
-        "textvqa": "image question question_id answers",
-        "docvqa": "image question questionId answers",
-        "vstar": "image text label question_id",
-        "hrbench4k": "image question index A B C D answer",
-    }
-    assert [benchmark_by_columns(columns.split()).name for columns in known.values()] == list(known)
-    assert benchmark_by_columns(["picture"]).name == "textvqa"

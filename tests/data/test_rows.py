@@ -49,8 +49,11 @@ def test_a_published_copy_comes_in_the_row_schema(copies, name, copy, ids, quest
 
 
 def test_a_copy_is_told_by_its_columns(copies):
-    names = [benchmark_for(copies / name).name for name in ("textvqa", "stvqa")]
-    assert names == ["textvqa", "stvqa"]
+    assert [benchmark_for(copies / name).name for name in ("textvqa", "stvqa", "vstar")] == [
+        "textvqa",
+        "stvqa",
+        "vstar",
+    ]
     assert benchmark_for(copies / "hrbench", split="hrbench_4k").name == "hrbench4k"
     assert benchmark_for(f"{copies}/docvqa:DocVQA", split="test").metric == "anls"
     assert list(load_rows(f"{copies}/docvqa:DocVQA", "test")["question_id"]) == ["49153", "24580"]

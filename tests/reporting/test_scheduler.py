@@ -166,17 +166,11 @@ def test_a_signal_ends_all_stages_and_the_next_run_goes_on(tmp_path, driver, num
     assert again.stderr.count("\n") == 1
 
 
-def test_under_nohup_a_hang_up_ends_nothing(tmp_path, driver):
+def test_under_nohup_a_hang_up_ends_nothing_and_stages_end_with_a_driver_that_is_killed(tmp_path, driver):
     process = driver(ignored=signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.5)
     assert process.poll() is None
-    process.terminate()
-    assert process.wait(60) == 143
-
-
-def test_stages_end_with_a_driver_that_is_killed(tmp_path, driver):
-    process = driver(ignored=signal.SIGHUP)
     process.kill()
     process.wait()
     for name in ("one", "two"):

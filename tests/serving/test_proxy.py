@@ -5,12 +5,9 @@ import contextlib
 import json
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import openai
@@ -26,9 +23,7 @@ from cropvlm.generation import generate_texts
 from cropvlm.modeling import load_model, load_processor
 from cropvlm.prompts import answerer_prompt
 from cropvlm.runs.server import data_url
-from serving.proxy import Behind, Local, build
-
-ROOT = Path(__file__).resolve().parents[2]
+from serving.proxy import Behind, Local, build, main
 
 
 class Cropper:
@@ -263,10 +258,8 @@ def test_a_model_on_this_machine_answers_as_in_the_scripts(local, tiny_smolvlm, 
         (["--api_base", "http://a/v1", "--port", "taken"], "cannot be used; name another one"),
     ],
 )
-def test_mistakes_end_with_one_line(flags, problem):
+def test_mistakes_end_with_one_line(call, capfd, flags, problem):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        flags = [str(taken.getsockname()[1]) if flag == "taken" else flag for flag in flags]
-        command = [sys.executable, "-m", "serving.proxy", "--model_path", "m", *flags]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert problem in done.stderr.splitlines()[-1]
+        flags = [taken.getsockname()[1] if flag == "taken" else flag for flag in flags]
+        assert call(main, "--model_path", "m", *flags) == 2
+    assert problem in capfd.readouterr().err.splitlines()[-1]

@@ -1,10 +1,11 @@
 """Saving both parts or none, in folders of this script's own, with nothing of the user's replaced."""
 
-import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, Image
+from kills import run_forked
 from published import BLUE, RED
 
 from cropvlm.errors import UserError
@@ -73,36 +74,22 @@ def test_what_was_there_stays_where_saving_fails(parts, tmp_path, monkeypatch):
     assert snapshot(tmp_path) == before
 
 
-class Killed(BaseException):
-    pass
+def test_a_killed_run_is_made_good_by_the_next(parts, tmp_path):
+    """At each of its file-system events."""
 
+    def save() -> None:
+        save_whole(str(tmp_path / "x"), parts, FILES)
 
-@pytest.mark.parametrize("stop", range(1, 7))
-def test_a_killed_run_is_made_good_by_the_next(parts, tmp_path, stop):
-    """At the `stop`-th change of a name or removal, as by SIGKILL: nothing is cleaned up."""
-    target, seen = str(tmp_path / "x"), []
-    save_whole(target, parts, FILES)
-    whole = snapshot(tmp_path)
-
-    def ends(function):
-        def call(*args, **options):
-            seen.append(function)
-            if len(seen) >= stop:
-                raise Killed
-            return function(*args, **options)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("rename", "replace", "unlink"):
-            patch.setattr(Path, name, ends(getattr(Path, name)))
-        patch.setattr(shutil, "rmtree", ends(shutil.rmtree))
-        with pytest.raises(Killed):
-            save_whole(target, parts, FILES)
-    assert sum((folder / "state.json").exists() for folder in tmp_path.iterdir()) >= 3  # nothing is lost
-    save_whole(target, parts, FILES)
-    assert snapshot(tmp_path) == whole
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x_grpo", "x_sft"]
+    save()
+    whole, (_, events) = snapshot(tmp_path), run_forked(save)
+    assert events > 20
+    for event in range(events):
+        assert run_forked(save, event)[0] == -signal.SIGKILL
+        assert sum((folder / "state.json").exists() for folder in tmp_path.iterdir()) >= 2  # nothing is lost
+        if event % 4 == 0:
+            save()
+            assert snapshot(tmp_path) == whole, event
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["x_grpo", "x_sft"]
 
 
 # The source as the user names it and where the parts would go, in a folder with the saved set `x_sft`, its links
