@@ -101,17 +101,16 @@ def test_filters_and_their_count(opened):
 
 
 def test_order_and_search_in_questions_and_answers(opened):
-    from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select
 
     Select(find(opened, "#order")).select_by_value("loss")
     assert visible(opened) == ["blue", "pink", "teal", "grey", "red", "green"]
     find(opened, "h1").click()
-    press(opened, "/", "GREEN about")
-    assert visible(opened) == ["green"]
-    find(opened, "#search").send_keys(Keys.CONTROL, "a", Keys.NULL, "no")
+    press(opened, "/", "NO")
     assert set(visible(opened)) == {"red", "blue", "teal"}  # "no" was answered, or "no box"
     find(opened, "[data-filter='better']").click()
+    assert visible(opened) == ["red"]
+    find(opened, "#search").send_keys(" RED about")
     assert visible(opened) == ["red"]
 
 
@@ -143,18 +142,11 @@ def test_the_box_lies_where_it_is(opened):
     assert opened.execute_script(script) == pytest.approx([0.5, 0.5, 0.5], abs=0.02)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling_in_either_scheme(opened, scheme):
+def test_a_phone_needs_no_sideways_scrolling(opened):
     metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     try:
         assert opened.execute_script("return document.documentElement.scrollWidth") == 360
-        colors = opened.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
-        ink, ground = (sum(map(int, color[4:-1].split(", "))) for color in colors)
-        assert (ink < ground) == (scheme == "light")
-        assert abs(ink - ground) > 400  # of 765
     finally:
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -95,7 +95,6 @@ RATES = {
     "between two": (Work(BOXES, SMOLVLM, 1024), 1 / (0.8 / 62 + 0.2 / 18), ", from 512 and 2048 px"),
     "below: the nearest": (Work(BOXES, SMOLVLM, 64), 62, ", from 512 and 2048 px"),
     "the model's own size: the largest": (Work(SFT, "models/sft", None), 2.8, ""),
-    "GRPO": (Work(GRPO, "models/grpo", 2048), 1.5, ""),
     "another answerer": (Work(ANSWERS, "llava", 336), 4.9, ", by the rate of a 7B model"),
     "the teacher": (Work(TEACHER, "the teacher"), 4.9, ""),
 }

@@ -140,6 +140,12 @@ def test_every_field_of_a_claims_file_is_checked(old, new, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_cropper_may_be_named_by_a_word_that_yaml_reads_as_a_switch():
+    text = Path("claims.yaml").read_text().replace("  sft: {", "  true: {").replace("cropper: sft", "cropper: true")
+    Path("claims.yaml").write_text(text)
+    assert judged().verdicts[1].verdict == "reproduced"
+
+
 def test_rows_without_references_move_no_other_row():
     """Row 0 has no references: costs and examples are of the rows that are scored."""
     first, other = ({"bytes": png(Image.new("RGB", size)), "path": None} for size in ((9, 9), (40, 20)))

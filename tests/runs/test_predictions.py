@@ -45,10 +45,11 @@ def test_meta_path():
     ("content", "problem"),
     [
         (b'[{"question_id": 1, "ans', "expected a JSON file"),
+        (b"{}", "it holds {}, expected a JSON list"),
         (b'[{"question_id": 1, "answer": "a"}, {"question_id": 1.0, "answer": "a"}]', "it holds {'question_id': 1.0"),
         (b'[{"question_id": 1, "answer": 5}]', "it holds {'question_id': 1, 'answer': 5}, expected"),
     ],
-    ids=["cut", "float id", "answer a number"],
+    ids=["cut", "an object", "float id", "answer a number"],
 )
 def test_garbage_is_refused_in_one_line(tmp_path, content, problem):
     path = tmp_path / "a.json"

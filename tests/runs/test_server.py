@@ -221,18 +221,17 @@ def test_stopping_early_leaves_no_request_behind(server):
     assert not server.asked["c"]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), ValueError("x" * 1000)])
-def test_a_row_whose_image_cannot_be_sent_fails_alone(server, error):
+def test_a_row_whose_image_cannot_be_sent_fails_alone(server):
     class Images(Source):
         def __getitem__(self, i: int) -> list:
             if i == 1:
-                raise error
+                raise MemoryError("x" * 1000)
             return super().__getitem__(i)
 
     asked = Server(base=server.url, model="m", max_new_tokens=7, concurrency=1)
     outcomes = dict(asked.answer_rows(Images([["a"], ["b"], ["c"]]), lambda image: image))
     assert isinstance(outcomes[1], UnreadableImage)
-    assert type(error).__name__ in str(outcomes[1])
+    assert "MemoryError: xxx" in str(outcomes[1])
     assert len(str(outcomes[1])) < 350
     assert (outcomes[0], outcomes[2]) == (["Answer to a"], ["Answer to c"])
 

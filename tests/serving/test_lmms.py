@@ -104,12 +104,6 @@ CASES = {
     ),
     "no cropper": ({"cropper": "None"}, ["question"], f"{WHOLE}{SAID}", ""),
     "a video": ({"cropper": "c"}, ["video"], "cropper c None 512\nvideos and audio cannot be cropped; choose", ""),
-    "another question": (
-        {"question_from": "last"},
-        [],
-        "question_from=last: expected one of doc, first_line, whole",
-        "",
-    ),
     "a misspelt argument": ({"croper": "c"}, [], "unknown model_args: croper", ""),
 }
 
