@@ -1,7 +1,6 @@
 """create_dataset.py: mistakes by the user are one line, and nothing is lost or left behind."""
 
 import pytest
-from made_sets import content, save_rows
 
 from cropvlm.runs import hub
 from cropvlm.sets import card
@@ -14,6 +13,7 @@ from cropvlm.sets import card
         (["--model_path", "{tmp}"], "no processor there"),
         (["--output_path", "/proc/nowhere/made"], "cannot write"),
         (["--output_path", "{tmp}/taken"], "is not a saved data set; name another --output_path"),
+        (["--dataset_path", "{tmp}"], "are the same folder, or one lies in the other; name another --output_path"),
         # The tiny teacher's most are 19600.
         (["--min_pixels", "30000"], "at least 30000 and at most 19600 pixels"),
         (["--need_threshold", "1"], "--need_threshold: of the labels, which need --label_need"),
@@ -28,15 +28,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, tmp_path, capfd, flags, m
     assert last.startswith("error: ")
     assert message in last
     assert not list(tmp_path.glob("*made*"))
-
-
-def test_a_source_is_not_replaced(script, tmp_path, tiny_world, capfd):
-    source = save_rows(tmp_path / "made_sft", content(tiny_world / "train")[:4])
-    before = content(source)
-    assert script("--dataset_path", str(source)) == 2
-    assert "are the same folder, or one lies in the other; name another --output_path" in capfd.readouterr().err
-    assert content(source) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["made_sft"]
 
 
 def test_no_repository_is_made_for_a_mistake(script, asked, tmp_path, monkeypatch):

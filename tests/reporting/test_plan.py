@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import REPO
 from reporting_worlds import write_answers, write_boxes, write_rows
 
 from cropvlm.runs.provenance import model_checksum, saved_rows
@@ -16,9 +17,7 @@ from reporting.claims_file import each_run, read_claims
 from reporting.plan import Stage, chosen, hours, only_command, stages, unfinished
 from reporting.rates import ANSWERS, BOXES, GRPO, PUBLISHED, SFT, TEACHER, Work, measured_rates, rate_of
 
-ROOT = Path(__file__).resolve().parents[2]
-
-PAPER = read_claims(ROOT / "scripts" / "claims" / "paper.yaml")
+PAPER = read_claims(REPO / "scripts" / "claims" / "paper.yaml")
 
 
 def test_what_a_stage_needs_comes_before_it():
@@ -42,13 +41,13 @@ PLANNED = {
 def test_commands_have_their_scripts_flags_and_no_file_is_written_twice(claims, monkeypatch):
     from test_readme import parse
 
-    monkeypatch.chdir(ROOT)
-    made = stages([read_claims(ROOT / f"scripts/claims/{claims}.yaml")])
+    monkeypatch.chdir(REPO)
+    made = stages([read_claims(REPO / f"scripts/claims/{claims}.yaml")])
     for name in PLANNED[claims]:
-        assert (ROOT / made[name].command[0]).is_file()
+        assert (REPO / made[name].command[0]).is_file()
         parse(list(made[name].command), monkeypatch)
     commands = [stage.command for stage in made.values()]
-    assert all((ROOT / c[c.index("--config") + 1]).is_file() for c in commands if "--config" in c)
+    assert all((REPO / c[c.index("--config") + 1]).is_file() for c in commands if "--config" in c)
     outputs = [path for stage in made.values() for path in stage.outputs]
     assert len(outputs) == len(set(outputs))
     if claims == "need":  # rows are labelled, and the need is recorded
@@ -106,7 +105,7 @@ def test_estimates_say_what_they_are_from(work, rate, source):
 
 
 def test_the_published_rates_are_those_of_the_benchmarks_readme():
-    text = (ROOT / "benchmarks" / "README.md").read_text()
+    text = (REPO / "benchmarks" / "README.md").read_text()
     for kind, name in {BOXES: "boxes", ANSWERS: "both answers", SFT: "SFT"}.items():
         for size, rate in PUBLISHED[kind].items():
             assert f"| {name} {size} px | {rate:g} rows/s |" in text
@@ -170,8 +169,8 @@ def test_a_training_whose_rows_were_made_anew_is_not_done(staged):
     assert stage.changed == "datasets/t_sft"
 
 
-def drive(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    call = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *flags]
+def drive(*flags: str, cwd: Path = REPO) -> subprocess.CompletedProcess:
+    call = [sys.executable, str(REPO / "scripts" / "reproduce.py"), *flags]
     return subprocess.run(call, capture_output=True, text=True, check=False, cwd=cwd)
 
 
@@ -190,7 +189,7 @@ def test_plan_prints_every_command_and_runs_nothing(monkeypatch):
 
 
 def test_every_seed_trains_every_cropper_of_its_own(monkeypatch):
-    made = stages(each_run(ROOT / "scripts/claims/paper.yaml", seeds=3))
+    made = stages(each_run(REPO / "scripts/claims/paper.yaml", seeds=3))
     one, two = made["train/grpo_1024"].command, made["train/grpo_1024_seed43"].command
     assert "--seed" not in one
     assert two[two.index("--seed") + 1] == "43"
@@ -208,7 +207,7 @@ def test_mistakes_are_one_line(flags):
 @pytest.mark.slow
 def test_every_stage_on_the_miniature(tiny_world, tiny_smolvlm, tiny_qwen, tmp_path):
     """Data, SFT, GRPO, boxes, answers with and without the crop, report; then all is done."""
-    for script in (*ROOT.glob("*.py"), ROOT / "cropvlm", ROOT / "reporting", ROOT / "scripts"):
+    for script in (*REPO.glob("*.py"), REPO / "cropvlm", REPO / "reporting", REPO / "scripts"):
         (tmp_path / script.name).symlink_to(script)
     small = "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_steps 1 --report_to none"
     Path(tmp_path / "tiny.yaml").write_text(f"""

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import REPO
 
 from reporting import scheduler
 from reporting.plan import Stage
 from reporting.scheduler import Scheduler
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +126,7 @@ also:
 """
 
 
-DRIVER = [sys.executable, str(ROOT / "scripts/reproduce.py"), "0", "1", "--claims", "claims.yaml", "--only", "data/*"]
+DRIVER = [sys.executable, str(REPO / "scripts/reproduce.py"), "0", "1", "--claims", "claims.yaml", "--only", "data/*"]
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from processes import REPO
 
 from cropvlm.errors import UnreadableImage, UserError, failure, listed
 from cropvlm.runs import cli
 from cropvlm.runs.cli import ArgumentParser, run, start_logging
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def exit_code(main) -> int:
@@ -39,7 +38,7 @@ def test_a_mistake_of_the_users_is_one_line_and_code_2(capsys):
 
 def run_code(code: str, *args: object, **options) -> subprocess.CompletedProcess:
     """A program in a process of its own. options: of `subprocess.run`, in place of captured streams."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, "text": True} | options
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": REPO, "text": True} | options
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], check=False, **options)
 
 
@@ -138,7 +137,7 @@ def test_a_run_goes_on_when_its_terminal_has_gone(tmp_path):
     ours, theirs = os.openpty()
     call = [sys.executable, "-c", SHOWING, str(tmp_path / "file")]
     process = subprocess.Popen(
-        call, cwd=ROOT, start_new_session=True, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs
+        call, cwd=REPO, start_new_session=True, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     assert os.read(ours, 5) == b"begun"
@@ -255,7 +254,7 @@ BBOX = ("generate_bbox.py", "--model_path", "m")
     ids=" ".join,
 )
 def test_help_and_mistakes_come_before_slow_imports(command, tmp_path):
-    done = run_code(PARSE, ROOT / command[0], *command[1:], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_code(PARSE, REPO / command[0], *command[1:], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)})
     assert done.stdout.splitlines()[-1] == ("0" if "--help" in command else "2")
     assert done.stderr.count("\n") == ("--help" not in command) or "no_such_file" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -263,7 +262,7 @@ def test_help_and_mistakes_come_before_slow_imports(command, tmp_path):
 
 def test_a_module_in_place_of_the_library_is_one_line(tmp_path):
     (tmp_path / "datasets.py").touch()
-    paths = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = run_code(PARSE, ROOT / BBOX[0], *BBOX[1:], env=os.environ | {"PYTHONPATH": paths})
+    paths = f"{tmp_path}{os.pathsep}{REPO}"
+    done = run_code(PARSE, REPO / BBOX[0], *BBOX[1:], env=os.environ | {"PYTHONPATH": paths})
     assert (done.stdout.split()[0], done.stderr.count("\n")) == ("2", 1)
     assert f"{tmp_path}/datasets.py hides the library" in done.stderr

@@ -4,15 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import REPO
 from steps import RECORDS
 
 from cropvlm.errors import UserError
 from cropvlm.runs.journal import Journal
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def test_the_journal_keeps_rows_for_the_next_run(tmp_path):
@@ -51,13 +49,8 @@ def test_a_cut_header_starts_anew(tmp_path):
 def test_a_journal_of_other_settings_is_refused_with_the_way_out(tmp_path):
     with Journal(tmp_path / "a", {"size": 512, "model": "m", "old": 1}) as journal:
         journal.append(RECORDS)
-    before = journal.path.read_bytes()
-    with (
-        pytest.raises(
-            UserError, match=r"3 rows .*\(old 1 there, None here; size 512 there, 64 here\).* delete the file"
-        ),
-        Journal(tmp_path / "a", {"size": 64, "model": "m"}),
-    ):
+    before, shown = journal.path.read_bytes(), r"3 rows .*\(old 1 there, None here; size 512 there, 64 here\).* delete"
+    with pytest.raises(UserError, match=shown), Journal(tmp_path / "a", {"size": 64, "model": "m"}):
         pass
     assert journal.path.read_bytes() == before
     # The lock was let go, and a setting that did not exist then counts as left at its default.
@@ -68,15 +61,11 @@ def test_a_journal_of_other_settings_is_refused_with_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     "content",
     ['{"settings": {}}\nnonsense\n', '{"settings": {}}\n{"answer": "a"}\n', "my notes"],
-    ids=["not JSON", "no id", "a file of the user's"],
 )
 def test_a_broken_journal_is_refused(tmp_path, content):
     content += '{"question_id": 7, "answ'  # cut: nothing of a file that is refused is dropped
     (tmp_path / "a.journal.jsonl").write_text(content)
-    with (
-        pytest.raises(UserError, match=r"a.journal.jsonl is not readable as a journal; delete"),
-        Journal(tmp_path / "a", {}),
-    ):
+    with pytest.raises(UserError, match="l is not readable as a journal; delete"), Journal(tmp_path / "a", {}):
         pass
     assert (tmp_path / "a.journal.jsonl").read_text() == content
 

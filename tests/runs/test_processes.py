@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from processes import REPO
 
 from cropvlm.errors import UserError
 from cropvlm.runs.processes import (
@@ -96,7 +96,7 @@ def test_workers_meet_in_a_folder_with_a_short_name(tmp_path):
         "import multiprocessing.util, tempfile; from cropvlm.runs.processes import shorten_socket_paths as shorten\n"
         "shorten(); print(multiprocessing.util.get_temp_dir(), tempfile.gettempdir())"
     )
-    options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).resolve().parents[2]}
+    options = {"capture_output": True, "text": True, "check": True, "cwd": REPO}
     done = subprocess.run([sys.executable, "-c", program], env={"TMPDIR": str(folder)}, **options)
     sockets, others = done.stdout.split()
     assert sockets.startswith("/tmp/pymp-")

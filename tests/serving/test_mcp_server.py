@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import REPO
 
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get("CROPVLM_MCP_PYTHON", ROOT / ".venv/mcp/bin/python3"))  # made by scripts/mcp_server.sh
+PYTHON = Path(os.environ.get("CROPVLM_MCP_PYTHON", REPO / ".venv/mcp/bin/python3"))  # made by scripts/mcp_server.sh
 CLIENT = """
 import asyncio, json, sys
 from mcp import ClientSession, StdioServerParameters
@@ -37,7 +37,7 @@ def test_the_official_client_zooms(tiny_smolvlm, tmp_path):
     image = Image.effect_noise((80, 60), 60).convert("RGB")
     image.save(tmp_path / "image.png")
     url = "data:image/png;base64," + base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
-    server = [PYTHON, ROOT / "scripts/mcp_server.py", "--model_path", tiny_smolvlm, "--longest_edge", "64"]
+    server = [PYTHON, REPO / "scripts/mcp_server.py", "--model_path", tiny_smolvlm, "--longest_edge", "64"]
     images = [tmp_path / "image.png", url, tmp_path / "missing.png"]
     call = [PYTHON, "-c", CLIENT, json.dumps(list(map(str, server))), *images]
     done = subprocess.run(call, capture_output=True, text=True, check=False)

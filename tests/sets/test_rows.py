@@ -35,12 +35,6 @@ def test_shares_and_caps(hub_copies):
     assert sources[1]["question_id"][:] == ["docvqa/337"]  # the first ones
 
 
-def test_one_source_keeps_its_ids_and_columns(hub_copies):
-    (rows,) = load_sources(["textvqa"])
-    assert rows["question_id"][:] == list(range(34602, 34642))
-    assert {"image_id", "ocr_tokens", "source"} <= set(rows.column_names)
-
-
 def test_two_folders_of_one_name(tmp_path):
     folders = [str(tmp_path / parent / "boxes") for parent in ("a", "b")]
     with pytest.raises(UserError, match=f"{folders[0]} and {folders[1]} are both called boxes.*; rename one"):

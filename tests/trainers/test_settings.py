@@ -3,17 +3,16 @@
 import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from processes import REPO
 
 import train_grpo
 import train_sft
 from cropvlm.errors import UserError
 from cropvlm.trainers.settings import PolicyArguments, parse
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "scripts" / "configs"
+CONFIGS = REPO / "scripts" / "configs"
 HEAVY = ("datasets", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "cropvlm.modeling")
 SFT = (PolicyArguments, train_sft.SFTArguments)
 GRPO = (train_grpo.GRPOPolicyArguments, train_grpo.GRPOArguments)
