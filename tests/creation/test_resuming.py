@@ -49,12 +49,9 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
 
 
 def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):
-    def open_and_note(source):
-        opened.append(Path(source["path"]).name)
-        return open_image(source)
-
     opened, open_image = [], rows.open_image
-    monkeypatch.setattr(rows, "open_image", open_and_note)
+    note = lambda source: opened.append(Path(source["path"]).name) or open_image(source)  # noqa: E731
+    monkeypatch.setattr(rows, "open_image", note)
     flags = ["--dataset_path", str(pictures)]
     assert script(*flags) == 0
     assert sorted(opened) == ["5.png", "6.png", "7.png", "8.png", "9.png"]

@@ -87,12 +87,9 @@ def test_boxes_grow_by_area_and_report_and_card_lie_beside_them(script, asked, t
 
 
 def test_attention_reaches_the_model_and_the_journal(script, tmp_path, monkeypatch):
-    def load_model(path, **options):
-        asked_for.append(options["attn_implementation"])
-        return load(path, **options)
-
     asked_for, load = [], modeling.load_model
-    monkeypatch.setattr(modeling, "load_model", load_model)
+    note = lambda path, **options: asked_for.append(options["attn_implementation"]) or load(path, **options)  # noqa: E731
+    monkeypatch.setattr(modeling, "load_model", note)
     assert script("--max_samples", "2") == 0
     assert script("--max_samples", "4", "--attn_implementation", "eager") == 2  # of a journal without
     assert script("--max_samples", "2", "--attn_implementation", "eager", "--output_path", f"{tmp_path}/eager") == 0

@@ -38,6 +38,7 @@ def save(folder: Path, **columns) -> Path:
         pytest.param(['["a", "b"]', "[]"], [["a", "b"], []], id="JSON"),
         pytest.param(["['a', \"it's\"]", "stop"], [["a", "it's"], ["stop"]], id="one plain text among lists"),
         pytest.param(['["a", null, ["b"]]', "('c', 'd')"], [["a", "b"], ["c", "d"]], id="nested, a null, a tuple"),
+        pytest.param(['["a\\ud83d"]', None], [["a?"], []], id="half a surrogate pair"),
         pytest.param(pa.array([[0.1, 2.0], [1.5]], pa.list_(pa.float32())), [["0.1", "2"], ["1.5"]], id="float32"),
         pytest.param(["[1.50, 2.0]", "[7]"], [["1.50", "2"], ["7"]], id="numbers"),
         pytest.param(["[sic] yes", "(1 of 2)"], [["[sic] yes"], ["(1 of 2)"]], id="brackets in a text"),
@@ -154,18 +155,21 @@ def test_an_index_that_several_rows_share(tmp_path, cycles, ids):
     assert load_rows(tmp_path, max_samples=1)["question_id"][:] == ids
 
 
+PADDED = BLUE + b"\0"  # to a length that base64 pads
+
+
 def encoded(image: bytes) -> str:
     return base64.b64encode(image).decode()
 
 
 @pytest.mark.parametrize(
     "text",
-    [encoded(BLUE).rstrip("="), f"data:image/jpeg;base64,{encoded(BLUE)}", base64.encodebytes(BLUE).decode()],
+    [encoded(PADDED).rstrip("="), f"data:image/jpeg;base64,{encoded(PADDED)}", base64.encodebytes(PADDED).decode()],
     ids=["without padding", "data URL", "in lines"],
 )
 def test_base64_images_are_decoded(tmp_path, text):
     rows = load_rows(save(tmp_path / "data", image=["gr\u00fcn", text]))  # one readable image is enough
-    assert [row["image"]["bytes"] for row in rows] == [b"", BLUE]
+    assert [row["image"]["bytes"] for row in rows] == [b"", PADDED]
     assert isinstance(rows.features["image"], datasets.Image)
 
 

@@ -134,27 +134,18 @@ def staged(tmp_path, monkeypatch):
     return staged
 
 
-@pytest.fixture
-def boxed(staged) -> dict[str, Stage]:
-    """The stages of boxes and answers of a cropper in a folder, all done."""
+def test_a_stage_is_done_while_its_inputs_are_what_its_meta_file_says(staged):
     Path("model/model.safetensors").write_text("first")
     made, texts = staged({}), ["[0, 0, 9, 9]."] * 3
-    write_boxes(made["boxes/c/rows"].outputs[0], texts, "model", "rows", {"checksum": model_checksum("model")})
-    write_answers(made["answers/a/c/rows"].outputs[0], ["x"] * 3, "rows", boxes=texts)
-    return made
-
-
-def test_a_stage_is_done_while_its_inputs_are_what_its_meta_file_says(boxed):
-    assert unfinished(boxed) == {}
+    boxes, answers = made["boxes/c/rows"], made["answers/a/c/rows"]
+    write_boxes(boxes.outputs[0], texts, "model", "rows", {"checksum": model_checksum("model")})
+    write_answers(answers.outputs[0], ["x"] * 3, "rows", boxes=texts)
+    assert unfinished(made) == {}
     Path("model/model.safetensors").write_text("trained anew")
-    assert boxed["boxes/c/rows"].changed == "model"
-    assert list(unfinished(boxed)) == ["boxes/c/rows", "answers/a/c/rows"]
-
-
-def test_answers_to_other_boxes_are_not_done(boxed):
-    write_boxes(boxed["boxes/c/rows"].outputs[0], ["[1, 1, 9, 9]."] * 3, "model", "rows")
-    assert list(unfinished(boxed)) == ["answers/a/c/rows"]
-    assert boxed["answers/a/c/rows"].changed == "p/boxes/c/rows_bbox.json"
+    assert boxes.changed == "model"
+    assert list(unfinished(made)) == ["boxes/c/rows", "answers/a/c/rows"]
+    write_boxes(boxes.outputs[0], ["[1, 1, 9, 9]."] * 3, "model", "rows")
+    assert (list(unfinished(made)), answers.changed) == (["answers/a/c/rows"], "p/boxes/c/rows_bbox.json")
 
 
 def test_a_training_whose_rows_were_made_anew_is_not_done(staged):

@@ -112,6 +112,9 @@ def test_rows_count_by_their_images_wherever_these_are(tmp_path):
     answered = write_lines(tmp_path / "a", "red", "b")
     assert row_keys(answered) == keys
     assert rows_checksum(answered) != whole
+    assert rows_checksum(by_path.add_column("ocr_tokens", ["x"] * 3)) == whole  # which no training reads
+    moved = by_path.add_column("bbox", [[0, 0, 9, 9]] * 3)
+    assert whole not in [rows_checksum(rows) for rows in (moved, by_path.select([1, 0, 2]), by_path.select([0, 1]))]
     labelled = [rows_checksum(rows.add_column("needed", [needed] * len(rows))) for needed in (True, False)]
     assert len({*labelled, whole}) == 3
     assert not set(row_keys(write_lines(tmp_path / "a", "blue"))) & set(keys)

@@ -22,7 +22,6 @@ from cropvlm.trainers.checkpoints import (
     named_checkpoint,
     newest_checkpoint,
     read_record,
-    rows_checksum,
     write_record,
 )
 from cropvlm.trainers.settings import PolicyArguments
@@ -212,17 +211,6 @@ def test_a_description_holds_no_token_and_survives_json(tmp_path):
     assert differences(run, newer) == []
     priced = run | {"settings": run["settings"] | {"crop_cost": 0.5}}  # which is recorded only where it is given
     assert differences(run, priced) == ["crop_cost None there, 0.5 here"]
-
-
-def test_rows_count_by_what_they_hold(boxed_world):
-    """Not by how they are read, nor by columns that no training reads; tests/runs/test_provenance.py has the images."""
-    rows = datasets.load_from_disk(str(boxed_world)).select(range(4))
-    expected = rows_checksum(rows)
-    assert rows_checksum(rows.with_transform(lambda batch: {"other": batch["question"]})) == expected
-    assert rows_checksum(rows.add_column("ocr_tokens", ["x"] * 4)) == expected
-    moved = rows.remove_columns("bbox").add_column("bbox", [[0, 0, 9, 9]] * 4)
-    for changed in (moved, rows.select([1, 0, 2, 3]), rows.select(range(3))):
-        assert rows_checksum(changed) != expected
 
 
 def test_a_run_whose_rows_have_changed_is_another_run(tmp_path):

@@ -47,7 +47,7 @@ def loads(folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_result_is_whole_wherever_its_saving_is_killed(trainer, tmp_path, monkeypatch):
-    """At each of its file-system events, over another run's: not finished, and saved again then; or finished, and whole.
+    """At each of its file-system events, over another run's: not finished, and saved again; or finished, and whole.
 
     Whoever loads the folder in between finds the one model or the other, or none.
     """
