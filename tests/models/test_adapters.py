@@ -171,16 +171,8 @@ def test_an_adapter_on_an_adapter_adds_to_it(tiny_smolvlm, tmp_path):
         with pytest.raises(UserError, match="an adapter that is its own base"):
             modeling.load_model(path)
 
-
-@pytest.fixture
-def adapter_folder(tiny_smolvlm, tmp_path):
-    make_adapter(tiny_smolvlm, tmp_path / "adapter", LoraConfig(r=4, target_modules=TARGETS))
-    return tmp_path / "adapter"
-
-
-def test_the_base_is_of_the_revision_that_the_configuration_names(adapter_folder):
-    rewrite(adapter_folder, base_model_name_or_path="someone/base", revision="v2")
-    assert adapter_base(str(adapter_folder)) == "someone/base@v2"
+    rewrite(tmp_path / "last", base_model_name_or_path="someone/base", revision="v2")
+    assert adapter_base(last) == "someone/base@v2"
 
 
 DAMAGE = {
@@ -191,9 +183,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_adapter_is_one_line(kind, adapter_folder):
-    DAMAGE[kind](adapter_folder)
+def test_a_damaged_adapter_is_one_line(kind, tiny_smolvlm, tmp_path):
+    make_adapter(tiny_smolvlm, tmp_path, LoraConfig(r=4, target_modules=TARGETS))
+    DAMAGE[kind](tmp_path)
     message = "adapter of another base than .*, or damaged" if kind in ("another rank", "cut weights") else None
     with pytest.raises(UserError, match=message) as caught:
-        modeling.load_model(str(adapter_folder), device="cpu")
+        modeling.load_model(str(tmp_path), device="cpu")
     assert "\n" not in str(caught.value)

@@ -137,8 +137,15 @@ def test_a_loss_that_is_another_one_in_smaller_micro_steps_is_refused(options, t
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (12, 8)
 
 
-def test_deepspeed_keeps_the_sizes_that_it_was_given(tmp_path):
-    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), use_cpu=True)
+def test_micro_batches_hold_whole_groups_or_are_refused(tmp_path):
+    """DeepSpeed keeps the sizes that it was given."""
+    options = {"output_dir": str(tmp_path), "use_cpu": True}
+    assert train_grpo.GRPOArguments(micro_batch_size="12", **options).micro_batch_size == 12
+    with pytest.raises(UserError, match="^--micro_batch_size 8: .*multiple of --num_generations 6"):
+        train_grpo.GRPOArguments(micro_batch_size="8", **options)
+    with pytest.raises(UserError, match="^--micro_batch_size '1.5': expected a positive integer or auto"):
+        train_sft.SFTArguments(micro_batch_size="1.5", **options)
+    args = train_grpo.GRPOArguments(**options)
     args.deepspeed_plugin = object()
     set_micro_batches(args, None, None)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (96, 1)
@@ -199,16 +206,6 @@ def test_the_estimate_is_the_peak_of_the_real_geometry(longest_edge, tiles, row,
     assert found == tiles
     assert 0.9 < activation_bytes(config, tokens, tiles, 2, dropout=True) / 2**30 / row < 1.3
     assert 0.9 < activation_bytes(config, 6 * tokens, tiles, 2) / 2**30 / prompt < 1.3
-
-
-def test_micro_batches_hold_whole_groups_or_are_refused(tmp_path):
-    options = {"output_dir": str(tmp_path), "use_cpu": True}
-    assert train_grpo.GRPOArguments(micro_batch_size="12", **options).micro_batch_size == 12
-    with pytest.raises(UserError, match="^--micro_batch_size 8: .*multiple of --num_generations 6"):
-        train_grpo.GRPOArguments(micro_batch_size="8", **options)
-    for value in ("0", "1.5"):
-        with pytest.raises(UserError, match=f"^--micro_batch_size '{value}': expected a positive integer or auto"):
-            train_sft.SFTArguments(micro_batch_size=value, **options)
 
 
 def test_the_loss_is_trls(tiny_smolvlm, uneven, tmp_path, monkeypatch):
