@@ -7,6 +7,8 @@ import pytest
 from made_sets import content, save_rows
 from processes import kill_launch, launch_script
 
+from cropvlm import generation
+from cropvlm.generation import FailedRow
 from cropvlm.sets import rows
 
 
@@ -46,6 +48,19 @@ def test_a_file_that_is_gone_since_it_was_boxed_is_left_out(script, asked, pictu
     kept = [row["question_id"] for row in content(tmp_path / "made_sft")]
     assert kept == [before[i]["question_id"] for i in (0, 1, 3, 4)]
     assert f"left out of the SFT part: {{'pictures': 1}} ({before[2]['question_id']})" in caplog.text
+
+
+def test_a_row_that_is_too_large_is_asked_again(script, tmp_path, monkeypatch):
+    def generate_rows(model, processor, source, *, done, **options):
+        for i, texts in generate(model, processor, source, done=done, **options):
+            yield i, FailedRow("out of memory") if i == 1 and too_large else texts
+
+    generate, too_large = generation.generate_rows, [True]
+    monkeypatch.setattr(generation, "generate_rows", generate_rows)
+    assert script("--max_samples", "8") == 3
+    too_large.clear()
+    assert script("--max_samples", "8") == 0
+    assert len(content(tmp_path / "made_sft")) == 4
 
 
 def test_images_for_grpo_are_decoded_once(script, asked, pictures, monkeypatch):

@@ -85,7 +85,8 @@ def test_a_killed_run_is_made_good_by_the_next(parts, tmp_path):
     assert events > 20
     for event in range(events):
         assert run_forked(save, event)[0] == -signal.SIGKILL
-        assert sum((folder / "state.json").exists() for folder in tmp_path.iterdir()) >= 2  # nothing is lost
+        whole_ones = {folder.name for folder in tmp_path.iterdir() if (folder / "state.json").exists()}
+        assert whole_ones >= {"x_grpo", "x_sft"} or len(whole_ones) >= 3  # nothing is lost
         if event % 4 == 0:
             save()
             assert snapshot(tmp_path) == whole, event
