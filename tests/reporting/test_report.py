@@ -118,6 +118,7 @@ BAD_CLAIMS = {
     "nan": ("reported: 55", "reported: .nan", "figures[0].reported"),
     "more than all": ("reported: 55", "reported: 155", "figures[0].reported"),
     "text for a number": ("reported: 55", "reported: '55'", "figures[0].reported"),
+    "inf": ("margin: 1", "margin: .inf", "figures[0].margin"),
     "negative": ("margin: 1", "margin: -1", "figures[0].margin"),
     "both": ("margin: 1", "margin: 1\n  tolerance: 1", "has no margin, or a tolerance beside"),
     "metric": ("margin: 1", "metric: bleu\n  margin: 1", "figures[0].metric"),

@@ -209,8 +209,8 @@ def test_a_description_holds_no_token_and_survives_json(tmp_path):
     assert differences(json.loads(json.dumps(run)), run) == []
     newer = run | {"settings": run["settings"] | {"a_new_option": None}}  # as of another version of the libraries
     assert differences(run, newer) == []
-    priced = run | {"settings": run["settings"] | {"crop_cost": 0.5}}  # which is recorded only where it is given
-    assert differences(run, priced) == ["crop_cost None there, 0.5 here"]
+    plain, priced = ({"settings": settings, "contents": {}} for settings in ({}, {"crop_cost": 0.5}))
+    assert differences(plain, priced) == ["crop_cost None there, 0.5 here"]  # recorded only where it is given
 
 
 def test_a_run_whose_rows_have_changed_is_another_run(tmp_path):
