@@ -21,7 +21,7 @@ def resize(
     resample: Resampling = Resampling.LANCZOS,
     matrices: Mapping[tuple[int, int], Tensor] | None = None,
 ) -> Tensor:
-    """Image at another size, with Pillow's pixels: equal up to one level where a weighted sum is near a half.
+    """Image at another size, with Pillow's pixels, up to a level in each product where a sum is near a half.
 
     image: (..., H, W) uint8, on any device. size: (height, width) wanted. resample: one of `FILTERS`. matrices: those
     of `resize_matrices` that it needs; made here by default. Returns (..., height, width) uint8 on the same device.
