@@ -21,20 +21,6 @@ def call_script(monkeypatch, script: str, *flags: object) -> int:
     return stopped.value.code
 
 
-def run_script(argv: list) -> None:
-    subprocess.run([sys.executable, *map(str, argv)], check=True, stderr=subprocess.DEVNULL, cwd=REPO)
-
-
-def kill_script(argv: list, journal: Path, rows: int) -> None:
-    """Start a script and kill it once its journal holds `rows` rows."""
-    process = subprocess.Popen([sys.executable, *map(str, argv)], stderr=subprocess.DEVNULL, cwd=REPO)
-    while not journal.exists() or journal.read_text().count("\n") < 1 + rows:  # the first line holds the settings
-        assert process.poll() is None, "it was done before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 # Two processes. Without --multi_gpu and a GPU it would start only one; port 0 is any that is free.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--main_process_port", "0"]

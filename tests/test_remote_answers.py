@@ -48,9 +48,7 @@ def test_the_script_writes_both_files(script, server, boxes, tiny_world):
         expected["base"].append(f"{row['question'].capitalize()} {full}")
         expected["cropvlm"].append(f"{row['question'].capitalize()} {full} {crop}")
     for mode, answers in expected.items():
-        records = read(f"predictions/world_{mode}_answers.json")
-        assert [record["question_id"] for record in records] == list(rows["question_id"])
-        assert [record["answer"] for record in records] == answers
+        assert answers_of(f"predictions/world_{mode}_answers.json") == answers
         meta = read(f"predictions/world_{mode}_answers.meta.json")
         assert meta["models"] == {"answerer": "m", "server": server.url, "replied": ["m"]}
         assert (meta["settings"]["api_model"], meta["settings"]["longest_edge"]) == ("m", 64)
@@ -58,36 +56,22 @@ def test_the_script_writes_both_files(script, server, boxes, tiny_world):
     assert not list(Path().rglob("*.jsonl"))
 
 
-def test_an_ended_run_goes_on_to_the_same_files(script, server, boxes, capsys):
-    server.react = lambda text, times: f"Answer to {text}"
-    assert script("--bbox", boxes, "--modes", "base", "--name", "whole") == 0
-    server.asked.clear()
-    server.react = lambda text, times: f"Answer to {text}" if server.asked.total() <= 5 else error(401, f"not {KEY}")
-    assert script("--bbox", boxes, "--modes", "base", "--name", "resumed") == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {server.url} sends error 401, 'not ***'; set OPENAI_API_KEY to a key that is allowed to ask it"
-    )
-    assert not Path("predictions/resumed_base_answers.json").exists()
-    (journal,) = Path().rglob("*.jsonl")
-    assert len(journal.read_text().splitlines()) == 1 + 5
-    server.asked.clear()
-    server.react = lambda text, times: f"Answer to {text}"
-    assert script("--bbox", boxes, "--modes", "base", "--name", "resumed") == 0
-    assert sum(server.asked.values()) == 12 - 5
-    whole, resumed = (Path(f"predictions/{name}_base_answers.json").read_bytes() for name in ("whole", "resumed"))
-    assert whole == resumed
-
-
-def test_the_journal_of_another_model_is_refused(script, server, boxes, capsys):
-    server.react = lambda text, times: "Coke" if len(server.asked) < 3 else error(404, "gone")
-    assert script("--bbox", boxes) == 2
-    for flags, said in {
+def test_an_ended_run_goes_on_with_the_same_settings_only(script, server, boxes, capsys):
+    server.react = lambda text, times: "Coke." if server.asked.total() <= 5 else error(404, "gone")
+    flags = ["--bbox", boxes, "--modes", "base"]
+    assert script(*flags) == 2
+    for changed, said in {
         ("--api_model", "other"): "api_model 'm' there, 'other' here",
         ("--image_format", "jpeg"): "image_format 'png' there, 'jpeg' here",
         ("--longest_edge", 32): "longest_edge 64 there, 32 here",
     }.items():
-        assert script("--bbox", boxes, *flags) == 2
+        assert script(*flags, *changed) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+    server.asked.clear()
+    server.react = lambda text, times: "Pepsi."
+    assert script(*flags) == 0
+    assert answers_of("predictions/world_base_answers.json") == ["Coke"] * 5 + ["Pepsi"] * 7
+    assert server.asked.total() == 7
 
 
 def test_a_rejected_row_or_crop_has_an_empty_answer_and_exit_code_3(script, server, boxes, caplog):

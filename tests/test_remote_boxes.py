@@ -1,6 +1,5 @@
-"""generate_bbox.py with a cropper behind a server: its file, resuming, clashing flags; and transformers serve."""
+"""generate_bbox.py with a cropper behind a server: its file and its meta, clashing flags."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from fake_server import open_url
 from steps import read
 
 import generate_bbox
-from cropvlm.modeling import load_processor
 from cropvlm.prompts import OUTLINE
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -21,13 +19,8 @@ def script(call, tiny_world):
     return lambda *flags: call(generate_bbox.main, "--dataset_path", tiny_world, "--split", "test", *flags)
 
 
-@pytest.fixture
-def asked(server) -> list:
-    """The flags that name the fake server as the cropper."""
-    return ["--api_base", server.url, "--api_model", "models/merged", "--api_concurrency", 1]
-
-
-def test_the_server_writes_the_boxes(script, server, asked, tiny_world):
+def test_the_server_writes_the_boxes(script, server, tiny_world):
+    asked = ["--api_base", server.url, "--api_model", "models/merged", "--api_concurrency", 1]
     server.react = lambda text, times: f" [0, 0, {10 + server.asked.total()}, 50]."
     assert script(*asked) == 0
     rows = load_from_disk(str(tiny_world))["test"]
@@ -63,15 +56,3 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, server, tmp_path, capsys,
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not server.bodies
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_transformers_serve_writes_the_boxes_of_the_local_path(script, serve, lively, tmp_path):
-    model = shutil.copytree(lively["smolvlm"], tmp_path / "merged")
-    load_processor(str(model), longest_edge=64).save_pretrained(model)
-    remote = ["--api_base", serve, "--api_model", model, "--api_concurrency", 3]
-    local = ["--model_path", model, "--longest_edge", 64, "--gpu", -1]
-    for name, flags in {"remote": remote, "local": local}.items():
-        assert script("--output", f"{name}.json", "--max_new_tokens", 8, *flags) == 0
-    assert Path("remote.json").read_bytes() == Path("local.json").read_bytes()
-    assert len({record["answer"] for record in read("local.json")}) > 6
