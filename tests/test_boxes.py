@@ -22,7 +22,6 @@ from cropvlm.boxes import (
 
 VALID = {
     "as trained": ("[10, 20, 30, 40].", (10, 20, 30, 40)),
-    "no dot": ("[10, 20, 30, 40]", (10, 20, 30, 40)),
     "many spaces": ("\n[ 10 ,20 , 30,\t40 ] . \n", (10, 20, 30, 40)),
     "floats stay floats": ("[17.5, 11, 49.0, 80].", (17.5, 11, 49.0, 80)),
 }
@@ -34,7 +33,6 @@ INVALID = {
     "negative": "[-1, 20, 30, 40].",
     "x reversed": "[30, 20, 10, 40].",
     "no brackets": "10, 20, 30, 40.",
-    "text before": "Box: [10, 20, 30, 40].",
     "other digits than 0-9": "[١, 20, 30, 40].",
     "10,000 digits": f"[0, 0, {'9' * 10_000}, 40].",
 }
@@ -64,7 +62,6 @@ TEACHER = {
     "the prompt's own words before": ("'bbox_2d': [x1, y1, x2, y2] is \"bbox_2d\": [10, 20, 30, 40]", (10, 20, 30, 40)),
     "comma at the end": ('{"bbox_2d": [10, 20, 30, 40,]}', (10, 20, 30, 40)),
     "field without quotes": ("bbox_2d = [-1, 20, 30, 40]", (-1, 20, 30, 40)),
-    "escaped JSON": (r"{\"bbox_2d\": [\"10\", \"20\", \"30\", \"40\"]}", (10, 20, 30, 40)),
     "a box in a thought": ('<think>Not [0, 0, 9, 9].</think>{"bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
     "a thought opened by the template": ("[0, 0, 9, 9]? No.\n</think>\n[10, 20, 30, 40]", (10, 20, 30, 40)),
     "a box before the fence": ("Near [0, 0, 9, 9].\n```json\n[10, 20, 30, 40]\n```", (10, 20, 30, 40)),

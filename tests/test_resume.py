@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +15,7 @@ import torch
 from huggingface_hub import HfApi
 from kills import run_forked
 from safetensors.torch import load_file
+from trainers import run_main
 from transformers import Trainer
 
 from cropvlm import rewards
@@ -36,8 +36,7 @@ def train(script: str, flags: list) -> None:
     """Run a training script in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewards, "validity_reward", length_reward)
-        patch.setattr(sys, "argv", [f"{script}.py", *map(str, flags)])
-        importlib.import_module(script).main()
+        run_main(patch, importlib.import_module(script), *flags)
 
 
 @pytest.fixture(scope="module")

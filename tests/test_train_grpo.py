@@ -1,20 +1,18 @@
 """Stage 2 on a tiny model: rows, policy and reference, a whole run, and what is refused early."""
 
 import json
-import sys
 
 import pytest
 import torch
 from datasets import load_from_disk
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import make_grpo_trainer as make_trainer
+from trainers import run_main
 
 import train_grpo
 from cropvlm import modeling
 from cropvlm.encoding import prepare
 from cropvlm.errors import UserError
-from cropvlm.trainers import trl_overrides
 
 
 def flags_for(model, vqa_model, data, output):
@@ -23,11 +21,6 @@ def flags_for(model, vqa_model, data, output):
         *("--longest_edge", 64, "--vqa_longest_edge", 64, "--report_to", "none", "--disable_tqdm", True),
         *("--num_generations", 3, "--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 1),
     ]
-
-
-def run_main(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["train_grpo.py", *map(str, flags)])
-    train_grpo.main()
 
 
 def test_defaults_are_the_papers(tmp_path):
@@ -113,7 +106,7 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
     flags += ["--reward", reward, "--reward_weights", 1, 0.5, "--max_steps", 2, "--save_steps", 1]
     flags += ["--log_crops_every", 2, "--report_to", "tensorboard"]
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
-    run_main(monkeypatch, *flags)
+    run_main(monkeypatch, train_grpo, *flags)
     log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     assert len(log) == 2
     for entry in log:
@@ -132,23 +125,7 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
         modeling.load_processor(str(folder), 64)
     another = ["--base_model", tiny_smolvlm, "--resume_from_checkpoint", True]
     with pytest.raises(UserError, match=f"base_model '{sft_adapter}' there, '{tiny_smolvlm}' here"):
-        run_main(monkeypatch, *flags, *another)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tiny_world, tmp_path):
-    """Policy and reference are what the checkpoint holds, which is not what its run started from."""
-    options = {"max_steps": 1, "save_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3}
-    first = make_trainer(tmp_path / "first", sft_adapter, tiny_world, tiny_smolvlm, **options)
-    first.reward_funcs[0] = lambda completions, **columns: [len(text[0]["content"]) for text in completions]
-    first.train()
-    checkpoint = tmp_path / "first" / "checkpoint-1"
-    second = dict(make_trainer(tmp_path / "out", checkpoint, tiny_world, tiny_smolvlm).model.named_parameters())
-    start, saved = (load_file(folder / "adapter_model.safetensors") for folder in (sft_adapter, checkpoint))
-    assert any(not torch.equal(weight, start[name]) for name, weight in saved.items())
-    for name, weight in saved.items():
-        for adapter in ("default", "ref"):
-            assert torch.equal(second[name.removesuffix("weight") + f"{adapter}.weight"], weight), name
+        run_main(monkeypatch, train_grpo, *flags, *another)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +134,6 @@ def test_a_checkpoint_of_an_adapter_is_trained_on(sft_adapter, tiny_smolvlm, tin
         (["--dataset_path", "missing/folder/of/data"], "no data set"),
         (["--max_samples", 1], "1 rows"),
         (["--merged_rollouts", "--use_lora", False], "without an adapter"),
-        (["--eval_dataset_path", "missing/folder/of/data"], "no data set"),
         (["--base_model", "qwen"], "the cropper has to be an Idefics3 or SmolVLM"),
         (["--dataset_path", "unanswered"], "answers"),
     ],
@@ -170,24 +146,4 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
     load_from_disk(str(tiny_world))["train"].remove_columns("answers").save_to_disk("unanswered")
     monkeypatch.setattr(modeling.AutoModelForImageTextToText, "from_pretrained", None)
     with pytest.raises(UserError, match=message):
-        run_main(monkeypatch, *flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path), *flags)
-
-
-@pytest.mark.slow
-def test_a_reward_vlm_that_resizes_in_its_own_way(sft_adapter, tiny_qwen, tiny_world, tmp_path, monkeypatch):
-    """The message names `--vqa_longest_edge None`, which such a model needs."""
-    flags = flags_for(sft_adapter, tiny_qwen, tiny_world, tmp_path)
-    with pytest.raises(UserError, match="longest edge of 64 px; .* say --vqa_longest_edge None"):
-        run_main(monkeypatch, *flags)
-    monkeypatch.setattr(trl_overrides.BoxGRPOTrainer, "train", lambda self, **options: None)
-    run_main(monkeypatch, *flags, "--vqa_longest_edge", None)
-
-
-def test_rows_without_answers_are_named(sft_adapter, tiny_smolvlm, tiny_world, tmp_path, caplog):
-    rows = load_from_disk(str(tiny_world))["train"]
-    answers = [None if i == 2 else row for i, row in enumerate(rows["answers"])]
-    rows = rows.remove_columns("answers").add_column("answers", answers)
-    rows.save_to_disk(str(tmp_path / "data"))
-    trainer = make_trainer(tmp_path / "out", sft_adapter, tmp_path / "data", tiny_smolvlm)
-    assert len(trainer.train_dataset) == len(rows) - 1
-    assert f"question_id {rows[2]['question_id']}" in caplog.text
+        run_main(monkeypatch, train_grpo, *flags_for(sft_adapter, tiny_smolvlm, tiny_world, tmp_path), *flags)

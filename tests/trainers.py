@@ -1,6 +1,14 @@
 """TRL's GRPO trainer under train_grpo.py's arguments, small enough for a test."""
 
+import sys
+
 import train_grpo
+
+
+def run_main(monkeypatch, script, *flags):
+    """Run `train_sft` or `train_grpo` in this process, with these flags."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+    script.main()
 
 
 def make_grpo_trainer(tmp_path, model, data, vqa_model, policy=None, **options):
