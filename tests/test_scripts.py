@@ -1,7 +1,6 @@
 """The bash scripts: they parse, name no path of a machine, and run the stages in order and only once."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -41,13 +40,6 @@ def test_no_file_names_a_path_of_a_machine():
     named = [path.name for path in files if MACHINE_PATH.search(path.read_text(encoding="utf-8"))]
     assert len(files) > 30
     assert named == []
-
-
-def test_the_output_folders_are_no_packages():
-    """`import datasets` is to find the library, also from the repository's root, where a folder has that name."""
-    found = [path for name in ("datasets", "models", "predictions") for path in (ROOT / name).glob("__init__.py")]
-    assert found == []
-    assert importlib.util.find_spec("datasets").origin is not None  # a folder without __init__.py has none
 
 
 def calls_of(checkout: Path, script: str, *args: str) -> list[list[str]]:
@@ -213,30 +205,23 @@ def test_a_signal_ends_the_two_steps_of_the_miniature(name, running, checkout):
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stage_ends_with_the_script(name, running):
-    process, pids = running("reproduce.sh", "0", steps=1)
+    """Not at a signal that nohup ignores."""
+    process, pids = running("reproduce.sh", "0", steps=1, ignored=signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    assert all(map(is_alive, pids))
     process.send_signal(name)
     assert process.wait(timeout=20) == (128 + name if name == signal.SIGTERM else -name)
     if name == signal.SIGTERM or shutil.which("setpriv"):
         assert stopped(pids)
 
 
-def test_what_nohup_ignores_stays_ignored(running):
-    process, pids = running("reproduce.sh", "0", steps=1, ignored=signal.SIGHUP)
-    process.send_signal(signal.SIGHUP)
-    time.sleep(0.3)
-    assert process.poll() is None
-    assert all(map(is_alive, pids))
-    process.terminate()
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert stopped(pids)
-
-
-@pytest.mark.parametrize(("script", "args"), [("miniature.sh", []), ("reproduce.sh", ["0"])])
-def test_a_step_that_cannot_start_is_named(script, args, checkout):
+def test_a_step_that_cannot_start_is_named(checkout):
     (checkout / "bin" / "python3").write_text("#!/no/such/interpreter\n")
-    result, _ = call(checkout, script, *args)
+    result, _ = call(checkout, "miniature.sh")
     assert result.returncode == 2
-    assert re.search(r"^error: exit code 2 of: python3 (-m miniature.world|create_dataset.py)", result.stderr, re.M)
+    assert re.search(r"^error: exit code 2 of: python3 -m miniature.world", result.stderr, re.M)
 
 
 @pytest.mark.skipif(not shutil.which("dash"), reason="dash is not installed")

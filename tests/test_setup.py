@@ -83,10 +83,9 @@ def test_it_says_what_it_does_continues_after_a_failure_and_is_silent_when_done(
     done = set_up(checkout)
     assert is_ready(checkout, done)
     assert done.stderr == ""
-
-
-def test_the_lock_file_decides_versions_and_its_change_installs_anew(checkout):
+    # The lock file decides the version, and its change installs anew.
     wheel(checkout, 2)
+    (checkout / "requirements.txt").write_text("tiny\n")
     assert is_ready(checkout, set_up(checkout), 1)
     (checkout / "requirements.lock").write_text("tiny==2\n")
     assert is_ready(checkout, set_up(checkout), 2)
@@ -121,36 +120,21 @@ def test_a_moved_clone_works_and_a_copied_one_uses_its_own_packages(checkout, tm
     assert is_ready(moved, set_up(moved), 1)
 
 
-def test_a_clusters_variables_decide_nothing(checkout, tmp_path):
-    """Its own packages, and pip's other targets; the Python that it names may be another version."""
-    (tmp_path / "tiny.py").write_text("VERSION = 4\n")
-    variables = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/usr", "PIP_USER": "1", "VIRTUAL_ENV": "/other"}
-    variables |= {name: str(tmp_path / "elsewhere") for name in ("PIP_TARGET", "PIP_PREFIX", "CONDA_PREFIX")}
-    result = set_up(checkout, **variables)
-    assert is_ready(checkout, result), result.stderr
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_what_pip_put_elsewhere_is_not_recorded_as_installed(checkout, tmp_path):
+def test_a_clusters_settings_decide_nothing(checkout, tmp_path):
+    """What pip put elsewhere is not recorded as installed; other packages and pip's other targets are not used."""
     (tmp_path / "pip.conf").write_text(f"[install]\ntarget = {tmp_path / 'elsewhere'}\n")
     result = set_up(checkout, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
     assert result.returncode == 2
     assert "cannot be imported from .venv" in result.stderr.splitlines()[-1]
-    assert is_ready(checkout, set_up(checkout))
+    (tmp_path / "tiny.py").write_text("VERSION = 4\n")
+    variables = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/usr", "PIP_USER": "1", "VIRTUAL_ENV": "/other"}
+    variables |= {name: str(tmp_path / "another") for name in ("PIP_TARGET", "PIP_PREFIX", "CONDA_PREFIX")}
+    result = set_up(checkout, **variables)
+    assert is_ready(checkout, result), result.stderr
+    assert not (tmp_path / "another").exists()
 
 
-def test_a_module_in_place_of_the_library_is_refused(checkout):
-    assert is_ready(checkout, set_up(checkout))
-    (checkout / "datasets").mkdir()
-    for name in ("datasets.py", "datasets/__init__.py"):
-        (checkout / name).touch()
-        result = set_up(checkout)
-        assert result.returncode == 2
-        assert result.stderr == f"error: {name} hides the library `datasets`; move or rename it\n"
-        (checkout / name).unlink()
-
-
-def test_a_missing_c_compiler_is_told_where_a_gpu_is(checkout, tmp_path):
+def test_a_missing_c_compiler_is_told_where_a_gpu_is_and_a_module_in_place_of_a_library(checkout, tmp_path):
     assert is_ready(checkout, set_up(checkout))
     (tmp_path / "bin").mkdir()
     for name in ("bash", "dirname", "basename", "readlink", "cmp", "grep"):
@@ -162,6 +146,12 @@ def test_a_missing_c_compiler_is_told_where_a_gpu_is(checkout, tmp_path):
         assert is_ready(checkout, result)
         assert ("needs a C compiler and Python.h" in result.stderr) == gpu
         assert result.stderr.count("\n") == gpu
+    (checkout / "datasets").mkdir()
+    for name in ("datasets.py", "datasets/__init__.py"):
+        (checkout / name).touch()
+        result = set_up(checkout)
+        assert (result.returncode, result.stderr.partition(" the ")[0]) == (2, f"error: {name} hides")
+        (checkout / name).unlink()
 
 
 @pytest.mark.parametrize("gone", ["interpreter", "folder of its packages"])
