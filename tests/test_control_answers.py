@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from datasets import load_from_disk
 from processes import REPO
-from steps import read, write_boxes
+from steps import write_boxes
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
@@ -14,7 +14,6 @@ import vqa_accuracy
 from cropvlm.boxes import format_bbox
 from cropvlm.runs.controls import CONTROLS
 from cropvlm.runs.predictions import read_meta, read_predictions, write_predictions
-from miniature.world import write_world
 
 SMOLVLM = REPO / "miniature" / "models" / "smolvlm"
 
@@ -99,30 +98,3 @@ def test_where_no_crop_is_needed_the_answer_is_that_without_it(script, boxes, ti
     counts = read_meta(answers_file("world_cropvlm"))["counts"]
     assert (counts["invalid_boxes"], counts["not_needed"]) == (1, 5)
     assert "not_needed" not in read_meta(answers_file("world_base"))["counts"]
-
-
-# VQA accuracy of the true box and of what replaces it. The reader sees 64 px: text on a placard is too small without
-# the crop, so all but the crop itself stay near the 10% of a guess; another question's crop has another text.
-EXPECTED = {
-    "base": 10.5,
-    "cropvlm": 99.4,
-    "full_twice": 11.7,
-    "no_detail": 10.2,
-    "elsewhere": 10.3,
-    "shuffled": 12.8,
-    "centre": 17.5,
-    "partner": 15.6,
-}
-
-
-@pytest.mark.slow
-def test_the_gain_of_a_true_box_is_its_detail(script, call, tmp_path):
-    write_world(tmp_path / "world", seed=0, train=2, test=640)
-    boxes = write_true_boxes(tmp_path / "true_bbox.json", tmp_path / "world")
-    assert script("--bbox", boxes, "--controls", *(name for name in EXPECTED if name in CONTROLS)) == 0
-    scores = {}
-    for name in EXPECTED:
-        flags = ["--predictions_file", answers_file(f"true_{name}"), "--metric", "vqa", "--output", "score.json"]
-        assert call(vqa_accuracy.main, *flags) == 0
-        scores[name] = read("score.json")["score"]
-    assert scores == pytest.approx(EXPECTED, abs=2)

@@ -76,18 +76,6 @@ def step(trainer):
     return trained, {name for name, weight in after.items() if not torch.equal(weight, before[name])}
 
 
-def test_lora_is_on_the_intended_linears_of_the_real_model(processor_path):
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(processor_path))
-        policy = modeling.get_peft_model(model, PolicyArguments().lora_config())
-    adapted = [name for name, _ in policy.named_parameters() if ".lora_A." in name]
-    parts = {part: sum(part in name for name in adapted) for part in ("text_model", "vision_model", "connector")}
-    # 30 layers x (q k v o gate up down); 12 layers x (q k v fc1 fc2), SigLIP's output is called out_proj; 1 projection
-    assert parts == {"text_model": 210, "vision_model": 60, "connector": 1}
-    assert len(adapted) == 271
-    assert not any("out_proj" in name or "lm_head" in name for name in adapted)
-
-
 def test_sft_at_512(base_model, processor_path, data, tmp_path):
     """bfloat16 compute, float32 adapter: a step at GRPO's rate of 5e-6, which bfloat16 weights would round away."""
     trainer = sft_trainer(base_model, processor_path, data, tmp_path, 512, bf16=True, learning_rate=5e-6)

@@ -63,17 +63,11 @@ def test_a_likelihood_that_is_not_finite_is_refused(reward_vlm, monkeypatch):
         rewards.AnswerLikelihoodReward(*reward_vlm).score([()] * 2, [""] * 2, [["a"]] * 2)
 
 
-def five_completions():
-    """Completions of one prompt, no two alike."""
-    completions = [message(f" [{i}, 0, 90, 90].") for i in range(5)]
-    columns = {"image": noise(160, 120, 1), "question": "Which?", "answers": TEN}
-    return {"completions": completions} | {name: [value] * 5 for name, value in columns.items()}
-
-
 @pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
 def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch, caplog):
     """Room for two: of five completions 5 and 2 are tried, then 2, 2, 1 go through; the next step starts at 2."""
-    columns = five_completions()
+    columns = {"image": [noise(160, 120, 1)] * 5, "question": ["Which?"] * 5, "answers": [TEN] * 5}
+    columns["completions"] = [message(f" [{i}, 0, 90, 90].") for i in range(5)]
     expected = kind(*reward_vlm)(**columns)
     sizes = limit_memory(monkeypatch, 2)
     reward = kind(*reward_vlm)
@@ -81,14 +75,9 @@ def test_out_of_memory_halves_the_batches_for_good(kind, reward_vlm, monkeypatch
     assert reward(**columns) == pytest.approx(expected, abs=1e-4)
     assert sizes == [5, 2, 2, 1, 2, 2, 1]
     assert caplog.text.count("out of memory") == 1
-
-
-@pytest.mark.parametrize("kind", [rewards.AnswerLikelihoodReward, rewards.AnswerAccuracyReward])
-def test_out_of_memory_with_one_completion_is_one_line(kind, reward_vlm, monkeypatch):
     limit_memory(monkeypatch, 0)
-    columns = {"image": [noise(160, 120, 1)], "question": ["Which?"], "answers": [TEN]}
     with pytest.raises(batches.BatchTooLarge, match="with one completion at a time"):
-        kind(*reward_vlm)(completions=[message(" [0, 0, 90, 90].")], **columns)
+        reward(**columns)
 
 
 def limit_memory(monkeypatch, most):

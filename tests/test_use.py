@@ -43,18 +43,6 @@ def execute(folder: Path, *command: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_the_scripts(folder, tiny_smolvlm, tiny_world):
-    rows = ["--dataset_path", tiny_world, "--split", "test", "--name", "textvqa", "--longest_edge", 64]
-    boxes = flags("python3 generate_bbox.py", dataset="textvqa")[:-2]
-    execute(folder, sys.executable, ROOT / "generate_bbox.py", *boxes, *rows)
-    script = "generate_final_answers.py"
-    answers = flags(f"python3 {script} --bbox")
-    execute(folder, sys.executable, ROOT / script, "--bbox", *answers, "--vqa_model_path", tiny_smolvlm, *rows[-2:])
-    printed = execute(folder, sys.executable, ROOT / "vqa_accuracy.py", *flags("python3 vqa_accuracy.py"))
-    assert 0 <= float(printed.splitlines()[-1]) <= 100
-
-
 def test_the_example_in_python(folder):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     assert "longest_edge=512" in code
