@@ -49,6 +49,7 @@ class Hub:
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
+        self.uploads: dict[str, bytes] = {}  # by SHA-256
         self.fetched: list[str] = []  # `id/path` of each file whose content was sent
         self.unknown: list[str] = []
         self.url = ""
@@ -120,6 +121,8 @@ class Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/[^/]+", "commit"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
+        ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("PUT", r"/lfs/([0-9a-f]{64})", "lfs_put"),
         ("HEAD|GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "file"),
     )
 
@@ -217,9 +220,22 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"errors": [], "warnings": []})
 
     def preupload(self, kind: str, repo: str) -> None:
-        if self.find(kind, repo):  # all of them within the commit, none by Git LFS
-            paths = [file["path"] for file in json.loads(self.body)["files"]]
-            self.send(200, {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
+        if self.find(kind, repo):
+            files = json.loads(self.body)["files"]
+            modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
+            self.send(200, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+
+    def lfs_batch(self, dataset: str | None, repo: str) -> None:
+        if self.find("datasets" if dataset else "models", repo):
+            objects = json.loads(self.body)["objects"]  # each with its oid and size
+            for file in objects:
+                file["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}"}}
+            self.send(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, sha256: str) -> None:
+        assert hashlib.sha256(self.body).hexdigest() == sha256
+        self.hub.uploads[sha256] = self.body
+        self.send(200, {})
 
     def commit(self, kind: str, repo: str) -> None:
         found = self.find(kind, repo)
@@ -227,8 +243,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         files = dict(found[1])
         for line in map(json.loads, self.body.splitlines()):
+            value = line["value"]
             if line["key"] == "file":
-                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
         sha = self.hub.repositories[kind, repo].commit(files)
         url = f"{self.hub.url}/{repo}/commit/{sha}"
         self.send(200, {"commitUrl": url, "commitOid": sha, "hookOutput": "", "pullRequestUrl": None})

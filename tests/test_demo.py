@@ -52,6 +52,9 @@ def test_a_box_leads_to_a_crop_and_two_answers(demo, written, typed, size, used,
     assert (crop.size, box) == (size, used)
     assert without.startswith("200x100\n(")
     assert with_crop.startswith(f"{images}\n(")
+    for image, question in ((None, "What?"), (IMAGE, " ")):
+        with pytest.raises(ValueError, match="an image and a question are needed"):
+            demo.answer(cropper, answerer, image, question, typed)
 
 
 def test_the_box_is_drawn_on_a_copy_of_the_file_as_the_pipeline_opens_it(demo, tmp_path):
@@ -59,12 +62,6 @@ def test_the_box_is_drawn_on_a_copy_of_the_file_as_the_pipeline_opens_it(demo, t
     marked, crop, *_ = demo.answer(None, answerer, str(tmp_path / "transparent.png"), "What?", "[0, 0, 50, 50]")
     assert marked.getpixel((99, 20)) == (255, 0, 0)  # the right side of the box, 2 px wide
     assert crop.getpixel((99, 20)) == (255, 255, 255)  # on white, not on black
-
-
-def test_what_is_missing_is_said(demo):
-    for image, question in ((None, "What?"), (IMAGE, " ")):
-        with pytest.raises(ValueError, match="an image and a question are needed"):
-            demo.answer(None, answerer, image, question, "")
 
 
 def test_two_clicks_draw_a_box_and_a_third_begins_another(demo):

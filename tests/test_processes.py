@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
+from processes import LAUNCH
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
 BOXES = ["[0, 0, 50, 100].", "[25, 0, 75, 100].", "no box", "[5, 5, 20, 90]."]
 
 
@@ -34,9 +33,9 @@ def train(script: str, flags: list[str]) -> None:
 
 
 def run(script: str, output: Path, processes: int, *flags: object) -> list[dict]:
-    """Train in `processes` processes; return the log."""
-    launch = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else [sys.executable]
-    command = [*launch, __file__, script, *map(str, flags), "--output_dir", str(output)]
+    """Train in one process or two; return the log."""
+    command = [*(LAUNCH if processes > 1 else [sys.executable]), __file__, script, *map(str, flags)]
+    command += ["--output_dir", str(output)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -46,7 +45,7 @@ def run(script: str, output: Path, processes: int, *flags: object) -> list[dict]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo", "train_grpo with groups split"])
-def test_two_processes_lose_what_one_loses(script, tiny_smolvlm, tiny_world, tmp_path):
+def test_two_processes_lose_what_one_loses(script, tiny_smolvlm, tiny_world, boxed_world, tmp_path):
     """The same losses and norms of the gradient, at a learning rate that moves the weights.
 
     LoRA's dropout is off, and GRPO's completions are fixed by their place in the group: both are drawn from the
@@ -54,9 +53,7 @@ def test_two_processes_lose_what_one_loses(script, tiny_smolvlm, tiny_world, tmp
     processes, loss, sum of gradients, figures, saving. The KL that TRL logs is left out: it is a mean over
     micro-batches, and which completions these hold differs where groups are split.
     """
-    rows = datasets.load_from_disk(str(tiny_world))["train"]
-    rows.add_column("bbox", [[i, i + 5, i + 30, 100] for i in range(len(rows))]).save_to_disk(str(tmp_path / "data"))
-    flags = ["--base_model", tiny_smolvlm, "--dataset_path", tmp_path / "data", "--longest_edge", 64, "--lora_r", 4]
+    flags = ["--base_model", tiny_smolvlm, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_r", 4]
     flags += ["--lora_alpha", 8, "--lora_dropout", 0, "--max_steps", 4, "--learning_rate", 1e-2, "--report_to", "none"]
     flags += ["--vqa_model", tiny_smolvlm, "--vqa_longest_edge", 64]
     batch, figures = 2, ("loss", "grad_norm")
