@@ -43,11 +43,9 @@ def test_processors_take_their_own_kind_of_size(tiny_smolvlm, tiny_qwen, tiny_ll
 
 
 def test_the_end_of_a_turn(tiny_smolvlm, tiny_qwen):
-    for path in (tiny_smolvlm, tiny_qwen):
+    for path, end in ((tiny_smolvlm, ["<end_of_utterance>"]), (tiny_qwen, ["<|im_end|>"])):
         model, processor = modeling.load_model(path, device="cpu"), modeling.load_processor(path)
-        assert processor.tokenizer.eos_token_id in stop_token_ids(model, processor)
-        if path == tiny_smolvlm:
-            assert stop_token_ids(model, processor) == [processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
+        assert stop_token_ids(model, processor) == processor.tokenizer.convert_tokens_to_ids(end)
 
 
 def test_an_adapter_is_merged_in_float32_and_rounded_once(sft_adapter):
@@ -59,15 +57,15 @@ def test_an_adapter_is_merged_in_float32_and_rounded_once(sft_adapter):
 
 
 def test_the_base_of_an_adapter_may_have_moved(sft_adapter, tiny_smolvlm, tmp_path, caplog):
-    moved = tmp_path / "adapter"
-    shutil.copytree(sft_adapter, moved)
+    moved = shutil.copytree(sft_adapter, tmp_path / "adapter")
     config = json.loads((moved / "adapter_config.json").read_text())
-    (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(UserError, match="names a base model that is not there; .*gone.*--base_model_path$"):
-        modeling.load_model(str(moved))
-    (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(UserError, match="has no base_model_name_or_path"):
-        modeling.load_model(str(moved))
+    for base, problem in (
+        (str(tmp_path / "gone"), "not there; .*gone.*--base_model_path$"),
+        (None, "has no base_model"),
+    ):
+        (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        with pytest.raises(UserError, match=problem):
+            modeling.load_model(str(moved))
     assert modeling.load_model(str(moved), base_model_path=str(tiny_smolvlm), device="cpu") is not None
     modeling.load_model(str(tiny_smolvlm), base_model_path="elsewhere", device="cpu")
     assert "whole model: its base elsewhere is not used" in caplog.text

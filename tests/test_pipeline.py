@@ -1,12 +1,12 @@
 """The six scripts in order on a few rows of the miniature world, each reading what the one before has written."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
 from processes import call_script
+from steps import question_ids, read
 
 from cropvlm.boxes import parse_bbox
 
@@ -47,33 +47,28 @@ def test_the_six_scripts_in_order(dtype, tmp_path, monkeypatch, capsys, caplog, 
             shutil.rmtree(folder / "checkpoint-2")
             (folder / "adapter_model.safetensors").unlink()
             assert call_script(monkeypatch, *command, "--resume_from_checkpoint", "True") == 0
-            assert json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
+            assert read(folder / "checkpoint-2" / "trainer_state.json")["global_step"] == 2
 
     crop = ["--model_path", "models/grpo", *data, "--split", "test", "--name", "mini"]
     assert call_script(monkeypatch, "generate_bbox.py", *crop, *size) == 0
-    boxes = json.loads(Path("predictions/mini_bbox.json").read_text())
-    held_out = load_from_disk(str(tiny_world))["test"]["question_id"][:]
+    boxes, meta = read("predictions/mini_bbox.json"), read("predictions/mini_bbox.meta.json")
+    held_out = question_ids(tiny_world)
     assert [record["question_id"] for record in boxes] == held_out
-    meta = json.loads(Path("predictions/mini_bbox.meta.json").read_text())
-    assert meta["settings"]["dtype"] == f"torch.{dtype}"
-    counts = meta["counts"]
-    assert counts["rows"] == 12
-    assert counts["invalid_boxes"] == sum(parse_bbox(record["answer"]) is None for record in boxes)
+    assert (meta["settings"]["dtype"], meta["counts"]["rows"]) == (f"torch.{dtype}", 12)
+    assert meta["counts"]["invalid_boxes"] == sum(parse_bbox(record["answer"]) is None for record in boxes)
 
     # Of other rows the file says nothing; of the 24 that trained it or its base, whatever they are called, how many.
     assert "seen_rows" not in meta["cropper"]
     train.save_to_disk("datasets/copy")
     of_copy = ["--model_path", "models/grpo", "--dataset_path", "datasets/copy", *size]
     assert call_script(monkeypatch, "generate_bbox.py", *of_copy) == 0
-    assert json.loads(Path("predictions/copy_bbox.meta.json").read_text())["cropper"]["seen_rows"] == 24
+    assert read("predictions/copy_bbox.meta.json")["cropper"]["seen_rows"] == 24
 
     answer = ["--bbox", "predictions/mini_bbox.json", "--vqa_model_path", tiny_smolvlm, "--max_new_tokens", 6]
     assert call_script(monkeypatch, "generate_final_answers.py", *answer, *size) == 0
     for mode in ("base", "cropvlm"):
-        answers = json.loads(Path(f"predictions/mini_{mode}_answers.json").read_text())
-        assert [record["question_id"] for record in answers] == held_out
-
+        answers = f"predictions/mini_{mode}_answers.json"
+        assert [record["question_id"] for record in read(answers)] == held_out
         capsys.readouterr()
-        scored = ["--predictions_file", f"predictions/mini_{mode}_answers.json"]
-        assert call_script(monkeypatch, "vqa_accuracy.py", *scored) == 0
+        assert call_script(monkeypatch, "vqa_accuracy.py", "--predictions_file", answers) == 0
         assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 100
