@@ -1,26 +1,23 @@
 """The cropper as one object: what generate_bbox.py writes, and crops of the box."""
 
-import json
-import subprocess
-import sys
-
 import torch
 from datasets import load_from_disk
 from PIL import Image
+from steps import answers_of
 
+import generate_bbox
 from cropvlm import Cropper
 from cropvlm.boxes import parse_bbox
 
 
-def test_its_texts_are_those_of_the_script(tiny_smolvlm, tiny_world, tmp_path):
+def test_its_texts_are_those_of_the_script(tiny_smolvlm, tiny_world, call):
     """In float32 on the CPU, in batches of other rows."""
     cropper = Cropper(str(tiny_smolvlm), longest_edge=64, device="cpu", dtype=torch.float32)
-    command = [sys.executable, "generate_bbox.py", "--model_path", tiny_smolvlm, "--dataset_path", tiny_world]
-    command += ["--split", "test", "--longest_edge", "64", "--gpu", "-1", "--output", tmp_path / "boxes.json"]
-    subprocess.run(command, check=True, capture_output=True)
+    flags = ["--model_path", tiny_smolvlm, "--dataset_path", tiny_world, "--split", "test", "--longest_edge", 64]
+    assert call(generate_bbox.main, *flags, "--gpu", -1, "--output", "boxes.json") == 0
     rows = load_from_disk(str(tiny_world))["test"]
     texts = cropper.texts(rows["image"], rows["question"])
-    assert texts == [record["answer"] for record in json.loads((tmp_path / "boxes.json").read_text())]
+    assert texts == answers_of("boxes.json")
     assert cropper.boxes(rows["image"][:2], rows["question"][:2]) == [parse_bbox(text) for text in texts[:2]]
 
 

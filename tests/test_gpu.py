@@ -1,9 +1,4 @@
-"""On a CUDA GPU: texts, tiles, log-likelihoods, a real out-of-memory; the six scripts are those of test_pipeline.py.
-
-    CROPVLM_TEST_DEVICE=cuda python3 -m pytest -m gpu
-
-The other tests run on the CPU everywhere; there this process sees no GPU and these are skipped.
-"""
+"""On a CUDA GPU: texts, tiles, log-likelihoods, a real out-of-memory; the six scripts are those of test_pipeline.py."""
 
 import pytest
 import torch

@@ -1,7 +1,4 @@
-"""The real clients against a Hub on loopback: which files are fetched, what is cached, what arrives there.
-
-The clients read the Hub's address when they are imported, so they run in other processes.
-"""
+"""The real clients against a Hub on loopback: which files are fetched, what is cached, what arrives there."""
 
 import json
 import os
@@ -62,7 +59,7 @@ def hub(tmp_path_factory):
 
 
 class Client:
-    """A process that loads data sets one after another."""
+    """A process that loads data sets one after another: the Hub's address is read when its client is imported."""
 
     def __init__(self, env: dict[str, str], folder: Path):
         self.log = (folder / "client.log").open("w")

@@ -74,18 +74,15 @@ def test_an_ended_run_goes_on_with_the_same_settings_only(script, server, boxes,
     assert server.asked.total() == 7
 
 
-def test_a_rejected_row_or_crop_has_an_empty_answer_and_exit_code_3(script, server, boxes, caplog):
+def test_a_rejected_row_or_crop_has_an_empty_answer_and_exit_code_3(script, server, boxes):
     """Base and cropvlm of a row are asked one after the other: the crop of row 1 is rejected, row 3's base refused."""
     replies = {4: error(400, "too small"), 7: completion(None, refusal="No.")}
     server.react = lambda text, times: replies.get(server.asked.total(), "Yes.")
     assert script("--bbox", boxes) == 3
     answers = {mode: answers_of(f"predictions/world_{mode}_answers.json") for mode in ("base", "cropvlm")}
     assert answers == {"base": ["Yes"] * 3 + [""] + ["Yes"] * 8, "cropvlm": ["Yes", "", *["Yes"] * 10]}
-    metas = {mode: read(f"predictions/world_{mode}_answers.meta.json") for mode in answers}
-    assert [row["reason"] for row in metas["cropvlm"]["failed"]] == ["the server sends error 400, 'too small'"]
-    assert (metas["base"]["failed"], metas["base"]["counts"]["empty_answers"]) == ([], 1)
-    assert [meta["counts"]["failed"] for meta in metas.values()] == [0, 1]
-    assert "the server sends error 400, 'too small'" in caplog.text
+    counts = [read(f"predictions/world_{mode}_answers.meta.json")["counts"] for mode in answers]
+    assert [(count["failed"], count["empty_answers"]) for count in counts] == [(0, 1), (1, 0)]
 
 
 @pytest.mark.parametrize("fault", [None, "401", "400", "html"])
