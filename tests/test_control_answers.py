@@ -25,13 +25,10 @@ def script(call):
     return lambda *flags: call(generate_final_answers.main, *defaults, *flags)
 
 
-def write_true_boxes(path: Path, world: Path) -> Path:
-    return write_boxes(path, world, list(map(format_bbox, load_from_disk(str(world))["test"]["true_bbox"])))
-
-
 @pytest.fixture
 def boxes(tmp_path, tiny_world) -> Path:
-    return write_true_boxes(tmp_path / "predictions" / "world_bbox.json", tiny_world)
+    true = map(format_bbox, load_from_disk(str(tiny_world))["test"]["true_bbox"])
+    return write_boxes(tmp_path / "predictions" / "world_bbox.json", tiny_world, list(true))
 
 
 def answers_file(name: str) -> Path:

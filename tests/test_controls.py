@@ -52,13 +52,9 @@ def test_elsewhere_overlaps_least_where_nothing_fits():
 
 
 def test_boxes_are_the_same_on_every_machine():
-    def elsewhere(*ids):
-        return control_boxes(
-            "elsewhere", ["[40, 40, 60, 60]."] * len(ids), make_rows("a" * len(ids), ["?"] * len(ids), ids)
-        )
-
-    assert elsewhere(7, 8) == ["[26, 4, 46, 24].", "[64, 72, 84, 92]."]
-    assert elsewhere("7") == ["[80, 40, 100, 60]."]  # 7 and "7" are two ids
+    boxes = {7: (26, 4, 46, 24), 8: (64, 72, 84, 92), "7": (80, 40, 100, 60)}  # 7 and "7" are two ids
+    assert {question_id: box_elsewhere((40, 40, 60, 60), question_id) for question_id in boxes} == boxes
+    assert control_boxes("elsewhere", ["[40, 40, 60, 60]."], make_rows("a", ["?"], ["7"])) == ["[80, 40, 100, 60]."]
 
 
 def test_other_rows_by_hand():

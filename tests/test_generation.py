@@ -31,11 +31,6 @@ def plain_inputs(processor, prompts):
     return processor(text=texts, images=images, padding=True, return_tensors="pt")
 
 
-def pixel_values(prepared):
-    """The tiles of each distinct image, (tiles, 1, C, H, W)."""
-    return [image.tensors["pixel_values"] for image in prepared.images.values()]
-
-
 def test_a_shared_image_is_preprocessed_once_a_row_and_encoded_once_a_batch(smolvlm, monkeypatch):
     model, processor = smolvlm
     tiles, images = count_tiles(monkeypatch, model), []
@@ -225,5 +220,5 @@ def test_the_real_processor_sees_the_same_tokens_and_tiles(real_smolvlm, longest
     lengths = plain["attention_mask"].sum(1).tolist()
     assert prepared.input_ids == [row[-n:] for row, n in zip(plain["input_ids"].tolist(), lengths, strict=True)]
     assert [image.tokens for image in prepared.images.values()] == [64 * n for n in tiles]
-    pixels = torch.cat(pixel_values(prepared)).transpose(0, 1)
+    pixels = torch.cat([image.tensors["pixel_values"] for image in prepared.images.values()]).transpose(0, 1)
     assert torch.equal(pixels, plain["pixel_values"][1:, : sum(tiles)])

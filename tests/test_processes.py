@@ -48,10 +48,8 @@ def run(script: str, output: Path, processes: int, *flags: object) -> list[dict]
 def test_two_processes_lose_what_one_loses(script, tiny_smolvlm, tiny_world, boxed_world, tmp_path):
     """The same losses and norms of the gradient, at a learning rate that moves the weights.
 
-    LoRA's dropout is off, and GRPO's completions are fixed by their place in the group: both are drawn from the
-    process's own random numbers. Everything else is a real run: sampler, rewards, advantages over the groups of all
-    processes, loss, sum of gradients, figures, saving. The KL that TRL logs is left out: it is a mean over
-    micro-batches, and which completions these hold differs where groups are split.
+    LoRA's dropout is off and GRPO's completions are fixed: both are drawn from the process's own random numbers. The
+    KL that TRL logs is left out: it is a mean over micro-batches, which hold others where groups are split.
     """
     flags = ["--base_model", tiny_smolvlm, "--dataset_path", boxed_world, "--longest_edge", 64, "--lora_r", 4]
     flags += ["--lora_alpha", 8, "--lora_dropout", 0, "--max_steps", 4, "--learning_rate", 1e-2, "--report_to", "none"]

@@ -1,4 +1,4 @@
-"""Both trainers on SmolVLM's real tokens, tiles and widths, with random weights and two layers instead of 12 and 30."""
+"""SFT on SmolVLM's real tokens, tiles and widths, with random weights and two layers instead of 12 and 30."""
 
 import math
 
@@ -10,10 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-import train_grpo
 import train_sft
-from cropvlm import modeling
-from cropvlm.rewards import completion_text
 from cropvlm.trainers.settings import PolicyArguments
 from cropvlm.trainers.shared_images import SharedImages
 
@@ -56,15 +53,6 @@ def sft_trainer(base_model, processor_path, data, output, longest_edge, **option
     return train_sft.make_trainer(args, policy)
 
 
-def step(trainer):
-    """Take one optimiser step; return the names of the trainable weights, and of all that moved."""
-    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
-    trainer.train()
-    after = dict(trainer.model.named_parameters())
-    trained = {name: weight for name, weight in after.items() if weight.requires_grad}
-    return trained, {name for name, weight in after.items() if not torch.equal(weight, before[name])}
-
-
 def test_sft_at_512(base_model, processor_path, data, tmp_path):
     """bfloat16 compute, float32 adapter: a step at GRPO's rate of 5e-6, which bfloat16 weights would round away."""
     trainer = sft_trainer(base_model, processor_path, data, tmp_path, 512, bf16=True, learning_rate=5e-6)
@@ -73,7 +61,10 @@ def test_sft_at_512(base_model, processor_path, data, tmp_path):
     tokenizer = trainer.processing_class.tokenizer
     assert [tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]] == TURNS
     assert (batch["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum(1).tolist() == [64, 64]
-    trained, moved = step(trainer)
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
     assert all("lora_" in name for name in trained)
     frozen = {weight.dtype for name, weight in trainer.model.named_parameters() if name not in trained}
@@ -101,22 +92,3 @@ def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor
         images = [[trainer.train_dataset[i]["image"]] for i in (0, 1)]
         batch["pixel_values"] = shared.number_images(images)[0]["pixel_values"]
         assert trainer.model(**batch).loss.item() == pytest.approx(loss.item(), abs=1e-4)
-
-
-def test_grpo_at_512(base_model, processor_path, data, tmp_path):
-    policy = train_grpo.GRPOPolicyArguments(base_model, processor_path, data, vqa_model=base_model)
-    policy.log_crops_every = 0
-    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "save_strategy": "no", "warmup_steps": 0}
-    groups = {"num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 4}
-    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options, **groups)
-    processor = modeling.load_processor(processor_path, 512)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling, "load_processor", lambda *_, **__: processor)  # the reward VLM's folder holds none
-        trainer = train_grpo.make_trainer(args, policy)
-    trainer.reward_funcs[0] = lambda completions, **columns: [len(completion_text(text)) for text in completions]
-    end_of_turn = 49279
-    assert trainer.generation_config.eos_token_id == [end_of_turn]
-    assert trainer.processing_class.tokenizer.pad_token_id == 2
-    trained, moved = step(trainer)
-    assert {weight.dtype for weight in trained.values()} == {torch.float32}
-    assert moved == {name for name in trained if "lora_B" in name}

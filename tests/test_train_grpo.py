@@ -59,6 +59,14 @@ def test_rollouts_see_the_prompt_that_inference_sees(sft_adapter, tiny_smolvlm, 
     assert trainer.generation_config.suppress_tokens == [trainer.model.config.image_token_id]
 
 
+def test_a_reward_vlm_may_resize_in_its_own_way(tiny_qwen, tmp_path, monkeypatch):
+    monkeypatch.setattr("cropvlm.trainers.train.train", lambda args, policy, make: policy.load_answerer(None, "cpu"))
+    flags = flags_for(tiny_qwen, tiny_qwen, "data", tmp_path)
+    with pytest.raises(UserError, match="longest edge of 64 px"):
+        run_main(monkeypatch, train_grpo, *flags)
+    run_main(monkeypatch, train_grpo, *flags, "--vqa_longest_edge", None)
+
+
 def test_an_adapter_keeps_its_own_settings(sft_adapter, tiny_smolvlm, caplog):
     """The flags are of a fresh adapter; the card lists what was trained."""
     policy = train_grpo.GRPOPolicyArguments(base_model=str(sft_adapter), lora_r=128, lora_alpha=8, lora_dropout=0.05)

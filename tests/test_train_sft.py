@@ -184,7 +184,7 @@ def test_rows_without_a_usable_box_are_left_out(tiny_world, tiny_smolvlm, tmp_pa
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ([[0.1, 0.1, 0.5, 0.6]] * 4, "fractions of 1, such as \\[0.1, 0.1, 0.5, 0.6\\]"),
+        ([[10.0, 10.0, 50.0, 60.0], [0.2, 0.1, 0.5, 0.6]], "fractions of 1, such as \\[0.2, 0.1, 0.5, 0.6\\]"),
         ([[10, 10, 50, 60]] * 7 + [[120, 40, 310, 200]] * 2, r"2 of 9 .*2 outside of 0..100.*\[120, 40, 310, 200\]"),
         ([[10, 10, 50, 60]] * 7 + [[40, 60, 30, 20]] * 2, r"2 without area.*\[40, 60, 30, 20\]"),  # x, y, width, height
     ],

@@ -40,15 +40,8 @@ def qwen3_vl():
     processor = transformers.Qwen3VLProcessor(image_processor, tokenizer, video_processor, chat_template=QWEN_TEMPLATE)
     config = transformers.Qwen3VLConfig(
         text_config=text_of(tokenizer, head_dim=16, rope_parameters=rope),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "deepstack_visual_indexes": [0, 1],
-            "num_position_embeddings": 64,
-        },
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+        | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
