@@ -52,7 +52,6 @@ def test_parse_bbox_refuses_all_else(text):
 
 
 TEACHER = {
-    "fenced JSON": ('```json\n{"bbox_2d": [10, 20, 30, 40]}\n```', (10, 20, 30, 40)),
     "list of objects: the first": ('[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]', (10, 20, 30, 40)),
     "floats": ("[10.5, 20., 30, 40]", (10.5, 20.0, 30, 40)),
     "strings": ('{"bbox_2d": ["10", "20", "30", "40"]}', (10, 20, 30, 40)),

@@ -7,7 +7,6 @@ import pytest
 from datasets import load_from_disk
 from processes import REPO
 from steps import write_boxes
-from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 import generate_final_answers
 import vqa_accuracy
@@ -58,19 +57,6 @@ def test_each_control_is_one_more_file_and_the_others_stay_as_they_are(script, c
     capsys.readouterr()
     assert call(vqa_accuracy.main, "--predictions_file", answers_file("world_partner")) == 0
     assert "over 10 questions" in capsys.readouterr().out
-
-
-def test_the_full_image_is_encoded_once(script, boxes, monkeypatch):
-    tiles, forward = [], Idefics3VisionTransformer.forward
-
-    def counted(self, pixel_values, **kwargs):
-        tiles.append(len(pixel_values))
-        return forward(self, pixel_values=pixel_values, **kwargs)
-
-    monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
-    assert script("--bbox", boxes, "--controls", "full_twice", "crop_alone", "partner") == 0
-    # 6 images with two questions each. A partner's crop is the one that its own question shows.
-    assert sum(tiles) == 6 + 12
 
 
 def test_a_mistake_is_one_line(script, boxes, monkeypatch, capsys):

@@ -24,12 +24,6 @@ def gpu_table():
     return gpu_table
 
 
-def test_all_lines_together_keep_within_twenty_minutes(gpu_table):
-    assert sum(line.limit for line in gpu_table.LINES) < 20 * 60
-    tiny = sum(gpu_table.TINY[line.command.split()[0]][1] for line in gpu_table.LINES)
-    assert tiny < 8 * 60
-
-
 @pytest.mark.parametrize(
     ("program", "row"),
     [

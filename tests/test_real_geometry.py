@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import train_sft
 from cropvlm.trainers.settings import PolicyArguments
-from cropvlm.trainers.shared_images import SharedImages
 
 pytestmark = pytest.mark.slow
 BOXES = [[0, 5, 100, 95], [12, 0, 13, 100]]
@@ -75,10 +74,7 @@ def test_sft_at_512(base_model, processor_path, data, tmp_path):
 
 @pytest.mark.parametrize(("longest_edge", "tiles"), [(1024, [5, 3]), (2048, [17, 5])])
 def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor_path, data, tmp_path):
-    """1:1 and 4:1 are 2 x 2 and 2 x 1 tiles at 1024 px, 4 x 4 and 4 x 1 at 2048 px, beside the image as a whole.
-
-    SFT hands over all tiles in a row; GRPO, numbers. The loss is the same.
-    """
+    """1:1 and 4:1 are 2 x 2 and 2 x 1 tiles at 1024 px, 4 x 4 and 4 x 1 at 2048 px, beside the image as a whole."""
     trainer = sft_trainer(base_model, processor_path, data, tmp_path, longest_edge)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
     image_tokens = (batch["input_ids"] == trainer.model.config.image_token_id).sum(1)
@@ -86,9 +82,4 @@ def test_forward_of_mixed_tile_counts(longest_edge, tiles, base_model, processor
     batch = trainer._micro_step(batch)
     assert batch["pixel_values"].shape == (sum(tiles), 1, 3, 512, 512)
     with torch.no_grad():
-        loss = trainer.model(**batch).loss
-        assert math.isfinite(loss.item())
-        shared = SharedImages(trainer.model, trainer.processing_class)
-        images = [[trainer.train_dataset[i]["image"]] for i in (0, 1)]
-        batch["pixel_values"] = shared.number_images(images)[0]["pixel_values"]
-        assert trainer.model(**batch).loss.item() == pytest.approx(loss.item(), abs=1e-4)
+        assert math.isfinite(trainer.model(**batch).loss.item())

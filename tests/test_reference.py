@@ -1,7 +1,4 @@
-"""The published values: the released experiment's, the EvalAI scorer's and the `anls` package's.
-
-The JSON file is named by $CROPVLM_REFERENCE_CASES, else looked for beside the repository.
-"""
+"""The published values: the released experiment's, the EvalAI scorer's and the `anls` package's."""
 
 import json
 import os

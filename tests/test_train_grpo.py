@@ -126,7 +126,7 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
     assert [path.name for path in (tmp_path / "crops").iterdir()] == ["step-000000.png"]
     board = EventAccumulator(str(tmp_path / "runs")).Reload()
     assert board.Tags()["images"] == ["crops"]
-    assert {"train/boxes/valid", "train/rewards/validity_reward/mean"} <= set(board.Tags()["scalars"])
+    assert "train/boxes/valid" in board.Tags()["scalars"]
     assert not (tmp_path / "ref").exists()
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         modeling.load_model(str(folder), device="cpu")
