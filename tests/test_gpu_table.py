@@ -17,13 +17,6 @@ def beside_the_scripts(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
 
 
-@pytest.fixture
-def gpu_table():
-    import gpu_table
-
-    return gpu_table
-
-
 @pytest.mark.parametrize(
     ("program", "row"),
     [
@@ -38,7 +31,9 @@ def gpu_table():
     ],
     ids=["figures", "the other way failed", "no figure of ours", "the other way too slow"],
 )
-def test_a_row(gpu_table, monkeypatch, tmp_path, program, row):
+def test_a_row(monkeypatch, tmp_path, program, row):
+    import gpu_table
+
     (tmp_path / "script.py").write_text(program)
     monkeypatch.setattr(gpu_table, "FOLDER", tmp_path)
     limit = 1 if "sleep" in program else 60

@@ -72,18 +72,12 @@ def test_the_base_of_an_adapter_may_have_moved(sft_adapter, tiny_smolvlm, tmp_pa
 
 
 def test_policies(tiny_smolvlm, sft_adapter):
-    """Trained weights are float32 in a bfloat16 model too; an existing adapter is trained further."""
+    """Trained weights are float32 in a bfloat16 model too."""
     fresh = modeling.load_policy(str(tiny_smolvlm), LORA, torch.bfloat16)
     trained = {name: p.dtype for name, p in fresh.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name and dtype == torch.float32 for name, dtype in trained.items())
     assert {p.dtype for p in fresh.parameters() if not p.requires_grad} == {torch.bfloat16}
-
-    continued = modeling.load_policy(str(sft_adapter), LORA, torch.bfloat16)
-    saved = modeling.load_adapter(str(sft_adapter)).state_dict()
-    weights = {name: p for name, p in continued.named_parameters() if p.requires_grad}
-    assert {p.dtype for p in weights.values()} == {torch.float32}
-    assert all(torch.equal(p, saved[name]) for name, p in weights.items())
 
     whole = modeling.load_policy(str(tiny_smolvlm), None, torch.bfloat16)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in whole.parameters())

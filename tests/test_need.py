@@ -14,7 +14,7 @@ from steps import answers_of, load_lively
 import generate_bbox
 import generate_final_answers
 from cropvlm import generation
-from cropvlm.boxes import NOT_NEEDED, decide, format_bbox
+from cropvlm.boxes import NOT_NEEDED, format_bbox
 from cropvlm.encoding import model_inputs, prepare
 from cropvlm.errors import UserError
 from cropvlm.generation import generate_rows
@@ -32,13 +32,6 @@ def test_the_first_token_decides_and_a_box_is_written_all_the_same():
     assert recorder(None, logits) is logits  # later tokens are as they are
     with pytest.raises(UserError, match="begins a box and 'Not needed.' with one token"):
         NeedRecorder(lambda texts, add_special_tokens: {"input_ids": [[1, 9, 9], [1, 9, 9]]})
-
-
-def test_a_threshold_decides():
-    boxes = ["[0, 0, 10, 10].", "[0, 0, 20, 20].", "no box"]
-    assert decide(boxes, [0.5, -0.1, 3], 0) == [boxes[0], NOT_NEEDED, boxes[2]]
-    assert decide(boxes, [0.5, -0.1, 3], 0.5) == [boxes[0], NOT_NEEDED, boxes[2]]
-    assert decide(boxes, [0.5, -0.1, 3], -math.inf) == boxes
 
 
 def test_the_need_is_a_difference_of_log_probabilities(tiny_smolvlm):

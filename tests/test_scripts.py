@@ -247,11 +247,10 @@ def test_scripts_work_through_a_link_and_with_cdpath(script, checkout, tmp_path_
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "scripts").mkdir()
     (elsewhere / "link.sh").symlink_to(checkout / "scripts" / script)
-    args = [] if script == "miniature.sh" else ["0"]
     environment = {"PATH": "/usr/bin:/bin", "CDPATH": str(elsewhere)}
-    for command, cwd in ((["bash", f"scripts/{script}"], checkout), (["bash", "link.sh"], elsewhere)):
+    for path, cwd in ((f"scripts/{script}", checkout), ("link.sh", elsewhere)):
         (checkout / "calls.txt").write_text("")
-        result = subprocess.run([*command, *args], cwd=cwd, env=environment, capture_output=True, text=True)
+        result = subprocess.run(["bash", path, "0"], cwd=cwd, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert (checkout / "calls.txt").read_text().strip()
     assert sorted(path.name for path in elsewhere.rglob("*")) == ["link.sh", "scripts"]

@@ -13,12 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ensurepip = pytest.importorskip("ensurepip", reason="the tests make environments: install python3-venv")
 PIP_WHEELS = sysconfig.get_config_var("WHEEL_PKG_DIR") or Path(ensurepip.__file__).parent / "_bundled"
-# A python3 of Debian without python3-venv: its venv module can make no pip. Of an old one the version is noticed.
+# A python3 of Debian without python3-venv: its venv module can make no pip.
 WITHOUT_ENSUREPIP = f"""#!/usr/bin/env bash
 if [[ "$*" == "-m venv .venv" ]]; then exit 1; fi
 exec {sys.executable} "$@"
 """
-OLD = "#!/usr/bin/env bash\nexit 1\n"
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +170,7 @@ def test_an_environment_whose_interpreter_was_upgraded_is_made_anew(gone, checko
 
 @pytest.mark.parametrize("python", ["old", "no/such/python3"])
 def test_no_fitting_python(checkout, python):
-    executable(checkout / "old", OLD)
+    executable(checkout / "old", "#!/usr/bin/env bash\nexit 1\n")
     result = set_up(checkout, str(checkout / python))
     assert result.returncode == 2
     assert "error: Python 3.11 or newer is required" in result.stderr.splitlines()[-1]
