@@ -1,8 +1,4 @@
-"""A Hugging Face Hub on loopback: the endpoints that `huggingface_hub`, `datasets` and `transformers` ask.
-
-Repositories are kept in memory as path -> bytes, with one commit after another. What was fetched and from where is
-recorded in `Hub.fetched`; an endpoint that nobody has written is recorded in `Hub.unknown` and answered with 404.
-"""
+"""A Hugging Face Hub on loopback: the endpoints that `huggingface_hub`, `datasets` and `transformers` ask."""
 
 import base64
 import contextlib
@@ -51,7 +47,7 @@ class Hub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.uploads: dict[str, bytes] = {}  # by SHA-256
         self.fetched: list[str] = []  # `id/path` of each file whose content was sent
-        self.unknown: list[str] = []
+        self.unknown: list[str] = []  # requests for other endpoints, answered with 404
         self.url = ""
 
     def add_folder(self, kind: str, repo: str, folder: Path) -> None:

@@ -107,7 +107,6 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(script, tmp_path, 
     [
         (["--dataset_path", "nowhere/at/all"], "no such folder"),
         (["--model_path", "/dev/null"], "/dev/null: no such folder"),
-        (["--output", "/proc/boxes.json"], "cannot write"),
         (["--name", "../../boxes"], "'../../boxes': expected a name without a slash"),
         (["--output", "x" * 245 + ".json"], "File name too long; name another output"),  # its meta file's
         (["--output", "taken"], "cannot write taken/miniature_bbox.json"),

@@ -139,7 +139,6 @@ def test_a_whole_run(reward, sft_adapter, tiny_smolvlm, tiny_world, tmp_path, mo
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset_path", "missing/folder/of/data"], "no data set"),
         (["--max_samples", 1], "1 rows"),
         (["--merged_rollouts", "--use_lora", False], "without an adapter"),
         (["--base_model", "qwen"], "the cropper has to be an Idefics3 or SmolVLM"),
