@@ -28,10 +28,8 @@ LAUNCH += ["--main_process_port", "0"]
 
 def launch_script(argv: list) -> subprocess.CompletedProcess:
     """Run a script as two processes of `accelerate launch`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*LAUNCH, *map(str, argv)], capture_output=True, text=True, env=environment, cwd=REPO, check=False
-    )
+    command, environment = [*LAUNCH, *map(str, argv)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPO, check=False)
 
 
 def kill_launch(argv: list, journals: list[Path], rows: int) -> None:

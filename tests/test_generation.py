@@ -5,7 +5,7 @@ from pictures import QUESTION, Pairs, as_authors_show, count_tiles, noise, pair
 from steps import load_lively
 
 from cropvlm import generation
-from cropvlm.encoding import encode_images, merge, prepare
+from cropvlm.encoding import chat_text, encode_images, merge, prepare
 from cropvlm.errors import UnreadableImage, UserError
 from cropvlm.generation import generate_rows, generate_texts, greedy
 from cropvlm.modeling import load_processor
@@ -196,6 +196,12 @@ def test_a_text_alone_and_beside_images_gets_what_generate_writes(vlm):
     inputs = vlm[1].tokenizer(text, return_tensors="pt")
     output = vlm[0].generate(**inputs, generation_config=greedy(*vlm, 6))
     assert vlm[1].decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) == alone[0]
+
+
+def test_a_question_cannot_smuggle_in_a_placeholder(smolvlm):
+    _, processor = smolvlm
+    messages = answerer_messages(f"What does {processor.image_token} mean?", 1)
+    assert chat_text(processor, messages).count(processor.image_token) == 1
 
 
 def test_greedy_search_ignores_the_checkpoints_sampling(smolvlm):
