@@ -45,28 +45,19 @@ def checkpoints(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
-@pytest.fixture(scope="session")
-def tiny_smolvlm(checkpoints) -> Path:
-    """A folder with an Idefics3 of 1 M random weights, 64-px tiles and SmolVLM's template."""
-    from miniature.tiny_models import build_smolvlm, save
+def _tiny(family: str):
+    """A fixture: the folder of a model of 1 M random weights with its family's template, SmolVLM's with 64-px tiles."""
 
-    return save(checkpoints / "smolvlm", *build_smolvlm())
+    @pytest.fixture(scope="session", name=f"tiny_{family}")
+    def folder(checkpoints) -> Path:
+        from miniature import tiny_models
 
+        return tiny_models.save(checkpoints / family, *getattr(tiny_models, f"build_{family}")())
 
-@pytest.fixture(scope="session")
-def tiny_qwen(checkpoints) -> Path:
-    """A folder with a Qwen2.5-VL of 1 M random weights."""
-    from miniature.tiny_models import build_qwen, save
-
-    return save(checkpoints / "qwen", *build_qwen())
+    return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_llava(checkpoints) -> Path:
-    """A folder with a LLaVA of 1 M random weights."""
-    from miniature.tiny_models import build_llava, save
-
-    return save(checkpoints / "llava", *build_llava())
+tiny_smolvlm, tiny_qwen, tiny_llava = map(_tiny, ("smolvlm", "qwen", "llava"))
 
 
 @pytest.fixture(scope="session")
