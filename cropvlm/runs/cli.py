@@ -107,7 +107,7 @@ def _line(error: UserError | OSError) -> str:
         logger.debug("the error's cause:", exc_info=error)
     line = redact(" ".join(f"{error}{_variables_behind(error)}".split()))
     # The value of an unknown flag: a key given as --api_key, for one.
-    return re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+", r"\1 ***", line)
+    return re.sub(r"(--?\w*(?:key|token|secret|password)\w*)[= ]\S+?(?=;?(?: |$))", r"\1 ***", line)
 
 
 def _variables_behind(error: BaseException) -> str:

@@ -41,6 +41,15 @@ def test_two_folders_of_one_name(tmp_path):
         load_sources(folders)
 
 
+def test_a_source_holds_no_file_from_outside(tmp_path):
+    (tmp_path / "mine.jpg").write_bytes(RED)
+    (tmp_path / "data").mkdir()
+    rows = {"question": ["q"], "image": [str(tmp_path / "mine.jpg")]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "data/train.parquet")
+    with pytest.raises(UserError, match="lies outside of the data set"):
+        load_sources([str(tmp_path / "data")])
+
+
 def test_every_source_is_halved(hub_copies):
     sft, grpo = halve(load_sources(["textvqa=5", "docvqa", "infovqa"]))
     assert sft["source"][:] == ["textvqa"] * 2 + ["docvqa", "infovqa"]  # 5 // 2 and 2 // 2 rows first
