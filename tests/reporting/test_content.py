@@ -107,6 +107,7 @@ def test_boxes_of_a_cropper_that_was_trained_anew_are_not_comparable(world):
         ({}, {"min_pixels": 5}, "answerer's min pixels 5 instead of 9"),
         ({}, {"image_fit": "crop"}, "answerer's image fit crop instead of pad"),
         ({"max_new_tokens": 99}, {}, "cropper's max_new_tokens 99 instead of 32"),
+        ({"longest_edge": 32}, {}, "cropper's longest edge 32 instead of 64"),
         ({"prompt": "Hm?"}, {}, "another prompt of the cropper"),
     ],
 )
