@@ -158,12 +158,3 @@ def write_hub(folder: Path) -> dict[str, Path]:
         "craigwu/vstar_bench": folder / "vstar",
         "DreamMr/HR-Bench": folder / "hrbench",
     }
-
-
-def write_copies(folder: Path) -> None:
-    """Copies of the benchmarks, DocVQA and InfographicVQA in one, both sizes of HR-Bench in one."""
-    textvqa().save_to_disk(folder / "textvqa")
-    stvqa().save_to_disk(folder / "stvqa")
-    datasets.DatasetDict(hrbench_4k=hrbench(), hrbench_8k=hrbench()).save_to_disk(folder / "hrbench")
-    write_vstar(folder / "vstar")
-    write_docvqa(folder / "docvqa")

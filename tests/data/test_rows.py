@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from published import BLUE, IMAGES, RED, table, textvqa, write_copies, write_docvqa
+from published import BLUE, IMAGES, RED, hrbench, stvqa, table, textvqa, write_docvqa, write_vstar
 
 from cropvlm.data.images import open_image
 from cropvlm.data.rows import benchmark_for, load_rows
@@ -16,8 +16,13 @@ DOCVQA_TEST = "  - split: test\n    path: DocVQA/test-*\n"
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory) -> Path:
+    """Copies of the benchmarks, DocVQA and InfographicVQA in one, both sizes of HR-Bench in one."""
     folder = tmp_path_factory.mktemp("copies")
-    write_copies(folder)
+    textvqa().save_to_disk(folder / "textvqa")
+    stvqa().save_to_disk(folder / "stvqa")
+    datasets.DatasetDict(hrbench_4k=hrbench(), hrbench_8k=hrbench()).save_to_disk(folder / "hrbench")
+    write_vstar(folder / "vstar")
+    write_docvqa(folder / "docvqa")
     splits = {"train": textvqa(), "validation": textvqa().select([1, 0]), "test": textvqa().select([])}
     datasets.DatasetDict(splits).save_to_disk(folder / "splits")
     return folder
