@@ -8,6 +8,7 @@ import pytest
 
 from cropvlm.boxes import expand_bbox, parse_teacher_bbox
 from cropvlm.metrics import anls, most_common_answer, official_vqa_accuracy, vqa_accuracy
+from cropvlm.rewards import validity_reward
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "reference" / "cases.json"
 
@@ -20,44 +21,30 @@ def cases():
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def assert_all(cases, values, expected):
-    """Compare whole lists: one differing case is shown with its input."""
-    differing = [(case, value) for case, value in zip(cases, values, strict=True) if value != expected(case)]
-    assert cases
-    assert not differing
+def grown(case: dict) -> list[int]:
+    return list(expand_bbox(*(case[key] for key in ("bbox_px", "width", "height", "area_multiplier"))))
 
 
-def test_expand_bbox(cases):
-    cases = cases["expand_bbox"]
-    keys = ("bbox_px", "width", "height", "area_multiplier")
-    values = [list(expand_bbox(*(case[key] for key in keys))) for case in cases]
-    assert_all(cases, values, lambda case: case["bbox_pct"])
+def answers_of(case: dict) -> tuple[str, list[str]]:
+    return case["prediction"], case["answers"]
 
 
-@pytest.mark.parametrize(
-    ("name", "metric"), [("paper", vqa_accuracy), ("official", official_vqa_accuracy), ("anls", anls)]
-)
-def test_scores(cases, name, metric):
-    cases = cases["vqa"]
-    values = [metric(case["prediction"], case["answers"]) for case in cases]
-    assert_all(cases, values, lambda case: pytest.approx(case[name], abs=1e-12))
+PUBLISHED = {  # part of the file: what is computed of a case, and the name of the published value
+    "expand_bbox": (grown, "bbox_pct"),
+    "vqa": (lambda case: vqa_accuracy(*answers_of(case)), "paper"),
+    "vqa, official": (lambda case: official_vqa_accuracy(*answers_of(case)), "official"),
+    "vqa, ANLS": (lambda case: anls(*answers_of(case)), "anls"),
+    "valid_box_reward": (lambda case: validity_reward(completions=[case["completion"]])[0], "reward"),
+    "teacher_response": (lambda case: list(parse_teacher_bbox(case["response"]) or []) or None, "bbox_px"),
+    "most_common_answer": (lambda case: most_common_answer(case["answers"]), "answer"),
+}
 
 
-def test_validity_reward(cases):
-    from cropvlm.rewards import validity_reward
-
-    cases = cases["valid_box_reward"]
-    values = validity_reward(completions=[case["completion"] for case in cases])
-    assert_all(cases, values, lambda case: case["reward"])
-
-
-def test_parse_teacher_bbox(cases):
-    cases = cases["teacher_response"]
-    values = [parse_teacher_bbox(case["response"]) for case in cases]
-    assert_all(cases, values, lambda case: case["bbox_px"] and tuple(case["bbox_px"]))
-
-
-def test_most_common_answer(cases):
-    cases = cases["most_common_answer"]
-    values = [most_common_answer(case["answers"]) for case in cases]
-    assert_all(cases, values, lambda case: case["answer"])
+@pytest.mark.parametrize("part", PUBLISHED)
+def test_the_published_values(cases, part):
+    compute, name = PUBLISHED[part]
+    of_part = cases[part.split(",")[0]]
+    values = [(case, compute(case)) for case in of_part]
+    assert of_part
+    # Whole lists: a case that differs is shown with its input.
+    assert [(case, value) for case, value in values if value != pytest.approx(case[name], abs=1e-12)] == []
