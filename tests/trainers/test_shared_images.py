@@ -1,10 +1,8 @@
 """A group's completions share their image: what is encoded how often, and that losses and gradients stay the same."""
 
-import numpy as np
 import pytest
 import torch
-from pictures import count_tiles
-from PIL import Image
+from pictures import count_tiles, noise
 from trainers import make_grpo_trainer as make_trainer
 from trl import GRPOTrainer
 
@@ -14,17 +12,12 @@ from cropvlm.data.images import open_image
 from cropvlm.prompts import cropper_messages
 from cropvlm.trainers import training_data as training_rows
 
-SIZES = [(90, 60), (200, 40), (130, 130)]
-
 
 def group_inputs(trainer):
     """Two prompts of a group of three each, with their box completions, as TRL's loss takes them."""
     processor = trainer.processing_class
     pad_id = processor.tokenizer.pad_token_id
-    images = [
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size, 3), np.uint8)) for i, size in enumerate(SIZES)
-    ]
-    rows = [images[0]] * 3 + [images[1]] * 3
+    rows = [noise(60, 90)] * 3 + [noise(40, 200, seed=1)] * 3
     text = processor.apply_chat_template(cropper_messages("What is it?"), add_generation_prompt=True)
     inputs = processor(text=[text] * 6, images=[[image] for image in rows], padding=True, return_tensors="pt")
     turns = [processor.tokenizer(f" {format_bbox((i, 3, 40 + 9 * i, 77))}")["input_ids"] for i in range(6)]
