@@ -52,15 +52,6 @@ def make_sft_trainer(tmp_path, model, data, longest_edge=128, **options):
     return trainer
 
 
-def make_rl_trainer(tmp_path, model, data, vqa_model, **options):
-    """8 prompts x 3 completions of different lengths, whose rewards are their lengths."""
-    options = {"per_device_train_batch_size": 24, "gradient_accumulation_steps": 1, "max_steps": 1} | options
-    policy = {"longest_edge": 128, "log_crops_every": 0}
-    trainer = make_grpo_trainer(tmp_path, model, data, vqa_model, policy, save_strategy="no", **options)
-    trainer.reward_funcs[0] = lambda completion_ids, **columns: [len(ids) / 10 for ids in completion_ids]
-    return trainer
-
-
 @pytest.fixture
 def ragged(monkeypatch):
     """Cut the completions of a rollout to 1 to 7 tokens: random weights hardly ever end a turn."""
@@ -111,11 +102,13 @@ def test_an_sft_step_is_the_same_in_any_micro_steps(size, smoothing, tiny_smolvl
 
 @pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo", "dapo"])
 def test_a_grpo_step_is_the_same_in_any_micro_steps(loss_type, sft_adapter, uneven, tiny_smolvlm, tmp_path, ragged):
-    """Eight micro-steps of one prompt, or two of four, written and rewarded at once all the same."""
+    """8 prompts x 3 completions in eight micro-steps or two, written and rewarded (by their lengths) at once."""
+    common = {"per_device_train_batch_size": 24, "gradient_accumulation_steps": 1, "max_steps": 1}
+    common |= {"save_strategy": "no", "policy": {"longest_edge": 128, "log_crops_every": 0}, "loss_type": loss_type}
     steps = []
     for size, count in ((300, 1), (12, 2), (3, 8)) if loss_type == "dr_grpo" else ((300, 1), (3, 8)):
-        options = {"loss_type": loss_type, "micro_batch_size": size}
-        trainer = make_rl_trainer(tmp_path, sft_adapter, uneven, tiny_smolvlm, **options)
+        trainer = make_grpo_trainer(tmp_path, sft_adapter, uneven, tiny_smolvlm, micro_batch_size=size, **common)
+        trainer.reward_funcs[0] = lambda completion_ids, **columns: [len(ids) / 10 for ids in completion_ids]
         assert (trainer.args.gradient_accumulation_steps, trainer.args.steps_per_generation) == (count, count)
         steps.append(step(trainer))
     for other in steps[1:]:
@@ -123,35 +116,29 @@ def test_a_grpo_step_is_the_same_in_any_micro_steps(loss_type, sft_adapter, unev
 
 
 @pytest.mark.parametrize(
-    "options", [{"loss_type": "bnpo"}, {"top_entropy_quantile": 0.5}, {"entropy_coef": 0.5}], ids=str
+    ("option", "value"),
+    [("loss_type", "bnpo"), ("top_entropy_quantile", 0.5), ("entropy_coef", 0.5), ("deepspeed_plugin", object())],
 )
-def test_a_loss_that_is_another_one_in_smaller_micro_steps_is_refused(options, tmp_path):
-    """`auto` leaves the batch as it is, and a resumed run has to have it as well."""
-    (name,) = options
-    options |= {"output_dir": str(tmp_path), "use_cpu": True}
-    args = train_grpo.GRPOArguments(micro_batch_size=6, **options)
-    with pytest.raises(UserError, match=f"^--micro_batch_size 6: with --{name} TRL takes a mean"):
-        set_micro_batches(args, None, None)
-    args = train_grpo.GRPOArguments(per_device_train_batch_size=12, gradient_accumulation_steps=8, **options)
+def test_a_step_that_cannot_be_divided_stays_as_it_is(option, value, tmp_path):
+    """With `auto`; a size is refused. A loss that is a mean over each part is another one in smaller parts."""
+    sizes = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 8}
+    args = train_grpo.GRPOArguments(output_dir=str(tmp_path), use_cpu=True, **sizes)
+    setattr(args, option, value)
     set_micro_batches(args, None, None)
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (12, 8)
+    assert {name: getattr(args, name) for name in sizes} == sizes
+    args.micro_batch_size = 6
+    reason = "DeepSpeed has its own; set --per_device" if option == "deepspeed_plugin" else f"with --{option} TRL takes"
+    with pytest.raises(UserError, match=f"^--micro_batch_size 6: {reason}"):
+        set_micro_batches(args, None, None)
 
 
 def test_micro_batches_hold_whole_groups_or_are_refused(tmp_path):
-    """DeepSpeed keeps the sizes that it was given."""
     options = {"output_dir": str(tmp_path), "use_cpu": True}
     assert train_grpo.GRPOArguments(micro_batch_size="12", **options).micro_batch_size == 12
     with pytest.raises(UserError, match="^--micro_batch_size 8: .*multiple of --num_generations 6"):
         train_grpo.GRPOArguments(micro_batch_size="8", **options)
     with pytest.raises(UserError, match="^--micro_batch_size '1.5': expected a positive integer or auto"):
         train_sft.SFTArguments(micro_batch_size="1.5", **options)
-    args = train_grpo.GRPOArguments(**options)
-    args.deepspeed_plugin = object()
-    set_micro_batches(args, None, None)
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (96, 1)
-    args.micro_batch_size = 6
-    with pytest.raises(UserError, match="^--micro_batch_size 6: DeepSpeed has its own; set --per_device"):
-        set_micro_batches(args, None, None)
 
 
 @pytest.mark.parametrize(
