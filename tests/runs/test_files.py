@@ -33,11 +33,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "a.json").read_text()) == ["old"]
 
 
-def test_check_writable_makes_the_folder_and_nothing_else(tmp_path):
-    check_writable(tmp_path / "a" / "b" / "c.json")
-    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["a", "a/b"]
-
-
 @pytest.mark.parametrize("name", [".", "file/a.json", "x" * 300, "/proc/a.json", "/dev/null"])
 def test_unwritable_outputs_are_refused(tmp_path, name):
     (tmp_path / "file").touch()

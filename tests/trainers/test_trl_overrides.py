@@ -34,14 +34,11 @@ READ = {
 }
 
 
-def digest(function) -> str:
-    return hashlib.sha256(inspect.getsource(inspect.unwrap(function)).encode()).hexdigest()[:12]
-
-
 @pytest.mark.parametrize("function", READ, ids=lambda function: function.__qualname__)
 def test_the_code_that_is_relied_on_is_as_it_was_read(function):
     """If not: read it again, see whether the override still holds, and write down the new digest."""
-    assert digest(function) == READ[function]
+    source = inspect.getsource(inspect.unwrap(function))
+    assert hashlib.sha256(source.encode()).hexdigest()[:12] == READ[function]
 
 
 @pytest.mark.parametrize("ours", [BoxGRPOTrainer, BoxSFTTrainer])
