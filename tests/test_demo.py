@@ -1,6 +1,5 @@
 """The demo: what the page answers, with models that answer at once; then the page itself, in a browser."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -16,16 +15,9 @@ from browsers import find, requested_urls
 from PIL import Image
 
 from cropvlm.boxes import parse_bbox
+from scripts import demo
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def answerer(prompt) -> str:
@@ -46,7 +38,7 @@ BOXES = {
 
 
 @pytest.mark.parametrize(("written", "typed", "size", "used", "images"), BOXES.values(), ids=BOXES)
-def test_a_box_leads_to_a_crop_and_two_answers(demo, written, typed, size, used, images):
+def test_a_box_leads_to_a_crop_and_two_answers(written, typed, size, used, images):
     cropper = written and (lambda image, question: written)
     _, crop, box, without, with_crop = demo.answer(cropper, answerer, IMAGE, "What?", typed)
     assert (crop.size, box) == (size, used)
@@ -57,14 +49,14 @@ def test_a_box_leads_to_a_crop_and_two_answers(demo, written, typed, size, used,
             demo.answer(cropper, answerer, image, question, typed)
 
 
-def test_the_box_is_drawn_on_a_copy_of_the_file_as_the_pipeline_opens_it(demo, tmp_path):
+def test_the_box_is_drawn_on_a_copy_of_the_file_as_the_pipeline_opens_it(tmp_path):
     Image.new("RGBA", (200, 100), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
     marked, crop, *_ = demo.answer(None, answerer, str(tmp_path / "transparent.png"), "What?", "[0, 0, 50, 50]")
     assert marked.getpixel((99, 20)) == (255, 0, 0)  # the right side of the box, 2 px wide
     assert crop.getpixel((99, 20)) == (255, 255, 255)  # on white, not on black
 
 
-def test_two_clicks_draw_a_box_and_a_third_begins_another(demo):
+def test_two_clicks_draw_a_box_and_a_third_begins_another():
     corners, box = demo.add_corner([], 60.4, 20)
     assert box == ""
     corners, box = demo.add_corner(corners, 10, 80)
