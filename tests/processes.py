@@ -1,5 +1,6 @@
 """Scripts as processes of their own: killed half-way, or several of one launch."""
 
+import contextlib
 import os
 import runpy
 import signal
@@ -43,3 +44,20 @@ def kill_launch(argv: list, journals: list[Path], rows: int) -> None:
     for pid in (process.pid, *map(int, " ".join(children).split())):
         os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended may wait for a while to be forgotten."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def stopped(pids: list[int]) -> bool:
+    """Whether processes end within a few seconds; those that do not are killed."""
+    end = time.monotonic() + 10
+    while (left := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < end:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return not left

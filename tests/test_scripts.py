@@ -1,7 +1,5 @@
 """The bash scripts: they parse, name no path of a machine, and run the stages in order and only once."""
 
-import contextlib
-import os
 import re
 import shutil
 import signal
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from checkouts import call
+from processes import is_alive, stopped
 from test_readme import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,16 +183,6 @@ def running(checkout):
     return start
 
 
-def stopped(pids: list[int]) -> bool:
-    """Whether the steps end within a few seconds; those that do not are killed."""
-    end = time.monotonic() + 5
-    while (left := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < end:
-        time.sleep(0.05)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    return not left
-
-
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_ends_the_two_steps_of_the_miniature(name, running, checkout):
     process, pids = running("miniature.sh", steps=2)
@@ -229,13 +218,6 @@ def test_a_step_that_cannot_start_is_named(checkout):
 def test_another_shell_is_refused(script):
     result = subprocess.run(["dash", script], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (2, f"error: run it with bash: bash {script}\n")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended may wait for a while to be forgotten."""
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @pytest.mark.parametrize("script", ["reproduce.sh", "train_sft.sh", "miniature.sh"])
