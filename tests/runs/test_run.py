@@ -23,17 +23,9 @@ def no_time_passes(monkeypatch):
     monkeypatch.setattr(cropvlm.runs.run, "time", SimpleNamespace(monotonic=lambda: 0))
 
 
-class Prompts:
-    """Rows whose prompts are never looked at."""
-
-    def __init__(self, name: str, rows: int):
-        self.name, self.rows = name, rows
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, i: int) -> str:
-        return f"{self.name}{i}"
+def prompts_of(name: str, rows: int) -> list[str]:
+    """Prompts that are never looked at."""
+    return [f"{name}{i}" for i in range(rows)]
 
 
 def output(path: Path, left_out=(), **settings) -> Output:
@@ -44,8 +36,8 @@ def output(path: Path, left_out=(), **settings) -> Output:
 def make_jobs(folder: Path, **settings) -> list[Job]:
     """Two data sets of three rows each, the first with one file to write, the second with two."""
     return [
-        Job([1, 2, "3"], Prompts("first", 3), [output(folder / "first.json", **settings)]),
-        Job([4, 5, 6], Prompts("second", 3), [output(folder / f"second_{i}.json", **settings) for i in (1, 2)]),
+        Job([1, 2, "3"], prompts_of("first", 3), [output(folder / "first.json", **settings)]),
+        Job([4, 5, 6], prompts_of("second", 3), [output(folder / f"second_{i}.json", **settings) for i in (1, 2)]),
     ]
 
 
@@ -119,7 +111,7 @@ def test_many_rows_that_failed_are_asked_again_in_small_groups(tmp_path):
         groups.append(len(prompts) - len(done))
         return ((i, [ValueError("y" * 1000)]) for i in range(len(prompts)) if i not in done and i < 25)
 
-    job = Job(list(range(30)), Prompts("", 30), [output(tmp_path / "p.json")])
+    job = Job(list(range(30)), prompts_of("", 30), [output(tmp_path / "p.json")])
     for _ in range(2):
         with pytest.raises(KeyError):
             Run([job], fails).finish()  # five have nothing yet
@@ -128,7 +120,7 @@ def test_many_rows_that_failed_are_asked_again_in_small_groups(tmp_path):
 
 def test_an_unreadable_image_is_asked_for_again_once_it_has_changed(tmp_path):
     def job(*keys):
-        return Job([1, 2], Prompts("first", 2), [output(tmp_path / "p.json", images=hash(keys))], list(keys))
+        return Job([1, 2], prompts_of("first", 2), [output(tmp_path / "p.json", images=hash(keys))], list(keys))
 
     def unreadable(prompts, done):
         for i, texts in Generator()(prompts, done):
@@ -154,7 +146,7 @@ def test_a_finished_run_is_done_again_only_with_other_settings(tmp_path):
 def test_a_file_may_take_rows_from_the_first_one(tmp_path):
     first, other = output(tmp_path / "first.json"), output(tmp_path / "other.json")
     other.as_first = {2}
-    job = Job([1, 2], Prompts("p", 2), [first, other])
+    job = Job([1, 2], prompts_of("p", 2), [first, other])
     Run([job], lambda prompts, done: [(0, ["a", "b"]), (1, ["c"])]).finish()
     assert [record["answer"] for record in read_predictions(first.path)] == ["a", "c"]
     assert [record["answer"] for record in read_predictions(other.path)] == ["b", "c"]
@@ -162,7 +154,9 @@ def test_a_file_may_take_rows_from_the_first_one(tmp_path):
 
 def test_a_file_may_leave_rows_out(tmp_path):
     def job():
-        return Job([4, 5, 6], Prompts("first", 3), [output(tmp_path / "all.json"), output(tmp_path / "some.json", {5})])
+        return Job(
+            [4, 5, 6], prompts_of("first", 3), [output(tmp_path / "all.json"), output(tmp_path / "some.json", {5})]
+        )
 
     def generate(prompts, done):
         return ((i, ["a"] if i == 1 else ["a", "b"]) for i in range(3) if i not in done)
