@@ -96,7 +96,7 @@ def test_sft_learns_where_no_crop_is_needed(tiny_smolvlm, boxed_world):
         prompt_completion_rows(rows.add_column("needed", ["False"] * len(rows)), processor)
 
 
-def test_a_gap_is_of_the_image_that_it_was_computed_from(boxed_world, counted, tmp_path):
+def test_a_gap_is_of_the_image_and_the_references_that_it_was_computed_from(boxed_world, counted, tmp_path):
     """A row without references has none: it counts as needed."""
     rows = load_rows(str(boxed_world)).select([0, 2, 4])  # of three images
     rows = rows.remove_columns("answers").add_column("answers", [*rows["answers"][:2], []])
@@ -108,4 +108,7 @@ def test_a_gap_is_of_the_image_that_it_was_computed_from(boxed_world, counted, t
     computed = len(counted)
     swapped = rows.remove_columns("image").add_column("image", rows["image"][::-1], feature=rows.features["image"])
     need_labels.label_need(swapped, args)
-    assert counted[computed:] == [0]
+    answers = [*swapped["answers"]]
+    answers[1] = ["else"]
+    need_labels.label_need(swapped.remove_columns("answers").add_column("answers", answers), args)
+    assert counted[computed:] == [0, 1]
