@@ -77,7 +77,7 @@ def test_rows_of_another_base_are_not_mixed_in(script, capsys, texts):
     [
         ("there.json", "there.json/miniature_bbox.json"),  # a folder all the same
         ("new.json/", "new.json/miniature_bbox.json"),
-        ("deep/file.v2.json", "deep/file.v2.json"),
+        ("deep/down/file.v2.json", "deep/down/file.v2.json"),
     ],
 )
 def test_output_is_a_folder_or_a_file(script, texts, output, file):
