@@ -115,7 +115,8 @@ def test_the_figures_are_those_of_the_whole_run():
 
 def test_the_result_is_pushed_without_checkpoints(monkeypatch):
     sent = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: SimpleNamespace(repo_id=f"me/{name}"))
+    made = lambda self, name, exist_ok, **options: SimpleNamespace(repo_id=exist_ok and f"me/{name}")  # noqa: E731
+    monkeypatch.setattr(HfApi, "create_repo", made)
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: sent.append(options))
     args = SimpleNamespace(hub_model_id=None, output_dir="m/sft_512", hub_private_repo=None, hub_revision="a_branch")
     saving.push(args, saving.create_repo(args))
