@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from miniature.tiny_models import (
     LLAVA_TEMPLATE,
+    QWEN_TEMPLATE,
     SMOLVLM_TEMPLATE,
     SMOLVLM_TILE_TAGS,
     TILE,
@@ -23,6 +24,30 @@ TOWER = VISION | {"image_size": TILE, "patch_size": 8}  # 64 patches an image
 def text_of(tokenizer, **more) -> dict:
     """A language model of two layers."""
     return small_llama(len(tokenizer)) | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128} | more
+
+
+def stop_of(tokenizer) -> dict:
+    return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+
+
+def qwen3_vl():
+    special = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = build_tokenizer("<|im_end|>", "<|endoftext|>", special)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    pixels = {"shortest_edge": 64 * 64, "longest_edge": 160 * 160}
+    image_processor = transformers.Qwen2VLImageProcessor(patch_size=16, size=pixels)
+    video_processor = transformers.Qwen3VLVideoProcessor(patch_size=16)
+    processor = transformers.Qwen3VLProcessor(image_processor, tokenizer, video_processor, chat_template=QWEN_TEMPLATE)
+    config = transformers.Qwen3VLConfig(
+        text_config=text_of(tokenizer, head_dim=16, rope_parameters=rope),
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+        | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
 
 
 def llava_next():
@@ -74,7 +99,7 @@ def smolvlm2():
     return transformers.SmolVLMForConditionalGeneration(config), processor
 
 
-BUILD: dict[str, Callable] = {"llava_next": llava_next, "smolvlm2": smolvlm2}
+BUILD: dict[str, Callable] = {"qwen3_vl": qwen3_vl, "llava_next": llava_next, "smolvlm2": smolvlm2}
 
 
 def save_family(name: str, folder: Path) -> Path:
@@ -84,8 +109,7 @@ def save_family(name: str, folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.2)
-    tokenizer = processor.tokenizer
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(**stop_of(processor.tokenizer))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
