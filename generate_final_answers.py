@@ -73,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         needs = "--modes cropvlm needs" if CROPVLM in args.modes else "--controls need"
         raise UserError(f"{needs} the boxes: give --bbox FILE, or --modes base")
     if args.need_threshold is not None and CROPVLM not in args.modes and not args.controls:
-        raise UserError("--need_threshold: there is no crop to decide about; add cropvlm to --modes or leave it out")
+        raise UserError("--need_threshold decides about crops; add cropvlm to --modes or leave it out")
     if args.bbox and len(args.bbox) > 1 and (args.dataset or args.dataset_path or args.name):
         raise UserError("several --bbox go with none of --dataset, --dataset_path and --name; run them one by one")
     return args

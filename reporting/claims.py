@@ -20,9 +20,8 @@ Key = Annotated[str, BeforeValidator(lambda value: json.dumps(value) if isinstan
 Count = Annotated[int, Field(ge=1)]
 Points = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bar = Annotated[float, Field(allow_inf_nan=False)]
-Threshold = Annotated[
-    Bar, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)
-]  # of --names
+# A number; a text where --names has filled it in.
+Threshold = Annotated[Bar, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
 Metric = Literal["score", "refusals", "crops", "over_random"]
 Widths = tuple[Points, Points] | None
 

@@ -126,4 +126,4 @@ def test_need_takes_a_local_cropper_and_its_boxes(script, tiny_smolvlm, tiny_wor
     assert script(generate_final_answers.main, *flags[:-1], "inf") == 2
     assert "expected a finite number" in capsys.readouterr().err
     assert script(generate_final_answers.main, *flags, "--modes", "base") == 2
-    assert "there is no crop to decide about" in capsys.readouterr().err
+    assert "--need_threshold decides about crops" in capsys.readouterr().err

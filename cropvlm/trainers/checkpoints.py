@@ -198,7 +198,7 @@ class CheckpointRecorder(TrainerCallback):
         """Raise `UserError` for weights that no further step can make finite again: the loss is logged as 0."""
         weights = [weight.detach() for weight in kwargs["model"].parameters() if weight.requires_grad]
         if not torch.nn.utils.get_total_norm(weights).isfinite():  # of all at once: a GPU is waited for only once
-            seen = f"the weights are no longer finite after step {state.global_step}"
+            seen = f"step {state.global_step} has left weights that are not finite"
             raise UserError(f"{seen}: training has diverged; start anew with a lower --learning_rate")
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:

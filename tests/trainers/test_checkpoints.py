@@ -49,7 +49,7 @@ def test_weights_that_are_no_longer_finite_end_the_run(tmp_path):
     step = partial(recorder.on_step_end, args, SimpleNamespace(global_step=7), None, model=model)
     step()
     model.weight.data[0, 1] = torch.nan
-    with pytest.raises(UserError, match="no longer finite after step 7"):
+    with pytest.raises(UserError, match="step 7 has left weights that are not finite"):
         step()
 
 
